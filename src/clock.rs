@@ -1,0 +1,33 @@
+//! The only file that reads a clock.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::time::UnixTime;
+
+/// Wall-clock time in whole seconds; the epoch itself where the system's clock is set before it.
+#[must_use]
+pub fn unix_now() -> UnixTime {
+    UnixTime(since_epoch().as_secs())
+}
+
+/// Wall-clock time since the epoch, with the system's own resolution.
+#[must_use]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place that reads the wall clock"
+)]
+pub fn since_epoch() -> Duration {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+}
+
+/// Monotonic time, for deadlines and durations.
+#[must_use]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place that reads the monotonic clock"
+)]
+pub fn now() -> Instant {
+    Instant::now()
+}

@@ -1,0 +1,13 @@
+//! Jetway: an RDP gateway.
+
+// Core: bytes and `now` in, values out.
+pub mod limits;
+pub mod policy;
+pub mod time;
+pub mod token;
+
+// Shell: may do I/O.
+#[cfg(feature = "shell")]
+pub mod clock;
+#[cfg(feature = "shell")]
+pub mod stream;

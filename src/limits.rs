@@ -1,0 +1,76 @@
+//! Every bound on what a peer that has proved nothing can make the gateway hold or wait for.
+//!
+//! One constant each, with its unit in the name and its reason beside it. What an administrator may want to
+//! change is in the configuration, with these values as defaults; the rest follows from the protocols.
+
+use std::time::Duration;
+
+/// Largest RDP preconnection PDU, bytes. A 16 KiB token takes 32 KiB in UTF-16; twice that leaves room.
+pub const PRECONNECTION_PDU_BYTES: usize = 64 * 1024;
+
+/// Largest X.224 Connection Request, bytes: what the two length bytes of TPKT can name.
+pub const CONNECTION_REQUEST_BYTES: usize = 65_535;
+
+/// Largest X.224 Connection Confirm accepted from a target, bytes. Real ones have 11 or 19.
+pub const CONNECTION_CONFIRM_BYTES: usize = 1024;
+
+/// Largest PROXY protocol v2 header, bytes: 16 and a generous area for TLVs.
+pub const PROXY_HEADER_BYTES: usize = 4096;
+
+/// Largest token text, bytes, checked before any cryptography.
+pub const TOKEN_BYTES: usize = 16 * 1024;
+
+/// Longest ticket text, characters, so that it fits a routing token of 238 bytes with room to spare.
+pub const TICKET_CHARS: usize = 64;
+
+/// Largest HTTP request body, bytes: one token and its JSON wrapping.
+pub const HTTP_BODY_BYTES: usize = 32 * 1024;
+
+/// Largest HTTP request head, bytes.
+pub const HTTP_HEAD_BYTES: usize = 32 * 1024;
+
+/// From accept until the token text is in hand.
+pub const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// From accept until bytes are relayed.
+pub const ESTABLISH_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a refused client is given to send the Connection Request that its refusal answers.
+pub const REFUSAL_LINGER: Duration = Duration::from_secs(2);
+
+/// How long the same address is answered with the reason of its first refusal when it returns without a token.
+pub const REFUSAL_MEMORY: Duration = Duration::from_secs(15);
+
+/// Remembered refusals; the oldest is forgotten first.
+pub const REFUSAL_MEMORY_ENTRIES: usize = 4096;
+
+/// Default for connections of any kind at one time.
+pub const CONNECTIONS: usize = 20_000;
+
+/// Default for connections that have not shown a valid token, in total.
+pub const PENDING_CONNECTIONS: usize = 2048;
+
+/// Default for connections that have not shown a valid token, for one address (IPv6: one /64).
+pub const PENDING_PER_ADDRESS: usize = 128;
+
+/// Default for established sessions from one address (IPv6: one /64).
+pub const SESSIONS_PER_ADDRESS: usize = 1024;
+
+/// Default for token cryptography one address may cause, microseconds of CPU each second. A nested RSA-2048 token
+/// costs about 300, RSA-4096 about 3,500.
+pub const TOKEN_WORK_US_PER_S: u32 = 50_000;
+
+/// Token cryptography one address may cause in a burst, microseconds of CPU.
+pub const TOKEN_WORK_BURST_US: u32 = 250_000;
+
+/// Addresses whose token work is remembered; beyond it the fullest buckets (the least suspicious) go first.
+pub const TOKEN_WORK_ADDRESSES: usize = 16_384;
+
+/// Tickets waiting to be used.
+pub const TICKETS: usize = 10_000;
+
+/// `dst_hst` and `dst_alt` together.
+pub const TARGETS: usize = 16;
+
+/// Addresses one target name may resolve to; the rest are ignored.
+pub const ADDRESSES_PER_TARGET: usize = 16;

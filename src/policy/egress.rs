@@ -1,0 +1,1 @@
+//! Where the gateway may connect to.

@@ -1,0 +1,139 @@
+//! A client's byte stream, with or without TLS ended here, and the bytes read from it ahead of time.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+/// The transport below a client's bytes.
+#[derive(Debug)]
+pub enum Io {
+    /// Plain TCP: the bytes can be spliced.
+    Tcp(TcpStream),
+    /// TLS that ends at the gateway.
+    Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
+}
+
+impl Io {
+    /// The TCP socket below.
+    #[must_use]
+    pub fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Tcp(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        }
+    }
+}
+
+impl AsyncRead for Io {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+/// An [`Io`] and what was read from it but not yet consumed.
+///
+/// INVARIANT: bytes leave in the order in which they arrived; `read_ahead` comes before anything still in `io`.
+#[derive(Debug)]
+pub struct Stream {
+    io: Io,
+    read_ahead: Vec<u8>,
+}
+
+impl Stream {
+    /// A stream of which nothing has been read.
+    #[must_use]
+    pub fn new(io: Io) -> Self {
+        Self {
+            io,
+            read_ahead: Vec::new(),
+        }
+    }
+
+    /// What has arrived and was not consumed.
+    #[must_use]
+    pub fn buffered(&self) -> &[u8] {
+        &self.read_ahead
+    }
+
+    /// Drops the first `count` buffered bytes (all of them, if there are fewer).
+    pub fn consume(&mut self, count: usize) {
+        self.read_ahead.drain(..count.min(self.read_ahead.len()));
+    }
+
+    /// Waits for more bytes and appends them, at most up to `limit` buffered bytes. Zero means the end of the stream.
+    ///
+    /// # Errors
+    /// The transport's, and `InvalidData` where `limit` bytes are buffered already.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: bytes are appended in the same poll that read them.
+    pub async fn fill(&mut self, limit: usize) -> io::Result<usize> {
+        let room = limit.saturating_sub(self.read_ahead.len());
+        if room == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "read-ahead limit reached",
+            ));
+        }
+        let mut chunk = [0_u8; 4096];
+        let chunk = chunk.get_mut(..room.min(4096)).unwrap_or_default();
+        let count = self.io.read(chunk).await?;
+        self.read_ahead
+            .extend_from_slice(chunk.get(..count).unwrap_or_default());
+        Ok(count)
+    }
+
+    /// The transport, for writing or for its addresses.
+    pub fn io_mut(&mut self) -> &mut Io {
+        &mut self.io
+    }
+
+    /// The transport, for its addresses.
+    #[must_use]
+    pub fn io(&self) -> &Io {
+        &self.io
+    }
+
+    /// Both parts. The caller sends the read-ahead before anything it reads from the transport.
+    #[must_use]
+    pub fn into_parts(self) -> (Io, Vec<u8>) {
+        (self.io, self.read_ahead)
+    }
+}
