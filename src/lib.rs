@@ -3,6 +3,7 @@
 // Core: bytes and `now` in, values out.
 pub mod limits;
 pub mod policy;
+pub mod preamble;
 pub mod time;
 pub mod token;
 
