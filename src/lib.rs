@@ -4,6 +4,7 @@
 pub mod limits;
 pub mod policy;
 pub mod preamble;
+pub mod proxy_protocol;
 pub mod time;
 pub mod token;
 
