@@ -5,6 +5,7 @@ pub mod limits;
 pub mod policy;
 pub mod preamble;
 pub mod proxy_protocol;
+pub mod rdp;
 pub mod time;
 pub mod token;
 
