@@ -1,6 +1,7 @@
 //! Jetway: an RDP gateway.
 
 // Core: bytes and `now` in, values out.
+pub mod application_protocol;
 pub mod limits;
 pub mod policy;
 pub mod preamble;
