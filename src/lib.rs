@@ -15,3 +15,5 @@ pub mod token;
 pub mod clock;
 #[cfg(feature = "shell")]
 pub mod stream;
+#[cfg(feature = "shell")]
+pub mod upstream;

@@ -1,0 +1,776 @@
+//! From a [`Permit`] to a TCP connection to its target. Nothing else in the gateway dials.
+//!
+//! The targets of a permit are tried in order; each may use an equal share of the time that is left, so that one that
+//! never answers leaves time for the next. The addresses of one target race as in Happy Eyeballs ([RFC 8305] 5): a
+//! new attempt starts when the one before has failed or has been silent for 250 ms, and the first connection wins.
+//! Egress rules judge each address right before it is dialled.
+//!
+//! [RFC 8305]: https://www.rfc-editor.org/rfc/rfc8305
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+
+use crate::limits;
+use crate::policy::egress::{EgressDenied, EgressRules};
+use crate::policy::permit::Permit;
+use crate::token::target::TargetAddr;
+
+/// Time an attempt has for itself before the next address is tried beside it ([RFC 8305] 5).
+///
+/// [RFC 8305]: https://www.rfc-editor.org/rfc/rfc8305#section-5
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+
+/// Silence after which the first keep-alive probe is sent.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+
+/// Time between keep-alive probes.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Unanswered keep-alive probes after which the peer is gone; where there is `TCP_USER_TIMEOUT`, that decides.
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// How long sent data may stay unacknowledged, or probes unanswered, before the peer is gone; Linux only.
+///
+/// Linux also counts the time a living peer does not read at all (a client that was suspended, a target that is being
+/// moved to another host), so this is not as short as detecting a dead peer alone would allow.
+#[cfg(target_os = "linux")]
+const USER_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// A connection to a target.
+#[derive(Debug)]
+pub struct Connected {
+    /// The connection, with [`tune`] applied.
+    pub stream: TcpStream,
+    /// The address that answered.
+    pub address: SocketAddr,
+    /// The target of the permit that it belongs to.
+    pub target: TargetAddr,
+}
+
+/// Looks up the addresses of a name.
+pub trait Resolve: Sync {
+    /// The addresses of `host`, best first, each with `port`.
+    fn resolve(
+        &self,
+        host: &str,
+        port: u16,
+    ) -> impl Future<Output = io::Result<Vec<SocketAddr>>> + Send;
+}
+
+/// The resolver of the operating system, which orders addresses by [RFC 6724] and the administrator's `gai.conf`.
+///
+/// [RFC 6724]: https://www.rfc-editor.org/rfc/rfc6724
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemResolver;
+
+impl Resolve for SystemResolver {
+    async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        Ok(tokio::net::lookup_host((host, port)).await?.collect())
+    }
+}
+
+/// Why no target of a permit was reached: what was tried, in order. For the log, never for the client.
+#[derive(Debug)]
+pub struct ConnectError {
+    /// One entry for each target, in the order of the permit.
+    pub targets: Vec<TargetFailure>,
+}
+
+/// Why one target was not reached.
+#[derive(Debug)]
+pub struct TargetFailure {
+    /// The target as the permit names it.
+    pub target: TargetAddr,
+    /// One entry for each step or address that failed, in the order in which they failed.
+    pub causes: Vec<Cause>,
+}
+
+/// One thing that stood between the gateway and a target.
+#[derive(Debug, thiserror::Error)]
+pub enum Cause {
+    /// Egress rules refuse the address.
+    #[error("{0}")]
+    NotAllowed(EgressDenied),
+    /// The name could not be looked up.
+    #[error("name not resolved: {0}")]
+    Resolve(io::Error),
+    /// The name has no address.
+    #[error("name has no address")]
+    NoAddress,
+    /// The address answered that nothing listens there.
+    #[error("{0} refused the connection")]
+    Refused(SocketAddr),
+    /// The network has no way to the address, or says so.
+    #[error("{address} cannot be reached: {error}")]
+    Unreachable {
+        /// The address that was dialled.
+        address: SocketAddr,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// Whatever else the system said.
+    #[error("{address} failed: {error}")]
+    Failed {
+        /// The address that was dialled.
+        address: SocketAddr,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// No answer within the share of the deadline; without an address, the look-up of the name took that long.
+    #[error("{}", timed_out_text(.0.as_ref()))]
+    TimedOut(Option<SocketAddr>),
+}
+
+/// What a failure to connect amounts to, coarse enough to be told to a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ConnectClass {
+    /// Egress rules refused every address there was: no packet was sent.
+    NotAllowed,
+    /// The deadline passed while an address had not answered.
+    TimedOut,
+    /// Anything else.
+    Unreachable,
+}
+
+impl ConnectError {
+    /// What to tell the client, if anything: it tells nothing about names, addresses or ports.
+    #[must_use]
+    pub fn class(&self) -> ConnectClass {
+        let causes = || self.targets.iter().flat_map(|target| &target.causes);
+        if causes().all(|cause| matches!(cause, Cause::NotAllowed(_))) {
+            ConnectClass::NotAllowed
+        } else if causes().any(|cause| matches!(cause, Cause::TimedOut(_))) {
+            ConnectClass::TimedOut
+        } else {
+            ConnectClass::Unreachable
+        }
+    }
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        for TargetFailure { target, causes } in &self.targets {
+            write!(f, "{separator}{target}: ")?;
+            separator = "; ";
+            let mut comma = "";
+            for cause in causes {
+                write!(f, "{comma}{cause}")?;
+                comma = ", ";
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConnectError {}
+
+/// Connects to the first target of `permit` that can be reached before `deadline`.
+///
+/// # Errors
+/// What stood in the way of each target.
+///
+/// # Cancel safety
+/// Dropping the future closes every attempt.
+pub async fn connect(
+    permit: &Permit,
+    egress: &EgressRules,
+    resolver: &impl Resolve,
+    deadline: Instant,
+) -> Result<Connected, ConnectError> {
+    connect_any(permit.targets(), egress, resolver, &SystemDialler, deadline).await
+}
+
+/// Sets what every session wants of its sockets: no delay of small writes, and an end to peers that vanished.
+///
+/// # Errors
+/// The system's; a socket whose peer is gone already may cause one.
+pub fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_PROBES);
+    socket.set_tcp_keepalive(&keepalive)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    Ok(())
+}
+
+/// Opens a TCP connection; a seam for tests, which cannot make real addresses silent.
+trait Dial: Sync {
+    fn dial(&self, address: SocketAddr) -> impl Future<Output = io::Result<TcpStream>> + Send;
+}
+
+struct SystemDialler;
+
+impl Dial for SystemDialler {
+    async fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        let stream = TcpStream::connect(address).await?;
+        tune(&stream)?;
+        Ok(stream)
+    }
+}
+
+async fn connect_any(
+    targets: &[TargetAddr],
+    egress: &EgressRules,
+    resolver: &impl Resolve,
+    dialler: &impl Dial,
+    deadline: Instant,
+) -> Result<Connected, ConnectError> {
+    let mut failures = Vec::new();
+    let mut left = u32::try_from(targets.len()).unwrap_or(u32::MAX);
+    for target in targets {
+        let now = Instant::now();
+        let share = deadline.saturating_duration_since(now) / left.max(1);
+        left = left.saturating_sub(1);
+        let mut causes = Vec::new();
+        let race = reach(target, egress, resolver, dialler, now + share, &mut causes);
+        if let Some((stream, address)) = race.await {
+            return Ok(Connected {
+                stream,
+                address,
+                target: target.clone(),
+            });
+        }
+        failures.push(TargetFailure {
+            target: target.clone(),
+            causes,
+        });
+    }
+    Err(ConnectError { targets: failures })
+}
+
+/// Resolves one target and races its addresses; what failed is added to `causes`.
+async fn reach(
+    target: &TargetAddr,
+    egress: &EgressRules,
+    resolver: &impl Resolve,
+    dialler: &impl Dial,
+    deadline: Instant,
+    causes: &mut Vec<Cause>,
+) -> Option<(TcpStream, SocketAddr)> {
+    let addresses = match target.host.parse::<IpAddr>() {
+        Ok(ip) => vec![SocketAddr::new(ip, target.port)],
+        Err(_) => {
+            let lookup = resolver.resolve(&target.host, target.port);
+            match timeout_at(deadline, lookup).await {
+                Ok(Ok(addresses)) => interleave(addresses),
+                Ok(Err(error)) => {
+                    causes.push(Cause::Resolve(error));
+                    return None;
+                }
+                Err(_) => {
+                    causes.push(Cause::TimedOut(None));
+                    return None;
+                }
+            }
+        }
+    };
+    if addresses.is_empty() {
+        causes.push(Cause::NoAddress);
+        return None;
+    }
+    race(
+        &target.host,
+        addresses.into(),
+        egress,
+        dialler,
+        deadline,
+        causes,
+    )
+    .await
+}
+
+async fn race(
+    host: &str,
+    mut waiting: VecDeque<SocketAddr>,
+    egress: &EgressRules,
+    dialler: &impl Dial,
+    deadline: Instant,
+    causes: &mut Vec<Cause>,
+) -> Option<(TcpStream, SocketAddr)> {
+    let mut attempts = Vec::new();
+    loop {
+        // Denied addresses cost no time: go on until one may be dialled.
+        while let Some(address) = waiting.pop_front() {
+            match egress.check(host, address) {
+                Ok(()) => {
+                    attempts.push((address, Box::pin(dialler.dial(address))));
+                    break;
+                }
+                Err(denied) => causes.push(Cause::NotAllowed(denied)),
+            }
+        }
+        if attempts.is_empty() {
+            return None;
+        }
+        let until = if waiting.is_empty() {
+            deadline
+        } else {
+            deadline.min(Instant::now() + ATTEMPT_DELAY)
+        };
+        match timeout_at(until, first_to_finish(&mut attempts)).await {
+            Ok((address, Ok(stream))) => return Some((stream, address)),
+            Ok((address, Err(error))) => causes.push(Cause::of(address, error)),
+            Err(_) if until < deadline => {}
+            Err(_) => {
+                let silent = attempts.iter().map(|(address, _)| Some(*address));
+                causes.extend(silent.map(Cause::TimedOut));
+                return None;
+            }
+        }
+    }
+}
+
+/// Waits for any of `attempts` and takes it out.
+async fn first_to_finish<F: Future>(
+    attempts: &mut Vec<(SocketAddr, Pin<Box<F>>)>,
+) -> (SocketAddr, F::Output) {
+    poll_fn(|cx| {
+        for (index, (address, attempt)) in attempts.iter_mut().enumerate() {
+            if let Poll::Ready(output) = attempt.as_mut().poll(cx) {
+                let address = *address;
+                drop(attempts.swap_remove(index));
+                return Poll::Ready((address, output));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Alternates between the address families, beginning with that of the best address ([RFC 8305] 4), and keeps no
+/// more addresses than a session may try.
+///
+/// [RFC 8305]: https://www.rfc-editor.org/rfc/rfc8305#section-4
+fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let Some(first) = addresses.first().map(SocketAddr::is_ipv6) else {
+        return addresses;
+    };
+    let (one, other): (Vec<_>, Vec<_>) = addresses.into_iter().partition(|a| a.is_ipv6() == first);
+    let (mut one, mut other) = (one.into_iter(), other.into_iter());
+    let mut mixed = Vec::new();
+    while mixed.len() < limits::ADDRESSES_PER_TARGET {
+        let pair = [one.next(), other.next()];
+        if pair == [None, None] {
+            break;
+        }
+        for address in pair.into_iter().flatten() {
+            if !mixed.contains(&address) {
+                mixed.push(address);
+            }
+        }
+    }
+    mixed.truncate(limits::ADDRESSES_PER_TARGET);
+    mixed
+}
+
+impl Cause {
+    fn of(address: SocketAddr, error: io::Error) -> Self {
+        use io::ErrorKind as Kind;
+        let kind = error.kind();
+        let unreachable = [
+            Kind::HostUnreachable,
+            Kind::NetworkUnreachable,
+            Kind::NetworkDown,
+            Kind::AddrNotAvailable,
+        ];
+        if kind == Kind::ConnectionRefused {
+            Self::Refused(address)
+        } else if kind == Kind::TimedOut {
+            Self::TimedOut(Some(address))
+        } else if unreachable.contains(&kind) {
+            Self::Unreachable { address, error }
+        } else {
+            Self::Failed { address, error }
+        }
+    }
+}
+
+fn timed_out_text(address: Option<&SocketAddr>) -> String {
+    match address {
+        Some(address) => format!("{address} did not answer in time"),
+        None => "name not resolved in time".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::policy::egress::EgressConfig;
+
+    const LIMIT: Duration = Duration::from_secs(30);
+
+    #[tokio::test]
+    async fn a_listening_target_is_reached_and_its_socket_tuned() {
+        let (listener, address) = listen("127.0.0.2:0").await;
+        let targets = [target(&address.to_string())];
+        let connected = connect_any(
+            &targets,
+            &loopback(),
+            &SystemResolver,
+            &SystemDialler,
+            in_30_s(),
+        )
+        .await
+        .unwrap();
+        assert_eq!(connected.address, address);
+        assert_eq!(connected.target, targets[0]);
+        assert!(connected.stream.nodelay().unwrap());
+        let socket = SockRef::from(&connected.stream);
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
+        #[cfg(target_os = "linux")]
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
+        drop(listener);
+    }
+
+    #[tokio::test]
+    async fn an_ipv6_target_in_brackets_is_reached() {
+        let (_listener, address) = listen("[::1]:0").await;
+        let targets = [target(&format!("[::1]:{}", address.port()))];
+        let connected = connect_any(
+            &targets,
+            &loopback(),
+            &SystemResolver,
+            &SystemDialler,
+            in_30_s(),
+        )
+        .await
+        .unwrap();
+        assert_eq!(connected.address, address);
+    }
+
+    #[tokio::test]
+    async fn the_systems_resolver_knows_localhost() {
+        let addresses = SystemResolver.resolve("localhost", 3389).await.unwrap();
+        assert!(addresses.iter().all(|address| address.ip().is_loopback()));
+        assert!(addresses.iter().all(|address| address.port() == 3389));
+        assert!(!addresses.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_first_address_costs_a_quarter_of_a_second() {
+        let (_listener, address) = listen("127.0.0.2:0").await;
+        let resolver = fixed(["192.0.2.1:9".parse().unwrap(), address]);
+        let start = Instant::now();
+        let connected = connect_any(
+            &[target("rdp.test:9")],
+            &loopback_and("192.0.2.0/24"),
+            &resolver,
+            &Silent("192.0.2."),
+            in_30_s(),
+        )
+        .await
+        .unwrap();
+        assert_eq!(connected.address, address);
+        assert_eq!(start.elapsed(), ATTEMPT_DELAY);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusing_first_address_costs_no_time() {
+        let (listener, closed) = listen("127.0.0.3:0").await;
+        drop(listener);
+        let (_listener, address) = listen("127.0.0.2:0").await;
+        let start = Instant::now();
+        let connected = connect_any(
+            &[target("rdp.test:9")],
+            &loopback(),
+            &fixed([closed, address]),
+            &SystemDialler,
+            in_30_s(),
+        )
+        .await
+        .unwrap();
+        assert_eq!(connected.address, address);
+        assert_eq!(start.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_first_address_still_wins_over_silent_ones() {
+        let (_listener, address) = listen("127.0.0.2:0").await;
+        let resolver = fixed([
+            address,
+            "192.0.2.1:9".parse().unwrap(),
+            "192.0.2.2:9".parse().unwrap(),
+        ]);
+        let connected = connect_any(
+            &[target("rdp.test:9")],
+            &loopback_and("192.0.2.0/24"),
+            &resolver,
+            &Slow(Duration::from_secs(2)),
+            in_30_s(),
+        )
+        .await
+        .unwrap();
+        assert_eq!(connected.address, address);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_target_leaves_the_next_its_share_of_the_deadline() {
+        let (_listener, address) = listen("127.0.0.2:0").await;
+        let start = Instant::now();
+        let targets = [
+            target("192.0.2.1:9"),
+            target("192.0.2.2:9"),
+            target(&address.to_string()),
+        ];
+        let connected = connect_any(
+            &targets,
+            &loopback_and("192.0.2.0/24"),
+            &SystemResolver,
+            &Silent("192.0.2."),
+            in_30_s(),
+        )
+        .await
+        .unwrap();
+        assert_eq!(connected.target, targets[2]);
+        assert_eq!(start.elapsed(), Duration::from_secs(20));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_deadline_holds_over_all_targets_and_addresses() {
+        let start = Instant::now();
+        let targets = [target("a.test:9"), target("192.0.2.2:9")];
+        let error = connect_any(
+            &targets,
+            &loopback_and("192.0.2.0/24"),
+            &fixed([
+                "192.0.2.1:9".parse().unwrap(),
+                "192.0.2.3:9".parse().unwrap(),
+            ]),
+            &Silent("192.0.2."),
+            in_30_s(),
+        )
+        .await
+        .unwrap_err();
+        assert!(start.elapsed() <= LIMIT + Duration::from_millis(2));
+        assert_eq!(error.class(), ConnectClass::TimedOut);
+        assert_eq!(
+            error.to_string(),
+            "a.test:9: 192.0.2.1:9 did not answer in time, 192.0.2.3:9 did not answer in time; \
+             192.0.2.2:9: 192.0.2.2:9 did not answer in time"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_up_that_never_ends_is_cut_off() {
+        struct Never;
+        impl Resolve for Never {
+            async fn resolve(&self, _: &str, _: u16) -> io::Result<Vec<SocketAddr>> {
+                std::future::pending().await
+            }
+        }
+        let error = connect_any(
+            &[target("a.test:9")],
+            &loopback(),
+            &Never,
+            &SystemDialler,
+            in_30_s(),
+        )
+        .await
+        .unwrap_err();
+        assert_eq!(error.to_string(), "a.test:9: name not resolved in time");
+        assert_eq!(error.class(), ConnectClass::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn a_name_that_rebinds_to_a_denied_address_is_not_dialled() {
+        /// Answers with an allowed address first and with the metadata service from then on.
+        struct Rebinding(AtomicUsize);
+        impl Resolve for Rebinding {
+            async fn resolve(&self, _: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+                let ip = match self.0.fetch_add(1, Ordering::Relaxed) {
+                    0 => "127.0.0.3",
+                    _ => "169.254.169.254",
+                };
+                Ok(vec![SocketAddr::new(ip.parse().unwrap(), port)])
+            }
+        }
+        let resolver = Rebinding(AtomicUsize::new(0));
+        let dialler = Recording::default();
+        let targets = [target("rebind.test:80")];
+        let egress = loopback_and("10.0.0.0/8");
+        for _ in 0..2 {
+            let _ = connect_any(&targets, &egress, &resolver, &dialler, in_30_s()).await;
+        }
+        let error = connect_any(&targets, &egress, &resolver, &dialler, in_30_s())
+            .await
+            .unwrap_err();
+        assert_eq!(error.class(), ConnectClass::NotAllowed);
+        assert_eq!(
+            *dialler.0.lock().unwrap(),
+            ["127.0.0.3:80".parse::<SocketAddr>().unwrap()]
+        );
+    }
+
+    #[tokio::test]
+    async fn only_the_allowed_addresses_of_a_name_are_dialled() {
+        let (_listener, address) = listen("127.0.0.2:0").await;
+        let denied = "169.254.169.254:80".parse().unwrap();
+        let connected = connect_any(
+            &[target("mixed.test:80")],
+            &loopback(),
+            &fixed([denied, address]),
+            &SystemDialler,
+            in_30_s(),
+        )
+        .await
+        .unwrap();
+        assert_eq!(connected.address, address);
+    }
+
+    #[tokio::test]
+    async fn each_target_and_address_that_failed_is_named() {
+        let (listener, closed) = listen("127.0.0.3:0").await;
+        drop(listener);
+        let error = connect_any(
+            &[
+                target(&format!("a.test:{}", closed.port())),
+                target("10.9.9.9:22"),
+            ],
+            &loopback(),
+            &fixed(["169.254.169.254:80".parse().unwrap(), closed]),
+            &SystemDialler,
+            in_30_s(),
+        )
+        .await
+        .unwrap_err();
+        let port = closed.port();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "a.test:{port}: 169.254.169.254:80 is refused by the built-in rule link-local, \
+                 127.0.0.3:{port} refused the connection; \
+                 10.9.9.9:22: 10.9.9.9:22 is refused by default: no egress.allow rule matches"
+            )
+        );
+        assert_eq!(error.class(), ConnectClass::Unreachable);
+    }
+
+    #[tokio::test]
+    async fn a_name_without_addresses_and_one_that_fails_say_so() {
+        struct Fails;
+        impl Resolve for Fails {
+            async fn resolve(&self, _: &str, _: u16) -> io::Result<Vec<SocketAddr>> {
+                Err(io::Error::other("no such host"))
+            }
+        }
+        let targets = [target("a.test:9")];
+        let error = connect_any(&targets, &loopback(), &fixed([]), &SystemDialler, in_30_s())
+            .await
+            .unwrap_err();
+        assert_eq!(error.to_string(), "a.test:9: name has no address");
+        let error = connect_any(&targets, &loopback(), &Fails, &SystemDialler, in_30_s())
+            .await
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "a.test:9: name not resolved: no such host"
+        );
+        assert_eq!(error.class(), ConnectClass::Unreachable);
+    }
+
+    #[test]
+    fn families_alternate_and_duplicates_and_excess_are_dropped() {
+        let v6 = |n: u16| SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, n], 1));
+        let v4 = |n: u8| SocketAddr::from(([192, 0, 2, n], 1));
+        assert_eq!(
+            interleave(vec![v6(1), v6(2), v6(3), v4(1), v6(1)]),
+            [v6(1), v4(1), v6(2), v6(3)]
+        );
+        assert_eq!(interleave(vec![v4(1), v4(2), v6(1)]), [v4(1), v6(1), v4(2)]);
+        let many = (0..200).map(v4).collect();
+        assert_eq!(interleave(many).len(), limits::ADDRESSES_PER_TARGET);
+        assert_eq!(interleave(Vec::new()), []);
+    }
+
+    /// Never answers for addresses whose text begins so; dials the rest.
+    struct Silent(&'static str);
+
+    impl Dial for Silent {
+        async fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
+            if address.to_string().starts_with(self.0) {
+                std::future::pending::<()>().await;
+            }
+            SystemDialler.dial(address).await
+        }
+    }
+
+    /// Takes its time to dial loopback addresses, and never answers for the rest.
+    struct Slow(Duration);
+
+    impl Dial for Slow {
+        async fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
+            tokio::time::sleep(self.0).await;
+            Silent("192.0.2.").dial(address).await
+        }
+    }
+
+    /// Refuses everything and keeps a list of what it was asked for.
+    #[derive(Default)]
+    struct Recording(Mutex<Vec<SocketAddr>>);
+
+    impl Dial for Recording {
+        async fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
+            self.0.lock().unwrap().push(address);
+            std::future::ready(Err(io::ErrorKind::ConnectionRefused.into())).await
+        }
+    }
+
+    struct Fixed(Vec<SocketAddr>);
+
+    impl Resolve for Fixed {
+        async fn resolve(&self, _: &str, _: u16) -> io::Result<Vec<SocketAddr>> {
+            std::future::ready(Ok(self.0.clone())).await
+        }
+    }
+
+    fn fixed<const N: usize>(addresses: [SocketAddr; N]) -> Fixed {
+        Fixed(addresses.to_vec())
+    }
+
+    fn loopback() -> EgressRules {
+        loopback_and("10.0.0.0/30")
+    }
+
+    fn loopback_and(cidr: &str) -> EgressRules {
+        let json = format!(
+            r#"{{"allow": [{{"cidr": "127.0.0.0/8"}}, {{"cidr": "::1/128"}}, {{"cidr": "{cidr}"}}]}}"#
+        );
+        let config: EgressConfig = serde_json::from_str(&json).unwrap();
+        config.try_into().unwrap()
+    }
+
+    fn target(text: &str) -> TargetAddr {
+        text.parse().unwrap()
+    }
+
+    fn in_30_s() -> Instant {
+        Instant::now() + LIMIT
+    }
+
+    async fn listen(address: &str) -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
+    }
+}
