@@ -13,6 +13,8 @@ pub mod token;
 // Shell: may do I/O.
 #[cfg(feature = "shell")]
 pub mod clock;
+#[cfg(feature = "demo")]
+pub mod demo;
 #[cfg(feature = "shell")]
 pub mod stream;
 #[cfg(feature = "shell")]

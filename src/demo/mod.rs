@@ -1,0 +1,15 @@
+//! `jetway demo`: a small RDP target and a headless client, so that a session can be seen with nothing else installed.
+//!
+//! [`target`] is an RDP server that draws a desktop of its own, [`client`] is an RDP client that gives back the
+//! picture it received. Both speak real RDP over real sockets; integration tests use them as the two ends of a
+//! session. [`desktop`] is what the target shows; [`canvas`] and [`font`] are how it is drawn.
+//!
+//! Neither end is meant for production: the target accepts every user name and password, and the client accepts
+//! every certificate.
+
+pub mod canvas;
+pub mod client;
+pub mod desktop;
+pub mod font;
+mod keyboard;
+pub mod target;

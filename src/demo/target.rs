@@ -1,0 +1,714 @@
+//! The demo's RDP server: TLS, the connection sequence of [MS-RDPBCGR] 1.3.1.1, and a [`Desktop`] sent as bitmap updates.
+//!
+//! Every session has a desktop of its own, of the size the client asks for (up to [`LARGEST_DESKTOP`]). Every user
+//! name and password is welcome. Security protocol is TLS (`PROTOCOL_SSL`), also for clients that offer NLA with it;
+//! no virtual channel is opened, and the desktop is not resized while a session runs.
+//!
+//! Reading and drawing go on at the same time, and drawing always shows the newest state: a client that reads
+//! slowly sees fewer frames, and nothing queues up for it.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use ironrdp_acceptor::{Acceptor, AcceptorResult, DesktopSize};
+use ironrdp_core::{Encode as _, WriteBuf, WriteCursor, decode};
+use ironrdp_graphics::rdp6::{BitmapStreamEncoder, RgbAChannels};
+use ironrdp_pdu::Action;
+use ironrdp_pdu::bitmap::{BitmapData, BitmapUpdateData, CompressedDataHeader, Compression};
+use ironrdp_pdu::fast_path::{
+    EncryptionFlags, FastPathHeader, FastPathUpdatePdu, Fragmentation, UpdateCode,
+};
+use ironrdp_pdu::geometry::InclusiveRectangle;
+use ironrdp_pdu::input::fast_path::{
+    FastPathInput, FastPathInputEvent, KeyboardFlags, SynchronizeFlags,
+};
+use ironrdp_pdu::input::mouse::PointerFlags;
+use ironrdp_pdu::input::{InputEvent, MousePdu, scan_code, sync, unicode};
+use ironrdp_pdu::mcs::{DisconnectProviderUltimatum, DisconnectReason, McsMessage};
+use ironrdp_pdu::nego::SecurityProtocol;
+use ironrdp_pdu::rdp::capability_sets::{
+    Bitmap, BitmapDrawingFlags, CapabilitySet, General, GeneralExtraFlags, Input, InputFlags,
+    MultifragmentUpdate, Order, OrderFlags, OrderSupportExFlags, Pointer, VirtualChannel,
+    VirtualChannelFlags,
+};
+use ironrdp_pdu::rdp::headers::{ShareControlHeader, ShareControlPdu, ShareDataPdu};
+use ironrdp_pdu::x224::X224;
+use ironrdp_tokio::{FramedWrite as _, TokioFramed, single_sequence_step, split_tokio_framed};
+use tokio::io::{AsyncWriteExt as _, ReadHalf, WriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, debug, debug_span, warn};
+
+use super::canvas::{Area, Canvas};
+use super::desktop::{Desktop, KEYS_CHARS, Live};
+use super::keyboard::{self, Key};
+use crate::clock;
+
+/// The desktop of a client that names no usable size.
+pub const DEFAULT_DESKTOP: (u16, u16) = (1024, 768);
+
+/// The largest desktop; a client that asks for more gets this much.
+pub const LARGEST_DESKTOP: (u16, u16) = (2560, 1600);
+
+/// A TLS configuration with a fresh self-signed certificate for `localhost`, and nothing to trust it by.
+///
+/// # Errors
+/// Where the cryptographic provider fails.
+pub fn self_signed() -> anyhow::Result<Arc<ServerConfig>> {
+    let made = rcgen::generate_simple_self_signed([String::from("localhost")])
+        .context("make a certificate")?;
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+    let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .context("choose TLS versions")?
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .context("use the certificate")?;
+    Ok(Arc::new(config))
+}
+
+/// Serves RDP sessions on `listener` until `cancel` is cancelled; then ends the sessions that are left.
+///
+/// A session that fails, and a peer that does not speak RDP, end that connection only.
+///
+/// # Errors
+/// None today: failures to accept are logged and tried again.
+///
+/// # Cancel safety
+/// Dropping the future drops all sessions at once; `cancel` lets them say good-bye.
+pub async fn serve(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    cancel: CancellationToken,
+) -> anyhow::Result<()> {
+    let tls = TlsAcceptor::from(tls);
+    let mut sessions = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => break,
+            accepted = listener.accept(), if sessions.len() < SESSIONS => match accepted {
+                Ok((stream, peer)) => {
+                    let session = session(stream, tls.clone(), cancel.clone());
+                    sessions.spawn(report(session, peer).instrument(debug_span!("demo_target", %peer)));
+                }
+                Err(error) => {
+                    warn!(%error, "Demo target cannot accept");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            Some(ended) = sessions.join_next() => if let Err(error) = ended {
+                warn!(%error, "Demo target session broke");
+            },
+        }
+    }
+    drop(listener);
+    while sessions.join_next().await.is_some() {}
+    Ok(())
+}
+
+async fn report(session: impl Future<Output = anyhow::Result<()>>, _peer: SocketAddr) {
+    match session.await {
+        Ok(()) => debug!("Demo target session closed"),
+        Err(error) => debug!(error = format!("{error:#}"), "Demo target session failed"),
+    }
+}
+
+async fn session(
+    stream: TcpStream,
+    tls: TlsAcceptor,
+    cancel: CancellationToken,
+) -> anyhow::Result<()> {
+    stream.set_nodelay(true).context("set TCP_NODELAY")?;
+    let handshake = timeout(HANDSHAKE_TIMEOUT, Box::pin(handshake(stream, tls)));
+    let (framed, accepted) = tokio::select! {
+        () = cancel.cancelled() => return Ok(()),
+        done = handshake => done.context("connection sequence took too long")??,
+    };
+    let Accepted {
+        size,
+        user,
+        io_channel_id,
+        early_input,
+    } = accepted;
+    debug!(?size, user, "Demo target session opened");
+    // Drawing the still part takes the processor for a while in a debug build.
+    let desktop = tokio::task::spawn_blocking(move || Desktop::new(size.0, size.1, &user))
+        .await
+        .context("draw the desktop")?;
+
+    let (reader, mut writer) = split_tokio_framed(framed);
+    let shared = Shared::default();
+    let outcome = tokio::select! {
+        () = cancel.cancelled() => Ok(()),
+        read = receive(reader, io_channel_id, early_input, &shared) => read,
+        written = show(&mut writer, desktop, &shared) => written,
+    };
+    // The client may be gone already; either way this is the last thing it hears.
+    let farewell = async {
+        if outcome.is_ok() {
+            writer.write_all(&ultimatum()?).await?;
+        }
+        let (stream, _) = writer.get_inner_mut();
+        stream.shutdown().await?;
+        anyhow::Ok(())
+    };
+    if let Ok(Err(error)) = timeout(FAREWELL_TIMEOUT, farewell).await {
+        debug!(
+            error = format!("{error:#}"),
+            "Demo target could not say good-bye"
+        );
+    }
+    outcome
+}
+
+type Framed = TokioFramed<TlsStream<TcpStream>>;
+
+/// What the connection sequence has settled.
+struct Accepted {
+    /// Width and height: the client repeats them in its Confirm Active PDU.
+    size: (u16, u16),
+    user: String,
+    io_channel_id: u16,
+    /// Frames that arrived before the Font List.
+    early_input: Vec<Vec<u8>>,
+}
+
+impl From<AcceptorResult> for Accepted {
+    fn from(result: AcceptorResult) -> Self {
+        let mut size = DEFAULT_DESKTOP;
+        for set in result.capabilities {
+            if let CapabilitySet::Bitmap(bitmap) = set
+                && bitmap.desktop_width >= TILE
+                && bitmap.desktop_height >= TILE
+            {
+                size = (
+                    bitmap.desktop_width.min(LARGEST_DESKTOP.0),
+                    bitmap.desktop_height.min(LARGEST_DESKTOP.1),
+                );
+            }
+        }
+        Self {
+            size,
+            user: result
+                .credentials
+                .map(|credentials| credentials.username)
+                .unwrap_or_default(),
+            io_channel_id: result.io_channel_id,
+            early_input: result.input_events,
+        }
+    }
+}
+
+/// Negotiation, TLS, and the rest of the connection sequence.
+async fn handshake(stream: TcpStream, tls: TlsAcceptor) -> anyhow::Result<(Framed, Accepted)> {
+    let size = |(width, height)| DesktopSize { width, height };
+    let mut acceptor = Acceptor::new(
+        SecurityProtocol::SSL,
+        size(DEFAULT_DESKTOP),
+        capabilities(),
+        None,
+    );
+    acceptor.set_honor_client_desktop_size(Some(size(LARGEST_DESKTOP)));
+
+    let mut framed = TokioFramed::new(stream);
+    let mut buffer = WriteBuf::new();
+    while acceptor.reached_security_upgrade().is_none() {
+        let step = single_sequence_step(&mut framed, &mut acceptor, &mut buffer).await;
+        if let Err(error) = step {
+            // Where no security protocol is shared the acceptor has written RDP_NEG_FAILURE, but not sent it.
+            framed.write_all(buffer.filled()).await?;
+            return Err(error).context("negotiate the security protocol");
+        }
+    }
+    let (stream, early) = framed.into_inner();
+    ensure!(
+        early.is_empty(),
+        "client spoke before the answer it must wait for"
+    );
+    let stream = tls.accept(stream).await.context("TLS handshake")?;
+    acceptor.mark_security_upgrade_as_done();
+
+    let mut framed = TokioFramed::new(stream);
+    loop {
+        if let Some(accepted) = acceptor.get_result() {
+            return Ok((framed, Accepted::from(accepted)));
+        }
+        single_sequence_step(&mut framed, &mut acceptor, &mut buffer)
+            .await
+            .context("connection sequence")?;
+    }
+}
+
+/// What the target announces in its Demand Active PDU.
+fn capabilities() -> Vec<CapabilitySet> {
+    vec![
+        CapabilitySet::General(General {
+            extra_flags: GeneralExtraFlags::FASTPATH_OUTPUT_SUPPORTED,
+            refresh_rect_support: true,
+            suppress_output_support: true,
+            ..General::default()
+        }),
+        CapabilitySet::Bitmap(Bitmap {
+            pref_bits_per_pix: BITS_PER_PIXEL,
+            desktop_width: DEFAULT_DESKTOP.0,
+            desktop_height: DEFAULT_DESKTOP.1,
+            desktop_resize_flag: true,
+            drawing_flags: BitmapDrawingFlags::empty(),
+        }),
+        CapabilitySet::Order(Order::new(
+            OrderFlags::empty(),
+            OrderSupportExFlags::empty(),
+            0,
+            0,
+        )),
+        CapabilitySet::Pointer(Pointer {
+            color_pointer_cache_size: 32,
+            pointer_cache_size: 32,
+        }),
+        CapabilitySet::Input(Input {
+            input_flags: InputFlags::SCANCODES
+                | InputFlags::MOUSEX
+                | InputFlags::FASTPATH_INPUT
+                | InputFlags::FASTPATH_INPUT_2
+                | InputFlags::UNICODE,
+            keyboard_layout: 0,
+            keyboard_type: None,
+            keyboard_subtype: 0,
+            keyboard_function_key: 12,
+            keyboard_ime_filename: String::new(),
+        }),
+        CapabilitySet::VirtualChannel(VirtualChannel {
+            flags: VirtualChannelFlags::NO_COMPRESSION,
+            chunk_size: None,
+        }),
+        CapabilitySet::MultiFragmentUpdate(MultifragmentUpdate {
+            max_request_size: 65_535,
+        }),
+    ]
+}
+
+/// What the reader tells the painter.
+#[derive(Default)]
+struct Shared {
+    seen: Mutex<Seen>,
+    /// Something in `seen` has changed.
+    news: Notify,
+}
+
+#[derive(Default)]
+struct Seen {
+    keys: String,
+    pointer: Option<(u16, u16)>,
+    pressed: bool,
+    shift: bool,
+    caps: bool,
+    /// The client does not want updates (Suppress Output).
+    suppressed: bool,
+    /// The client wants all of the picture again.
+    repaint: bool,
+}
+
+impl Shared {
+    fn change(&self, change: impl FnOnce(&mut Seen)) {
+        change(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner));
+        self.news.notify_one();
+    }
+}
+
+/// Reads what the client says until it leaves.
+async fn receive(
+    mut reader: TokioFramed<ReadHalf<TlsStream<TcpStream>>>,
+    io_channel_id: u16,
+    early_input: Vec<Vec<u8>>,
+    shared: &Shared,
+) -> anyhow::Result<()> {
+    for frame in &early_input {
+        if x224(frame, io_channel_id, shared)? == Next::Leave {
+            return Ok(());
+        }
+    }
+    loop {
+        let (action, frame) = match reader.read_pdu().await {
+            Ok(read) => read,
+            // Closing without a word, and without TLS's own, is how most clients leave.
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(()),
+            Err(error) => return Err(error).context("read from the client"),
+        };
+        match action {
+            Action::FastPath => fast_path(&frame, shared)?,
+            Action::X224 => {
+                if x224(&frame, io_channel_id, shared)? == Next::Leave {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Stay,
+    Leave,
+}
+
+/// [MS-RDPBCGR] 2.2.8.1.2 Client Fast-Path Input Event PDU (TS_FP_INPUT_PDU)
+fn fast_path(frame: &[u8], shared: &Shared) -> anyhow::Result<()> {
+    // The decoder subtracts the header from the length the frame names without looking.
+    ensure!(frame.len() > 2, "fast-path frame shorter than its header");
+    let input: FastPathInput = decode(frame).context("decode fast-path input")?;
+    shared.change(|seen| {
+        for event in input.input_events() {
+            match *event {
+                FastPathInputEvent::KeyboardEvent(flags, code) => seen.key(
+                    code,
+                    flags.contains(KeyboardFlags::EXTENDED),
+                    flags.contains(KeyboardFlags::RELEASE),
+                ),
+                FastPathInputEvent::UnicodeKeyboardEvent(flags, unit) => {
+                    seen.unicode(unit, flags.contains(KeyboardFlags::RELEASE));
+                }
+                FastPathInputEvent::MouseEvent(mouse) => seen.mouse(&mouse),
+                FastPathInputEvent::SyncEvent(flags) => {
+                    seen.synchronize(flags.contains(SynchronizeFlags::CAPS_LOCK));
+                }
+                FastPathInputEvent::MouseEventEx(mouse) => {
+                    seen.pointer = Some((mouse.x_position, mouse.y_position));
+                }
+                FastPathInputEvent::MouseEventRel(_) | FastPathInputEvent::QoeEvent(_) => {}
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Everything that is not fast-path input.
+fn x224(frame: &[u8], io_channel_id: u16, shared: &Shared) -> anyhow::Result<Next> {
+    let message: X224<McsMessage<'_>> = decode(frame).context("decode an MCS message")?;
+    let data = match message.0 {
+        McsMessage::SendDataRequest(data) => data,
+        McsMessage::DisconnectProviderUltimatum(_) => return Ok(Next::Leave),
+        _ => bail!("an MCS message that only belongs into the connection sequence"),
+    };
+    if data.channel_id != io_channel_id {
+        // No other channel has anybody at this end.
+        return Ok(Next::Stay);
+    }
+    // Clients say much that the target has no use for, some of it unknown to the decoder.
+    let header: ShareControlHeader = match decode(data.user_data.as_ref()) {
+        Ok(header) => header,
+        Err(error) => {
+            debug!(%error, "Demo target ignores a PDU it cannot read");
+            return Ok(Next::Stay);
+        }
+    };
+    let ShareControlPdu::Data(data) = header.share_control_pdu else {
+        return Ok(Next::Stay);
+    };
+    match data.share_data_pdu {
+        ShareDataPdu::Input(input) => shared.change(|seen| {
+            for event in input.0 {
+                seen.slow_path(&event);
+            }
+        }),
+        ShareDataPdu::SuppressOutput(suppress) => shared.change(|seen| {
+            seen.suppressed = suppress.desktop_rect.is_none();
+            seen.repaint |= !seen.suppressed;
+        }),
+        ShareDataPdu::RefreshRectangle(_) => shared.change(|seen| seen.repaint = true),
+        ShareDataPdu::ShutdownRequest => return Ok(Next::Leave),
+        other => debug!(pdu = other.as_short_name(), "Demo target ignores a PDU"),
+    }
+    Ok(Next::Stay)
+}
+
+impl Seen {
+    fn slow_path(&mut self, event: &InputEvent) {
+        match event {
+            InputEvent::ScanCode(key) => {
+                let code = u8::try_from(key.key_code & 0xff).unwrap_or_default();
+                self.key(
+                    code,
+                    key.flags.contains(scan_code::KeyboardFlags::EXTENDED),
+                    key.flags.contains(scan_code::KeyboardFlags::RELEASE),
+                );
+            }
+            InputEvent::Unicode(key) => {
+                let released = key.flags.contains(unicode::KeyboardFlags::RELEASE);
+                self.unicode(key.unicode_code, released);
+            }
+            InputEvent::Mouse(mouse) => self.mouse(mouse),
+            InputEvent::MouseX(mouse) => self.pointer = Some((mouse.x_position, mouse.y_position)),
+            InputEvent::Sync(sync) => {
+                self.synchronize(sync.flags.contains(sync::SyncToggleFlags::CAPS_LOCK));
+            }
+            InputEvent::MouseRel(_) | InputEvent::Unused(_) => {}
+        }
+    }
+
+    fn key(&mut self, code: u8, extended: bool, released: bool) {
+        match keyboard::key(code, extended, self.shift, self.caps) {
+            Key::Shift => self.shift = !released,
+            _ if released => {}
+            Key::CapsLock => self.caps = !self.caps,
+            Key::Backspace => {
+                self.keys.pop();
+            }
+            Key::Enter => self.keys.clear(),
+            Key::Character(character) => self.echo(character),
+            Key::Other => {}
+        }
+    }
+
+    fn unicode(&mut self, unit: u16, released: bool) {
+        let character = char::from_u32(u32::from(unit)).filter(|glyph| !glyph.is_control());
+        if let (Some(character), false) = (character, released) {
+            self.echo(character);
+        }
+    }
+
+    fn echo(&mut self, character: char) {
+        if self.keys.chars().count() >= KEYS_CHARS {
+            self.keys.remove(0);
+        }
+        self.keys.push(character);
+    }
+
+    fn mouse(&mut self, mouse: &MousePdu) {
+        self.pointer = Some((mouse.x_position, mouse.y_position));
+        let buttons = PointerFlags::LEFT_BUTTON
+            | PointerFlags::RIGHT_BUTTON
+            | PointerFlags::MIDDLE_BUTTON_OR_WHEEL;
+        if mouse.flags.intersects(buttons) {
+            self.pressed = mouse.flags.contains(PointerFlags::DOWN);
+        }
+    }
+
+    /// The client tells which locks are on; a key that was held when it lost the focus is held no more.
+    fn synchronize(&mut self, caps: bool) {
+        self.caps = caps;
+        self.shift = false;
+    }
+}
+
+/// Draws and sends frames until the connection fails.
+async fn show(
+    writer: &mut TokioFramed<WriteHalf<TlsStream<TcpStream>>>,
+    mut desktop: Desktop,
+    shared: &Shared,
+) -> anyhow::Result<()> {
+    let start = clock::now();
+    let mut frames = interval(FRAME);
+    frames.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut painter = Painter::new();
+    let mut repaint = true;
+    loop {
+        tokio::select! {
+            _ = frames.tick() => {}
+            () = shared.news.notified() => sleep(INPUT_PAUSE).await,
+        }
+        let (live, suppressed) = {
+            let mut seen = shared.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            repaint |= std::mem::take(&mut seen.repaint);
+            let live = Live {
+                now: clock::since_epoch(),
+                elapsed: clock::now().duration_since(start),
+                keys: seen.keys.clone(),
+                pointer: seen.pointer,
+                pressed: seen.pressed,
+            };
+            (live, seen.suppressed)
+        };
+        if suppressed {
+            continue;
+        }
+        let mut changed = desktop.draw(&live);
+        if std::mem::take(&mut repaint) {
+            changed = vec![desktop.picture().area()];
+        }
+        for area in changed {
+            painter.send(writer, desktop.picture(), area).await?;
+        }
+    }
+}
+
+/// Turns areas of a picture into fast-path bitmap updates.
+struct Painter {
+    /// Bitmaps of the update being put together.
+    bitmaps: Vec<u8>,
+    count: u16,
+    /// One compressed tile.
+    tile: Vec<u8>,
+    frame: Vec<u8>,
+}
+
+impl Painter {
+    fn new() -> Self {
+        Self {
+            bitmaps: Vec::new(),
+            count: 0,
+            tile: vec![0; TILE_BYTES],
+            frame: Vec::new(),
+        }
+    }
+
+    async fn send(
+        &mut self,
+        writer: &mut TokioFramed<WriteHalf<TlsStream<TcpStream>>>,
+        picture: &Canvas,
+        area: Area,
+    ) -> anyhow::Result<()> {
+        for tile in tiles(area.intersection(&picture.area()), picture.width()) {
+            let bytes = self.encode_tile(picture, tile)?;
+            if self.bitmaps.len().saturating_add(bytes.len()) > UPDATE_BYTES {
+                self.flush(writer).await?;
+            }
+            self.bitmaps.extend_from_slice(&bytes);
+            self.count = self.count.saturating_add(1);
+        }
+        self.flush(writer).await
+    }
+
+    /// [MS-RDPBCGR] 2.2.9.1.1.3.1.2.2 Bitmap Data (TS_BITMAP_DATA), 32 bits per pixel in RDP 6.0 planar compression.
+    fn encode_tile(&mut self, picture: &Canvas, tile: Area) -> anyhow::Result<Vec<u8>> {
+        // Bitmaps are sent bottom-up.
+        let pixels = (tile.top..tile.bottom)
+            .rev()
+            .flat_map(|y| picture.row(y, tile.left, tile.right))
+            .map(<[u8; 4]>::as_slice);
+        let (width, height) = (tile.width(), tile.height());
+        let mut encoder = BitmapStreamEncoder::new(usize::from(width), usize::from(height));
+        let length = encoder
+            .encode_pixels_stream::<_, RgbAChannels>(pixels.clone(), &mut self.tile, true)
+            .or_else(|_larger_than_plain| {
+                encoder.encode_pixels_stream::<_, RgbAChannels>(pixels, &mut self.tile, false)
+            })
+            .context("compress a tile")?;
+        let data = self.tile.get(..length).unwrap_or_default();
+        let bitmap = BitmapData {
+            rectangle: InclusiveRectangle {
+                left: tile.left,
+                top: tile.top,
+                right: tile.right.saturating_sub(1),
+                bottom: tile.bottom.saturating_sub(1),
+            },
+            width,
+            height,
+            bits_per_pixel: BITS_PER_PIXEL,
+            compression_flags: Compression::BITMAP_COMPRESSION,
+            compressed_data_header: Some(CompressedDataHeader {
+                main_body_size: u16::try_from(length).context("tile length")?,
+                scan_width: width,
+                uncompressed_size: width.saturating_mul(height).saturating_mul(4),
+            }),
+            bitmap_data: data,
+        };
+        ironrdp_core::encode_vec(&bitmap).context("encode a tile")
+    }
+
+    /// Sends what has been put together as one TS_FP_UPDATE_BITMAP in a PDU of its own.
+    async fn flush(
+        &mut self,
+        writer: &mut TokioFramed<WriteHalf<TlsStream<TcpStream>>>,
+    ) -> anyhow::Result<()> {
+        if self.count == 0 {
+            return Ok(());
+        }
+        let mut header = [0; 4];
+        BitmapUpdateData::encode_header(self.count, &mut WriteCursor::new(&mut header))
+            .context("encode an update")?;
+        self.bitmaps.splice(0..0, header);
+        let update = FastPathUpdatePdu {
+            fragmentation: Fragmentation::Single,
+            update_code: UpdateCode::Bitmap,
+            compression_flags: None,
+            compression_type: None,
+            data: &self.bitmaps,
+        };
+        let header = FastPathHeader::new(EncryptionFlags::empty(), update.size());
+        self.frame.clear();
+        self.frame
+            .resize(header.size().saturating_add(update.size()), 0);
+        let mut cursor = WriteCursor::new(&mut self.frame);
+        header.encode(&mut cursor).context("encode a frame")?;
+        update.encode(&mut cursor).context("encode a frame")?;
+        self.bitmaps.clear();
+        self.count = 0;
+        timeout(WRITE_TIMEOUT, writer.write_all(&self.frame))
+            .await
+            .context("client has stopped reading")?
+            .context("write to the client")
+    }
+}
+
+/// Covers an area with tiles whose width is a multiple of four, as TS_CD_HEADER demands.
+///
+/// Where that does not come out even, tiles reach past the area: to the left at the right edge of the picture.
+fn tiles(area: Area, picture_width: u16) -> impl Iterator<Item = Area> {
+    let columns = (area.left..area.right).step_by(usize::from(TILE));
+    columns.flat_map(move |left| {
+        let wanted = area
+            .right
+            .min(left.saturating_add(TILE))
+            .saturating_sub(left);
+        let width = wanted
+            .next_multiple_of(4)
+            .min(picture_width - picture_width % 4);
+        let left = left.min(picture_width.saturating_sub(width));
+        (area.top..area.bottom)
+            .step_by(usize::from(TILE))
+            .map(move |top| {
+                let bottom = area.bottom.min(top.saturating_add(TILE));
+                Area::new(left, top, width, bottom.saturating_sub(top))
+            })
+    })
+}
+
+/// MCS Disconnect Provider Ultimatum: the session is over.
+fn ultimatum() -> anyhow::Result<Vec<u8>> {
+    let reason = DisconnectReason::UserRequested;
+    let message = McsMessage::DisconnectProviderUltimatum(DisconnectProviderUltimatum { reason });
+    ironrdp_core::encode_vec(&X224(message)).context("encode the ultimatum")
+}
+
+/// Sessions at one time; more wait to be accepted.
+const SESSIONS: usize = 32;
+
+/// From accept until the client has sent its Font List.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A client that takes nothing for this long is given up.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// For the last words and TLS's own.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Between attempts where the process has run out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// Between frames.
+const FRAME: Duration = Duration::from_millis(100);
+
+/// Input that arrives within this time is shown together.
+const INPUT_PAUSE: Duration = Duration::from_millis(15);
+
+/// Edge of a tile, pixels. A tile that does not compress at all still fits an update.
+const TILE: u16 = 64;
+
+/// A tile in three plain planes of 4096 bytes, and its two bytes of framing.
+const TILE_BYTES: usize = 3 * 4096 + 2;
+
+/// Bitmaps in one update: below 16 KiB, which every client takes in one piece.
+const UPDATE_BYTES: usize = 15 * 1024;
+
+/// The planar codec is for 32 bits per pixel.
+const BITS_PER_PIXEL: u16 = 32;
