@@ -1,0 +1,81 @@
+#!/bin/bash
+# Installs what is missing to build and test Jetway on Debian 12; does nothing, quickly, when all is there.
+#
+# usage: tests/install.sh [peers] [ci]
+#   (nothing)  what the build and the tests without peers need, and cargo-nextest
+#   peers      the real clients and targets of tests/peers: FreeRDP 2 and 3, xrdp, Xvfb and the tools around them
+#   ci         cargo-deny and cargo-fuzz
+set -euo pipefail
+
+packages=(gcc libssl-dev pkg-config)
+tools=(cargo-nextest)
+for part in "$@"; do
+    case $part in
+    peers)
+        packages+=(xvfb xauth xdotool x11-utils x11-apps x11-xserver-utils xterm openssl
+            freerdp2-x11 freerdp2-shadow-x11 winpr-utils freerdp3-x11 xrdp xorgxrdp)
+        ;;
+    ci) tools+=(cargo-deny cargo-fuzz) ;;
+    *)
+        echo "install.sh: unknown part '$part' (known: peers, ci)" >&2
+        exit 2
+        ;;
+    esac
+done
+
+root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo -n "$@"
+    else
+        echo "install.sh: root is needed for: $*" >&2
+        return 1
+    fi
+}
+
+apt_get() {
+    root env DEBIAN_FRONTEND=noninteractive apt-get -o Acquire::Retries=3 -o DPkg::Lock::Timeout=120 -qq -o Dpkg::Use-Pty=0 "$@" >/dev/null
+}
+
+# FreeRDP 3 is not in Debian 12 itself but in its backports, which the machine's own mirror also serves.
+add_backports() {
+    local codename mirror
+    codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    mirror=$(apt-get indextargets --format '$(ORIGIN) $(RELEASE) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
+        awk -v release="$codename" '$1 == "Debian" && $2 == release && $3 == "main" { print $4; exit }')
+    if [ -z "$mirror" ]; then
+        echo "install.sh: no apt source of Debian $codename to derive its backports from" >&2
+        return 1
+    fi
+    root tee /etc/apt/sources.list.d/jetway-backports.sources >/dev/null <<SOURCE
+Types: deb
+URIs: $mirror
+Suites: $codename-backports
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+SOURCE
+    apt_get update
+}
+
+installed=$(dpkg-query --show --showformat='${db:Status-Status} ${Package}\n' "${packages[@]}" 2>/dev/null |
+    sed -n 's/^installed //p' || true)
+missing=()
+for package in "${packages[@]}"; do
+    grep -qxF "$package" <<<"$installed" || missing+=("$package")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+    echo "install.sh: installing ${missing[*]}"
+    apt_get update
+    if [[ " ${missing[*]} " == *" freerdp3-x11 "* ]] && ! apt-cache show freerdp3-x11 >/dev/null 2>&1; then
+        add_backports
+    fi
+    apt_get install --yes --no-install-recommends "${missing[@]}" </dev/null
+fi
+
+for tool in "${tools[@]}"; do
+    if ! command -v "$tool" >/dev/null && [ ! -x "${CARGO_HOME:-$HOME/.cargo}/bin/$tool" ]; then
+        echo "install.sh: installing $tool"
+        cargo install --locked "$tool"
+    fi
+done
