@@ -1,0 +1,38 @@
+//! The laboratory by itself: client and target with nothing between, so that a failure elsewhere is the gateway's.
+
+use anyhow::Result;
+
+use crate::lab::freerdp::{FreeRdp, Version};
+use crate::lab::target::{self, TargetKind};
+use crate::lab::workspace;
+
+macro_rules! direct_sessions {
+    ($($name:ident: $version:ident, $target:ident;)*) => {$(
+        #[test]
+        fn $name() -> Result<()> {
+            desktop_appears_twice_alike_and_keys_arrive(Version::$version, TargetKind::$target)
+        }
+    )*};
+}
+
+direct_sessions! {
+    freerdp2_alone_reaches_the_nla_desktop: Two, ShadowNla;
+    freerdp3_alone_reaches_the_nla_desktop: Three, ShadowNla;
+    freerdp2_alone_reaches_the_tls_desktop: Two, ShadowTls;
+    freerdp3_alone_reaches_the_tls_desktop: Three, ShadowTls;
+    freerdp2_alone_reaches_the_xrdp_desktop: Two, Xrdp;
+    freerdp3_alone_reaches_the_xrdp_desktop: Three, Xrdp;
+}
+
+fn desktop_appears_twice_alike_and_keys_arrive(version: Version, kind: TargetKind) -> Result<()> {
+    workspace::run(|workspace| {
+        let target = target::start(workspace, kind)?;
+        let place = target.place();
+        let mut first = FreeRdp::direct(workspace, version, place)?;
+        let picture = first.wait_for_desktop(place)?;
+        first.end();
+        let mut second = FreeRdp::direct(workspace, version, place)?;
+        second.wait_for_picture(workspace, &picture)?;
+        second.type_until_it_arrives(place)
+    })
+}

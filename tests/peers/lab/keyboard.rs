@@ -1,0 +1,56 @@
+//! Keys typed into the client's window, proved by what they did in the target.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::display::Display;
+use super::process::tool;
+use super::wait::{PATIENCE, soon, until};
+
+/// Types a command that creates a file in `folder` and waits for the file.
+///
+/// The first keys after a connection may be lost: the command can be typed again without harm.
+pub(crate) fn create_file_by_typing(display: &Display, folder: &Path) -> Result<()> {
+    let window = until("a window of FreeRDP", PATIENCE, || {
+        let found = tool(
+            display
+                .command("xdotool")
+                .args(["search", "--class", "freerdp"]),
+        );
+        let Ok(found) = found else { return Ok(None) };
+        Ok(String::from_utf8(found)?.lines().last().map(str::to_owned))
+    })?;
+    let typed = folder.join("typed_by-keys.42");
+    // Nothing manages windows here: the focus follows a click inside the terminal of the desktop.
+    tool(display.command("xdotool").args([
+        "windowfocus",
+        &window,
+        "mousemove",
+        "200",
+        "200",
+        "click",
+        "1",
+    ]))?;
+    for _ in 0..ATTEMPTS {
+        let command = format!("touch {}", typed.display());
+        tool(
+            display
+                .command("xdotool")
+                .args(["type", "--delay", "8", &command]),
+        )?;
+        // Not "\n": xdotool would map it to a key that the RDP client has no scancode for.
+        tool(display.command("xdotool").args(["key", "Return"]))?;
+        if soon(PATIENCE_PER_ATTEMPT, || typed.exists()) {
+            return std::fs::remove_file(&typed).context("remove what was typed");
+        }
+    }
+    bail!(
+        "no typed command arrived in {ATTEMPTS} attempts: {} is missing",
+        typed.display()
+    )
+}
+
+const ATTEMPTS: usize = 5;
+const PATIENCE_PER_ATTEMPT: Duration = Duration::from_secs(2);

@@ -1,0 +1,17 @@
+//! The laboratory: real clients, targets and displays around the real gateway, all on loopback.
+//!
+//! Every process is started here and ended by its pid when the value that holds it goes out of scope; nothing waits for
+//! a time to pass, only for a condition with a deadline.
+
+pub(crate) mod desktop;
+pub(crate) mod display;
+pub(crate) mod freerdp;
+pub(crate) mod keyboard;
+pub(crate) mod port;
+pub(crate) mod process;
+pub(crate) mod screenshot;
+pub(crate) mod shadow;
+pub(crate) mod target;
+pub(crate) mod wait;
+pub(crate) mod workspace;
+pub(crate) mod xrdp;

@@ -1,0 +1,294 @@
+//! xrdp with its session manager and Xorg: the target that creates a session for a user of the machine.
+//!
+//! Needs root. One at a time: xrdp finds its session manager on port 3350 only, whatever its configuration says.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
+use uuid::Uuid;
+
+use super::desktop::{TERMINAL, colour_name, shell_script};
+use super::port::{Port, is_listening};
+use super::process::{Process, signal_pid, tool};
+use super::target::{Place, Target};
+use super::wait::{PATIENCE, soon, until};
+use super::workspace::Workspace;
+
+/// Fields are dropped in order: the servers first, then the user with its session, the lock last.
+#[derive(Debug)]
+pub(crate) struct Xrdp {
+    _server: Process,
+    _session_manager: Process,
+    _user: User,
+    _port: Port,
+    place: Place,
+    _alone: File,
+}
+
+impl Xrdp {
+    pub(crate) fn start(workspace: &Workspace) -> Result<Self> {
+        ensure!(
+            rustix::process::geteuid().is_root(),
+            "xrdp logs users on: it needs root"
+        );
+        let alone = File::create(std::env::temp_dir().join("jetway-peers-xrdp.lock"))?;
+        alone.lock()?;
+        ensure!(
+            !is_listening(SESSION_MANAGER_PORT)?,
+            "another xrdp session manager listens on port {SESSION_MANAGER_PORT}"
+        );
+        let user = User::create()?;
+        let port = Port::free()?;
+        let place = Place {
+            port: port.number(),
+            user: USER.to_owned(),
+            password: user.password.clone(),
+            background: [0x60, 0x20, 0x40],
+            writable: user.home.clone(),
+        };
+        user.write_desktop(&colour_name(place.background))?;
+
+        fs::create_dir_all("/run/xrdp/sockdir")?;
+        // As the package sets it: the display server and the channel server of the user make sockets here.
+        fs::set_permissions("/run/xrdp/sockdir", fs::Permissions::from_mode(0o1777))?;
+        let mut manager = Process::start(
+            workspace,
+            "xrdp-sesman",
+            Command::new("xrdp-sesman")
+                .arg("-n")
+                .arg("-c")
+                .arg(manager_config(workspace)?),
+        )?;
+        until("the session manager of xrdp listens", PATIENCE, || {
+            manager.expect_alive()?;
+            Ok(is_listening(SESSION_MANAGER_PORT)?.then_some(()))
+        })?;
+        let mut server = Process::start(
+            workspace,
+            "xrdp",
+            Command::new("xrdp")
+                .arg("-n")
+                .arg("-c")
+                .arg(server_config(workspace, place.port)?),
+        )?;
+        port.wait_for_listener(|| server.expect_alive())?;
+        Ok(Self {
+            _server: server,
+            _session_manager: manager,
+            _user: user,
+            _port: port,
+            place,
+            _alone: alone,
+        })
+    }
+}
+
+impl Target for Xrdp {
+    fn place(&self) -> &Place {
+        &self.place
+    }
+}
+
+fn server_config(workspace: &Workspace, port: u16) -> Result<PathBuf> {
+    let certified = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()])?;
+    let certificate = workspace.write("xrdp.pem", certified.cert.pem())?;
+    let key = workspace.write("xrdp.key", certified.signing_key.serialize_pem())?;
+    edited(
+        workspace,
+        "xrdp.ini",
+        &[
+            // A whole line: a comment of the file has the same text, and a miss would open port 3389 to the world.
+            ("port=3389", format!("port=tcp://127.0.0.1:{port}")),
+            (
+                "certificate=",
+                format!("certificate={}", certificate.display()),
+            ),
+            ("key_file=", format!("key_file={}", key.display())),
+            (
+                "LogFile=xrdp.log",
+                format!("LogFile={}", workspace.path("xrdp-file.log").display()),
+            ),
+            ("EnableSyslog=true", "EnableSyslog=false".to_owned()),
+        ],
+    )
+}
+
+fn manager_config(workspace: &Workspace) -> Result<PathBuf> {
+    let log = workspace.path("xrdp-sesman-file.log");
+    edited(
+        workspace,
+        "sesman.ini",
+        &[
+            (
+                "LogFile=xrdp-sesman.log",
+                format!("LogFile={}", log.display()),
+            ),
+            ("EnableSyslog=true", "EnableSyslog=false".to_owned()),
+            // Away from the displays that Xvfb takes.
+            ("X11DisplayOffset=10", "X11DisplayOffset=460".to_owned()),
+        ],
+    )
+}
+
+/// The packaged configuration with whole lines replaced; every line to be replaced must be there.
+fn edited(workspace: &Workspace, name: &str, edits: &[(&str, String)]) -> Result<PathBuf> {
+    let packaged = format!("/etc/xrdp/{name}");
+    let text = fs::read_to_string(&packaged)
+        .with_context(|| format!("read {packaged} (tests/install.sh peers installs it)"))?;
+    for (line, _) in edits {
+        ensure!(
+            text.lines().any(|found| found == *line),
+            "{packaged} has no line {line:?}"
+        );
+    }
+    let lines: Vec<&str> = text
+        .lines()
+        .map(|line| {
+            edits
+                .iter()
+                .find(|(old, _)| *old == line)
+                .map_or(line, |(_, new)| new)
+        })
+        .collect();
+    workspace.write(name, lines.join("\n") + "\n")
+}
+
+/// A user of the machine that exists for one test; every process it has is the test's.
+#[derive(Debug)]
+struct User {
+    id: u32,
+    group: u32,
+    home: PathBuf,
+    password: String,
+}
+
+impl User {
+    fn create() -> Result<Self> {
+        // A test that was killed leaves its user behind.
+        if let Some(left_over) = Self::find()? {
+            drop(left_over);
+        }
+        tool(Command::new("useradd").args(["--create-home", "--shell", "/bin/bash", USER]))?;
+        let mut user = Self::find()?.context("useradd made no user")?;
+        user.password = format!("Pw-{}", Uuid::new_v4().simple());
+        let mut chpasswd = Command::new("chpasswd").stdin(Stdio::piped()).spawn()?;
+        let line = format!("{USER}:{}\n", user.password);
+        std::io::Write::write_all(
+            &mut chpasswd.stdin.take().context("stdin")?,
+            line.as_bytes(),
+        )?;
+        ensure!(chpasswd.wait()?.success(), "chpasswd failed");
+        Ok(user)
+    }
+
+    fn find() -> Result<Option<Self>> {
+        let passwd = fs::read_to_string("/etc/passwd")?;
+        let Some(line) = passwd
+            .lines()
+            .find(|line| line.starts_with(&format!("{USER}:")))
+        else {
+            return Ok(None);
+        };
+        let fields: Vec<&str> = line.split(':').collect();
+        let [_, _, id, group, _, home, _] = fields[..] else {
+            bail!("/etc/passwd: {line}")
+        };
+        let (id, group) = (id.parse()?, group.parse()?);
+        ensure!(id != 0, "user {USER} is root");
+        Ok(Some(Self {
+            id,
+            group,
+            home: PathBuf::from(home),
+            password: String::new(),
+        }))
+    }
+
+    /// What sesman starts as the user's window manager.
+    fn write_desktop(&self, background: &str) -> Result<()> {
+        let (shell, start) = (self.home.join("shell.sh"), self.home.join("startwm.sh"));
+        let ready = self.home.join("shell-ready");
+        let mut terminal = String::new();
+        for word in TERMINAL {
+            terminal.push_str(&format!("'{word}' "));
+        }
+        fs::write(&shell, shell_script(&Uuid::new_v4().to_string(), &ready))?;
+        fs::write(
+            &start,
+            format!(
+                "#!/bin/sh\nxsetroot -solid '{background}'\nexec {terminal}{}\n",
+                shell.display()
+            ),
+        )?;
+        for script in [&shell, &start] {
+            fs::set_permissions(script, fs::Permissions::from_mode(0o755))?;
+            chown(script, Some(self.id), Some(self.group))?;
+        }
+        Ok(())
+    }
+
+    fn processes(&self) -> Vec<u32> {
+        let mut pids: Vec<u32> = fs::read_dir("/proc")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|entry| entry.metadata().is_ok_and(|facts| facts.uid() == self.id))
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .collect();
+        pids.sort_unstable();
+        pids
+    }
+
+    /// Ends the session the way a user does, through its window manager; whatever then remains is killed.
+    fn end_session(&self) {
+        for pid in self.processes() {
+            if fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "xterm\n") {
+                signal_pid(pid, Signal::TERM);
+            }
+        }
+        if !soon(Duration::from_secs(3), || self.processes().is_empty()) {
+            soon(Duration::from_secs(3), || {
+                self.processes()
+                    .into_iter()
+                    .for_each(|pid| signal_pid(pid, Signal::KILL));
+                self.processes().is_empty()
+            });
+        }
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        self.end_session();
+        unmount_under(&self.home);
+        if let Err(error) = tool(Command::new("userdel").args(["--force", "--remove", USER])) {
+            // userdel complains of a missing mail spool after it has done its work.
+            if matches!(Self::find(), Ok(Some(_)) | Err(_)) {
+                eprintln!("the user {USER} could not be removed: {error:#}");
+            }
+        }
+    }
+}
+
+/// The channel server mounts the client's drives in the user's home by FUSE.
+fn unmount_under(folder: &Path) {
+    for line in fs::read_to_string("/proc/mounts")
+        .unwrap_or_default()
+        .lines()
+    {
+        if let Some(mounted) = line
+            .split(' ')
+            .nth(1)
+            .filter(|path| Path::new(path).starts_with(folder))
+        {
+            let _ = tool(Command::new("umount").args(["--lazy", mounted]));
+        }
+    }
+}
+
+const USER: &str = "jetway-peer";
+const SESSION_MANAGER_PORT: u16 = 3350;

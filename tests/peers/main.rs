@@ -1,0 +1,6 @@
+//! Jetway between real parts: FreeRDP 2 and 3 as clients, freerdp-shadow-cli and xrdp as targets.
+//!
+//! `tests/install.sh peers` installs them. xrdp needs root.
+
+mod direct;
+mod lab;
