@@ -1,3 +1,739 @@
-//! From the text of a token to [`Claims`](claims::Claims), or to the rule that it breaks.
+//! From the text of a token to [`Claims`], or to the rule that it breaks ([JET-PROTO] 2.2.3).
+//!
+//! [`Verifier::verify`] reads top to bottom: the text is taken apart and bounded (`jose`), a configured key opens it
+//! ([`key`]), the plaintext becomes claims ([`claims`]), and the claims are valid now ([`validity`]). Whether the
+//! token was used before or revoked is asked afterwards, by whoever keeps that memory.
+//!
+//! INVARIANT: a [`Token`] exists only if every rule held. No error, name or log line made here repeats the text of a
+//! token or any part of a key.
 
+pub mod algorithm;
+pub mod claims;
+mod jose;
+mod json;
+pub mod key;
+pub mod mint;
+pub mod revocation;
 pub mod target;
+pub mod validity;
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use zeroize::Zeroizing;
+
+use self::algorithm::{ContentEncryption, KeyManagement, SignatureAlgorithm};
+pub use self::claims::Claims;
+use self::jose::{Compact, Header, Jwe, Jws, JwsAlg};
+pub use self::key::{KeyDocument, KeyError, KeySet, KeyUsage};
+use crate::time::UnixTime;
+
+/// Verifies tokens with one set of keys under one set of rules.
+#[derive(Debug)]
+pub struct Verifier {
+    keys: KeySet,
+    rules: TokenRules,
+}
+
+/// What an administrator decides about tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenRules {
+    /// How far clocks may be apart, at either end of a validity period.
+    pub leeway_s: u64,
+    /// Life of a token that has a start and no `exp`.
+    pub default_lifetime_s: u64,
+    /// Longest life of any token, whatever its `exp`.
+    pub max_lifetime_s: u64,
+    /// Whether a token that is encrypted but not signed is accepted.
+    pub unsigned_jwe: UnsignedJwe,
+    /// Development only: accept `alg: none`.
+    pub allow_none: bool,
+    /// Accepted `iss`; empty accepts any and none.
+    pub issuers: Vec<String>,
+    /// Names of this gateway, one of which a token's `aud` or `jet_gw_id` must hold. Empty: a token with an audience is
+    /// meant for somebody else.
+    pub audiences: Vec<String>,
+}
+
+impl Default for TokenRules {
+    fn default() -> Self {
+        Self {
+            leeway_s: 120,
+            default_lifetime_s: 120,
+            max_lifetime_s: 8 * 60 * 60,
+            unsigned_jwe: UnsignedJwe::Refuse,
+            allow_none: false,
+            issuers: Vec::new(),
+            audiences: Vec::new(),
+        }
+    }
+}
+
+/// Whether encryption without a signature is enough. A public key encrypts for everyone: it proves no issuer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UnsignedJwe {
+    /// Never: a signed token must be inside.
+    #[default]
+    Refuse,
+    /// Where issuer and gateway share the key, which proves the issuer.
+    SymmetricOnly,
+    /// Always. Whoever has the gateway's public key can then make tokens.
+    Accept,
+}
+
+/// A token that every rule held for.
+#[derive(Clone, Debug)]
+pub struct Token {
+    /// What the replay store and the log call it.
+    pub id: TokenId,
+    /// What it says.
+    pub claims: Claims,
+    /// How it was protected.
+    pub protection: Protection,
+}
+
+/// The name of a token: its `jti`, or a digest of its text when it has none. Safe to log and to store.
+///
+/// The digest of a signed token covers header and payload only: an ECDSA signature can be rewritten into another valid
+/// one by anybody, and the result must still be the same token. That of an encrypted token covers all of its text, so
+/// that nobody can guess a password inside by hashing candidates.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TokenId(String);
+
+impl TokenId {
+    /// The id with this text, as it was stored or logged.
+    #[must_use]
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The id as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    fn of_text(text: &str) -> Self {
+        Self(format!(
+            "sha256:{}",
+            hex::encode(openssl::sha::sha256(text.as_bytes()))
+        ))
+    }
+}
+
+impl fmt::Display for TokenId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// How a token was protected on its way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Protection {
+    /// Not at all: `alg: none`, by the development switch.
+    None,
+    /// Signed.
+    Signed(Signature),
+    /// Encrypted, and not signed.
+    Encrypted(Encryption),
+    /// Signed, then encrypted.
+    Nested {
+        /// The outer layer.
+        encryption: Encryption,
+        /// The inner layer.
+        signature: Signature,
+    },
+}
+
+/// A signature that held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signature {
+    /// Its algorithm.
+    pub alg: SignatureAlgorithm,
+    /// The key it names.
+    pub kid: Option<String>,
+}
+
+/// An encryption that opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encryption {
+    /// How the content key was agreed on.
+    pub alg: KeyManagement,
+    /// How the content was encrypted.
+    pub enc: ContentEncryption,
+    /// The key it names.
+    pub kid: Option<String>,
+}
+
+impl Protection {
+    /// Whether the token arrived encrypted, so that it may carry secrets.
+    #[must_use]
+    pub const fn is_encrypted(&self) -> bool {
+        match self {
+            Self::None | Self::Signed(_) => false,
+            Self::Encrypted(_) | Self::Nested { .. } => true,
+        }
+    }
+}
+
+impl fmt::Display for Protection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::Signed(signature) => signature.fmt(f),
+            Self::Encrypted(encryption) => encryption.fmt(f),
+            Self::Nested {
+                encryption,
+                signature,
+            } => write!(f, "{signature} in {encryption}"),
+        }
+    }
+}
+
+impl fmt::Display for Signature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.alg)?;
+        self.kid
+            .as_ref()
+            .map_or(Ok(()), |kid| write!(f, " (key {kid})"))
+    }
+}
+
+impl fmt::Display for Encryption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.alg, self.enc)?;
+        self.kid
+            .as_ref()
+            .map_or(Ok(()), |kid| write!(f, " (key {kid})"))
+    }
+}
+
+/// The rule that a token breaks. Each says who can put it right; none repeats the token.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// Issuer: the text is larger than [`limits::TOKEN_BYTES`](crate::limits::TOKEN_BYTES).
+    #[error("the token has {bytes} bytes, more than are accepted")]
+    Oversized {
+        /// Its size.
+        bytes: usize,
+    },
+    /// Issuer, or whatever carried the text: not a compact JWS or JWE.
+    #[error("the token is malformed: {0}")]
+    Malformed(&'static str),
+    /// Issuer: the header is not one that can be read in only one way.
+    #[error("the token's header is not usable: {0}")]
+    Header(&'static str),
+    /// Issuer: `zip`. Nothing is inflated for a stranger.
+    #[error("the token is compressed, which is not accepted")]
+    Compressed,
+    /// Issuer: `crit` or `b64` demands an extension.
+    #[error("the token's header demands an extension that is not supported")]
+    Critical,
+    /// Issuer or administrator: no configured key allows the algorithm in the header.
+    #[error("the token's algorithm is not one that the configured keys allow")]
+    Algorithm,
+    /// Issuer: `alg: none`, without the development switch or with a signature after all.
+    #[error("the token is not signed (alg none)")]
+    AlgNone,
+    /// Issuer, administrator or an attacker: some cryptographic check failed, and which one is not said.
+    #[error("no configured key verifies the token")]
+    Unauthentic,
+    /// Issuer: encrypted, but not signed, against [`TokenRules::unsigned_jwe`].
+    #[error("the token is encrypted but not signed, so nothing proves who issued it")]
+    UnsignedEncrypted,
+    /// Issuer: a token of another kind, by its `typ` or `cty`.
+    #[error("the token is of another type, by its {0}")]
+    WrongType(&'static str),
+    /// Issuer: the payload is not a JSON object.
+    #[error("the token's payload is not a JSON object")]
+    NotClaims,
+    /// Issuer: a JSON name occurs twice.
+    #[error("the token has a claim twice")]
+    DuplicateClaim,
+    /// Issuer: a claim has a wrong type or value, or is missing.
+    #[error("claim {claim}: {problem}")]
+    Claim {
+        /// Its name.
+        claim: &'static str,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// Issuer: a secret travelled in the clear; change it.
+    #[error("claim {claim} is a secret and the token was not encrypted")]
+    SecretUnencrypted {
+        /// Its name.
+        claim: &'static str,
+    },
+    /// Issuer: none of `nbf`, `iat` and `exp` is there.
+    #[error("the token has neither a start nor an end of validity")]
+    NoValidity,
+    /// Issuer, or one of the clocks.
+    #[error("the token is not valid before {not_before}, and it is {now}")]
+    NotYetValid {
+        /// Start of its validity.
+        not_before: UnixTime,
+        /// Time of the check.
+        now: UnixTime,
+    },
+    /// User, who came too late, or one of the clocks.
+    #[error("the token was valid until {not_after}, and it is {now}")]
+    Expired {
+        /// End of its validity.
+        not_after: UnixTime,
+        /// Time of the check.
+        now: UnixTime,
+    },
+    /// Issuer: valid for longer than [`TokenRules::max_lifetime_s`].
+    #[error("the token is valid for longer than {max_s} seconds")]
+    LifetimeTooLong {
+        /// The limit.
+        max_s: u64,
+    },
+    /// Issuer or administrator: `iss` is not one of [`TokenRules::issuers`].
+    #[error("the token's issuer is not accepted")]
+    Issuer,
+    /// Issuer or administrator: `aud` or `jet_gw_id` does not name this gateway.
+    #[error("the token is meant for another audience")]
+    Audience,
+}
+
+impl TokenError {
+    /// A short stable name of the rule, for logs and metrics.
+    #[must_use]
+    pub const fn rule(&self) -> &'static str {
+        match self {
+            Self::Oversized { .. } => "oversized",
+            Self::Malformed(_) => "malformed",
+            Self::Header(_) => "header",
+            Self::Compressed => "compressed",
+            Self::Critical => "critical",
+            Self::Algorithm => "algorithm",
+            Self::AlgNone => "alg-none",
+            Self::Unauthentic => "signature",
+            Self::UnsignedEncrypted => "unsigned-jwe",
+            Self::WrongType(_) => "type",
+            Self::NotClaims => "claims",
+            Self::DuplicateClaim => "duplicate-claim",
+            Self::Claim { .. } => "claim",
+            Self::SecretUnencrypted { .. } => "secret-unencrypted",
+            Self::NoValidity => "no-validity",
+            Self::NotYetValid { .. } => "not-yet-valid",
+            Self::Expired { .. } => "expired",
+            Self::LifetimeTooLong { .. } => "lifetime",
+            Self::Issuer => "issuer",
+            Self::Audience => "audience",
+        }
+    }
+}
+
+/// A token whose protection held, its claims not read yet.
+struct Opened {
+    payload: Zeroizing<Vec<u8>>,
+    protection: Protection,
+    digest: TokenId,
+    /// The header of a signed token inside an encrypted one, for display.
+    inner_header: Option<Value>,
+}
+
+impl Verifier {
+    /// A verifier with these keys and rules.
+    #[must_use]
+    pub fn new(keys: KeySet, rules: TokenRules) -> Self {
+        Self { keys, rules }
+    }
+
+    /// The rules it applies.
+    #[must_use]
+    pub fn rules(&self) -> &TokenRules {
+        &self.rules
+    }
+
+    /// The keys it applies them with.
+    #[must_use]
+    pub fn keys(&self) -> &KeySet {
+        &self.keys
+    }
+
+    /// Verifies the compact text of a token.
+    ///
+    /// # Errors
+    /// The first rule that does not hold.
+    pub fn verify(&self, text: &str, now: UnixTime) -> Result<Token, TokenError> {
+        let opened = self.open(text)?;
+        let encrypted = opened.protection.is_encrypted();
+        let claims = Claims::parse(&opened.payload, encrypted, &self.rules, now)?;
+        let id = claims.jti.clone().map_or(opened.digest, TokenId);
+        Ok(Token {
+            id,
+            claims,
+            protection: opened.protection,
+        })
+    }
+
+    /// Estimates the CPU time that [`verify`](Self::verify) would take, microseconds, from the header and the keys
+    /// alone: for budgets to be charged before any cryptography.
+    #[must_use]
+    pub fn cost_us(&self, text: &str) -> u32 {
+        let keys_us = match Compact::parse(text) {
+            Err(_) => 0,
+            Ok(Compact::Jws(jws)) => match jws.alg {
+                JwsAlg::None => 0,
+                JwsAlg::Signed(alg) => self
+                    .keys
+                    .verifiers(alg, jws.header.kid.as_deref())
+                    .fold(0_u32, |sum, (_, kind)| {
+                        sum.saturating_add(kind.verification_us())
+                    }),
+            },
+            Ok(Compact::Jwe(jwe)) => self
+                .keys
+                .decrypters(jwe.alg, jwe.header.kid.as_deref())
+                .fold(0_u32, |sum, (_, kind)| {
+                    sum.saturating_add(kind.decryption_us())
+                })
+                .saturating_add(self.keys.dearest_verification_us()),
+        };
+        PARSING_US.saturating_add(keys_us)
+    }
+
+    /// Headers, claims and verdict of a token, for people. Secrets are masked.
+    #[must_use]
+    pub fn inspect(&self, text: &str, now: UnixTime) -> Inspection {
+        let mut inspection = Inspection::without_keys(text);
+        match self.open(text) {
+            Ok(opened) => {
+                inspection.claims = claims::masked(&opened.payload);
+                inspection.header.extend(opened.inner_header);
+                inspection.protection = Some(opened.protection);
+                inspection.verdict = Some(self.verify(text, now));
+            }
+            Err(error) => inspection.verdict = Some(Err(error)),
+        }
+        inspection
+    }
+
+    fn open(&self, text: &str) -> Result<Opened, TokenError> {
+        match Compact::parse(text)? {
+            Compact::Jws(jws) => {
+                let (payload, protection) = match jws.alg {
+                    JwsAlg::None if self.rules.allow_none && jws.is_unsigned() => {
+                        check_type(&jws.header)?;
+                        (jws.unverified_payload()?, Protection::None)
+                    }
+                    JwsAlg::None => return Err(TokenError::AlgNone),
+                    JwsAlg::Signed(alg) => {
+                        let (payload, signature) = self.check_signature(&jws, alg)?;
+                        (payload, Protection::Signed(signature))
+                    }
+                };
+                let digest = TokenId::of_text(jws.signing_input);
+                Ok(Opened {
+                    payload,
+                    protection,
+                    digest,
+                    inner_header: None,
+                })
+            }
+            Compact::Jwe(jwe) => {
+                let digest = TokenId::of_text(text);
+                let (plaintext, encryption) = self.decrypt(&jwe)?;
+                let says_nested = jwe
+                    .header
+                    .cty
+                    .as_deref()
+                    .is_some_and(|cty| is_media_type(cty, "jwt"));
+                if looks_like_an_object(&plaintext) {
+                    if says_nested {
+                        return Err(TokenError::WrongType("cty"));
+                    }
+                    check_type(&jwe.header)?;
+                    self.check_unsigned(jwe.alg)?;
+                    return Ok(Opened {
+                        payload: plaintext,
+                        protection: Protection::Encrypted(encryption),
+                        digest,
+                        inner_header: None,
+                    });
+                }
+                let inner = std::str::from_utf8(&plaintext)
+                    .map_err(|_| TokenError::Malformed("it encrypts neither claims nor a token"))?;
+                let (payload, signature) = self.check_inner(inner)?;
+                Ok(Opened {
+                    payload,
+                    protection: Protection::Nested {
+                        encryption,
+                        signature,
+                    },
+                    digest,
+                    inner_header: jose::header_for_display(inner).ok(),
+                })
+            }
+        }
+    }
+
+    fn check_signature(
+        &self,
+        jws: &Jws<'_>,
+        alg: SignatureAlgorithm,
+    ) -> Result<(Zeroizing<Vec<u8>>, Signature), TokenError> {
+        if !self.keys.allows_signature(alg) {
+            return Err(TokenError::Algorithm);
+        }
+        let kid = jws.header.kid.clone();
+        let payload = self
+            .keys
+            .verifiers(alg, kid.as_deref())
+            .find_map(|(verifier, _)| verifier.verify(jws).ok())
+            .ok_or(TokenError::Unauthentic)?;
+        check_type(&jws.header)?;
+        Ok((payload, Signature { alg, kid }))
+    }
+
+    fn decrypt(&self, jwe: &Jwe<'_>) -> Result<(Zeroizing<Vec<u8>>, Encryption), TokenError> {
+        if !self.keys.allows_encryption(jwe.alg) {
+            return Err(TokenError::Algorithm);
+        }
+        let kid = jwe.header.kid.clone();
+        let plaintext = self
+            .keys
+            .decrypters(jwe.alg, kid.as_deref())
+            .find_map(|(decrypter, _)| decrypter.decrypt(jwe).ok())
+            .ok_or(TokenError::Unauthentic)?;
+        Ok((
+            plaintext,
+            Encryption {
+                alg: jwe.alg,
+                enc: jwe.enc,
+                kid,
+            },
+        ))
+    }
+
+    /// What an encrypted token holds if not claims: a signed token, and no further layer.
+    fn check_inner(&self, text: &str) -> Result<(Zeroizing<Vec<u8>>, Signature), TokenError> {
+        match Compact::parse(text)? {
+            Compact::Jws(jws) => match jws.alg {
+                JwsAlg::None => Err(TokenError::AlgNone),
+                JwsAlg::Signed(alg) => self.check_signature(&jws, alg),
+            },
+            Compact::Jwe(_) => Err(TokenError::Malformed("it is encrypted twice")),
+        }
+    }
+
+    fn check_unsigned(&self, alg: KeyManagement) -> Result<(), TokenError> {
+        match self.rules.unsigned_jwe {
+            UnsignedJwe::Accept => Ok(()),
+            UnsignedJwe::SymmetricOnly if alg.is_symmetric() => Ok(()),
+            UnsignedJwe::SymmetricOnly | UnsignedJwe::Refuse => Err(TokenError::UnsignedEncrypted),
+        }
+    }
+}
+
+/// What a token looks like from outside and, as far as keys allow, from inside.
+#[derive(Debug)]
+pub struct Inspection {
+    /// The header of each layer, the outermost first.
+    pub header: Vec<Value>,
+    /// The claims, secrets masked; none where they are encrypted to a key that is not at hand.
+    pub claims: Option<Map<String, Value>>,
+    /// How it is protected, if a key vouched for that.
+    pub protection: Option<Protection>,
+    /// The verdict, if keys were given.
+    pub verdict: Option<Result<Token, TokenError>>,
+}
+
+impl Inspection {
+    /// What can be seen without a key: the claims of a merely signed token, unverified.
+    #[must_use]
+    pub fn without_keys(text: &str) -> Self {
+        let claims = match Compact::parse(text) {
+            Ok(Compact::Jws(jws)) => jws
+                .unverified_payload()
+                .ok()
+                .and_then(|payload| claims::masked(&payload)),
+            Ok(Compact::Jwe(_)) | Err(_) => None,
+        };
+        Self {
+            header: jose::header_for_display(text).into_iter().collect(),
+            claims,
+            protection: None,
+            verdict: None,
+        }
+    }
+}
+
+/// Other kinds of token may be signed with the same key ([RFC 8725] 3.11); `ASSOCIATION` is what other JET gateways
+/// call theirs.
+///
+/// [RFC 8725]: https://www.rfc-editor.org/rfc/rfc8725#section-3.11
+fn check_type(header: &Header) -> Result<(), TokenError> {
+    if header
+        .typ
+        .as_deref()
+        .is_some_and(|typ| !is_media_type(typ, "jwt") && !is_media_type(typ, "jose"))
+    {
+        return Err(TokenError::WrongType("typ"));
+    }
+    if header
+        .cty
+        .as_deref()
+        .is_some_and(|cty| !is_media_type(cty, "jwt") && !is_media_type(cty, "association"))
+    {
+        return Err(TokenError::WrongType("cty"));
+    }
+    Ok(())
+}
+
+/// Media types compare without case, and `application/` may be left out ([RFC 7515] 4.1.9).
+///
+/// [RFC 7515]: https://www.rfc-editor.org/rfc/rfc7515#section-4.1.9
+fn is_media_type(value: &str, name: &str) -> bool {
+    const PREFIX: &str = "application/";
+    let short = match value.get(..PREFIX.len()) {
+        Some(start) if start.eq_ignore_ascii_case(PREFIX) => {
+            value.get(PREFIX.len()..).unwrap_or("")
+        }
+        Some(_) | None => value,
+    };
+    short.eq_ignore_ascii_case(name)
+}
+
+fn looks_like_an_object(plaintext: &[u8]) -> bool {
+    plaintext.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{')
+}
+
+/// Taking a token apart and reading its claims, microseconds.
+const PARSING_US: u32 = 20;
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::algorithm::Algorithm;
+    use super::claims::{ConnectionMode, RecordingPolicy};
+    use super::key::Key;
+    use super::mint::{EncryptionKey, SigningKey, generate, mint};
+    use super::*;
+
+    const NOW: UnixTime = UnixTime(1_700_000_000);
+
+    fn key(alg: &str, kid: &str) -> Key {
+        let mut key = generate(alg.parse::<Algorithm>().unwrap()).unwrap();
+        key.set_kid(Some(kid.to_owned()));
+        key
+    }
+
+    /// What a gateway is given of a key: the public half to verify, the private half to decrypt.
+    fn for_gateway(key: &Key) -> String {
+        match key.usage() {
+            Some(KeyUsage::Sign) if key.public_jwk().is_some() => {
+                serde_json::to_string(&key.public_jwk().unwrap()).unwrap()
+            }
+            _ => key.private_jwk().unwrap().as_str().to_owned(),
+        }
+    }
+
+    fn verifier(keys: &[&Key], rules: TokenRules) -> Verifier {
+        let texts: Vec<String> = keys.iter().map(|key| for_gateway(key)).collect();
+        let documents: Vec<KeyDocument<'_>> = texts
+            .iter()
+            .map(|text| KeyDocument {
+                name: "key",
+                bytes: text.as_bytes(),
+                usage: None,
+                kid: None,
+            })
+            .collect();
+        Verifier::new(KeySet::from_documents(&documents).unwrap(), rules)
+    }
+
+    fn signing(key: &Key) -> SigningKey {
+        SigningKey::from_key(key, None).unwrap()
+    }
+
+    fn encrypting(key: &Key) -> EncryptionKey {
+        EncryptionKey::from_key(key, None).unwrap()
+    }
+
+    fn forward() -> Value {
+        json!({ "jet_cm": "fwd", "dst_hst": "rdp.example:3389", "iat": NOW.0 })
+    }
+
+    fn rule(result: Result<Token, TokenError>) -> &'static str {
+        result.map_or_else(|error| error.rule(), |_| "accepted")
+    }
+
+    // J-JWT-2
+    #[test]
+    fn every_signature_algorithm_verifies_with_its_own_key_only() {
+        let mut keys: Vec<Key> = SignatureAlgorithm::ALL
+            .iter()
+            .map(|alg| key(alg.name(), alg.name()))
+            .collect();
+        for signer in &keys {
+            let text = mint(&forward(), Some(&signing(signer)), None).unwrap();
+            assert_eq!(
+                rule(verifier(&[signer], TokenRules::default()).verify(&text, NOW)),
+                "accepted"
+            );
+        }
+        let first = keys.remove(0);
+        let only_first = verifier(&[&first], TokenRules::default());
+        for signer in &keys {
+            let text = mint(&forward(), Some(&signing(signer)), None).unwrap();
+            assert_eq!(
+                rule(only_first.verify(&text, NOW)),
+                "algorithm",
+                "{signer:?}"
+            );
+        }
+        let same_algorithm = key("RS256", "RS256");
+        let text = mint(&forward(), Some(&signing(&same_algorithm)), None).unwrap();
+        assert_eq!(rule(only_first.verify(&text, NOW)), "signature");
+    }
+
+    // J-JWT-4
+    #[test]
+    fn every_encryption_algorithm_opens_with_its_own_key_only() {
+        let signer = key("ES256", "s");
+        for alg in KeyManagement::ALL {
+            let encrypter = key(alg.name(), "e");
+            for enc in ContentEncryption::ALL {
+                if *alg == KeyManagement::Dir && *enc == ContentEncryption::A128Gcm {
+                    continue;
+                }
+                let to = encrypting(&encrypter).with_content_encryption(*enc);
+                let text = mint(&forward(), Some(&signing(&signer)), Some(&to)).unwrap();
+                let ours = verifier(&[&signer, &encrypter], TokenRules::default());
+                let token = ours.verify(&text, NOW).unwrap();
+                assert!(
+                    matches!(token.protection, Protection::Nested { .. }),
+                    "{alg} {enc}"
+                );
+                let other = key(alg.name(), "e");
+                let theirs = verifier(&[&signer, &other], TokenRules::default());
+                assert_eq!(rule(theirs.verify(&text, NOW)), "signature", "{alg} {enc}");
+            }
+        }
+    }
+
+    // J-JWT-1, J-CM-1, J-DST-1: nothing but what the specification asks for.
+    #[test]
+    fn a_minimal_token_of_the_specification_is_accepted() {
+        let signer = key("RS256", "k");
+        let text = mint(&forward(), Some(&signing(&signer)), None).unwrap();
+        let token = verifier(&[&signer], TokenRules::default())
+            .verify(&text, NOW)
+            .unwrap();
+        assert!(token.id.as_str().starts_with("sha256:"));
+        assert_eq!(token.claims.jet_cm, ConnectionMode::Fwd);
+        assert_eq!(token.claims.targets, ["rdp.example:3389".parse().unwrap()]);
+        assert_eq!(token.claims.jet_rec, RecordingPolicy::None);
+        assert!(!token.claims.jet_flt);
+        assert_eq!(token.claims.validity.not_after, NOW.plus(120));
+        assert_eq!(token.protection.to_string(), "RS256 (key k)");
+    }
+}

@@ -1,0 +1,119 @@
+//! Revoked tokens, named by any claim's value: one token by `jti`, a user by `sub`, a site by whatever the issuer puts
+//! into its tokens.
+//!
+//! Format: `{"jti": ["…"], "sub": ["mallory"], "dst_hst": ["10.0.0.7:3389"]}`. A claim that is a list is revoked with
+//! any of its values. A token without `jti` is revoked by its id (`sha256:…`) under `jti`.
+
+use std::collections::{BTreeMap, HashSet};
+
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use super::json::{self, ObjectError};
+use super::{Claims, TokenId};
+
+/// Claim names and the values that revoke.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Revocations(BTreeMap<String, HashSet<RevokedValue>>);
+
+/// A list that cannot be used. The list's author can put it right; until then the previous list should stay.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RevocationsError {
+    /// Not a JSON object.
+    #[error("the revocation list is not a JSON object")]
+    NotAnObject,
+    /// A claim name occurs twice.
+    #[error("the revocation list has a claim name twice")]
+    DuplicateName,
+    /// Not a list.
+    #[error("revocations of claim {0} are not a list")]
+    NotAList(String),
+    /// A value that is no text, number or boolean.
+    #[error("revocations of claim {0} hold something other than texts, numbers and booleans")]
+    BadValue(String),
+}
+
+/// A value to compare with, in the one form that equal values have.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum RevokedValue {
+    Text(String),
+    Uuid(Uuid),
+    Number(String),
+    Bool(bool),
+}
+
+impl Revocations {
+    /// Reads a list.
+    ///
+    /// # Errors
+    /// Whatever keeps the list from meaning exactly one thing.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, RevocationsError> {
+        let object: Map<String, Value> = json::object(bytes).map_err(|error| match error {
+            ObjectError::NotAnObject => RevocationsError::NotAnObject,
+            ObjectError::DuplicateName => RevocationsError::DuplicateName,
+        })?;
+        let mut claims = BTreeMap::new();
+        for (claim, values) in object {
+            let Value::Array(values) = values else {
+                return Err(RevocationsError::NotAList(claim));
+            };
+            let values: Option<HashSet<_>> = values.iter().map(RevokedValue::of).collect();
+            let Some(values) = values else {
+                return Err(RevocationsError::BadValue(claim));
+            };
+            claims.insert(claim, values);
+        }
+        Ok(Self(claims))
+    }
+
+    /// Whether nothing is revoked.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.values().all(HashSet::is_empty)
+    }
+
+    /// The claim by which a token is revoked, if it is.
+    #[must_use]
+    pub fn revokes(&self, token_id: &TokenId, claims: &Claims) -> Option<String> {
+        self.0
+            .iter()
+            .find(|(claim, revoked)| {
+                let by_id =
+                    *claim == "jti" && revoked.contains(&RevokedValue::text(token_id.as_str()));
+                by_id
+                    || claims
+                        .extra
+                        .get(*claim)
+                        .is_some_and(|value| matches(revoked, value))
+            })
+            .map(|(claim, _)| claim.clone())
+    }
+}
+
+fn matches(revoked: &HashSet<RevokedValue>, value: &Value) -> bool {
+    match value {
+        Value::Array(values) => values
+            .iter()
+            .filter_map(RevokedValue::of)
+            .any(|value| revoked.contains(&value)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Object(_) => {
+            RevokedValue::of(value).is_some_and(|value| revoked.contains(&value))
+        }
+    }
+}
+
+impl RevokedValue {
+    fn of(value: &Value) -> Option<Self> {
+        match value {
+            Value::String(text) => Some(Self::text(text)),
+            Value::Number(number) => Some(Self::Number(number.to_string())),
+            Value::Bool(value) => Some(Self::Bool(*value)),
+            Value::Null | Value::Array(_) | Value::Object(_) => None,
+        }
+    }
+
+    /// A UUID can be written in several ways and stays the same.
+    fn text(text: &str) -> Self {
+        Uuid::parse_str(text).map_or_else(|_| Self::Text(text.to_owned()), Self::Uuid)
+    }
+}
