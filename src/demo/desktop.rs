@@ -19,6 +19,9 @@ pub const KEYS_CHARS: usize = 24;
 /// How long the aeroplane takes from edge to edge.
 const CROSSING_MS: f32 = 14_000.0;
 
+/// Where on its way the aeroplane is first seen.
+const FIRST_SEEN: f32 = 0.35;
+
 const WHITE: Colour = Colour(245, 247, 255);
 const PALE: Colour = Colour(178, 188, 220);
 const AMBER: Colour = Colour(255, 176, 92);
@@ -94,7 +97,7 @@ impl Desktop {
         let mut still = Canvas::new(width, height);
         draw_landscape(&mut still, scale);
 
-        let panel = area(64.0, 128.0, 648.0, 500.0, scale);
+        let panel = area(64.0, 108.0, 648.0, 492.0, scale);
         still.panel(panel, 22.0 * scale, Colour(9, 12, 30), 0.72);
         let left = f32::from(panel.left) + 44.0 * scale;
         let top = f32::from(panel.top);
@@ -165,7 +168,7 @@ impl Desktop {
             pointer: field(5.0, WHITE),
             airway: Area {
                 right: width,
-                ..area(0.0, 36.0, 0.0, 76.0, scale)
+                ..area(0.0, 24.0, 0.0, 76.0, scale)
             },
             aeroplane: Area::default(),
             scale,
@@ -230,7 +233,7 @@ impl Desktop {
     }
 
     fn fly(&mut self, elapsed: Duration) -> Option<Area> {
-        let lap = elapsed.as_secs_f32() * 1000.0 / CROSSING_MS;
+        let lap = FIRST_SEEN + elapsed.as_secs_f32() * 1000.0 / CROSSING_MS;
         let width = f32::from(self.still.width());
         let reach = 170.0 * self.scale;
         let x = lap.fract() * (width + reach + 50.0 * self.scale) - 50.0 * self.scale;
@@ -369,7 +372,7 @@ fn draw_landscape(canvas: &mut Canvas, scale: f32) {
 
 fn draw_runway(canvas: &mut Canvas, ground: Area, far_x: f32, scale: f32) {
     let (top, depth) = (f32::from(ground.top), f32::from(ground.height().max(1)));
-    let near_x = f32::from(ground.right) * 0.5;
+    let near_x = far_x - 260.0 * scale;
     // `t` is 0 at the horizon and 1 at the lower edge; `side` is -1 and 1 at the edges of the runway.
     let at = |t: f32, side: f32| {
         let half = (5.0 + 330.0 * t) * scale;

@@ -11,6 +11,9 @@ pub const CAP_HEIGHT: f32 = 20.0;
 /// Space between two glyphs, units.
 const TRACKING: f32 = 6.0;
 
+/// All digits are equally wide, units.
+const DIGIT_WIDTH: f32 = 12.0;
+
 /// Straight pieces that stand for one curve; four look round up to 100 pixels.
 const PIECES_PER_CURVE: u8 = 5;
 
@@ -24,16 +27,19 @@ pub struct Segment {
 /// How far the pen moves on after `glyph`, units.
 #[must_use]
 pub fn advance(glyph: char) -> f32 {
-    if glyph == ' ' {
-        return 8.0;
-    }
-    let mut width = 0.0_f32;
-    for point in strokes(glyph).split(' ').flat_map(points) {
-        if !point.control {
-            width = width.max(point.at.0);
+    match glyph {
+        ' ' => 8.0,
+        // Clocks and sizes do not jump when a digit changes.
+        '0'..='9' => DIGIT_WIDTH + TRACKING,
+        _ => {
+            let mut segments = Vec::new();
+            for stroke in strokes(glyph).split(' ') {
+                flatten(stroke, 0.0, &mut segments);
+            }
+            let right = |width: f32, segment: &Segment| width.max(segment.from.0).max(segment.to.0);
+            segments.iter().fold(0.0, right) + TRACKING
         }
     }
-    width + TRACKING
 }
 
 /// Width of a line of text, units, without the space after its last glyph.
@@ -198,7 +204,7 @@ fn strokes(glyph: char) -> &'static str {
         'y' => "065k a64n~3q0q",
         'z' => "06a60kak",
         '0' => "60~c0ca~ck6k~0k0a~0060",
-        '1' => "24707k",
+        '1' => "34808k",
         '2' => "05~0060~c0c5~ca0kck",
         '3' => "03~2060~b0b5~ba5a 5a~cacf~ck6k~1k0h",
         '4' => "900ece 909k",

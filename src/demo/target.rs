@@ -397,7 +397,14 @@ fn x224(frame: &[u8], io_channel_id: u16, shared: &Shared) -> anyhow::Result<Nex
     let data = match message.0 {
         McsMessage::SendDataRequest(data) => data,
         McsMessage::DisconnectProviderUltimatum(_) => return Ok(Next::Leave),
-        _ => bail!("an MCS message that only belongs into the connection sequence"),
+        McsMessage::ErectDomainRequest(_)
+        | McsMessage::AttachUserRequest(_)
+        | McsMessage::AttachUserConfirm(_)
+        | McsMessage::ChannelJoinRequest(_)
+        | McsMessage::ChannelJoinConfirm(_)
+        | McsMessage::SendDataIndication(_) => {
+            bail!("an MCS message that only belongs into the connection sequence")
+        }
     };
     if data.channel_id != io_channel_id {
         // No other channel has anybody at this end.
@@ -414,6 +421,10 @@ fn x224(frame: &[u8], io_channel_id: u16, shared: &Shared) -> anyhow::Result<Nex
     let ShareControlPdu::Data(data) = header.share_control_pdu else {
         return Ok(Next::Stay);
     };
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "whatever else a client says has no effect here"
+    )]
     match data.share_data_pdu {
         ShareDataPdu::Input(input) => shared.change(|seen| {
             for event in input.0 {
@@ -675,7 +686,7 @@ fn tiles(area: Area, picture_width: u16) -> impl Iterator<Item = Area> {
 
 /// MCS Disconnect Provider Ultimatum: the session is over.
 fn ultimatum() -> anyhow::Result<Vec<u8>> {
-    let reason = DisconnectReason::UserRequested;
+    let reason = DisconnectReason::ProviderInitiated;
     let message = McsMessage::DisconnectProviderUltimatum(DisconnectProviderUltimatum { reason });
     ironrdp_core::encode_vec(&X224(message)).context("encode the ultimatum")
 }

@@ -61,7 +61,9 @@ fn check(capture: &Capture, user: &str) {
 async fn the_client_sees_exactly_what_the_target_draws() {
     let target = Target::start().await;
     let began = Instant::now();
-    let seen = capture(&Visit::new(target.address, "alice", "any")).await.unwrap();
+    let seen = capture(&Visit::new(target.address, "alice", "any"))
+        .await
+        .unwrap();
     println!("captured in {:?}", began.elapsed());
     assert_eq!(seen.selected_protocol, TLS);
     assert_eq!(seen.desktop_size, (1024, 768));
@@ -115,7 +117,9 @@ async fn stopping_the_target_ends_its_sessions() {
     let mut session = Session::connect(&visit).await.unwrap();
     session.settle(Duration::from_millis(50)).await.unwrap();
     target.stop().await;
-    let end = timeout(Duration::from_secs(5), session.ended()).await.unwrap();
+    let end = timeout(Duration::from_secs(5), session.ended())
+        .await
+        .unwrap();
     assert!(end.to_string().contains("ended the session"), "{end:#}");
 }
 
