@@ -4,3 +4,6 @@
 
 mod direct;
 mod lab;
+mod lives;
+mod opens;
+mod refuses;

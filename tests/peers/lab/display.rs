@@ -51,10 +51,6 @@ impl Display {
         })
     }
 
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-
     /// A command whose windows go to this display.
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);

@@ -5,13 +5,17 @@
 
 pub(crate) mod desktop;
 pub(crate) mod display;
+pub(crate) mod forge;
 pub(crate) mod freerdp;
+pub(crate) mod gateway;
 pub(crate) mod keyboard;
+pub(crate) mod log;
 pub(crate) mod port;
 pub(crate) mod process;
 pub(crate) mod screenshot;
 pub(crate) mod shadow;
 pub(crate) mod target;
+pub(crate) mod tripwire;
 pub(crate) mod wait;
 pub(crate) mod workspace;
 pub(crate) mod xrdp;

@@ -53,6 +53,10 @@ impl Workspace {
 }
 
 impl Drop for Workspace {
+    #[expect(
+        clippy::print_stderr,
+        reason = "the test runner shows it beside the failure"
+    )]
     fn drop(&mut self) {
         if self.passed.get() {
             return;

@@ -262,6 +262,7 @@ impl User {
 }
 
 impl Drop for User {
+    #[expect(clippy::print_stderr, reason = "the test runner shows it")]
     fn drop(&mut self) {
         self.end_session();
         unmount_under(&self.home);

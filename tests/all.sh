@@ -1,0 +1,91 @@
+#!/bin/bash
+# Every check and every test, on a machine that has nothing but Rust: installs what it needs first (tests/install.sh).
+#
+# CI=true runs everything or fails. Elsewhere, what needs root (installing, xrdp) or tools that take minutes to build
+# (cargo-deny, cargo-fuzz: tests/install.sh ci) is skipped where that is missing, and the closing summary says so.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
+
+summary=()
+failures=0
+
+# stage NAME COMMAND...: runs one stage and notes how it ended and how long it took.
+stage() {
+    local name=$1 start=$SECONDS result=passed
+    shift
+    printf '\n=== %s\n' "$name"
+    if ! "$@"; then
+        result=FAILED
+        failures=$((failures + 1))
+    fi
+    summary+=("$(printf '%-8s %5d s  %s' "$result" $((SECONDS - start)) "$name")")
+}
+
+# skip NAME WHY: notes a stage that this machine cannot run; in CI there is no such thing.
+skip() {
+    if [ "${CI:-}" = true ]; then
+        stage "$1" false
+        summary+=("                  $2")
+    else
+        summary+=("$(printf '%-8s %5s    %s: %s' skipped - "$1" "$2")")
+    fi
+}
+
+has() { command -v "$1" >/dev/null; }
+is_root() { [ "$(id -u)" = 0 ]; }
+can_install() { is_root || sudo -n true 2>/dev/null; }
+
+core() { cargo clippy --locked --no-default-features --lib -- -D warnings; }
+documentation() { RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps; }
+
+parts=()
+[ "${CI:-}" = true ] && parts+=(ci)
+tests='all()'
+if can_install || [ "${CI:-}" = true ]; then
+    parts+=(peers)
+    stage "install what is missing" tests/install.sh "${parts[@]}"
+else
+    skip "install what is missing" "needs root"
+fi
+if ! has xfreerdp || ! has xfreerdp3 || ! has freerdp-shadow-cli || ! has Xvfb; then
+    tests='not binary(peers)'
+    skip "peer tests" "FreeRDP and Xvfb are not installed: run tests/install.sh peers"
+elif ! is_root; then
+    tests='not (binary(peers) & test(xrdp))'
+    skip "peer tests with xrdp" "xrdp logs users on, which needs root"
+fi
+
+stage "formatting" cargo fmt --check
+stage "lints" cargo clippy --locked --all-targets -- -D warnings
+stage "lints of the core alone (no I/O)" core
+stage "documentation" documentation
+if has cargo-deny; then
+    stage "dependencies: bans, licences, sources" cargo deny --locked check bans licenses sources
+    # The advisories are the only part that needs a fresh copy of a foreign database.
+    if timeout 60 cargo deny fetch db >/dev/null 2>&1; then
+        stage "dependencies: advisories" cargo deny --locked check advisories
+    else
+        summary+=("$(printf '%-8s %5s    %s' skipped - "dependencies: advisories: the RustSec database cannot be reached from here")")
+    fi
+else
+    skip "dependencies" "cargo-deny is not installed: run tests/install.sh ci"
+fi
+stage "build of the tests" cargo nextest run --locked --no-run
+stage "tests" cargo nextest run --locked -E "$tests"
+stage "documentation tests" cargo test --locked --doc
+if [ -x tests/fuzz/smoke.sh ]; then
+    if has cargo-fuzz; then
+        stage "fuzz targets, a short run of each" tests/fuzz/smoke.sh
+    else
+        skip "fuzz targets" "cargo-fuzz is not installed: run tests/install.sh ci"
+    fi
+fi
+
+printf '\n=== Summary\n'
+printf '%s\n' "${summary[@]}"
+if [ "$failures" -gt 0 ]; then
+    echo "$failures stage(s) failed"
+    exit 1
+fi
+echo "All passed"

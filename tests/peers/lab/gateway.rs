@@ -1,0 +1,275 @@
+//! The gateway under test: the real binary with keys of its own, on loopback.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+
+use super::log::Line;
+use super::port::Port;
+use super::process::{Process, tool};
+use super::wait::{PATIENCE, until};
+use super::workspace::Workspace;
+
+#[derive(Debug)]
+pub(crate) struct Gateway {
+    process: Process,
+    port: Port,
+    keys: Keys,
+    folder: PathBuf,
+    /// Standard error (the log) and standard output.
+    outputs: [PathBuf; 2],
+}
+
+impl Gateway {
+    pub(crate) fn start(workspace: &Workspace) -> Result<Self> {
+        let folder = workspace.folder("gateway")?;
+        let port = Port::free()?;
+        let keys = Keys::make(&folder)?;
+        fs::write(folder.join(REVOKED), revoked(&[]))?;
+        let config = folder.join("jetway.toml");
+        fs::write(&config, configuration(port.number(), &keys, &folder))?;
+        let outputs = [
+            workspace.path("jetway.log"),
+            workspace.path("jetway-stdout.log"),
+        ];
+        let mut process = Process::start_as_is(
+            workspace,
+            "jetway",
+            Command::new(BINARY)
+                .args([
+                    OsStr::new("serve"),
+                    OsStr::new("--config"),
+                    config.as_os_str(),
+                ])
+                .stdin(Stdio::null())
+                .stderr(fs::File::create(&outputs[0])?)
+                .stdout(fs::File::create(&outputs[1])?),
+        )?;
+        port.wait_for_listener(|| process.expect_alive())?;
+        Ok(Self {
+            process,
+            port,
+            keys,
+            folder,
+            outputs,
+        })
+    }
+
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port.number())
+    }
+
+    pub(crate) fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// A token for `target` by `jetway token new`, signed or signed and encrypted.
+    pub(crate) fn token(&self, target: &str, protection: Protection) -> Result<String> {
+        let mut arguments: Vec<&OsStr> = [
+            "token",
+            "new",
+            "--jet-cm",
+            "fwd",
+            "--jet-ap",
+            "rdp",
+            "--lifetime",
+            "120",
+        ]
+        .iter()
+        .map(OsStr::new)
+        .collect();
+        arguments.extend([OsStr::new("--dst-hst"), OsStr::new(target)]);
+        arguments.extend([OsStr::new("--sign-key"), self.keys.signing.as_os_str()]);
+        if protection == Protection::Nested {
+            arguments.extend([
+                OsStr::new("--encrypt-key"),
+                self.keys.encryption_public.as_os_str(),
+            ]);
+        }
+        jetway(&arguments)
+    }
+
+    /// A ticket that stands for `token`, by `jetway ticket`.
+    pub(crate) fn ticket(&self, token: &str) -> Result<String> {
+        let file = self.secret_file("ticket-of.jwt", token)?;
+        let url = format!("http://{}", self.address());
+        jetway(&[
+            OsStr::new("ticket"),
+            OsStr::new("--gateway"),
+            OsStr::new(&url),
+            OsStr::new("--token-file"),
+            file.as_os_str(),
+        ])
+    }
+
+    /// A .rdp file by `jetway rdp` that carries the token in `pcb`, or in `loadbalanceinfo` the ticket for it.
+    pub(crate) fn rdp_file(&self, token: &str, ticket: Option<&str>) -> Result<PathBuf> {
+        let (address, out) = (self.address(), self.folder.join("session.rdp"));
+        let token = self.secret_file("rdp.jwt", token)?;
+        let mut arguments = vec![
+            OsStr::new("rdp"),
+            OsStr::new("--full-address"),
+            OsStr::new(&address),
+            OsStr::new("--token-file"),
+            token.as_os_str(),
+            OsStr::new("--out"),
+            out.as_os_str(),
+        ];
+        let ticket = ticket
+            .map(|ticket| self.secret_file("rdp.ticket", ticket))
+            .transpose()?;
+        if let Some(ticket) = &ticket {
+            arguments.extend([OsStr::new("--ticket-file"), ticket.as_os_str()]);
+        }
+        jetway(&arguments)?;
+        Ok(out)
+    }
+
+    /// Revokes the tokens with these ids by the file that the gateway watches.
+    pub(crate) fn revoke(&self, ids: &[&str]) -> Result<()> {
+        // A new file in the place of the old one: the gateway never sees half of it.
+        let new = self.folder.join("revoked.new");
+        fs::write(&new, revoked(ids))?;
+        fs::rename(new, self.folder.join(REVOKED)).context("replace the revocations")
+    }
+
+    /// What the gateway has logged so far; an error when a line is not JSON.
+    pub(crate) fn log(&self) -> Result<Vec<Line>> {
+        let text = fs::read_to_string(&self.outputs[0])?;
+        // The last line may be half written.
+        let whole = text.rfind('\n').map_or("", |end| text.split_at(end).0);
+        whole.lines().map(Line::parse).collect()
+    }
+
+    /// Waits until `message` was logged `count` times and returns those lines, in order.
+    pub(crate) fn wait_for(&self, message: &str, count: usize) -> Result<Vec<Line>> {
+        until(&format!("{count} log lines {message:?}"), PATIENCE, || {
+            let lines = self.logged(message)?;
+            Ok((lines.len() >= count).then_some(lines))
+        })
+    }
+
+    pub(crate) fn logged(&self, message: &str) -> Result<Vec<Line>> {
+        let mut lines = self.log()?;
+        lines.retain(|line| line.field("message").as_deref() == Some(message));
+        Ok(lines)
+    }
+
+    /// None of `secrets` is in what the gateway printed or in the command line that every user of the machine can read.
+    pub(crate) fn keeps_secret(&self, secrets: &[&str]) -> Result<()> {
+        let mut seen = self.process.command_line()?;
+        for output in &self.outputs {
+            seen.push_str(&fs::read_to_string(output)?);
+        }
+        for secret in secrets {
+            ensure!(!secret.is_empty(), "an empty secret proves nothing");
+            ensure!(
+                !seen.contains(secret),
+                "the gateway shows a secret: {secret}"
+            );
+            // The signature alone is enough to complete a token whose claims are known.
+            if let Some((_, signature)) =
+                secret.rsplit_once('.').filter(|(_, part)| part.len() > 20)
+            {
+                ensure!(
+                    !seen.contains(signature),
+                    "the gateway shows the signature of a token"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn secret_file(&self, name: &str, content: &str) -> Result<PathBuf> {
+        let path = self.folder.join(name);
+        fs::write(&path, content)?;
+        Ok(path)
+    }
+}
+
+/// How a token is protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protection {
+    Signed,
+    /// Signed, then encrypted to the gateway.
+    Nested,
+}
+
+/// The key pairs of one gateway, as `jetway keys new` makes them.
+#[derive(Debug)]
+pub(crate) struct Keys {
+    pub(crate) signing: PathBuf,
+    pub(crate) signing_public: PathBuf,
+    pub(crate) encryption: PathBuf,
+    pub(crate) encryption_public: PathBuf,
+}
+
+impl Keys {
+    pub(crate) fn make(folder: &Path) -> Result<Self> {
+        for (name, algorithm) in [("sign", "ES256"), ("enc", "RSA-OAEP-256")] {
+            jetway(&[
+                OsStr::new("keys"),
+                OsStr::new("new"),
+                OsStr::new("--alg"),
+                OsStr::new(algorithm),
+                OsStr::new("--out"),
+                folder.as_os_str(),
+                OsStr::new("--name"),
+                OsStr::new(name),
+            ])?;
+        }
+        Ok(Self {
+            signing: folder.join("sign.key.pem"),
+            signing_public: folder.join("sign.pub.pem"),
+            encryption: folder.join("enc.key.pem"),
+            encryption_public: folder.join("enc.pub.pem"),
+        })
+    }
+}
+
+fn configuration(port: u16, keys: &Keys, folder: &Path) -> String {
+    format!(
+        r#"
+[[listener]]
+address = "127.0.0.1:{port}"
+
+[token]
+keys = [
+    {{ path = "{sign}", usage = "sign" }},
+    {{ path = "{encrypt}", usage = "encrypt" }},
+]
+revoked = "{revoked}"
+leeway_s = 5
+
+[egress]
+allow = [{{ cidr = "127.0.0.0/8" }}]
+
+[store]
+path = "{store}"
+
+[log]
+format = "json"
+"#,
+        sign = keys.signing_public.display(),
+        encrypt = keys.encryption.display(),
+        revoked = folder.join(REVOKED).display(),
+        store = folder.join("state.redb").display(),
+    )
+}
+
+fn revoked(ids: &[&str]) -> String {
+    json!({ "jti": ids }).to_string()
+}
+
+/// Runs a command of the binary under test and returns the one value it prints.
+fn jetway(arguments: &[&OsStr]) -> Result<String> {
+    let printed = String::from_utf8(tool(Command::new(BINARY).args(arguments))?)?;
+    Ok(printed.trim().to_owned())
+}
+
+const BINARY: &str = env!("CARGO_BIN_EXE_jetway");
+const REVOKED: &str = "revoked.json";

@@ -1,0 +1,186 @@
+//! A live session: no second one beside it or after it with the same token, and how it ends.
+
+use anyhow::{Result, ensure};
+
+use crate::lab::forge;
+use crate::lab::freerdp::{FreeRdp, Version};
+use crate::lab::gateway::Gateway;
+use crate::lab::log::CLOSED;
+use crate::lab::shadow::{Security, Shadow};
+use crate::lab::target::{Place, Target};
+use crate::lab::workspace::{self, Workspace};
+use crate::refuses::Refused;
+
+#[test]
+fn freerdp2_token_opens_one_session_only() -> Result<()> {
+    token_opens_one_session_only(Version::Two)
+}
+
+#[test]
+fn freerdp3_token_opens_one_session_only() -> Result<()> {
+    token_opens_one_session_only(Version::Three)
+}
+
+fn token_opens_one_session_only(version: Version) -> Result<()> {
+    workspace::run(|workspace| {
+        let target = Shadow::start(workspace, Security::Nla)?;
+        let gateway = Gateway::start(workspace)?;
+        let mut live = Live::open(workspace, &gateway, version, target.place())?;
+        let replayed = || Refused {
+            rule: "replay",
+            version,
+            arguments: vec![live.pcb.clone()],
+        };
+        let (while_live, after_end) = (replayed(), replayed());
+
+        while_live.by(workspace, &gateway)?;
+        live.client.type_until_it_arrives(target.place())?;
+
+        live.client.end();
+        gateway.wait_for(CLOSED, 1)?;
+        after_end.by(workspace, &gateway)
+    })
+}
+
+#[test]
+fn freerdp2_ticket_opens_one_session_only() -> Result<()> {
+    workspace::run(|workspace| {
+        let target = Shadow::start(workspace, Security::Nla)?;
+        let place = target.place();
+        let gateway = Gateway::start(workspace)?;
+        let token = forge::sign_es256(
+            &gateway.keys().signing,
+            &forge::good_claims(&place.address())?,
+        )?;
+        let ticket = format!("/load-balance-info:{}", gateway.ticket(&token)?);
+        let arguments = [format!("/v:{}", gateway.address()), ticket.clone()];
+        let mut client = FreeRdp::start(workspace, "live", Version::Two, &arguments, place)?;
+        client.wait_for_desktop(place)?;
+        Refused {
+            rule: "ticket",
+            version: Version::Two,
+            arguments: vec![ticket],
+        }
+        .by(workspace, &gateway)?;
+        client.type_until_it_arrives(place)
+    })
+}
+
+#[test]
+fn freerdp2_session_ends_when_its_token_is_revoked() -> Result<()> {
+    session_ends_when_its_token_is_revoked(Version::Two)
+}
+
+#[test]
+fn freerdp3_session_ends_when_its_token_is_revoked() -> Result<()> {
+    session_ends_when_its_token_is_revoked(Version::Three)
+}
+
+fn session_ends_when_its_token_is_revoked(version: Version) -> Result<()> {
+    workspace::run(|workspace| {
+        let target = Shadow::start(workspace, Security::Nla)?;
+        let gateway = Gateway::start(workspace)?;
+        let mut live = Live::open(workspace, &gateway, version, target.place())?;
+        gateway.revoke(&["another token"])?;
+        live.client.type_until_it_arrives(target.place())?;
+
+        gateway.revoke(&["another token", &live.id])?;
+        let code = live.client.exit_code()?;
+        ensure!(code != 0, "the client must know that it was cut off");
+        let closed = gateway.wait_for(CLOSED, 1)?;
+        ensure!(closed.len() == 1, "one closing line: {closed:?}");
+        let reason = closed[0].field("reason").unwrap_or_default();
+        ensure!(reason.contains("revoked"), "{:?}", closed[0]);
+        ensure!(
+            closed[0].field("token").as_deref() == Some(&live.id),
+            "{:?}",
+            closed[0]
+        );
+
+        Refused {
+            rule: "revoked",
+            version,
+            arguments: vec![live.pcb],
+        }
+        .by(workspace, &gateway)
+    })
+}
+
+#[test]
+fn freerdp2_session_ends_when_its_target_dies() -> Result<()> {
+    session_ends_when_its_target_dies(Version::Two)
+}
+
+#[test]
+fn freerdp3_session_ends_when_its_target_dies() -> Result<()> {
+    session_ends_when_its_target_dies(Version::Three)
+}
+
+fn session_ends_when_its_target_dies(version: Version) -> Result<()> {
+    workspace::run(|workspace| {
+        let mut target = Shadow::start(workspace, Security::Nla)?;
+        let gateway = Gateway::start(workspace)?;
+        let place = target.place().clone();
+        let mut live = Live::open(workspace, &gateway, version, &place)?;
+        live.client.expect_alive()?;
+        target.kill();
+        live.client.exit_code()?;
+        let closed = gateway.wait_for(CLOSED, 1)?;
+        ensure!(closed.len() == 1, "one closing line: {closed:?}");
+        ensure!(
+            closed[0]
+                .field("target")
+                .is_some_and(|at| at.contains(&place.address()))
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn a_session_lives_on_beside_refused_ones_and_ends_with_the_gateway() -> Result<()> {
+    workspace::run(|workspace| {
+        let target = Shadow::start(workspace, Security::Nla)?;
+        let gateway = Gateway::start(workspace)?;
+        let mut live = Live::open(workspace, &gateway, Version::Two, target.place())?;
+        for _ in 0..3 {
+            Refused {
+                rule: "no-token",
+                version: Version::Three,
+                arguments: Vec::new(),
+            }
+            .by(workspace, &gateway)?;
+        }
+        live.client.type_until_it_arrives(target.place())?;
+        drop(gateway);
+        live.client.exit_code().map(drop)
+    })
+}
+
+/// A session that is up: the desktop is on the client's screen.
+struct Live {
+    client: FreeRdp,
+    /// The option that carried the token.
+    pcb: String,
+    /// The token's `jti`.
+    id: String,
+}
+
+impl Live {
+    fn open(
+        workspace: &Workspace,
+        gateway: &Gateway,
+        version: Version,
+        place: &Place,
+    ) -> Result<Self> {
+        let claims = forge::good_claims(&place.address())?;
+        let id = claims["jti"].as_str().unwrap_or_default().to_owned();
+        let pcb = format!(
+            "/pcb:{}",
+            forge::sign_es256(&gateway.keys().signing, &claims)?
+        );
+        let arguments = [format!("/v:{}", gateway.address()), pcb.clone()];
+        let mut client = FreeRdp::start(workspace, "live", version, &arguments, place)?;
+        client.wait_for_desktop(place)?;
+        Ok(Self { client, pcb, id })
+    }
+}
