@@ -16,6 +16,8 @@ pub mod clock;
 #[cfg(feature = "demo")]
 pub mod demo;
 #[cfg(feature = "shell")]
+pub mod keyring;
+#[cfg(feature = "shell")]
 pub mod stream;
 #[cfg(feature = "shell")]
 pub mod upstream;

@@ -1,0 +1,395 @@
+//! The key files, read and read again: what the running gateway verifies tokens with.
+//!
+//! Files are polled, not watched: replacing a file, a mounted secret or a symbolic link all look the same to a poll,
+//! and one `stat` of each file every few seconds costs nothing. A change that cannot be used changes nothing: the old
+//! keys stay and the log says which file is at fault and why. Who calls [`Keyring::reload_if_changed`], and how often,
+//! is the caller's business.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::SystemTime;
+
+use tracing::{info, warn};
+use zeroize::Zeroizing;
+
+use crate::token::key::{DOCUMENT_BYTES, Key};
+use crate::token::{KeyDocument, KeyError, KeySet, KeyUsage, TokenRules, Verifier};
+
+/// A configured file of keys.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyFile {
+    /// PEM, JWK or JWKS.
+    pub path: PathBuf,
+    /// What its keys are for, where the file leaves that open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<KeyUsage>,
+    /// The id of its one key, where the file does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kid: Option<String>,
+}
+
+/// Holds the verifier in force. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Keyring {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    files: Vec<KeyFile>,
+    rules: TokenRules,
+    /// Replaced as a whole, so that a token is verified with one consistent set of keys.
+    current: RwLock<Arc<Verifier>>,
+    /// What the files looked like when they were last read, whether they could be used or not: a bad file is reported
+    /// once and not at every poll.
+    seen: Mutex<Vec<Stamp>>,
+}
+
+/// Key files that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyringError {
+    /// The file cannot be read.
+    #[error("key file {path}: {error}")]
+    Read {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The file is read, but not usable.
+    #[error("key file {0}")]
+    Key(#[from] KeyError),
+}
+
+/// What a poll found.
+#[derive(Debug)]
+pub enum ReloadOutcome {
+    /// No file changed.
+    Unchanged,
+    /// New keys are in force.
+    Reloaded,
+    /// Files changed, but not into something usable; the old keys are in force. Already logged.
+    Kept(KeyringError),
+}
+
+/// What tells one state of a file from another without reading it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Stamp(Option<(u64, Option<SystemTime>, Identity)>);
+
+/// Inode, device and change time: a file replaced within the resolution of `mtime` still differs.
+#[cfg(unix)]
+type Identity = (u64, u64, i64, i64);
+#[cfg(not(unix))]
+type Identity = ();
+
+impl Keyring {
+    /// Reads all `files`.
+    ///
+    /// # Errors
+    /// The first file that cannot be used: without its keys the gateway does not start.
+    pub fn load(files: &[KeyFile], rules: TokenRules) -> Result<Self, KeyringError> {
+        let seen = stamps(files);
+        let verifier = read_all(files, &rules)?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                files: files.to_vec(),
+                rules,
+                current: RwLock::new(Arc::new(verifier)),
+                seen: Mutex::new(seen),
+            }),
+        })
+    }
+
+    /// The verifier in force.
+    #[must_use]
+    pub fn verifier(&self) -> Arc<Verifier> {
+        Arc::clone(
+            &self
+                .inner
+                .current
+                .read()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
+    }
+
+    /// Reads the files again if one of them changed since they were read last. Blocks on the file system.
+    pub fn reload_if_changed(&self) -> ReloadOutcome {
+        let mut seen = self.seen();
+        // Before reading: a file that changes while it is read differs again at the next poll.
+        let now = stamps(&self.inner.files);
+        if *seen == now {
+            return ReloadOutcome::Unchanged;
+        }
+        *seen = now;
+        match read_all(&self.inner.files, &self.inner.rules) {
+            Ok(verifier) => {
+                let (verify, decrypt) = verifier.keys().counts();
+                *self
+                    .inner
+                    .current
+                    .write()
+                    .unwrap_or_else(PoisonError::into_inner) = Arc::new(verifier);
+                info!(verify, decrypt, "Keys reloaded");
+                ReloadOutcome::Reloaded
+            }
+            Err(error) => {
+                warn!(%error, "Changed keys cannot be used, the previous ones stay in force");
+                ReloadOutcome::Kept(error)
+            }
+        }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Vec<Stamp>> {
+        self.inner
+            .seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn read_all(files: &[KeyFile], rules: &TokenRules) -> Result<Verifier, KeyringError> {
+    let mut contents = Vec::with_capacity(files.len());
+    for file in files {
+        let bytes = read_key_file(&file.path).map_err(|error| KeyringError::Read {
+            path: file.path.clone(),
+            error,
+        })?;
+        contents.push((file, file.path.display().to_string(), bytes));
+    }
+    let documents: Vec<KeyDocument<'_>> = contents
+        .iter()
+        .map(|(file, name, bytes)| KeyDocument {
+            name,
+            bytes,
+            usage: file.usage,
+            kid: file.kid.as_deref(),
+        })
+        .collect();
+    let keys = KeySet::from_documents(&documents)?;
+    for note in keys.notes() {
+        info!(%note, "Key skipped");
+    }
+    for (file, document) in files.iter().zip(&documents) {
+        warn_if_open(&file.path, document);
+    }
+    Ok(Verifier::new(keys, rules.clone()))
+}
+
+/// The bytes of a key file, which leave memory when they are dropped.
+///
+/// # Errors
+/// What reading it said, and [`io::ErrorKind::FileTooLarge`] for more than a key file can have.
+pub fn read_key_file(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
+    let limit = u64::try_from(DOCUMENT_BYTES).unwrap_or(u64::MAX);
+    let file = File::open(path)?;
+    let length = file.metadata()?.len();
+    if length > limit {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    // Room for all of it at once: a buffer that grows leaves copies behind.
+    let capacity = usize::try_from(length).unwrap_or(0).max(4096) + 1;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(capacity));
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() > DOCUMENT_BYTES {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(bytes)
+}
+
+fn stamps(files: &[KeyFile]) -> Vec<Stamp> {
+    files.iter().map(|file| Stamp::of(&file.path)).collect()
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Self {
+        Self(fs::metadata(path).ok().map(|metadata| {
+            (
+                metadata.len(),
+                metadata.modified().ok(),
+                identity(&metadata),
+            )
+        }))
+    }
+}
+
+#[cfg(unix)]
+fn identity(metadata: &fs::Metadata) -> Identity {
+    use std::os::unix::fs::MetadataExt as _;
+    (
+        metadata.dev(),
+        metadata.ino(),
+        metadata.ctime(),
+        metadata.ctime_nsec(),
+    )
+}
+
+#[cfg(not(unix))]
+fn identity(_: &fs::Metadata) -> Identity {}
+
+/// A private key that every user of the machine can read is not private.
+#[cfg(unix)]
+fn warn_if_open(path: &Path, document: &KeyDocument<'_>) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let open = fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o007 != 0);
+    if open && Key::parse(document).is_ok_and(|keys| keys.iter().any(Key::is_secret)) {
+        warn!(path = %path.display(), "Private key file is open to every user of this machine");
+    }
+}
+
+#[cfg(not(unix))]
+fn warn_if_open(_: &Path, _: &KeyDocument<'_>) {}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::time::UnixTime;
+    use crate::token::algorithm::Algorithm;
+    use crate::token::mint::{SigningKey, generate, mint};
+
+    const NOW: UnixTime = UnixTime(1_700_000_000);
+
+    fn key() -> Key {
+        generate("ES256".parse::<Algorithm>().unwrap()).unwrap()
+    }
+
+    fn token(key: &Key) -> String {
+        let claims = json!({ "jet_cm": "fwd", "dst_hst": "rdp.example:3389", "iat": NOW.0 });
+        mint(
+            &claims,
+            Some(&SigningKey::from_key(key, None).unwrap()),
+            None,
+        )
+        .unwrap()
+    }
+
+    fn keyring(path: &Path) -> Keyring {
+        let file = KeyFile {
+            path: path.to_owned(),
+            usage: None,
+            kid: None,
+        };
+        Keyring::load(&[file], TokenRules::default()).unwrap()
+    }
+
+    fn accepts(keyring: &Keyring, key: &Key) -> bool {
+        keyring.verifier().verify(&token(key), NOW).is_ok()
+    }
+
+    #[test]
+    fn a_changed_file_brings_its_keys_into_force() {
+        let (old, new) = (key(), key());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("issuer.pem");
+        fs::write(&path, old.public_pem().unwrap()).unwrap();
+        let keyring = keyring(&path);
+        assert!(matches!(
+            keyring.reload_if_changed(),
+            ReloadOutcome::Unchanged
+        ));
+        assert!(accepts(&keyring, &old));
+
+        fs::write(&path, new.public_pem().unwrap()).unwrap();
+        assert!(accepts(&keyring, &old), "nothing changes before the poll");
+        assert!(matches!(
+            keyring.reload_if_changed(),
+            ReloadOutcome::Reloaded
+        ));
+        assert!(accepts(&keyring, &new) && !accepts(&keyring, &old));
+        assert!(matches!(
+            keyring.reload_if_changed(),
+            ReloadOutcome::Unchanged
+        ));
+    }
+
+    #[test]
+    fn a_file_replaced_by_another_of_equal_size_and_time_is_noticed() {
+        let (old, new) = (key(), key());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("issuer.pem");
+        fs::write(&path, old.public_pem().unwrap()).unwrap();
+        let time = fs::metadata(&path).unwrap().modified().unwrap();
+        let keyring = keyring(&path);
+
+        let staged = folder.path().join("issuer.pem.new");
+        fs::write(&staged, new.public_pem().unwrap()).unwrap();
+        File::options()
+            .write(true)
+            .open(&staged)
+            .unwrap()
+            .set_modified(time)
+            .unwrap();
+        fs::rename(&staged, &path).unwrap();
+        assert!(matches!(
+            keyring.reload_if_changed(),
+            ReloadOutcome::Reloaded
+        ));
+        assert!(accepts(&keyring, &new));
+    }
+
+    #[test]
+    fn a_bad_new_file_keeps_the_old_keys_and_is_named_once() {
+        let old = key();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("issuer.pem");
+        fs::write(&path, old.public_pem().unwrap()).unwrap();
+        let keyring = keyring(&path);
+
+        fs::write(&path, "half a file").unwrap();
+        let ReloadOutcome::Kept(error) = keyring.reload_if_changed() else {
+            panic!("a bad file was taken");
+        };
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "key file {}: neither PEM nor a JWK nor a JWKS",
+                path.display()
+            )
+        );
+        assert!(accepts(&keyring, &old));
+        assert!(matches!(
+            keyring.reload_if_changed(),
+            ReloadOutcome::Unchanged
+        ));
+
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(
+            keyring.reload_if_changed(),
+            ReloadOutcome::Kept(_)
+        ));
+        assert!(accepts(&keyring, &old));
+
+        let new = key();
+        fs::write(&path, new.public_pem().unwrap()).unwrap();
+        assert!(matches!(
+            keyring.reload_if_changed(),
+            ReloadOutcome::Reloaded
+        ));
+        assert!(accepts(&keyring, &new));
+    }
+
+    #[test]
+    fn a_missing_or_endless_file_stops_the_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = KeyFile {
+            path: folder.path().join("absent.pem"),
+            usage: None,
+            kid: None,
+        };
+        let error = Keyring::load(&[file], TokenRules::default()).unwrap_err();
+        assert!(error.to_string().contains("absent.pem"));
+
+        let large = folder.path().join("large.pem");
+        File::create(&large).unwrap().set_len(1 << 40).unwrap();
+        assert_eq!(
+            read_key_file(&large).unwrap_err().kind(),
+            io::ErrorKind::FileTooLarge
+        );
+        #[cfg(unix)]
+        assert!(read_key_file(Path::new("/dev/zero")).is_err());
+    }
+}
