@@ -1,0 +1,1281 @@
+//! The opaque relay: bytes between a client and a target, untouched, until both are done or something says stop.
+//!
+//! - The two directions are independent. Each reads only when what it read before has been written, so a receiver
+//!   that does not read holds up its own sender and nothing else.
+//! - The end of one direction is passed on as a half-close; the other goes on.
+//! - A direction that has nothing to move holds no buffer and no pipe.
+//! - Small traffic is copied through the stack. A direction whose reads come back full is spliced through a pooled
+//!   pipe on Linux, until it quiets down.
+//!
+//! When one side breaks, the other gets what is already on its way to it and an orderly end, since the last message
+//! of a session is often the one that says why it ended.
+
+mod copy;
+#[cfg(target_os = "linux")]
+mod splice;
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::stream::Io;
+
+/// Steps of one direction before the other directions and tasks get their turn.
+const STEPS_PER_POLL: u32 = 16;
+
+/// A read of so many bytes says that bulk is being sent.
+const LARGE_READ_BYTES: usize = 16 * 1024;
+
+/// Large reads in a row after which a direction is spliced.
+#[cfg(target_os = "linux")]
+const LARGE_READS_TO_SPLICE: u8 = 2;
+
+/// Small reads in a row after which a direction is copied again.
+#[cfg(target_os = "linux")]
+const SMALL_READS_TO_COPY: u8 = 4;
+
+/// After one side broke while it was written to: how long the rest of what it said may take to reach the other.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a side whose session is over may take to close. A socket that is closed while its peer still sends makes
+/// some systems throw away what they had not read yet.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Bytes that reached the other side so far; they may be read at any time.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// From the client, written to the target.
+    pub to_target: AtomicU64,
+    /// From the target, written to the client.
+    pub to_client: AtomicU64,
+}
+
+/// How long a session may last.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RelayLimits {
+    /// Without a byte moving in either direction.
+    pub idle: Option<Duration>,
+    /// In total, from the start of the relay.
+    pub total: Option<Duration>,
+}
+
+/// Why a relay ended.
+#[derive(Debug)]
+pub enum RelayEnd {
+    /// Both directions ended. A side that answers the orderly end of the other with a reset counts, too.
+    Closed,
+    /// The client's connection broke.
+    ClientFailed(io::Error),
+    /// The target's connection broke.
+    TargetFailed(io::Error),
+    /// No byte moved for the idle limit.
+    IdleTimeout,
+    /// The total limit passed.
+    TimeLimit,
+    /// The caller said stop.
+    Cancelled,
+}
+
+/// Relays between `client` and `target` until both are done, a limit is reached or `cancel` fires.
+///
+/// # Cancel safety
+/// Dropping the future closes both connections at once.
+pub async fn run(
+    client: Io,
+    target: TcpStream,
+    traffic: &Traffic,
+    limits: RelayLimits,
+    cancel: CancellationToken,
+) -> RelayEnd {
+    run_with(client, target, traffic, limits, cancel, Means::default()).await
+}
+
+/// What a relay may use; a seam for tests.
+#[derive(Clone, Copy, Debug)]
+struct Means {
+    #[cfg(target_os = "linux")]
+    pipes: Option<&'static splice::PipePool>,
+}
+
+impl Default for Means {
+    fn default() -> Self {
+        Self {
+            #[cfg(target_os = "linux")]
+            pipes: Some(&splice::POOL),
+        }
+    }
+}
+
+async fn run_with(
+    client: Io,
+    target: TcpStream,
+    traffic: &Traffic,
+    limits: RelayLimits,
+    cancel: CancellationToken,
+    means: Means,
+) -> RelayEnd {
+    // An interactive session must not wait for more to send, whoever made the sockets. Where it fails the peer is
+    // gone, and the first read says so better.
+    let _ = client.tcp().set_nodelay(true);
+    let _ = target.set_nodelay(true);
+    let mut relay = Relay {
+        client,
+        target,
+        up: Direction::new(means),
+        down: Direction::new(means),
+        dying: None,
+    };
+    let mut clock = Clock::new(limits);
+    let mut cancelled = pin!(cancel.cancelled());
+    let (end, left) = poll_fn(|cx| {
+        if cancelled.as_mut().poll(cx).is_ready() {
+            return Poll::Ready((RelayEnd::Cancelled, None));
+        }
+        let mut moved = false;
+        if let Poll::Ready(ended) = relay.poll(cx, traffic, &mut moved) {
+            return Poll::Ready(ended);
+        }
+        if moved {
+            clock.note_activity();
+        }
+        if relay.dying.is_some() {
+            clock.start_last_words();
+        }
+        match ready!(clock.poll(cx)) {
+            Alarm::Idle => Poll::Ready((RelayEnd::IdleTimeout, None)),
+            Alarm::Total => Poll::Ready((RelayEnd::TimeLimit, None)),
+            Alarm::LastWords => Poll::Ready(relay.give_up()),
+        }
+    })
+    .await;
+    let Relay { client, target, .. } = relay;
+    match left {
+        Some(Side::Client) => {
+            drop(target);
+            linger(client).await;
+        }
+        Some(Side::Target) => {
+            drop(client);
+            linger(target).await;
+        }
+        None => {}
+    }
+    end
+}
+
+/// Ends a connection in order: says that nothing more comes, and takes what was still on its way from the peer.
+async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+    let closing = async {
+        if stream.shutdown().await.is_ok() {
+            let mut sink = [0_u8; 1024];
+            while matches!(stream.read(&mut sink).await, Ok(1..)) {}
+        }
+    };
+    // It has been as polite as it can be.
+    let _ = timeout(LINGER_TIMEOUT, closing).await;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Client,
+    Target,
+}
+
+/// Which end of one direction broke.
+#[derive(Debug)]
+enum Fault {
+    Reader(io::Error),
+    Writer(io::Error),
+}
+
+struct Relay {
+    client: Io,
+    target: TcpStream,
+    /// Client to target.
+    up: Direction,
+    /// Target to client.
+    down: Direction,
+    /// The side that could not be written to any more, while what it said before is still passed on.
+    dying: Option<(Side, io::Error)>,
+}
+
+impl Relay {
+    /// Moves what can be moved. Ready with the end, and with the side to part from in order, if there is one left.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        traffic: &Traffic,
+        moved: &mut bool,
+    ) -> Poll<(RelayEnd, Option<Side>)> {
+        let (client, target) = (&mut self.client, &mut self.target);
+        let up = self
+            .up
+            .advance(cx, client, target, &traffic.to_target, moved);
+        if let Err(fault) = up
+            && let ended @ Poll::Ready(_) = self.broken(fault, Side::Client)
+        {
+            return ended;
+        }
+        let (client, target) = (&mut self.client, &mut self.target);
+        let down = self
+            .down
+            .advance(cx, target, client, &traffic.to_client, moved);
+        if let Err(fault) = down
+            && let ended @ Poll::Ready(_) = self.broken(fault, Side::Target)
+        {
+            return ended;
+        }
+        if self.up.is_over() && self.down.is_over() {
+            Poll::Ready(self.give_up())
+        } else {
+            Poll::Pending
+        }
+    }
+
+    /// The direction that reads from `reader` broke. Ready with the end, unless the other direction may have
+    /// something left to pass on.
+    fn broken(&mut self, fault: Fault, reader: Side) -> Poll<(RelayEnd, Option<Side>)> {
+        self.from(reader).abandon();
+        let writer = reader.other();
+        match fault {
+            // Nothing more can come from `reader`, and nothing can reach it.
+            Fault::Reader(_) if self.dying.is_some() => Poll::Ready(self.give_up()),
+            Fault::Reader(_) if self.from(writer).has_ended() => {
+                Poll::Ready((RelayEnd::Closed, Some(writer)))
+            }
+            Fault::Reader(error) => Poll::Ready((RelayEnd::of(reader, error), Some(writer))),
+            // Nothing can reach `writer`, but what it said before it broke may still be in the system's buffers.
+            Fault::Writer(error) => match self.dying.take() {
+                Some((first, error)) => Poll::Ready((RelayEnd::of(first, error), None)),
+                None if self.from(writer).has_ended() => {
+                    Poll::Ready((RelayEnd::Closed, Some(reader)))
+                }
+                None => {
+                    self.dying = Some((writer, error));
+                    Poll::Pending
+                }
+            },
+        }
+    }
+
+    /// The end of a session in which nothing is left to be passed on.
+    fn give_up(&mut self) -> (RelayEnd, Option<Side>) {
+        match self.dying.take() {
+            Some((side, error)) => (RelayEnd::of(side, error), Some(side.other())),
+            None => (RelayEnd::Closed, None),
+        }
+    }
+
+    fn from(&mut self, side: Side) -> &mut Direction {
+        match side {
+            Side::Client => &mut self.up,
+            Side::Target => &mut self.down,
+        }
+    }
+}
+
+impl RelayEnd {
+    fn of(side: Side, error: io::Error) -> Self {
+        match side {
+            Side::Client => Self::ClientFailed(error),
+            Side::Target => Self::TargetFailed(error),
+        }
+    }
+}
+
+impl Side {
+    fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Target,
+            Self::Target => Self::Client,
+        }
+    }
+}
+
+/// One end of a direction.
+trait Endpoint: AsyncRead + AsyncWrite + Unpin {
+    /// The socket itself, where its bytes are those of the stream.
+    fn plain(&self) -> Option<&TcpStream>;
+}
+
+impl Endpoint for TcpStream {
+    fn plain(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+}
+
+impl Endpoint for Io {
+    fn plain(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(stream) => Some(stream),
+            Self::Tls(_) => None,
+        }
+    }
+}
+
+/// The way from one side to the other.
+struct Direction {
+    state: State,
+    /// What was read and has not been written; nothing more is read until it is.
+    held: Held,
+    pace: Pace,
+    /// The sink may have taken bytes without sending them, as TLS does.
+    unflushed: bool,
+    means: Means,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Open,
+    /// The source has ended, and the sink is being told.
+    Ending,
+    /// The end was passed on.
+    Ended,
+    /// An end of it broke.
+    Abandoned,
+}
+
+enum Held {
+    Nothing,
+    Bytes(copy::Leftover),
+    #[cfg(target_os = "linux")]
+    Pipe(splice::Lease),
+}
+
+/// How the next bytes are moved.
+#[derive(Clone, Copy, Debug)]
+enum Pace {
+    /// By copies; counts the large reads in a row.
+    Copy { large: u8 },
+    /// By splices; counts the small reads in a row.
+    #[cfg(target_os = "linux")]
+    Splice { small: u8 },
+}
+
+enum Step {
+    Done,
+    /// Nothing to do until the task is woken.
+    Parked,
+}
+
+impl Direction {
+    fn new(means: Means) -> Self {
+        Self {
+            state: State::Open,
+            held: Held::Nothing,
+            pace: Pace::Copy { large: 0 },
+            unflushed: false,
+            means,
+        }
+    }
+
+    /// The end of its source reached its sink.
+    fn has_ended(&self) -> bool {
+        self.state == State::Ended
+    }
+
+    /// Nothing will move any more.
+    fn is_over(&self) -> bool {
+        matches!(self.state, State::Ended | State::Abandoned)
+    }
+
+    fn abandon(&mut self) {
+        self.state = State::Abandoned;
+        self.held = Held::Nothing;
+    }
+
+    /// Moves what can be moved now, within reason.
+    fn advance(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut impl Endpoint,
+        sink: &mut impl Endpoint,
+        count: &AtomicU64,
+        moved: &mut bool,
+    ) -> Result<(), Fault> {
+        let mut written = 0;
+        let mut result = Ok(());
+        let mut steps = 0;
+        loop {
+            if steps == STEPS_PER_POLL {
+                cx.waker().wake_by_ref();
+                break;
+            }
+            steps += 1;
+            match self.step(cx, source, sink, &mut written) {
+                Ok(Step::Done) => {}
+                Ok(Step::Parked) => break,
+                Err(fault) => {
+                    result = Err(fault);
+                    break;
+                }
+            }
+        }
+        if written > 0 {
+            *moved = true;
+            count.fetch_add(written, Ordering::Relaxed);
+        }
+        result
+    }
+
+    fn step(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut impl Endpoint,
+        sink: &mut impl Endpoint,
+        written: &mut u64,
+    ) -> Result<Step, Fault> {
+        match self.state {
+            State::Open => match self.held {
+                Held::Nothing => self.pull(cx, source, sink, written),
+                #[cfg(target_os = "linux")]
+                Held::Pipe(_) => self.push(cx, sink, written),
+                Held::Bytes(_) => self.push(cx, sink, written),
+            },
+            State::Ending => match Pin::new(sink).poll_shutdown(cx) {
+                Poll::Ready(Ok(())) => {
+                    self.state = State::Ended;
+                    Ok(Step::Parked)
+                }
+                Poll::Ready(Err(error)) => Err(Fault::Writer(error)),
+                Poll::Pending => Ok(Step::Parked),
+            },
+            State::Ended | State::Abandoned => Ok(Step::Parked),
+        }
+    }
+
+    /// Reads, and writes what the sink takes of it.
+    fn pull(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut impl Endpoint,
+        sink: &mut impl Endpoint,
+        written: &mut u64,
+    ) -> Result<Step, Fault> {
+        #[cfg(target_os = "linux")]
+        if let (Pace::Splice { .. }, Some(from), Some(to)) =
+            (self.pace, source.plain(), sink.plain())
+        {
+            match from.poll_read_ready(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Err(Fault::Reader(error)),
+                Poll::Pending => return Ok(Step::Parked),
+            }
+            if let Some(lease) = self.means.pipes.and_then(splice::PipePool::lease) {
+                return self.pull_through(lease, cx, from, to, written);
+            }
+        }
+        let Poll::Ready(copied) = copy::poll_copy(cx, source, sink) else {
+            return self.flush(cx, sink);
+        };
+        let copied = copied?;
+        if copied.read == 0 {
+            self.state = State::Ending;
+            return Ok(Step::Done);
+        }
+        *written = written.saturating_add(copied.written);
+        self.unflushed = sink.plain().is_none();
+        self.pace = self.pace.after_copy(copied.read);
+        if let Some(leftover) = copied.leftover {
+            self.held = Held::Bytes(leftover);
+            return Ok(Step::Parked);
+        }
+        Ok(Step::Done)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn pull_through(
+        &mut self,
+        mut lease: splice::Lease,
+        cx: &mut Context<'_>,
+        source: &TcpStream,
+        sink: &TcpStream,
+        written: &mut u64,
+    ) -> Result<Step, Fault> {
+        match lease.poll_fill(cx, source) {
+            Poll::Ready(Ok(0)) => {
+                self.state = State::Ending;
+                Ok(Step::Done)
+            }
+            Poll::Ready(Ok(read)) => {
+                self.pace = self.pace.after_splice(read);
+                self.drain(lease, cx, sink, written)
+            }
+            Poll::Ready(Err(error)) if splice::is_unsupported(&error) => {
+                self.means.pipes = None;
+                Ok(Step::Done)
+            }
+            Poll::Ready(Err(error)) => Err(Fault::Reader(error)),
+            Poll::Pending => Ok(Step::Parked),
+        }
+    }
+
+    /// Writes what is held; it is let go when it is gone.
+    fn push(
+        &mut self,
+        cx: &mut Context<'_>,
+        sink: &mut impl Endpoint,
+        written: &mut u64,
+    ) -> Result<Step, Fault> {
+        match std::mem::replace(&mut self.held, Held::Nothing) {
+            Held::Nothing => Ok(Step::Done),
+            Held::Bytes(mut leftover) => {
+                let (count, gone) = leftover.write_some(cx, sink)?;
+                *written = written.saturating_add(count);
+                if gone {
+                    return Ok(Step::Done);
+                }
+                self.held = Held::Bytes(leftover);
+                Ok(Step::Parked)
+            }
+            #[cfg(target_os = "linux")]
+            Held::Pipe(lease) => match sink.plain() {
+                Some(sink) => self.drain(lease, cx, sink, written),
+                None => Err(Fault::Writer(io::ErrorKind::Unsupported.into())),
+            },
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    fn drain(
+        &mut self,
+        mut lease: splice::Lease,
+        cx: &mut Context<'_>,
+        sink: &TcpStream,
+        written: &mut u64,
+    ) -> Result<Step, Fault> {
+        while !lease.is_empty() {
+            match lease.poll_drain(cx, sink) {
+                Poll::Ready(Ok(count)) => *written = written.saturating_add(copy::to_u64(count)),
+                Poll::Ready(Err(error)) => return Err(Fault::Writer(error)),
+                Poll::Pending => {
+                    self.held = Held::Pipe(lease);
+                    return Ok(Step::Parked);
+                }
+            }
+        }
+        Ok(Step::Done)
+    }
+
+    /// Nothing to read: what the sink keeps back has to leave now.
+    fn flush(&mut self, cx: &mut Context<'_>, sink: &mut impl Endpoint) -> Result<Step, Fault> {
+        if self.unflushed {
+            match Pin::new(sink).poll_flush(cx) {
+                Poll::Ready(Ok(())) => self.unflushed = false,
+                Poll::Ready(Err(error)) => return Err(Fault::Writer(error)),
+                Poll::Pending => {}
+            }
+        }
+        Ok(Step::Parked)
+    }
+}
+
+impl Pace {
+    fn after_copy(self, read: usize) -> Self {
+        let large = match self {
+            _ if read < LARGE_READ_BYTES => 0,
+            Self::Copy { large } => large.saturating_add(1),
+            #[cfg(target_os = "linux")]
+            Self::Splice { .. } => return self,
+        };
+        #[cfg(target_os = "linux")]
+        if large >= LARGE_READS_TO_SPLICE {
+            return Self::Splice { small: 0 };
+        }
+        Self::Copy { large }
+    }
+
+    #[cfg(target_os = "linux")]
+    fn after_splice(self, read: usize) -> Self {
+        let small = match self {
+            _ if read >= LARGE_READ_BYTES => 0,
+            Self::Splice { small } => small.saturating_add(1),
+            Self::Copy { .. } => return self,
+        };
+        if small >= SMALL_READS_TO_COPY {
+            return Self::Copy { large: 0 };
+        }
+        Self::Splice { small }
+    }
+}
+
+/// The limits of a relay as one timer.
+struct Clock {
+    limits: RelayLimits,
+    ends_at: Option<Instant>,
+    /// When a byte moved last; read only where there is an idle limit.
+    active_at: Instant,
+    last_words_at: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+enum Alarm {
+    Idle,
+    Total,
+    LastWords,
+}
+
+impl Clock {
+    fn new(limits: RelayLimits) -> Self {
+        let now = Instant::now();
+        let mut clock = Self {
+            limits,
+            ends_at: limits.total.and_then(|total| now.checked_add(total)),
+            active_at: now,
+            last_words_at: None,
+            timer: None,
+        };
+        clock.set();
+        clock
+    }
+
+    fn note_activity(&mut self) {
+        if self.limits.idle.is_some() {
+            self.active_at = Instant::now();
+        }
+    }
+
+    fn start_last_words(&mut self) {
+        if self.last_words_at.is_none() {
+            self.last_words_at = Instant::now().checked_add(LAST_WORDS_TIMEOUT);
+            self.set();
+        }
+    }
+
+    fn idle_at(&self) -> Option<Instant> {
+        self.active_at.checked_add(self.limits.idle?)
+    }
+
+    fn set(&mut self) {
+        let dues = [self.ends_at, self.idle_at(), self.last_words_at];
+        let Some(due) = dues.into_iter().flatten().min() else {
+            return;
+        };
+        match &mut self.timer {
+            Some(timer) => timer.as_mut().reset(due),
+            None => self.timer = Some(Box::pin(sleep_until(due))),
+        }
+    }
+
+    /// Activity only moves the idle limit away, so the timer is set again when it fires and not on every byte.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Alarm> {
+        while let Some(timer) = &mut self.timer {
+            ready!(timer.as_mut().poll(cx));
+            let now = Instant::now();
+            let passed = |due: Option<Instant>| due.is_some_and(|due| due <= now);
+            if passed(self.ends_at) {
+                return Poll::Ready(Alarm::Total);
+            }
+            if passed(self.last_words_at) {
+                return Poll::Ready(Alarm::LastWords);
+            }
+            if passed(self.idle_at()) {
+                return Poll::Ready(Alarm::Idle);
+            }
+            self.set();
+        }
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use socket2::SockRef;
+    use tokio::net::TcpListener;
+    use tokio::task::JoinHandle;
+    use tokio_rustls::rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
+    use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
+    use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+
+    use super::*;
+
+    const MIB: u64 = 1024 * 1024;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn bulk_both_ways_at_once_arrives_unchanged() {
+        let relay = Fixture::start(RelayLimits::default()).await;
+        let (up, down) = (64 * MIB + 1, 48 * MIB + 3);
+        exchange(relay.client, relay.target, up, down).await;
+        assert!(matches!(relay.task.await.unwrap(), RelayEnd::Closed));
+        assert_eq!(counts(&relay.traffic), (up, down));
+        #[cfg(target_os = "linux")]
+        assert_eq!(relay.pipes.on_loan(), 0);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn bulk_is_the_same_without_splice() {
+        let relay = Fixture::start_copying(RelayLimits::default()).await;
+        let (up, down) = (16 * MIB + 1, 8 * MIB + 3);
+        exchange(relay.client, relay.target, up, down).await;
+        assert!(matches!(relay.task.await.unwrap(), RelayEnd::Closed));
+        assert_eq!(counts(&relay.traffic), (up, down));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn bulk_is_the_same_where_tls_ends_at_the_gateway() {
+        let (client, gateway_client) = tls_pair().await;
+        let (gateway_target, target) = tcp_pair().await;
+        let traffic = Arc::new(Traffic::default());
+        let task = spawn(
+            Io::Tls(Box::new(gateway_client)),
+            gateway_target,
+            &traffic,
+            RelayLimits::default(),
+            CancellationToken::new(),
+            Means::default(),
+        );
+        let (up, down) = (16 * MIB + 1, 8 * MIB + 3);
+        exchange(client, target, up, down).await;
+        assert!(matches!(task.await.unwrap(), RelayEnd::Closed));
+        assert_eq!(counts(&traffic), (up, down));
+    }
+
+    #[tokio::test]
+    async fn single_bytes_arrive_one_by_one() {
+        let mut relay = Fixture::start(RelayLimits::default()).await;
+        for byte in 0..=255 {
+            relay.client.write_u8(byte).await.unwrap();
+            assert_eq!(relay.target.read_u8().await.unwrap(), byte);
+            relay.target.write_u8(!byte).await.unwrap();
+            assert_eq!(relay.client.read_u8().await.unwrap(), !byte);
+        }
+        relay.wait_for(256, 256).await;
+    }
+
+    #[tokio::test]
+    async fn write_write_read_over_tls_is_answered() {
+        let (mut client, gateway_client) = tls_pair().await;
+        let (gateway_target, mut target) = tcp_pair().await;
+        let traffic = Arc::new(Traffic::default());
+        let _task = spawn(
+            Io::Tls(Box::new(gateway_client)),
+            gateway_target,
+            &traffic,
+            RelayLimits::default(),
+            CancellationToken::new(),
+            Means::default(),
+        );
+        for _ in 0..100 {
+            client.write_all(b"he").await.unwrap();
+            client.write_all(b"ad").await.unwrap();
+            client.flush().await.unwrap();
+            assert_eq!(read(&mut target, 4).await, b"head");
+            target.write_all(b"answer").await.unwrap();
+            assert_eq!(read(&mut client, 6).await, b"answer");
+        }
+    }
+
+    #[tokio::test]
+    async fn client_half_close_still_lets_the_target_finish() {
+        let mut relay = Fixture::start(RelayLimits::default()).await;
+        relay.client.write_all(b"question").await.unwrap();
+        relay.client.shutdown().await.unwrap();
+        assert_eq!(read_all(&mut relay.target).await, b"question");
+        relay.target.write_all(&vec![7; 3_000_000]).await.unwrap();
+        drop(relay.target);
+        assert_eq!(read_all(&mut relay.client).await, vec![7; 3_000_000]);
+        assert!(matches!(relay.task.await.unwrap(), RelayEnd::Closed));
+        assert_eq!(counts(&relay.traffic), (8, 3_000_000));
+    }
+
+    #[tokio::test]
+    async fn target_half_close_still_lets_the_client_finish() {
+        let mut relay = Fixture::start(RelayLimits::default()).await;
+        relay.target.write_all(b"banner").await.unwrap();
+        relay.target.shutdown().await.unwrap();
+        assert_eq!(read_all(&mut relay.client).await, b"banner");
+        relay.client.write_all(b"still here").await.unwrap();
+        drop(relay.client);
+        assert_eq!(read_all(&mut relay.target).await, b"still here");
+        assert!(matches!(relay.task.await.unwrap(), RelayEnd::Closed));
+    }
+
+    #[tokio::test]
+    async fn half_close_passes_tls_both_ways() {
+        let (mut client, gateway_client) = tls_pair().await;
+        let (gateway_target, mut target) = tcp_pair().await;
+        let traffic = Arc::new(Traffic::default());
+        let task = spawn(
+            Io::Tls(Box::new(gateway_client)),
+            gateway_target,
+            &traffic,
+            RelayLimits::default(),
+            CancellationToken::new(),
+            Means::default(),
+        );
+        target.write_all(b"banner").await.unwrap();
+        target.shutdown().await.unwrap();
+        assert_eq!(read_all(&mut client).await, b"banner");
+        client.write_all(b"still here").await.unwrap();
+        client.shutdown().await.unwrap();
+        assert_eq!(read_all(&mut target).await, b"still here");
+        assert!(matches!(task.await.unwrap(), RelayEnd::Closed));
+    }
+
+    #[tokio::test]
+    async fn tls_that_ends_without_close_notify_is_an_end() {
+        let (mut client, gateway_client) = tls_pair().await;
+        let (gateway_target, mut target) = tcp_pair().await;
+        let traffic = Arc::new(Traffic::default());
+        let task = spawn(
+            Io::Tls(Box::new(gateway_client)),
+            gateway_target,
+            &traffic,
+            RelayLimits::default(),
+            CancellationToken::new(),
+            Means::default(),
+        );
+        client.write_all(b"last").await.unwrap();
+        client.flush().await.unwrap();
+        client.get_mut().0.shutdown().await.unwrap();
+        assert_eq!(read_all(&mut target).await, b"last");
+        drop(target);
+        assert!(matches!(task.await.unwrap(), RelayEnd::Closed));
+    }
+
+    #[tokio::test]
+    async fn a_reset_by_the_client_ends_the_target() {
+        let mut relay = Fixture::start(RelayLimits::default()).await;
+        relay.client.write_all(b"x").await.unwrap();
+        assert_eq!(read(&mut relay.target, 1).await, b"x");
+        reset(relay.client);
+        assert_eq!(read_all(&mut relay.target).await, b"");
+        drop(relay.target);
+        assert!(matches!(
+            relay.task.await.unwrap(),
+            RelayEnd::ClientFailed(_)
+        ));
+    }
+
+    #[tokio::test]
+    async fn a_reset_by_the_target_ends_the_client() {
+        let mut relay = Fixture::start(RelayLimits::default()).await;
+        relay.client.write_all(b"x").await.unwrap();
+        assert_eq!(read(&mut relay.target, 1).await, b"x");
+        reset(relay.target);
+        assert_eq!(read_all(&mut relay.client).await, b"");
+        drop(relay.client);
+        assert!(matches!(
+            relay.task.await.unwrap(),
+            RelayEnd::TargetFailed(_)
+        ));
+    }
+
+    #[tokio::test]
+    async fn what_a_target_said_before_its_reset_still_arrives() {
+        // Not started yet: both events are there when the relay looks for the first time.
+        let (mut client, gateway_client) = tcp_pair().await;
+        let (gateway_target, mut target) = tcp_pair().await;
+        client.write_all(b"more input").await.unwrap();
+        target.write_all(b"why it ended").await.unwrap();
+        reset(target);
+        let traffic = Arc::new(Traffic::default());
+        let task = spawn(
+            Io::Tcp(gateway_client),
+            gateway_target,
+            &traffic,
+            RelayLimits::default(),
+            CancellationToken::new(),
+            Means::default(),
+        );
+        assert_eq!(read_all(&mut client).await, b"why it ended");
+        drop(client);
+        assert!(matches!(task.await.unwrap(), RelayEnd::TargetFailed(_)));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_still_sends_reads_all_before_its_connection_ends() {
+        let mut relay = Fixture::start(RelayLimits::default()).await;
+        relay.target.write_all(b"why it ended").await.unwrap();
+        reset(relay.target);
+        // Unread input at the gateway would turn its close into a reset.
+        relay.client.write_all(&[1; 4096]).await.unwrap();
+        assert_eq!(read(&mut relay.client, 12).await, b"why it ended");
+        for _ in 0..8 {
+            relay.client.write_all(&[1; 4096]).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(read_all(&mut relay.client).await, b"");
+        drop(relay.client);
+        assert!(matches!(
+            relay.task.await.unwrap(),
+            RelayEnd::TargetFailed(_)
+        ));
+    }
+
+    #[tokio::test]
+    async fn a_reset_in_answer_to_the_end_is_a_close() {
+        let mut relay = Fixture::start(RelayLimits::default()).await;
+        relay.target.shutdown().await.unwrap();
+        assert_eq!(read_all(&mut relay.client).await, b"");
+        reset(relay.client);
+        assert_eq!(read_all(&mut relay.target).await, b"");
+        drop(relay.target);
+        assert!(matches!(relay.task.await.unwrap(), RelayEnd::Closed));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_receiver_that_does_not_read_holds_up_only_its_own_sender() {
+        let mut relay = Fixture::start(RelayLimits::default()).await;
+        let (mut client_reader, mut client_writer) = relay.client.into_split();
+        let flood = tokio::spawn(async move {
+            let block = vec![0; 65_536];
+            while client_writer.write_all(&block).await.is_ok() {}
+        });
+        // The target reads nothing, and the flood comes to rest.
+        let mut before = 0;
+        loop {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let now = relay.traffic.to_target.load(Ordering::Relaxed);
+            if now == before && now > 0 {
+                break;
+            }
+            before = now;
+        }
+        let sender = tokio::spawn(async move {
+            send(&mut relay.target, 32 * MIB).await;
+            relay.target
+        });
+        receive(&mut client_reader, 32 * MIB).await;
+        let target = sender.await.unwrap();
+        relay.cancel.cancel();
+        assert!(matches!(relay.task.await.unwrap(), RelayEnd::Cancelled));
+        flood.await.unwrap();
+        drop(target);
+        #[cfg(target_os = "linux")]
+        assert_eq!(relay.pipes.on_loan(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_session_at_rest_holds_no_pipe_and_little_memory() {
+        let mut relay = Fixture::start(RelayLimits::default()).await;
+        let block = vec![3; 1_000_000];
+        for _ in 0..8 {
+            let (sent, got) = tokio::join!(
+                relay.client.write_all(&block),
+                read(&mut relay.target, block.len())
+            );
+            sent.unwrap();
+            assert_eq!(got, block);
+        }
+        #[cfg(target_os = "linux")]
+        {
+            assert_eq!(relay.pipes.on_loan(), 0);
+            assert!(!relay.pipes.never_used(), "bulk was not spliced");
+        }
+        let (_client, gateway_client) = tcp_pair().await;
+        let (gateway_target, _target) = tcp_pair().await;
+        let traffic = Traffic::default();
+        let future = run(
+            Io::Tcp(gateway_client),
+            gateway_target,
+            &traffic,
+            RelayLimits::default(),
+            CancellationToken::new(),
+        );
+        assert!(size_of_val(&future) <= 2048, "{}", size_of_val(&future));
+    }
+
+    #[tokio::test]
+    async fn both_sockets_are_set_to_send_small_writes_at_once() {
+        let (_client, gateway_client) = tcp_pair().await;
+        let (gateway_target, _target) = tcp_pair().await;
+        let mut watched = Vec::new();
+        let mut watch = |stream: TcpStream| {
+            stream.set_nodelay(false).unwrap();
+            let stream = stream.into_std().unwrap();
+            watched.push(stream.try_clone().unwrap());
+            TcpStream::from_std(stream).unwrap()
+        };
+        let (gateway_client, gateway_target) = (watch(gateway_client), watch(gateway_target));
+        let cancel = CancellationToken::new();
+        cancel.cancel();
+        run(
+            Io::Tcp(gateway_client),
+            gateway_target,
+            &Traffic::default(),
+            RelayLimits::default(),
+            cancel,
+        )
+        .await;
+        assert!(watched.iter().all(|stream| stream.nodelay().unwrap()));
+    }
+
+    #[tokio::test]
+    async fn cancel_ends_both_sides() {
+        let mut relay = Fixture::start(RelayLimits::default()).await;
+        relay.cancel.cancel();
+        assert!(matches!(relay.task.await.unwrap(), RelayEnd::Cancelled));
+        assert_eq!(read_all(&mut relay.client).await, b"");
+        assert_eq!(read_all(&mut relay.target).await, b"");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_ends_the_session_after_the_idle_limit() {
+        let relay = Fixture::start(limits(Some(60), None)).await;
+        let start = Instant::now();
+        assert!(matches!(relay.task.await.unwrap(), RelayEnd::IdleTimeout));
+        assert_eq!(start.elapsed().as_secs(), 60);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_byte_in_either_direction_starts_the_idle_limit_again() {
+        let mut relay = Fixture::start(limits(Some(60), None)).await;
+        let start = Instant::now();
+        for _ in 0..3 {
+            tokio::time::sleep(Duration::from_secs(50)).await;
+            relay.client.write_u8(1).await.unwrap();
+            assert_eq!(relay.target.read_u8().await.unwrap(), 1);
+            tokio::time::sleep(Duration::from_secs(50)).await;
+            relay.target.write_u8(2).await.unwrap();
+            assert_eq!(relay.client.read_u8().await.unwrap(), 2);
+        }
+        assert!(matches!(relay.task.await.unwrap(), RelayEnd::IdleTimeout));
+        assert_eq!(start.elapsed().as_secs(), 360);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_total_limit_ends_a_busy_session() {
+        let mut relay = Fixture::start(limits(Some(60), Some(125))).await;
+        let start = Instant::now();
+        let chat = async {
+            loop {
+                tokio::time::sleep(Duration::from_secs(10)).await;
+                if relay.client.write_u8(1).await.is_err() || relay.target.read_u8().await.is_err()
+                {
+                    break;
+                }
+            }
+        };
+        let (end, ()) = tokio::join!(relay.task, chat);
+        assert!(matches!(end.unwrap(), RelayEnd::TimeLimit));
+        assert_eq!(start.elapsed().as_secs() / 10, 13);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn last_words_that_nobody_reads_do_not_keep_a_broken_session() {
+        let (mut client, mut gateway_client) = tcp_pair().await;
+        let (gateway_target, mut target) = tcp_pair().await;
+        // The client reads nothing, and every buffer on the way to it is full.
+        let block = vec![9; 65_536];
+        while let Ok(written) = timeout(Duration::from_secs(1), gateway_client.write(&block)).await
+        {
+            written.unwrap();
+        }
+        client.write_all(b"input").await.unwrap();
+        target.write_all(&block).await.unwrap();
+        reset(target);
+        let traffic = Arc::new(Traffic::default());
+        let task = spawn(
+            Io::Tcp(gateway_client),
+            gateway_target,
+            &traffic,
+            RelayLimits::default(),
+            CancellationToken::new(),
+            Means::default(),
+        );
+        assert!(matches!(task.await.unwrap(), RelayEnd::TargetFailed(_)));
+    }
+
+    struct Fixture {
+        client: TcpStream,
+        target: TcpStream,
+        task: JoinHandle<RelayEnd>,
+        traffic: Arc<Traffic>,
+        cancel: CancellationToken,
+        #[cfg(target_os = "linux")]
+        pipes: &'static splice::PipePool,
+    }
+
+    impl Fixture {
+        async fn start(limits: RelayLimits) -> Self {
+            Self::start_with(limits, true).await
+        }
+
+        async fn start_copying(limits: RelayLimits) -> Self {
+            Self::start_with(limits, false).await
+        }
+
+        async fn start_with(limits: RelayLimits, splices: bool) -> Self {
+            #[cfg(target_os = "linux")]
+            let pipes: &'static _ = Box::leak(Box::new(splice::PipePool::new(2)));
+            #[cfg(not(target_os = "linux"))]
+            let _ = splices;
+            let means = Means {
+                #[cfg(target_os = "linux")]
+                pipes: splices.then_some(pipes),
+            };
+            let (client, gateway_client) = tcp_pair().await;
+            let (gateway_target, target) = tcp_pair().await;
+            let traffic = Arc::new(Traffic::default());
+            let cancel = CancellationToken::new();
+            let task = spawn(
+                Io::Tcp(gateway_client),
+                gateway_target,
+                &traffic,
+                limits,
+                cancel.clone(),
+                means,
+            );
+            Self {
+                client,
+                target,
+                task,
+                traffic,
+                cancel,
+                #[cfg(target_os = "linux")]
+                pipes,
+            }
+        }
+
+        /// Bytes may arrive before they are counted.
+        async fn wait_for(&self, to_target: u64, to_client: u64) {
+            while counts(&self.traffic) != (to_target, to_client) {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    fn spawn(
+        client: Io,
+        target: TcpStream,
+        traffic: &Arc<Traffic>,
+        limits: RelayLimits,
+        cancel: CancellationToken,
+        means: Means,
+    ) -> JoinHandle<RelayEnd> {
+        let traffic = Arc::clone(traffic);
+        tokio::spawn(async move { run_with(client, target, &traffic, limits, cancel, means).await })
+    }
+
+    fn counts(traffic: &Traffic) -> (u64, u64) {
+        (
+            traffic.to_target.load(Ordering::Relaxed),
+            traffic.to_client.load(Ordering::Relaxed),
+        )
+    }
+
+    fn limits(idle: Option<u64>, total: Option<u64>) -> RelayLimits {
+        RelayLimits {
+            idle: idle.map(Duration::from_secs),
+            total: total.map(Duration::from_secs),
+        }
+    }
+
+    /// Sends both ways at the same time, ends both ways, and checks what arrives.
+    async fn exchange<C, T>(client: C, target: T, up: u64, down: u64)
+    where
+        C: AsyncRead + AsyncWrite + Send + 'static,
+        T: AsyncRead + AsyncWrite + Send + 'static,
+    {
+        let (mut client_reader, mut client_writer) = tokio::io::split(client);
+        let (mut target_reader, mut target_writer) = tokio::io::split(target);
+        let tasks = [
+            tokio::spawn(async move { send(&mut client_writer, up).await }),
+            tokio::spawn(async move { receive(&mut target_reader, up).await }),
+            tokio::spawn(async move { send(&mut target_writer, down).await }),
+            tokio::spawn(async move { receive(&mut client_reader, down).await }),
+        ];
+        for task in tasks {
+            task.await.unwrap();
+        }
+    }
+
+    /// A sequence that shows what was lost, doubled or swapped.
+    fn pattern(offset: u64, bytes: &mut [u8]) {
+        for (byte, position) in bytes.iter_mut().zip(offset..) {
+            let [a, b, c, ..] = position.wrapping_mul(0x9e37_79b9).to_le_bytes();
+            *byte = a ^ b ^ c;
+        }
+    }
+
+    async fn send(writer: &mut (impl AsyncWrite + Unpin), total: u64) {
+        let mut block = vec![0; 100_000];
+        let mut offset = 0;
+        while offset < total {
+            let length = usize::try_from(total - offset).unwrap().min(block.len());
+            let block = &mut block[..length];
+            pattern(offset, block);
+            writer.write_all(block).await.unwrap();
+            offset += copy::to_u64(length);
+        }
+        writer.shutdown().await.unwrap();
+    }
+
+    async fn receive(reader: &mut (impl AsyncRead + Unpin), total: u64) {
+        let (mut block, mut expected) = (vec![0; 100_000], vec![0; 100_000]);
+        let mut offset = 0;
+        loop {
+            let count = reader.read(&mut block).await.unwrap();
+            if count == 0 {
+                break;
+            }
+            pattern(offset, &mut expected[..count]);
+            assert!(block[..count] == expected[..count], "after {offset} bytes");
+            offset += copy::to_u64(count);
+        }
+        assert_eq!(offset, total);
+    }
+
+    async fn read(stream: &mut (impl AsyncRead + Unpin), length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        stream.read_exact(&mut bytes).await.unwrap();
+        bytes
+    }
+
+    async fn read_all(stream: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).await.unwrap();
+        bytes
+    }
+
+    fn reset(stream: TcpStream) {
+        SockRef::from(&stream)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+        drop(stream);
+    }
+
+    /// Two ends of one connection.
+    pub(super) async fn tcp_pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (near, (far, _)) = (near.unwrap(), far.unwrap());
+        near.set_nodelay(true).unwrap();
+        far.set_nodelay(true).unwrap();
+        (near, far)
+    }
+
+    async fn tls_pair() -> (client::TlsStream<TcpStream>, server::TlsStream<TcpStream>) {
+        let certified = rcgen::generate_simple_self_signed(vec!["gateway.test".into()]).unwrap();
+        let certificate = certified.cert.der().clone();
+        let key = PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
+        let server_config = ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.clone()], key.into())
+            .unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate).unwrap();
+        let client_config = ClientConfig::builder()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let (near, far) = tcp_pair().await;
+        let name = ServerName::try_from("gateway.test").unwrap();
+        let (near, far) = tokio::join!(
+            TlsConnector::from(Arc::new(client_config)).connect(name, near),
+            TlsAcceptor::from(Arc::new(server_config)).accept(far)
+        );
+        (near.unwrap(), far.unwrap())
+    }
+}
