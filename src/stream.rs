@@ -4,8 +4,12 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use bytes::BufMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+
+/// Bytes asked of the transport in one read-ahead.
+const FILL_BYTES: usize = 4096;
 
 /// The transport below a client's bytes.
 #[derive(Debug)]
@@ -112,12 +116,8 @@ impl Stream {
                 "read-ahead limit reached",
             ));
         }
-        let mut chunk = [0_u8; 4096];
-        let chunk = chunk.get_mut(..room.min(4096)).unwrap_or_default();
-        let count = self.io.read(chunk).await?;
-        self.read_ahead
-            .extend_from_slice(chunk.get(..count).unwrap_or_default());
-        Ok(count)
+        let mut window = (&mut self.read_ahead).limit(room.min(FILL_BYTES));
+        self.io.read_buf(&mut window).await
     }
 
     /// The transport, for writing or for its addresses.
@@ -135,5 +135,40 @@ impl Stream {
     #[must_use]
     pub fn into_parts(self) -> (Io, Vec<u8>) {
         (self.io, self.read_ahead)
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.read_ahead.is_empty() {
+            return Pin::new(&mut this.io).poll_read(cx, buf);
+        }
+        let count = this.read_ahead.len().min(buf.remaining());
+        buf.put_slice(this.read_ahead.get(..count).unwrap_or_default());
+        this.consume(count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
     }
 }

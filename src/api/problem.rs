@@ -1,0 +1,59 @@
+//! Errors of the HTTP interface ([RFC 9457], problem details).
+//!
+//! [RFC 9457]: https://www.rfc-editor.org/rfc/rfc9457
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::session::SessionId;
+
+/// A problem document.
+#[derive(Debug, Serialize)]
+pub struct Problem {
+    title: &'static str,
+    status: u16,
+    /// Stable name of what went wrong.
+    rule: &'static str,
+    /// For people.
+    detail: String,
+    /// Correlation id: the log says more under it.
+    session: SessionId,
+}
+
+impl Problem {
+    /// A problem with its HTTP status, its stable name and words for people.
+    #[must_use]
+    pub fn new(
+        status: StatusCode,
+        rule: &'static str,
+        detail: impl Into<String>,
+        session: SessionId,
+    ) -> Self {
+        let title = status.canonical_reason().unwrap_or("Error");
+        Self {
+            title,
+            status: status.as_u16(),
+            rule,
+            detail: detail.into(),
+            session,
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, Json(self)).into_response();
+        let problem = HeaderValue::from_static("application/problem+json");
+        response.headers_mut().insert(header::CONTENT_TYPE, problem);
+        if status == StatusCode::UNAUTHORIZED {
+            let challenge = HeaderValue::from_static("Bearer");
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        response
+    }
+}

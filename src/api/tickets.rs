@@ -1,0 +1,161 @@
+//! `POST /jet/tickets`: a short reference for a token that does not fit where the client can carry it.
+//!
+//! Authenticated by the token itself (as bearer, or in the body) or by an API key (as bearer; the token in the body).
+//! Whatever would refuse the token's session is said here, before a user has clicked anything.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use openssl::sha::sha256;
+use serde::{Deserialize, Serialize};
+use subtle::ConstantTimeEq;
+use tracing::{info, warn};
+use zeroize::Zeroizing;
+
+use crate::api::ApiState;
+use crate::api::problem::Problem;
+use crate::clock;
+use crate::config::ApiKeyConfig;
+use crate::policy::{self, SessionLimits};
+use crate::refusal::Refusal;
+use crate::time::UnixTime;
+
+/// What the client sends; may be left out where the bearer is the token.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Request {
+    /// The token to stand for.
+    token: Option<String>,
+    /// Shorter life than configured, seconds.
+    lifetime_s: Option<u64>,
+}
+
+/// What the client gets.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Created {
+    /// The ticket's text.
+    pub ticket: String,
+    /// Must be used by then, Unix seconds.
+    pub expires_at: UnixTime,
+    /// The same as a duration, seconds.
+    pub expires_in_s: u64,
+}
+
+/// Handles `POST /jet/tickets`.
+///
+/// # Errors
+/// A problem document: no token, a token that does not hold or cannot be honoured, too many tickets.
+pub async fn create(
+    State(state): State<ApiState>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    let id = state.id;
+    let problem = |status, rule, detail: &str| Problem::new(status, rule, detail, id);
+    let request: Request = if body.is_empty() {
+        Request::default()
+    } else {
+        // serde_json's message could quote the body.
+        serde_json::from_slice(&body).map_err(|_| {
+            let detail = "expected JSON: {\"token\": \"...\", \"lifetime_s\": 60}";
+            problem(StatusCode::BAD_REQUEST, "body", detail)
+        })?
+    };
+    let in_body = request.token.map(Zeroizing::new);
+    let bearer = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.strip_prefix("Bearer "))
+        .map(str::trim);
+    let (text, by) = match (bearer, in_body) {
+        (None, Some(token)) => (token, "token"),
+        (None, None) => {
+            let detail = "send a token, as bearer or in the body";
+            return Err(problem(StatusCode::UNAUTHORIZED, "no-token", detail));
+        }
+        (Some(bearer), in_body) if bearer.starts_with("eyJ") => {
+            if in_body.is_some_and(|token| token.as_str() != bearer) {
+                let detail = "bearer and body carry different tokens";
+                return Err(problem(StatusCode::BAD_REQUEST, "contradiction", detail));
+            }
+            (Zeroizing::new(bearer.to_owned()), "token")
+        }
+        (Some(bearer), in_body) => {
+            let Some(key) = find_key(&state.gateway.config.api.keys, bearer) else {
+                warn!(session = %id, peer = %state.peer, rule = "api-key", "Ticket refused");
+                let detail = "the bearer is neither a token nor a known API key";
+                return Err(problem(StatusCode::UNAUTHORIZED, "api-key", detail));
+            };
+            let Some(token) = in_body else {
+                let detail = "with an API key, the body carries the token";
+                return Err(problem(StatusCode::BAD_REQUEST, "body", detail));
+            };
+            (token, key.name.as_str())
+        }
+    };
+    let created = issue(&state, &text, request.lifetime_s).map_err(|refusal| {
+        let (peer, rule) = (state.peer, refusal.rule());
+        warn!(session = %id, %peer, by, rule, reason = %refusal, "Ticket refused");
+        problem(status_of(&refusal), rule, &refusal.to_string())
+    })?;
+    info!(session = %id, peer = %state.peer, by, "Ticket issued");
+    Ok((
+        StatusCode::CREATED,
+        [(header::CACHE_CONTROL, "no-store")],
+        Json(created),
+    )
+        .into_response())
+}
+
+fn issue(state: &ApiState, text: &str, lifetime_s: Option<u64>) -> Result<Created, Refusal> {
+    let gateway = &state.gateway;
+    let token = gateway.verify_token(text, state.peer.ip())?;
+    if let Some(rule) = gateway.revoked.rules().revokes(&token.id, &token.claims) {
+        return Err(Refusal::Revoked(rule));
+    }
+    policy::decide(&token.claims, SessionLimits::default())?;
+    let now = clock::unix_now();
+    let token_end = token
+        .claims
+        .validity
+        .not_after
+        .plus(gateway.config.token.leeway_s);
+    let configured = gateway.config.tickets.lifetime_s;
+    let lifetime_s = lifetime_s.unwrap_or(configured).clamp(1, configured);
+    let expires_at = now.plus(lifetime_s).min(token_end);
+    let ticket = gateway
+        .tickets
+        .issue(Zeroizing::new(text.to_owned()), expires_at, token_end, now)
+        .map_err(|error| Refusal::Store(error.to_string()))?;
+    Ok(Created {
+        ticket: ticket.as_str().to_owned(),
+        expires_at,
+        expires_in_s: expires_at.since(now),
+    })
+}
+
+/// The key whose digest the bearer has. All keys are looked at, each in constant time.
+fn find_key<'a>(keys: &'a [ApiKeyConfig], bearer: &str) -> Option<&'a ApiKeyConfig> {
+    let digest = sha256(bearer.as_bytes());
+    keys.iter().fold(None, |found, key| {
+        if bool::from(key.sha256.ct_eq(&digest)) {
+            Some(key)
+        } else {
+            found
+        }
+    })
+}
+
+fn status_of(refusal: &Refusal) -> StatusCode {
+    if matches!(refusal, Refusal::TooMuchWork) {
+        StatusCode::TOO_MANY_REQUESTS
+    } else if matches!(refusal, Refusal::Store(_)) {
+        StatusCode::SERVICE_UNAVAILABLE
+    } else if refusal.is_unmet_demand() {
+        StatusCode::FORBIDDEN
+    } else {
+        StatusCode::UNAUTHORIZED
+    }
+}

@@ -1,0 +1,61 @@
+//! `jetway config check`: everything `serve` would find wrong, without binding a port.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+
+use crate::cli::print_line;
+use crate::config::{Config, Flags};
+use crate::gateway;
+
+/// Arguments of `jetway config`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do with the configuration.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Read the configuration and every file that it names; say what is wrong
+    Check {
+        /// Configuration file
+        #[arg(
+            long,
+            short,
+            env = "JETWAY_CONFIG",
+            default_value = "/etc/jetway/jetway.toml"
+        )]
+        config: PathBuf,
+        /// Values above those of the file.
+        #[command(flatten)]
+        flags: Flags,
+    },
+}
+
+/// Runs `jetway config`.
+///
+/// # Errors
+/// What is wrong with the configuration.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let Command::Check {
+        config: path,
+        flags,
+    } = &args.command;
+    let config = Config::load(path, flags)?;
+    let (verify, decrypt) = gateway::check_files(&config)?;
+    for listener in &config.listener {
+        let tls = if config.tls_of(listener).is_some() {
+            "with TLS"
+        } else {
+            "without TLS"
+        };
+        print_line(&format!("listener {} {tls}", listener.address))?;
+    }
+    print_line(&format!(
+        "token keys: {verify} to verify with, {decrypt} to decrypt with"
+    ))?;
+    print_line(&format!("{}: good", path.display())).context("standard output")
+}

@@ -1,0 +1,50 @@
+//! The commands: one file each.
+
+pub mod config;
+pub mod serve;
+pub mod ticket;
+
+use std::io::{self, Write};
+
+/// An RDP gateway: one port, a token that says where to and what is allowed
+#[derive(Debug, clap::Parser)]
+#[command(name = "jetway", version, about, max_term_width = 100)]
+pub struct Cli {
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Run the gateway
+    Serve(serve::Args),
+    /// Exchange a token for a ticket, short enough for loadbalanceinfo
+    Ticket(ticket::Args),
+    /// Check the configuration
+    Config(config::Args),
+}
+
+/// Runs a command.
+///
+/// # Errors
+/// The command's.
+pub fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Serve(args) => serve::run(&args),
+        Command::Ticket(args) => ticket::run(&args),
+        Command::Config(args) => config::run(&args),
+    }
+}
+
+/// Writes a command's result to standard output.
+///
+/// # Errors
+/// Standard output is closed or full.
+pub fn print_line(line: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(line.as_bytes())?;
+    out.write_all(b"\n")?;
+    out.flush()
+}

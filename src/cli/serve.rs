@@ -1,0 +1,125 @@
+//! `jetway serve`: the gateway.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Config, Flags, LogConfig, LogFormat};
+use crate::gateway::Running;
+
+/// Arguments of `jetway serve`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Configuration file
+    #[arg(
+        long,
+        short,
+        env = "JETWAY_CONFIG",
+        default_value = "/etc/jetway/jetway.toml"
+    )]
+    pub config: PathBuf,
+    /// Values above those of the file.
+    #[command(flatten)]
+    pub flags: Flags,
+}
+
+/// Serves until SIGTERM or SIGINT; SIGHUP reads keys, certificates and revocations again.
+///
+/// # Errors
+/// The configuration, a file that it names, or a port cannot be used.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let config = Config::load(&args.config, &args.flags)?;
+    start_log(&config.log)?;
+    raise_descriptor_limit(config.limits.connections);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    // Before any port is bound, so that no signal finds the process half started.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let running = Running::start(config)?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => {
+                info!("Reading files again");
+                running.reload();
+            }
+        }
+    }
+    info!("Stopping");
+    running.stop().await;
+    Ok(())
+}
+
+/// Sends log lines to standard error.
+///
+/// # Errors
+/// The filter is malformed.
+pub fn start_log(config: &LogConfig) -> anyhow::Result<()> {
+    // sspi tells of every security context at INFO.
+    let filter =
+        EnvFilter::try_new(format!("sspi=warn,{}", config.filter)).context("log.filter")?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    let terminal = std::io::stderr().is_terminal();
+    let json = match config.format {
+        LogFormat::Json => true,
+        LogFormat::Human => false,
+        LogFormat::Auto => !terminal,
+    };
+    if json {
+        builder.json().flatten_event(true).init();
+    } else {
+        builder.with_ansi(terminal).with_target(false).init();
+    }
+    Ok(())
+}
+
+/// Asks the system for as many descriptors as the configured connections may need; tells if it gives fewer.
+fn raise_descriptor_limit(connections: usize) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    /// Listeners, files, the store, the runtime.
+    const SPARE: u64 = 256;
+    /// Two sockets, and two pipes with two ends each while bytes are spliced both ways.
+    const PER_SESSION: u64 = 6;
+    let wanted = u64::try_from(connections)
+        .unwrap_or(u64::MAX)
+        .saturating_mul(PER_SESSION)
+        + SPARE;
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current.is_some_and(|current| current < wanted) {
+        let raised = maximum.map_or(wanted, |maximum| wanted.min(maximum));
+        let limit = Rlimit {
+            current: Some(raised),
+            maximum,
+        };
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::warn!(%error, "Cannot raise the limit of open files");
+        }
+    }
+    let current = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let needed = u64::try_from(connections)
+        .unwrap_or(u64::MAX)
+        .saturating_mul(2)
+        + SPARE;
+    if current < needed {
+        tracing::warn!(
+            open_files = current,
+            connections,
+            "Fewer open files are allowed than limits.connections needs"
+        );
+    }
+}

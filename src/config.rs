@@ -1,0 +1,694 @@
+//! From a TOML file, the environment and flags to a [`Config`]; a bad value stops the process before any port is bound.
+//!
+//! Later layers win: built-in defaults, the file, `JETWAY_…` variables (`__` separates levels, as in
+//! `JETWAY_STORE__PATH`), flags. Relative paths in the file are relative to the file. Every error names the file, the key
+//! and, where the file set it, the line.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use figment::Figment;
+use figment::providers::{Env, Format, Serialized, Toml};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::limits;
+use crate::policy::egress::{EgressConfig, EgressRules};
+use crate::token::key::KeyUsage;
+use crate::token::{TokenRules, UnsignedJwe};
+
+/// Everything an administrator can set.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Ports to listen on, each with its own narrowing and TLS settings.
+    pub listener: Vec<ListenerConfig>,
+    /// TLS of the listeners that have none of their own.
+    pub tls: Option<TlsConfig>,
+    /// Which tokens are accepted.
+    pub token: TokenConfig,
+    /// Short references that stand for a token.
+    #[serde(default)]
+    pub tickets: TicketConfig,
+    /// HTTP on the same port.
+    #[serde(default)]
+    pub api: ApiConfig,
+    /// Where the gateway may connect to.
+    #[serde(default)]
+    pub egress: EgressConfig,
+    /// Time limits of a session.
+    #[serde(default)]
+    pub session: SessionConfig,
+    /// What must survive a restart.
+    #[serde(default)]
+    pub store: StoreConfig,
+    /// Bounds on connections.
+    #[serde(default)]
+    pub limits: LimitsConfig,
+    /// How the process logs.
+    #[serde(default)]
+    pub log: LogConfig,
+    /// Switches that no production system sets.
+    #[serde(default)]
+    pub development: DevelopmentConfig,
+    /// `egress`, compiled.
+    #[serde(skip)]
+    pub egress_rules: EgressRules,
+}
+
+/// One port.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListenerConfig {
+    /// Address and port; `[::]:3389` listens on IPv6 alone, add a second listener for IPv4.
+    pub address: SocketAddr,
+    /// What may arrive here.
+    #[serde(default = "Arrival::all")]
+    pub accept: Vec<Arrival>,
+    /// Balancers that may name the client's address by PROXY protocol.
+    #[serde(default)]
+    pub proxy_protocol_from: Vec<IpNet>,
+    /// TLS of this port, in place of the common one.
+    pub tls: Option<TlsConfig>,
+}
+
+/// A protocol that a port may be narrowed to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Arrival {
+    /// RDP preconnection PDU or X.224 Connection Request.
+    Rdp,
+    /// TLS; what it carries is asked again.
+    Tls,
+    /// HTTP.
+    Http,
+    /// JET binary protocol.
+    Jet,
+}
+
+impl Arrival {
+    fn all() -> Vec<Self> {
+        vec![Self::Rdp, Self::Tls, Self::Http, Self::Jet]
+    }
+}
+
+/// A certificate chain and its key, PEM files.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// The chain, leaf first.
+    pub certificate: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
+    /// Oldest version to speak.
+    #[serde(default)]
+    pub min_version: TlsVersion,
+}
+
+/// A TLS version.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
+pub enum TlsVersion {
+    /// TLS 1.2
+    #[default]
+    #[serde(rename = "1.2")]
+    V1_2,
+    /// TLS 1.3
+    #[serde(rename = "1.3")]
+    V1_3,
+}
+
+/// Which tokens are accepted.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenConfig {
+    /// Keys, as PEM, JWK or JWKS files; reloaded when they change.
+    pub keys: Vec<KeyFileConfig>,
+    /// Tolerated difference of clocks, seconds.
+    #[serde(default = "TokenConfig::default_leeway_s")]
+    pub leeway_s: u64,
+    /// Life of a token without `exp`, seconds from its start.
+    #[serde(default = "TokenConfig::default_lifetime_s")]
+    pub default_lifetime_s: u64,
+    /// Longest life accepted, seconds.
+    #[serde(default = "TokenConfig::default_max_lifetime_s")]
+    pub max_lifetime_s: u64,
+    /// Whether an encrypted token needs a signature inside.
+    #[serde(default)]
+    pub unsigned_jwe: UnsignedJwe,
+    /// Accepted `iss`; empty accepts any.
+    #[serde(default)]
+    pub issuers: Vec<String>,
+    /// Accepted `aud`; empty refuses tokens that name an audience.
+    #[serde(default)]
+    pub audiences: Vec<String>,
+    /// Revocation list, JSON: claim name to revoked values. Reloaded when it changes; ends live sessions.
+    pub revoked: Option<PathBuf>,
+    /// How long after its session a token may open another one from the same address, seconds. Zero: never.
+    #[serde(default)]
+    pub reconnect_window_s: u64,
+    /// Longest window a token may ask for by `jet_reuse`, seconds.
+    #[serde(default = "TokenConfig::default_max_reconnect_window_s")]
+    pub max_reconnect_window_s: u64,
+}
+
+impl TokenConfig {
+    fn default_leeway_s() -> u64 {
+        TokenRules::default().leeway_s
+    }
+
+    fn default_lifetime_s() -> u64 {
+        TokenRules::default().default_lifetime_s
+    }
+
+    fn default_max_lifetime_s() -> u64 {
+        TokenRules::default().max_lifetime_s
+    }
+
+    /// Long enough for a client that has lost its network to come back.
+    fn default_max_reconnect_window_s() -> u64 {
+        300
+    }
+}
+
+/// One key file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyFileConfig {
+    /// PEM, JWK or JWKS.
+    pub path: PathBuf,
+    /// `sign` or `encrypt`; needed for PEM, may come from a JWK's own `use`.
+    pub usage: Option<KeyUsage>,
+    /// Key id, where the file has none.
+    pub kid: Option<String>,
+}
+
+/// Tickets.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TicketConfig {
+    /// How long a ticket waits for its use, seconds.
+    pub lifetime_s: u64,
+}
+
+impl Default for TicketConfig {
+    fn default() -> Self {
+        Self { lifetime_s: 120 }
+    }
+}
+
+/// HTTP.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ApiConfig {
+    /// Who may act without a token of their own.
+    pub keys: Vec<ApiKeyConfig>,
+    /// Who may use HTTP without TLS.
+    pub plain_http: PlainHttp,
+}
+
+/// An API key, by the digest of its text: the configuration holds no secret.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApiKeyConfig {
+    /// Name for the log.
+    pub name: String,
+    /// SHA-256 of the key, 64 hex digits.
+    #[serde(with = "hex::serde")]
+    pub sha256: [u8; 32],
+}
+
+/// Who may use HTTP without TLS. It carries tokens, so by default only this machine may.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PlainHttp {
+    /// Nobody.
+    Off,
+    /// Loopback addresses.
+    #[default]
+    Loopback,
+    /// Anybody: where a proxy in front speaks TLS.
+    Any,
+}
+
+/// Time limits of a session.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SessionConfig {
+    /// Both directions silent for so long, seconds: the session ends. Zero: never.
+    pub idle_timeout_s: u64,
+    /// A session ends after so long, seconds, whatever its token says. Zero: never.
+    pub time_limit_s: u64,
+    /// For reaching a target, all its addresses and alternatives together, seconds.
+    pub connect_timeout_s: u64,
+    /// How long live sessions may go on when the process is told to stop, seconds.
+    pub drain_s: u64,
+}
+
+impl Default for SessionConfig {
+    fn default() -> Self {
+        Self {
+            idle_timeout_s: 0,
+            time_limit_s: 0,
+            connect_timeout_s: 10,
+            drain_s: 5,
+        }
+    }
+}
+
+impl SessionConfig {
+    /// See [`SessionConfig::idle_timeout_s`].
+    #[must_use]
+    pub fn idle_timeout(&self) -> Option<Duration> {
+        nonzero(self.idle_timeout_s)
+    }
+
+    /// See [`SessionConfig::time_limit_s`].
+    #[must_use]
+    pub fn time_limit(&self) -> Option<Duration> {
+        nonzero(self.time_limit_s)
+    }
+}
+
+fn nonzero(seconds: u64) -> Option<Duration> {
+    (seconds != 0).then(|| Duration::from_secs(seconds))
+}
+
+/// What must survive a restart.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StoreConfig {
+    /// One file: which tokens were used.
+    pub path: PathBuf,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::from("jetway.redb"),
+        }
+    }
+}
+
+/// Bounds on connections; see [`limits`] for the reasons.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// Connections of any kind.
+    pub connections: usize,
+    /// Connections that have not shown a valid token.
+    pub pending_connections: usize,
+    /// The same, for one address.
+    pub pending_per_address: usize,
+    /// Established sessions of one address.
+    pub sessions_per_address: usize,
+    /// CPU for the tokens of one address, microseconds each second.
+    pub token_work_us_per_s: u32,
+    /// The same in a burst, microseconds.
+    pub token_work_burst_us: u32,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            connections: limits::CONNECTIONS,
+            pending_connections: limits::PENDING_CONNECTIONS,
+            pending_per_address: limits::PENDING_PER_ADDRESS,
+            sessions_per_address: limits::SESSIONS_PER_ADDRESS,
+            token_work_us_per_s: limits::TOKEN_WORK_US_PER_S,
+            token_work_burst_us: limits::TOKEN_WORK_BURST_US,
+        }
+    }
+}
+
+/// How the process logs.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// Lines for people or for machines.
+    pub format: LogFormat,
+    /// `tracing` filter, as in `info,jetway::relay=debug`.
+    pub filter: String,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            format: LogFormat::Auto,
+            filter: "info".to_owned(),
+        }
+    }
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Human on a terminal, JSON otherwise.
+    #[default]
+    Auto,
+    /// One readable line.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Switches that no production system sets; each is announced loudly.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DevelopmentConfig {
+    /// Accept `alg: none`.
+    pub accept_unsigned_tokens: bool,
+}
+
+/// Values from the command line, above file and environment.
+#[derive(Clone, Debug, Default, Serialize, clap::Args)]
+pub struct Flags {
+    /// Lines for people (human) or for machines (json)
+    #[arg(long = "log-format", value_enum)]
+    #[serde(skip)]
+    pub log_format: Option<LogFormat>,
+    /// Log filter, as in info,jetway::relay=debug
+    #[arg(long = "log-filter", value_name = "FILTER")]
+    #[serde(skip)]
+    pub log_filter: Option<String>,
+    /// File for what must survive a restart
+    #[arg(long = "store", value_name = "FILE")]
+    #[serde(skip)]
+    pub store: Option<PathBuf>,
+}
+
+/// A configuration that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct ConfigError {
+    /// Where the value came from: a file, a variable, the defaults.
+    pub source_name: String,
+    /// Line in that file, from 1.
+    pub line: Option<usize>,
+    /// Dotted key.
+    pub key: String,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.source_name)?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        if !self.key.is_empty() {
+            write!(f, ": {}", self.key)?;
+        }
+        write!(f, ": {}", self.problem)
+    }
+}
+
+impl Config {
+    /// Reads the file at `path`, the environment and `flags`.
+    ///
+    /// # Errors
+    /// The first value that cannot be used, with file, key and line.
+    pub fn load(path: &Path, flags: &Flags) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
+            source_name: path.display().to_string(),
+            line: None,
+            key: String::new(),
+            problem: format!("cannot be read: {error}"),
+        })?;
+        Self::from_text(path, &text, flags, Env::prefixed("JETWAY_").split("__"))
+    }
+
+    fn from_text(
+        path: &Path,
+        text: &str,
+        flags: &Flags,
+        environment: Env,
+    ) -> Result<Self, ConfigError> {
+        let file = File { path, text };
+        // A syntax error has a line of its own and no key.
+        if let Err(error) = toml_edit::ImDocument::parse(text) {
+            return Err(ConfigError {
+                source_name: path.display().to_string(),
+                line: error.span().map(|span| line_of(text, span.start)),
+                key: String::new(),
+                problem: error.message().trim_end().to_owned(),
+            });
+        }
+        let mut figment = Figment::new().merge(Toml::string(text)).merge(environment);
+        if let Some(format) = flags.log_format {
+            figment = figment.merge(Serialized::default("log.format", format));
+        }
+        if let Some(filter) = &flags.log_filter {
+            figment = figment.merge(Serialized::default("log.filter", filter));
+        }
+        if let Some(store) = &flags.store {
+            // A flag's path is relative to where the command was typed, not to the file.
+            let store = std::path::absolute(store).unwrap_or_else(|_| store.clone());
+            figment = figment.merge(Serialized::default("store.path", store));
+        }
+        let mut config: Self = figment.extract().map_err(|error| file.explain(&error))?;
+        config.anchor(path.parent().unwrap_or(Path::new("")));
+        config.check(&file)?;
+        Ok(config)
+    }
+
+    /// Makes relative paths relative to the configuration's folder.
+    fn anchor(&mut self, folder: &Path) {
+        let tls = self
+            .tls
+            .iter_mut()
+            .chain(self.listener.iter_mut().filter_map(|l| l.tls.as_mut()));
+        let paths = tls
+            .flat_map(|tls| [&mut tls.certificate, &mut tls.key])
+            .chain(self.token.keys.iter_mut().map(|key| &mut key.path))
+            .chain(self.token.revoked.as_mut())
+            .chain(Some(&mut self.store.path));
+        for path in paths {
+            *path = folder.join(&*path);
+        }
+    }
+
+    /// What types alone do not say.
+    fn check(&mut self, file: &File<'_>) -> Result<(), ConfigError> {
+        if self.listener.is_empty() {
+            return Err(file.error(&["listener"], "at least one listener is needed"));
+        }
+        for (index, listener) in self.listener.iter().enumerate() {
+            if listener.accept.is_empty() {
+                let index = index.to_string();
+                return Err(file.error(&["listener", &index, "accept"], "accepts nothing"));
+            }
+        }
+        if self.token.keys.is_empty() && !self.development.accept_unsigned_tokens {
+            return Err(file.error(&["token", "keys"], "at least one key is needed"));
+        }
+        if self.tickets.lifetime_s == 0 {
+            return Err(file.error(&["tickets", "lifetime_s"], "a ticket needs a lifetime"));
+        }
+        if self.session.connect_timeout_s == 0 {
+            return Err(file.error(&["session", "connect_timeout_s"], "must not be zero"));
+        }
+        let bounds = [
+            ("connections", self.limits.connections),
+            ("pending_connections", self.limits.pending_connections),
+            ("pending_per_address", self.limits.pending_per_address),
+            ("sessions_per_address", self.limits.sessions_per_address),
+        ];
+        for (key, bound) in bounds {
+            if bound == 0 {
+                return Err(file.error(&["limits", key], "must not be zero"));
+            }
+        }
+        tracing_subscriber::EnvFilter::try_new(&self.log.filter)
+            .map_err(|error| file.error(&["log", "filter"], &error.to_string()))?;
+        self.egress_rules = EgressRules::try_from(self.egress.clone())
+            .map_err(|error| file.error(&["egress"], &error.to_string()))?;
+        Ok(())
+    }
+
+    /// The rules by which tokens are judged.
+    #[must_use]
+    pub fn token_rules(&self) -> TokenRules {
+        TokenRules {
+            leeway_s: self.token.leeway_s,
+            default_lifetime_s: self.token.default_lifetime_s,
+            max_lifetime_s: self.token.max_lifetime_s,
+            unsigned_jwe: self.token.unsigned_jwe,
+            allow_none: self.development.accept_unsigned_tokens,
+            issuers: self.token.issuers.clone(),
+            audiences: self.token.audiences.clone(),
+        }
+    }
+
+    /// TLS of a listener: its own, or the common one.
+    #[must_use]
+    pub fn tls_of<'a>(&'a self, listener: &'a ListenerConfig) -> Option<&'a TlsConfig> {
+        listener.tls.as_ref().or(self.tls.as_ref())
+    }
+}
+
+/// The configuration file, for messages that point into it.
+struct File<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+impl File<'_> {
+    fn explain(&self, error: &figment::Error) -> ConfigError {
+        let mut key = error.path.clone();
+        let name = if let figment::error::Kind::UnknownField(name, _) = &error.kind {
+            Some(name.as_str())
+        } else if let figment::error::Kind::MissingField(name) = &error.kind {
+            Some(&**name)
+        } else {
+            None
+        };
+        if let Some(name) = name
+            && key.last().map(String::as_str) != Some(name)
+        {
+            key.push(name.to_owned());
+        }
+        let segments: Vec<&str> = key.iter().map(String::as_str).collect();
+        let metadata = error.metadata.as_ref();
+        let from_environment =
+            metadata.is_some_and(|metadata| metadata.name.contains("environment variable"));
+        if from_environment {
+            return ConfigError {
+                source_name: format!("JETWAY_{}", key.join("__").to_uppercase()),
+                line: None,
+                key: key.join("."),
+                problem: error.kind.to_string(),
+            };
+        }
+        self.error(&segments, &error.kind.to_string())
+    }
+
+    fn error(&self, key: &[&str], problem: &str) -> ConfigError {
+        ConfigError {
+            source_name: self.path.display().to_string(),
+            line: self.line(key),
+            key: key.join("."),
+            problem: problem.to_owned(),
+        }
+    }
+
+    /// The line of the deepest part of `key` that the file has.
+    fn line(&self, key: &[&str]) -> Option<usize> {
+        let document = toml_edit::ImDocument::parse(self.text).ok()?;
+        let mut item = document.as_item();
+        let mut span = None;
+        for segment in key {
+            let next = match segment.parse::<usize>() {
+                Ok(index) => item.get(index),
+                Err(_) => item.get(*segment),
+            };
+            let Some(next) = next else { break };
+            // A value's key stands on the line where its text starts; a table's at its header.
+            span = next.span().or(span);
+            item = next;
+        }
+        span.map(|span| line_of(self.text, span.start))
+    }
+}
+
+/// The line, from 1, that holds the byte at `offset`.
+fn line_of(text: &str, offset: usize) -> usize {
+    1 + text
+        .bytes()
+        .take(offset)
+        .filter(|byte| *byte == b'\n')
+        .count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = "[[listener]]\naddress = \"127.0.0.1:3389\"\n\n[token]\nkeys = [{ path = \"k.pem\", usage = \"sign\" }]\n";
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        Config::from_text(
+            Path::new("/etc/jetway/jetway.toml"),
+            text,
+            &Flags::default(),
+            Env::prefixed("JETWAY_UNSET_IN_TESTS_"),
+        )
+    }
+
+    #[test]
+    fn the_smallest_file_is_enough_and_paths_are_relative_to_it() {
+        let config = load(MINIMAL).unwrap();
+        assert_eq!(config.token.keys[0].path, Path::new("/etc/jetway/k.pem"));
+        assert_eq!(config.store.path, Path::new("/etc/jetway/jetway.redb"));
+        assert_eq!(config.token.leeway_s, TokenRules::default().leeway_s);
+        assert_eq!(config.api.plain_http, PlainHttp::Loopback);
+        assert!(!config.development.accept_unsigned_tokens);
+    }
+
+    #[test]
+    fn a_bad_value_names_file_key_and_line() {
+        let cases = [
+            (
+                "[session]\nidle_timeout_s = \"long\"\n",
+                "session.idle_timeout_s",
+                8,
+            ),
+            (
+                "[session]\n\nidle_timout_s = 5\n",
+                "session.idle_timout_s",
+                9,
+            ),
+            ("[limits]\nconnections = 0\n", "limits.connections", 8),
+            ("[tickets]\nlifetime_s = 0\n", "tickets.lifetime_s", 8),
+            ("[log]\nfilter = \"jetway=loud\"\n", "log.filter", 8),
+            ("[api]\nplain_http = \"sometimes\"\n", "api.plain_http", 8),
+        ];
+        for (addition, key, line) in cases {
+            let error = load(&format!("{MINIMAL}\n{addition}")).unwrap_err();
+            assert_eq!(error.key, key, "{error}");
+            assert_eq!(error.line, Some(line), "{error}");
+            assert!(
+                error.to_string().starts_with("/etc/jetway/jetway.toml:"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_bad_value_in_a_listener_names_which() {
+        let text = format!("{MINIMAL}\n[[listener]]\naddress = \"nowhere\"\n");
+        let error = load(&text).unwrap_err();
+        assert_eq!(error.key, "listener.1.address", "{error}");
+        assert_eq!(error.line, Some(8), "{error}");
+    }
+
+    #[test]
+    fn a_syntax_error_names_its_line() {
+        let error = load(&format!("{MINIMAL}\n[session\n")).unwrap_err();
+        assert_eq!(error.line, Some(7), "{error}");
+    }
+
+    #[test]
+    fn a_missing_key_is_named() {
+        let error = load("[[listener]]\naddress = \"127.0.0.1:3389\"\n").unwrap_err();
+        assert_eq!(error.key, "token", "{error}");
+    }
+
+    #[test]
+    fn flags_are_above_the_file() {
+        let flags = Flags {
+            log_filter: Some("debug".to_owned()),
+            ..Flags::default()
+        };
+        let config = Config::from_text(
+            Path::new("j.toml"),
+            &format!("{MINIMAL}\n[log]\nfilter = \"warn\"\n"),
+            &flags,
+            Env::prefixed("JETWAY_UNSET_IN_TESTS_"),
+        )
+        .unwrap();
+        assert_eq!(config.log.filter, "debug");
+    }
+}

@@ -1,0 +1,288 @@
+//! What all connections of a process share, and the process's own life: start, upkeep, drain, stop.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::clock;
+use crate::config::{Config, TlsConfig};
+use crate::keyring::{KeyFile, Keyring, ReloadOutcome};
+use crate::listener::admission::Door;
+use crate::listener::{self, Listener};
+use crate::policy::work::WorkLimiter;
+use crate::refusal::Refusal;
+use crate::session::registry::{EndCause, Registry};
+use crate::store::disk::Disk;
+use crate::store::refusals::Refusals;
+use crate::store::revoked::Revoked;
+use crate::store::tickets::Tickets;
+use crate::store::usage::Usages;
+use crate::tls::ServerTls;
+use crate::token::{Protection, Token, UnsignedJwe};
+
+/// How often files are looked at for changes.
+const UPKEEP: Duration = Duration::from_secs(1);
+
+/// How often what has expired is dropped, in upkeeps.
+const FORGET_EVERY: u32 = 60;
+
+/// After live sessions were told to end: how long they are waited for.
+const END_GRACE: Duration = Duration::from_secs(2);
+
+/// What all connections share.
+#[derive(Debug)]
+pub struct Gateway {
+    /// As loaded; a changed file needs a restart.
+    pub config: Config,
+    /// The keys in force.
+    pub keyring: Keyring,
+    /// The revocations in force.
+    pub revoked: Revoked,
+    /// Tickets.
+    pub tickets: Tickets,
+    /// Which tokens were used.
+    pub usages: Arc<Usages>,
+    /// What refused clients were told.
+    pub refusals: Refusals,
+    /// The live sessions.
+    pub registry: Arc<Registry>,
+    /// How many connections there may be.
+    pub door: Door,
+    /// Fires when no more connections are taken.
+    pub stopping: CancellationToken,
+    /// Every connection's task.
+    pub connections: TaskTracker,
+    work: Mutex<WorkLimiter>,
+    tls: Vec<Arc<ServerTls>>,
+}
+
+/// A gateway that listens.
+#[derive(Debug)]
+pub struct Running {
+    gateway: Arc<Gateway>,
+    addresses: Vec<SocketAddr>,
+}
+
+impl Gateway {
+    /// Verifies a token that `client` has shown, after booking the work that takes.
+    ///
+    /// # Errors
+    /// The address has shown too many tokens, or this one does not hold.
+    pub fn verify_token(&self, text: &str, client: IpAddr) -> Result<Token, Refusal> {
+        let verifier = self.keyring.verifier();
+        let cost = verifier.cost_us(text);
+        self.work
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .book(client.into(), cost, clock::now())
+            .map_err(|_| Refusal::TooMuchWork)?;
+        let token = verifier.verify(text, clock::unix_now())?;
+        if token.protection == Protection::None {
+            warn!(token = %token.id, peer = %client, "Accepted an unsigned token (development.accept_unsigned_tokens)");
+        }
+        Ok(token)
+    }
+
+    /// Reads changed files again.
+    fn reload(&self) {
+        match self.keyring.reload_if_changed() {
+            // The keyring itself tells what it did.
+            ReloadOutcome::Unchanged | ReloadOutcome::Reloaded | ReloadOutcome::Kept(_) => {}
+        }
+        match self.revoked.reload_if_changed() {
+            Ok(false) => {}
+            Ok(true) => {
+                info!("Revocation list reloaded");
+                for (session, token, rule) in self.registry.end_revoked(&self.revoked.rules()) {
+                    info!(%session, %token, rule, "Ending a session whose token was revoked");
+                }
+            }
+            Err(error) => warn!(%error, "The revocation list was not reloaded, the old one stays"),
+        }
+        for tls in &self.tls {
+            match tls.reload_if_changed() {
+                Ok(false) => {}
+                Ok(true) => {
+                    info!(certificate = %tls.certificate().display(), "Certificate reloaded")
+                }
+                Err(error) => warn!(%error, "The certificate was not reloaded, the old one stays"),
+            }
+        }
+    }
+
+    /// Looks after files and tables until the gateway stops.
+    async fn upkeep(self: Arc<Self>) {
+        let mut turns = 0_u32;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(UPKEEP) => {}
+                () = self.stopping.cancelled() => return,
+            }
+            self.reload();
+            turns = turns.wrapping_add(1);
+            if turns.is_multiple_of(FORGET_EVERY) {
+                let now = clock::unix_now();
+                self.usages.forget_expired(now);
+                self.tickets.forget_expired(now);
+            }
+        }
+    }
+}
+
+impl Running {
+    /// Opens the store, loads keys and certificates, and listens.
+    ///
+    /// # Errors
+    /// Whatever of these fails; no port is bound before all files have been read.
+    pub fn start(config: Config) -> anyhow::Result<Self> {
+        let now = clock::unix_now();
+        let keyring = load_keys(&config)?;
+        let revoked = Revoked::load(config.token.revoked.clone())?;
+        let (listeners, tls) = make_listeners(&config)?;
+        let disk = Disk::open(&config.store.path)?;
+        disk.forget_expired(now);
+        let usages = Arc::new(Usages::load(disk, now)?);
+        warn_of_switches(&config);
+        let limits = &config.limits;
+        let gateway = Arc::new(Gateway {
+            keyring,
+            revoked,
+            tickets: Tickets::default(),
+            usages,
+            refusals: Refusals::default(),
+            registry: Arc::new(Registry::new(limits.sessions_per_address)),
+            door: Door::new(
+                limits.connections,
+                limits.pending_connections,
+                limits.pending_per_address,
+            ),
+            stopping: CancellationToken::new(),
+            connections: TaskTracker::new(),
+            work: Mutex::new(WorkLimiter::new(
+                limits.token_work_us_per_s,
+                limits.token_work_burst_us,
+            )),
+            tls,
+            config,
+        });
+        let mut sockets = Vec::new();
+        for listener in listeners {
+            let socket = listener
+                .bind()
+                .with_context(|| format!("cannot listen on {}", listener.address()))?;
+            sockets.push((listener, socket));
+        }
+        let mut addresses = Vec::new();
+        for (listener, socket) in sockets {
+            let address = socket.local_addr()?;
+            info!(%address, "Listening");
+            addresses.push(address);
+            tokio::spawn(listener::accept_all(
+                Arc::clone(&gateway),
+                Arc::new(listener),
+                socket,
+            ));
+        }
+        tokio::spawn(Arc::clone(&gateway).upkeep());
+        Ok(Self { gateway, addresses })
+    }
+
+    /// The bound addresses, in the order of the configuration.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// What connections share.
+    #[must_use]
+    pub fn gateway(&self) -> &Arc<Gateway> {
+        &self.gateway
+    }
+
+    /// Reads changed files again, now.
+    pub fn reload(&self) {
+        self.gateway.reload();
+    }
+
+    /// Stops in two steps: no new connections, and live ones may finish for the configured time; then all are ended.
+    pub async fn stop(self) {
+        let Self { gateway, .. } = self;
+        gateway.stopping.cancel();
+        gateway.registry.close();
+        gateway.connections.close();
+        let drain = Duration::from_secs(gateway.config.session.drain_s);
+        let live = gateway.connections.len();
+        if live > 0 {
+            info!(live, drain_s = drain.as_secs(), "Waiting for live sessions");
+        }
+        if tokio::time::timeout(drain, gateway.connections.wait())
+            .await
+            .is_err()
+        {
+            gateway.registry.end_all(&EndCause::Shutdown);
+            let _ended = tokio::time::timeout(END_GRACE, gateway.connections.wait()).await;
+        }
+        info!("Stopped");
+    }
+}
+
+/// Reads every file that the configuration names; says how many keys there are to verify with and to decrypt with.
+///
+/// # Errors
+/// The first file that cannot be used.
+pub fn check_files(config: &Config) -> anyhow::Result<(usize, usize)> {
+    let keyring = load_keys(config)?;
+    Revoked::load(config.token.revoked.clone())?;
+    make_listeners(config)?;
+    Ok(keyring.verifier().keys().counts())
+}
+
+fn load_keys(config: &Config) -> anyhow::Result<Keyring> {
+    let keys = config.token.keys.iter();
+    let files: Vec<KeyFile> = keys
+        .map(|key| KeyFile {
+            path: key.path.clone(),
+            usage: key.usage,
+            kid: key.kid.clone(),
+        })
+        .collect();
+    Keyring::load(&files, config.token_rules()).context("token keys")
+}
+
+/// One [`Listener`] each; listeners with equal TLS settings share them.
+fn make_listeners(config: &Config) -> anyhow::Result<(Vec<Listener>, Vec<Arc<ServerTls>>)> {
+    let mut known: Vec<(TlsConfig, Arc<ServerTls>)> = Vec::new();
+    let mut listeners = Vec::new();
+    for listener in &config.listener {
+        let tls = match config.tls_of(listener) {
+            None => None,
+            Some(wanted) => match known.iter().find(|(config, _)| config == wanted) {
+                Some((_, tls)) => Some(Arc::clone(tls)),
+                None => {
+                    let tls = Arc::new(ServerTls::load(wanted.clone())?);
+                    known.push((wanted.clone(), Arc::clone(&tls)));
+                    Some(tls)
+                }
+            },
+        };
+        listeners.push(Listener::new(listener.clone(), tls));
+    }
+    Ok((listeners, known.into_iter().map(|(_, tls)| tls).collect()))
+}
+
+/// Switches that weaken the gateway are announced where nobody can miss them.
+fn warn_of_switches(config: &Config) {
+    if config.development.accept_unsigned_tokens {
+        warn!("DEVELOPMENT SWITCH: tokens with alg none are accepted; anybody can make them");
+    }
+    if config.token.unsigned_jwe == UnsignedJwe::Accept {
+        warn!(
+            "Encrypted tokens need no signature (token.unsigned_jwe = accept): whoever has the public key can make them"
+        );
+    }
+}

@@ -1,0 +1,181 @@
+//! Ports: accept, limits, spawn. Nothing here waits for a client.
+
+pub mod admission;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::rustls::ServerConfig;
+use tracing::{debug, warn};
+
+use crate::clock;
+use crate::config::{Arrival, ListenerConfig};
+use crate::gateway::Gateway;
+use crate::limits;
+use crate::listener::admission::Admission;
+use crate::session::{self, SessionId};
+use crate::stream::{Io, Stream};
+use crate::tls::ServerTls;
+use crate::upstream;
+
+/// Connections the kernel holds for us while we are busy. The kernel caps it at `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// After an accept failed for want of descriptors or memory: long enough for some to come back.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How often a failing accept is reported.
+const ACCEPT_REPORT: Duration = Duration::from_secs(10);
+
+/// One port and what may arrive there.
+#[derive(Debug)]
+pub struct Listener {
+    config: ListenerConfig,
+    tls: Option<Arc<ServerTls>>,
+}
+
+/// A connection of which nothing has been read.
+#[derive(Debug)]
+pub struct Accepted {
+    /// Correlation id of everything that follows.
+    pub id: SessionId,
+    /// The other end of the socket.
+    pub peer: SocketAddr,
+    /// When it was accepted.
+    pub started: Instant,
+    /// The token is in hand by then.
+    pub identify_by: Instant,
+    /// Bytes are relayed by then.
+    pub establish_by: Instant,
+    /// The port it came in by.
+    pub listener: Arc<Listener>,
+    /// Its bytes.
+    pub stream: Stream,
+    /// Its place among the connections.
+    pub admission: Admission,
+}
+
+impl Listener {
+    /// A listener with the TLS settings that hold for it, if any.
+    #[must_use]
+    pub fn new(config: ListenerConfig, tls: Option<Arc<ServerTls>>) -> Self {
+        Self { config, tls }
+    }
+
+    /// Where it listens, as configured.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.config.address
+    }
+
+    /// Whether this protocol may arrive here.
+    #[must_use]
+    pub fn accepts(&self, arrival: Arrival) -> bool {
+        self.config.accept.contains(&arrival)
+    }
+
+    /// Whether `address` may name another one as the client.
+    #[must_use]
+    pub fn trusts_proxy(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.config
+            .proxy_protocol_from
+            .iter()
+            .any(|net| net.contains(&address))
+    }
+
+    /// Settings for a TLS handshake, where there is a certificate.
+    #[must_use]
+    pub fn tls(&self) -> Option<Arc<ServerConfig>> {
+        self.tls.as_ref().map(|tls| tls.current())
+    }
+
+    /// Opens the port.
+    ///
+    /// # Errors
+    /// The system's: in use, not ours, not allowed.
+    pub fn bind(&self) -> io::Result<TcpListener> {
+        let address = self.config.address;
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        // Without it an IPv6 listener would take the IPv4 port as well, and their settings could not differ.
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        #[cfg(unix)]
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        TcpListener::from_std(socket.into())
+    }
+}
+
+/// Accepts until the gateway stops.
+///
+/// # Cancel safety
+/// Ends by itself when the gateway's shutdown fires; a connection that was accepted is always handed over or closed.
+pub async fn accept_all(gateway: Arc<Gateway>, listener: Arc<Listener>, socket: TcpListener) {
+    let mut reported: Option<Instant> = None;
+    loop {
+        // At the limit nothing is accepted: the kernel's queue is the waiting room.
+        let connection = tokio::select! {
+            connection = gateway.door.connection() => connection,
+            () = gateway.stopping.cancelled() => return,
+        };
+        let accepted = tokio::select! {
+            accepted = socket.accept() => accepted,
+            () = gateway.stopping.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                // A trusted balancer's connections are counted for the clients that it names.
+                let counted = (!listener.trusts_proxy(peer.ip())).then_some(peer.ip());
+                match gateway.door.admit(connection, counted) {
+                    Some(admission) => spawn(&gateway, &listener, stream, peer, admission),
+                    None => debug!(%peer, "Too many unproven connections; closed one"),
+                }
+            }
+            // The client was gone before we came to it.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                let now = clock::now();
+                if reported.is_none_or(|at| now.duration_since(at) >= ACCEPT_REPORT) {
+                    warn!(%error, address = %listener.config.address, "Cannot accept connections");
+                    reported = Some(now);
+                }
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn spawn(
+    gateway: &Arc<Gateway>,
+    listener: &Arc<Listener>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    admission: Admission,
+) {
+    if let Err(error) = upstream::tune(&stream) {
+        debug!(%peer, %error, "The client was gone at once");
+        return;
+    }
+    let started = clock::now();
+    let accepted = Accepted {
+        id: SessionId::new(),
+        peer: SocketAddr::new(peer.ip().to_canonical(), peer.port()),
+        started,
+        identify_by: started + limits::IDENTIFY_TIMEOUT,
+        establish_by: started + limits::ESTABLISH_TIMEOUT,
+        listener: Arc::clone(listener),
+        stream: Stream::new(Io::Tcp(stream)),
+        admission,
+    };
+    gateway
+        .connections
+        .spawn(session::handle(Arc::clone(gateway), accepted));
+}

@@ -1,0 +1,249 @@
+//! Why a connection was turned away: one string for the log, one code for the client.
+//!
+//! RDP has six failure codes for negotiation and none means "refused by a gateway", so the closest is sent. The client
+//! never learns what it may not know: whether a target exists and whether it may be reached look alike, and every flaw of a
+//! token that involves cryptography looks alike.
+//!
+//! | refusal | code | why this one |
+//! |---|---|---|
+//! | no token, a bad, expired, used or revoked one | `SSL_WITH_USER_AUTH_REQUIRED_BY_SERVER` | says that the user must authenticate |
+//! | a token that demands what is not to be had | `SSL_NOT_ALLOWED_BY_SERVER` | says that the server does not allow it |
+//! | target not reachable, or not allowed; gateway busy | `SSL_CERT_NOT_ON_SERVER` | says that the server cannot do it, and is not the user's fault |
+//! | not the protocol that was announced | `INCONSISTENT_FLAGS` | says that the client's messages do not fit |
+
+use crate::application_protocol::ApplicationProtocol;
+use crate::carrier::CarrierError;
+use crate::proxy_protocol::ProxyProtocolError;
+use crate::rdp::connection_request::ConnectionRequestError;
+use crate::rdp::negotiation::FailureCode;
+use crate::rdp::preconnection::PreconnectionError;
+use crate::token::TokenError;
+
+/// Why a connection was turned away.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The first bytes begin nothing known.
+    #[error("the first bytes are no protocol that this gateway speaks")]
+    Unrecognised,
+    /// The listener's configuration does not accept this protocol.
+    #[error("this listener does not accept {0}")]
+    NotAcceptedHere(&'static str),
+    /// Nothing, or not enough, arrived in time.
+    #[error("the client was silent for too long")]
+    Silent,
+    /// The client went away before it had said enough.
+    #[error("the client closed the connection before it had said what it wants")]
+    Gone,
+    /// The socket failed.
+    #[error("the connection failed: {0}")]
+    Io(#[source] std::io::Error),
+    /// A PROXY protocol header from an address that may not send one.
+    #[error("PROXY protocol from an address that is not configured for it")]
+    ProxyNotTrusted,
+    /// A malformed PROXY protocol header.
+    #[error("PROXY protocol: {0}")]
+    Proxy(#[from] ProxyProtocolError),
+    /// TLS arrived and the listener has no certificate.
+    #[error("TLS arrived and no certificate is configured for this listener")]
+    NoCertificate,
+    /// The TLS handshake failed.
+    #[error("TLS handshake failed: {0}")]
+    Tls(#[source] std::io::Error),
+    /// Version 1 of the preconnection PDU carries a number and no token.
+    #[error("preconnection PDU version 1 cannot carry a token, version 2 is needed")]
+    PreconnectionV1,
+    /// A malformed preconnection PDU.
+    #[error("preconnection PDU: {0}")]
+    Preconnection(#[from] PreconnectionError),
+    /// A malformed Connection Request.
+    #[error("X.224 Connection Request: {0}")]
+    ConnectionRequest(#[from] ConnectionRequestError),
+    /// Neither carrier held a credential.
+    #[error("the client brought no token")]
+    NoToken,
+    /// What the carrier held is no credential.
+    #[error("{0}")]
+    Carrier(#[from] CarrierError),
+    /// Two carriers, two tokens.
+    #[error("preconnection PDU and routing token carry different tokens")]
+    Contradiction,
+    /// No such ticket: never issued, expired, or used by somebody else.
+    #[error("the ticket is not valid, or not any more")]
+    Ticket,
+    /// The token does not hold.
+    #[error("{0}")]
+    Token(#[from] TokenError),
+    /// A revocation rule matches the token.
+    #[error("the token was revoked by its {0}")]
+    Revoked(String),
+    /// The token opened its session already.
+    #[error("the token was used already")]
+    Replayed,
+    /// The token has a live session.
+    #[error("the token has a live session")]
+    InUse,
+    /// The token was used from another address.
+    #[error("the token was used already, from another address")]
+    OtherAddress,
+    /// A rendezvous token at a door that only forwards.
+    #[error("the token asks for a rendezvous, which this gateway does not offer here")]
+    Rendezvous,
+    /// `jet_rec` asks for what cannot be delivered.
+    #[error("the token demands a recording, which this gateway cannot make")]
+    Recording,
+    /// `jet_rec: stream`: the client would record itself.
+    #[error("the token asks for a recording made by the client, which a gateway cannot vouch for")]
+    ClientRecording,
+    /// `jetflt` asks for what cannot be delivered.
+    #[error("the token demands filtering, which this gateway cannot do")]
+    Filtering,
+    /// `dst_usr`, `dst_pwd`, `prx_usr` or `prx_pwd` ask for what cannot be delivered.
+    #[error("the token carries credentials, which this gateway cannot inject")]
+    Injection,
+    /// `cert_thumb256` asks for what cannot be delivered.
+    #[error("the token pins the target's certificate, which an opaque session does not show")]
+    Pinning,
+    /// One address asks for too much.
+    #[error("too many tokens from this address")]
+    TooMuchWork,
+    /// One address has too many sessions.
+    #[error("too many sessions from this address")]
+    TooManySessions,
+    /// The store cannot say whether the token was used: refused rather than risked.
+    #[error("the store failed: {0}")]
+    Store(String),
+    /// The process is stopping.
+    #[error("the gateway is shutting down")]
+    ShuttingDown,
+    /// No target may be dialled.
+    #[error("egress: {0}")]
+    Egress(String),
+    /// No target could be reached.
+    #[error("target: {0}")]
+    Target(String),
+    /// Not the protocol that the token announced.
+    #[error("the {side} does not speak {protocol}, which the token announces")]
+    Protocol {
+        /// `client` or `target`.
+        side: &'static str,
+        /// `jet_ap`.
+        protocol: ApplicationProtocol,
+    },
+    /// A part that this gateway does not have yet.
+    #[error("{0} is not offered by this gateway")]
+    NotOffered(&'static str),
+}
+
+impl Refusal {
+    /// The name of the rule, for the log: stable, one word, safe to count by.
+    #[must_use]
+    pub fn rule(&self) -> &'static str {
+        match self {
+            Self::Unrecognised => "unrecognised",
+            Self::NotAcceptedHere(_) => "not-accepted-here",
+            Self::Silent => "silent",
+            Self::Gone => "gone",
+            Self::Io(_) => "io",
+            Self::ProxyNotTrusted => "proxy-not-trusted",
+            Self::Proxy(_) => "proxy",
+            Self::NoCertificate => "no-certificate",
+            Self::Tls(_) => "tls",
+            Self::PreconnectionV1 => "preconnection-v1",
+            Self::Preconnection(_) => "preconnection",
+            Self::ConnectionRequest(_) => "connection-request",
+            Self::NoToken => "no-token",
+            Self::Carrier(_) => "carrier",
+            Self::Contradiction => "contradiction",
+            Self::Ticket => "ticket",
+            Self::Token(error) => error.rule(),
+            Self::Revoked(_) => "revoked",
+            Self::Replayed => "replayed",
+            Self::InUse => "in-use",
+            Self::OtherAddress => "other-address",
+            Self::Rendezvous => "rendezvous",
+            Self::Recording => "recording",
+            Self::ClientRecording => "client-recording",
+            Self::Filtering => "filtering",
+            Self::Injection => "injection",
+            Self::Pinning => "pinning",
+            Self::TooMuchWork => "too-much-work",
+            Self::TooManySessions => "too-many-sessions",
+            Self::Store(_) => "store",
+            Self::ShuttingDown => "shutting-down",
+            Self::Egress(_) => "egress",
+            Self::Target(_) => "target",
+            Self::Protocol { .. } => "protocol",
+            Self::NotOffered(_) => "not-offered",
+        }
+    }
+
+    /// What an RDP client is told; see the table of this module. `None` where the peer is not known to speak RDP.
+    #[must_use]
+    pub fn failure_code(&self) -> Option<FailureCode> {
+        match self {
+            Self::Unrecognised
+            | Self::NotAcceptedHere(_)
+            | Self::Silent
+            | Self::Gone
+            | Self::Io(_)
+            | Self::ProxyNotTrusted
+            | Self::Proxy(_)
+            | Self::NoCertificate
+            | Self::Tls(_)
+            | Self::NotOffered(_) => None,
+            Self::PreconnectionV1
+            | Self::NoToken
+            | Self::Carrier(_)
+            | Self::Ticket
+            | Self::Token(_)
+            | Self::Revoked(_)
+            | Self::Replayed
+            | Self::InUse
+            | Self::OtherAddress => Some(FailureCode::SslWithUserAuthRequired),
+            Self::Rendezvous
+            | Self::Recording
+            | Self::ClientRecording
+            | Self::Filtering
+            | Self::Injection
+            | Self::Pinning => Some(FailureCode::SslNotAllowed),
+            Self::TooMuchWork
+            | Self::TooManySessions
+            | Self::Store(_)
+            | Self::ShuttingDown
+            | Self::Egress(_)
+            | Self::Target(_) => Some(FailureCode::SslCertNotOnServer),
+            Self::Preconnection(_)
+            | Self::ConnectionRequest(_)
+            | Self::Contradiction
+            | Self::Protocol { .. } => Some(FailureCode::InconsistentFlags),
+        }
+    }
+
+    /// The token holds and asks for what this gateway cannot deliver.
+    #[must_use]
+    pub fn is_unmet_demand(&self) -> bool {
+        self.failure_code() == Some(FailureCode::SslNotAllowed)
+    }
+
+    /// Whether an administrator wants to hear of it at the usual log level: scans and clients that gave up do not matter.
+    #[must_use]
+    pub fn is_noise(&self) -> bool {
+        matches!(
+            self,
+            Self::Unrecognised | Self::Silent | Self::Gone | Self::Io(_)
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_cannot_tell_a_forbidden_target_from_a_missing_one() {
+        let forbidden = Refusal::Egress("denied by rule 1".to_owned());
+        let missing = Refusal::Target("connection refused".to_owned());
+        assert_eq!(forbidden.failure_code(), missing.failure_code());
+        assert_ne!(forbidden.rule(), missing.rule());
+    }
+}

@@ -1,0 +1,147 @@
+//! Step 2: the token behind the carrier, verified and not revoked.
+//!
+//! The preconnection PDU wins over the routing token. Where both carry a credential and they do not stand for the same
+//! token, somebody has tampered with one of them, and the connection is refused.
+
+use zeroize::Zeroizing;
+
+use crate::application_protocol::{self, ApplicationProtocol, FirstBytes};
+use crate::carrier::{self, Credential};
+use crate::clock;
+use crate::gateway::Gateway;
+use crate::refusal::Refusal;
+use crate::session::identify::{Client, Opening, RdpClient};
+use crate::session::refuse::Refused;
+use crate::token::Token;
+
+/// A client that has shown a valid token.
+#[derive(Debug)]
+pub struct Authenticated {
+    /// The connection.
+    pub client: Client,
+    /// How it goes on.
+    pub opening: Opening,
+    /// What the client has shown.
+    pub token: Token,
+}
+
+/// Verifies the client's token.
+///
+/// # Errors
+/// There is none, or it does not hold.
+pub async fn authenticate(
+    gateway: &Gateway,
+    rdp: RdpClient,
+) -> Result<Authenticated, Box<Refused>> {
+    let RdpClient {
+        mut client,
+        preconnection,
+        mut opening,
+    } = rdp;
+    let routing = match take_routing(&mut opening) {
+        Ok(routing) => routing,
+        Err(refusal) => return Err(client.refused(refusal, opening)),
+    };
+    let token = match verify(
+        gateway,
+        &client,
+        preconnection.as_ref().or(routing.as_ref()),
+    ) {
+        Ok(token) => token,
+        Err(refusal) => return Err(client.refused(refusal, opening)),
+    };
+    let (text, token) = token;
+    // From here a refusal can name the token.
+    if matches!(opening, Opening::Unread) {
+        opening = match client.read_opening(token.claims.jet_ap.as_ref()).await {
+            Ok(opening) => opening,
+            Err(refusal) => {
+                return Err(client.refused(refusal, Opening::Unread).with_token(&token));
+            }
+        };
+    }
+    let checked = take_routing(&mut opening)
+        .and_then(|routing| check_same(gateway, routing.as_ref(), &text))
+        .and_then(|()| check_protocol(&token, &opening, &client));
+    if let Err(refusal) = checked {
+        return Err(client.refused(refusal, opening).with_token(&token));
+    }
+    Ok(Authenticated {
+        client,
+        opening,
+        token,
+    })
+}
+
+/// Takes the credential out of the routing token, and the routing token out of the request: the target never sees it.
+fn take_routing(opening: &mut Opening) -> Result<Option<Credential>, Refusal> {
+    let Opening::X224(request) = opening else {
+        return Ok(None);
+    };
+    let Some(routing_token) = request.take_routing_token() else {
+        return Ok(None);
+    };
+    Ok(carrier::from_routing_token(&routing_token)?)
+}
+
+/// Verifies the token that `credential` is or stands for.
+fn verify(
+    gateway: &Gateway,
+    client: &Client,
+    credential: Option<&Credential>,
+) -> Result<(Zeroizing<String>, Token), Refusal> {
+    let text = match credential {
+        None => return Err(Refusal::NoToken),
+        Some(Credential::Token(text)) => text.clone(),
+        Some(Credential::Ticket(ticket)) => gateway
+            .tickets
+            .take(ticket, client.peer.ip(), clock::unix_now())
+            .ok_or(Refusal::Ticket)?,
+    };
+    let token = gateway.verify_token(&text, client.peer.ip())?;
+    Ok((text, token))
+}
+
+/// A second carrier is checked, not used. A ticket that no longer exists contradicts nothing: it was good for one use,
+/// and a reconnecting client shows it again.
+fn check_same(gateway: &Gateway, routing: Option<&Credential>, text: &str) -> Result<(), Refusal> {
+    let same = match routing {
+        None => true,
+        Some(Credential::Token(other)) => other.as_str() == text,
+        Some(Credential::Ticket(ticket)) => gateway
+            .tickets
+            .stands_for(ticket, text, clock::unix_now())
+            .unwrap_or(true),
+    };
+    if same {
+        Ok(())
+    } else {
+        Err(Refusal::Contradiction)
+    }
+}
+
+/// `jet_ap` is enforced from the first byte: what follows the token must be that protocol.
+fn check_protocol(token: &Token, opening: &Opening, client: &Client) -> Result<(), Refusal> {
+    let Some(protocol) = &token.claims.jet_ap else {
+        return Ok(());
+    };
+    let violates = match opening {
+        Opening::X224(_) => {
+            matches!(
+                protocol,
+                ApplicationProtocol::Ssh | ApplicationProtocol::Vnc
+            )
+        }
+        Opening::Unread | Opening::DirectTls | Opening::Other => {
+            application_protocol::check_client(protocol, client.stream.buffered())
+                == FirstBytes::Violates
+        }
+    };
+    if violates {
+        return Err(Refusal::Protocol {
+            side: "client",
+            protocol: protocol.clone(),
+        });
+    }
+    Ok(())
+}

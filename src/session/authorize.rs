@@ -1,0 +1,91 @@
+//! Step 3: the permit, the token reserved for this session, the session in the registry.
+
+use crate::clock;
+use crate::gateway::Gateway;
+use crate::policy::permit::Permit;
+use crate::policy::{self, SessionLimits};
+use crate::refusal::Refusal;
+use crate::session::authenticate::Authenticated;
+use crate::session::identify::{Client, Opening};
+use crate::session::refuse::Refused;
+use crate::session::registry::Registered;
+use crate::store::usage::{Claim, Reservation};
+use crate::token::Token;
+
+/// A client that may be connected.
+#[derive(Debug)]
+pub struct Authorized {
+    /// The connection.
+    pub client: Client,
+    /// How it goes on.
+    pub opening: Opening,
+    /// What it may do.
+    pub permit: Permit,
+    /// Its session.
+    pub session: Registered,
+    /// Its token, taken.
+    pub reservation: Reservation,
+}
+
+/// Decides.
+///
+/// # Errors
+/// The token demands what cannot be delivered, is in use, was used, or was revoked.
+pub fn authorize(
+    gateway: &Gateway,
+    authenticated: Authenticated,
+) -> Result<Authorized, Box<Refused>> {
+    let Authenticated {
+        client,
+        opening,
+        token,
+    } = authenticated;
+    match decide(gateway, &client, &token) {
+        Ok((permit, session, reservation)) => Ok(Authorized {
+            client,
+            opening,
+            permit,
+            session,
+            reservation,
+        }),
+        Err(refusal) => Err(client.refused(refusal, opening).with_token(&token)),
+    }
+}
+
+fn decide(
+    gateway: &Gateway,
+    client: &Client,
+    token: &Token,
+) -> Result<(Permit, Registered, Reservation), Refusal> {
+    let config = &gateway.config;
+    let limits = SessionLimits {
+        idle_timeout: config.session.idle_timeout(),
+        time_limit: config.session.time_limit(),
+    };
+    let permit = policy::decide(&token.claims, limits)?;
+    let session = gateway
+        .registry
+        .register(client.id, token.clone(), client.peer)?;
+    // Asked after registering: a rule that arrives between the two finds the session.
+    if let Some(rule) = gateway.revoked.rules().revokes(&token.id, &token.claims) {
+        return Err(Refusal::Revoked(rule));
+    }
+    let asked = token.claims.jet_reuse.map(|window| window.as_secs());
+    let reconnect_window_s = asked.unwrap_or(config.token.reconnect_window_s).min(
+        config
+            .token
+            .max_reconnect_window_s
+            .max(config.token.reconnect_window_s),
+    );
+    let reservation = gateway.usages.reserve(Claim {
+        token: token.id.clone(),
+        session: client.id,
+        client: client.peer.ip(),
+        reconnect_window_s,
+        keep_until: token.claims.validity.not_after.plus(config.token.leeway_s),
+    })?;
+    debug_assert!(
+        token.claims.validity.not_before <= clock::unix_now().plus(config.token.leeway_s)
+    );
+    Ok((permit, session, reservation))
+}

@@ -1,0 +1,408 @@
+//! Step 1: what do the first bytes begin, and where is the token?
+//!
+//! The same question is asked again after a PROXY protocol header, after a TLS handshake and after a preconnection PDU.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::time::timeout_at;
+use tokio_rustls::TlsAcceptor;
+
+use crate::application_protocol::ApplicationProtocol;
+use crate::carrier::{self, Credential};
+use crate::config::Arrival;
+use crate::limits;
+use crate::listener::admission::Admission;
+use crate::listener::{Accepted, Listener};
+use crate::preamble::{Preamble, Recognition, recognise};
+use crate::proxy_protocol;
+use crate::rdp::connection_request::{self, ConnectionRequest};
+use crate::rdp::preconnection::{self, PreconnectionPdu};
+use crate::refusal::Refusal;
+use crate::session::SessionId;
+use crate::session::refuse::Refused;
+use crate::stream::{Io, Stream};
+
+/// A connection whose client has proved nothing yet.
+#[derive(Debug)]
+pub struct Client {
+    /// Correlation id.
+    pub id: SessionId,
+    /// The client's address, as the balancer names it where there is one.
+    pub peer: SocketAddr,
+    /// When the connection was accepted.
+    pub started: Instant,
+    /// Identified by then, or dropped.
+    pub identify_by: Instant,
+    /// Relayed by then, or refused.
+    pub establish_by: Instant,
+    /// The port it came in by.
+    pub listener: Arc<Listener>,
+    /// Its bytes.
+    pub stream: Stream,
+    /// Its place among the connections.
+    pub admission: Admission,
+}
+
+/// How the RDP part of the connection begins, as far as it was read.
+#[derive(Debug)]
+pub enum Opening {
+    /// Nothing was read behind the preconnection PDU yet.
+    Unread,
+    /// X.224 Connection Request, taken from the stream.
+    X224(ConnectionRequest),
+    /// TLS at once, without X.224 before it; still in the stream.
+    DirectTls,
+    /// Some other protocol; still in the stream.
+    Other,
+}
+
+/// A client that speaks RDP, or announced that it has a token to show.
+#[derive(Debug)]
+pub struct RdpClient {
+    /// The connection.
+    pub client: Client,
+    /// From the preconnection PDU.
+    pub preconnection: Option<Credential>,
+    /// How it goes on.
+    pub opening: Opening,
+}
+
+/// What a connection turned out to be.
+#[derive(Debug)]
+pub enum Identified {
+    /// RDP.
+    Rdp(Box<RdpClient>),
+    /// HTTP.
+    Http {
+        /// The request is still in it.
+        stream: Stream,
+        /// The client.
+        peer: SocketAddr,
+        /// Whether TLS protects it.
+        tls: bool,
+        /// Its place among the connections.
+        pending: Admission,
+    },
+    /// JET binary protocol.
+    Jet {
+        /// The packet is still in it.
+        stream: Stream,
+    },
+}
+
+/// Finds out what arrived.
+///
+/// # Errors
+/// It is nothing that this listener takes, or it did not arrive in time.
+pub async fn identify(accepted: Accepted) -> Result<Identified, Box<Refused>> {
+    let Accepted {
+        id,
+        peer,
+        started,
+        identify_by,
+        establish_by,
+        listener,
+        stream,
+        admission,
+    } = accepted;
+    let late = Refused::without_stream(id, peer, started, Refusal::Silent);
+    let client = Client {
+        id,
+        peer,
+        started,
+        identify_by,
+        establish_by,
+        listener,
+        stream,
+        admission,
+    };
+    match timeout_at(identify_by.into(), read(client)).await {
+        Ok(result) => result,
+        Err(_elapsed) => Err(Box::new(late)),
+    }
+}
+
+async fn read(mut client: Client) -> Result<Identified, Box<Refused>> {
+    let mut tls = false;
+    let mut first = true;
+    loop {
+        let kind = match client.preamble().await {
+            Ok(kind) => kind,
+            Err(refusal) => return Err(client.refused(refusal, Opening::Unread)),
+        };
+        if let Err(refusal) = client.check_narrowing(kind) {
+            return Err(client.refused(refusal, Opening::Unread));
+        }
+        match kind {
+            Preamble::ProxyProtocol => {
+                let result = if first {
+                    client.read_proxy_header().await
+                } else {
+                    Err(Refusal::Unrecognised)
+                };
+                if let Err(refusal) = result {
+                    return Err(client.refused(refusal, Opening::Unread));
+                }
+            }
+            Preamble::Tls if tls => {
+                return Err(client.refused(Refusal::Unrecognised, Opening::Unread));
+            }
+            Preamble::Tls => {
+                client = client.handshake().await?;
+                tls = true;
+            }
+            Preamble::PreconnectionPdu => return client.read_preconnection().await,
+            Preamble::X224 => {
+                return match client.read_connection_request().await {
+                    Ok(request) => Ok(Identified::Rdp(Box::new(RdpClient {
+                        client,
+                        preconnection: None,
+                        opening: Opening::X224(request),
+                    }))),
+                    Err(refusal) => Err(client.refused_request(refusal)),
+                };
+            }
+            Preamble::Http => {
+                let Client {
+                    stream,
+                    peer,
+                    admission,
+                    ..
+                } = client;
+                return Ok(Identified::Http {
+                    stream,
+                    peer,
+                    tls,
+                    pending: admission,
+                });
+            }
+            Preamble::Jet => {
+                return Ok(Identified::Jet {
+                    stream: client.stream,
+                });
+            }
+        }
+        first = false;
+    }
+}
+
+impl Client {
+    /// Turns the client away.
+    #[must_use]
+    pub fn refused(self, refusal: Refusal, opening: Opening) -> Box<Refused> {
+        Box::new(Refused {
+            id: self.id,
+            peer: self.peer,
+            started: self.started,
+            refusal,
+            token: None,
+            target: None,
+            user: None,
+            answer: Some((self.stream, opening)),
+            admission: Some(self.admission),
+        })
+    }
+
+    /// Turns away a client whose Connection Request is malformed: it is answered all the same, as it speaks RDP.
+    fn refused_request(self, refusal: Refusal) -> Box<Refused> {
+        let answerable = matches!(refusal, Refusal::ConnectionRequest(_));
+        let opening = if answerable {
+            Opening::X224(ConnectionRequest::default())
+        } else {
+            Opening::Unread
+        };
+        self.refused(refusal, opening)
+    }
+
+    async fn preamble(&mut self) -> Result<Preamble, Refusal> {
+        loop {
+            match recognise(self.stream.buffered()) {
+                Recognition::Known(kind) => return Ok(kind),
+                Recognition::Unknown => return Err(Refusal::Unrecognised),
+                Recognition::NeedMore => self.fill(limits::PRECONNECTION_PDU_BYTES).await?,
+            }
+        }
+    }
+
+    fn check_narrowing(&self, kind: Preamble) -> Result<(), Refusal> {
+        let (arrival, name) = match kind {
+            // The header says where the connection is from, not what it is; who may send one is asked below.
+            Preamble::ProxyProtocol => return Ok(()),
+            Preamble::PreconnectionPdu | Preamble::X224 => (Arrival::Rdp, "RDP"),
+            Preamble::Tls => (Arrival::Tls, "TLS"),
+            Preamble::Http => (Arrival::Http, "HTTP"),
+            Preamble::Jet => (Arrival::Jet, "JET"),
+        };
+        if self.listener.accepts(arrival) {
+            Ok(())
+        } else {
+            Err(Refusal::NotAcceptedHere(name))
+        }
+    }
+
+    async fn read_proxy_header(&mut self) -> Result<(), Refusal> {
+        if !self.listener.trusts_proxy(self.peer.ip()) {
+            return Err(Refusal::ProxyNotTrusted);
+        }
+        let (header, length) = loop {
+            match proxy_protocol::decode(self.stream.buffered())? {
+                Some(found) => break found,
+                None => self.fill(limits::PROXY_HEADER_BYTES).await?,
+            }
+        };
+        self.stream.consume(length);
+        if let Some(source) = header.source {
+            self.peer = source;
+            // From here the limits are those of the client, not those of the balancer.
+            if !self.admission.rebind(source.ip()) {
+                return Err(Refusal::TooManySessions);
+            }
+        }
+        Ok(())
+    }
+
+    async fn handshake(self) -> Result<Self, Box<Refused>> {
+        let Some(config) = self.listener.tls() else {
+            return Err(self.refused(Refusal::NoCertificate, Opening::DirectTls));
+        };
+        let Self {
+            id,
+            peer,
+            started,
+            identify_by,
+            establish_by,
+            listener,
+            stream,
+            admission,
+        } = self;
+        let failed = |error| {
+            Box::new(Refused::without_stream(
+                id,
+                peer,
+                started,
+                Refusal::Tls(error),
+            ))
+        };
+        let (io, read_ahead) = stream.into_parts();
+        let Io::Tcp(tcp) = io else {
+            return Err(failed(std::io::ErrorKind::Unsupported.into()));
+        };
+        let mut fed = Ok(());
+        let handshake = TlsAcceptor::from(config).accept_with(tcp, |connection| {
+            // What was read to recognise TLS belongs to the handshake.
+            let mut rest = read_ahead.as_slice();
+            while !rest.is_empty() && fed.is_ok() {
+                fed = match connection.read_tls(&mut rest) {
+                    Ok(0) => Err(std::io::ErrorKind::InvalidData.into()),
+                    Ok(_) => Ok(()),
+                    Err(error) => Err(error),
+                };
+            }
+        });
+        fed.map_err(failed)?;
+        let tls = handshake.await.map_err(failed)?;
+        let stream = Stream::new(Io::Tls(Box::new(tls)));
+        Ok(Self {
+            id,
+            peer,
+            started,
+            identify_by,
+            establish_by,
+            listener,
+            stream,
+            admission,
+        })
+    }
+
+    async fn read_preconnection(mut self) -> Result<Identified, Box<Refused>> {
+        let (pdu, length) = loop {
+            match preconnection::decode(self.stream.buffered()) {
+                Ok(Some(found)) => break found,
+                Ok(None) => {
+                    if let Err(refusal) = self.fill(limits::PRECONNECTION_PDU_BYTES).await {
+                        return Err(self.refused(refusal, Opening::Unread));
+                    }
+                }
+                Err(error) => return Err(self.refused(error.into(), Opening::Other)),
+            }
+        };
+        self.stream.consume(length);
+        let credential = match pdu {
+            PreconnectionPdu::V1 { .. } => Err(Refusal::PreconnectionV1),
+            PreconnectionPdu::V2 { wsz_pcb, .. } => {
+                carrier::from_preconnection(&wsz_pcb).map_err(Refusal::from)
+            }
+        };
+        match credential {
+            Ok(credential) => Ok(Identified::Rdp(Box::new(RdpClient {
+                client: self,
+                preconnection: Some(credential),
+                opening: Opening::Unread,
+            }))),
+            Err(refusal) => Err(self.refused(refusal, Opening::Unread)),
+        }
+    }
+
+    async fn read_connection_request(&mut self) -> Result<ConnectionRequest, Refusal> {
+        let (request, length) = loop {
+            match connection_request::decode(self.stream.buffered())? {
+                Some(found) => break found,
+                None => self.fill(limits::CONNECTION_REQUEST_BYTES).await?,
+            }
+        };
+        self.stream.consume(length);
+        Ok(request)
+    }
+
+    /// Reads how the connection goes on behind a preconnection PDU.
+    ///
+    /// # Errors
+    /// The client says nothing, or no valid Connection Request.
+    pub async fn read_opening(
+        &mut self,
+        protocol: Option<&ApplicationProtocol>,
+    ) -> Result<Opening, Refusal> {
+        match protocol {
+            None | Some(ApplicationProtocol::Rdp | ApplicationProtocol::None) => {}
+            // Their servers speak first, so the client may have nothing to say yet.
+            Some(
+                ApplicationProtocol::Ssh
+                | ApplicationProtocol::Vnc
+                | ApplicationProtocol::Wayk
+                | ApplicationProtocol::Other(_),
+            ) => return Ok(Opening::Other),
+        }
+        let deadline = self.identify_by;
+        let read = async {
+            loop {
+                match recognise(self.stream.buffered()) {
+                    Recognition::Known(Preamble::X224) => {
+                        return Ok(Opening::X224(self.read_connection_request().await?));
+                    }
+                    Recognition::Known(Preamble::Tls) => return Ok(Opening::DirectTls),
+                    Recognition::Known(
+                        Preamble::ProxyProtocol
+                        | Preamble::PreconnectionPdu
+                        | Preamble::Http
+                        | Preamble::Jet,
+                    )
+                    | Recognition::Unknown => return Ok(Opening::Other),
+                    Recognition::NeedMore => self.fill(limits::CONNECTION_REQUEST_BYTES).await?,
+                }
+            }
+        };
+        timeout_at(deadline.into(), read)
+            .await
+            .unwrap_or(Err(Refusal::Silent))
+    }
+
+    async fn fill(&mut self, limit: usize) -> Result<(), Refusal> {
+        match self.stream.fill(limit).await {
+            Ok(0) => Err(Refusal::Gone),
+            Ok(_) => Ok(()),
+            Err(error) => Err(Refusal::Io(error)),
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! Step 5: the first exchange of the protocol that the token announces; everything after it is relayed as it comes.
+//!
+//! For RDP the Connection Request goes to the target without its routing token, and the target must answer with a
+//! Connection Confirm before the client hears anything. Then, and not before, the token counts as used: a target that
+//! accepts connections and does not answer costs nobody a token.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout_at;
+
+use crate::application_protocol::{self, ApplicationProtocol, FirstBytes};
+use crate::limits;
+use crate::listener::admission::Admission;
+use crate::policy::permit::Permit;
+use crate::rdp::negotiation::{self, ConnectionConfirm};
+use crate::refusal::Refusal;
+use crate::session::connect::Connected;
+use crate::session::identify::{Client, Opening};
+use crate::session::refuse::Refused;
+use crate::session::registry::Registered;
+use crate::store::usage::Reservation;
+use crate::stream::Io;
+
+/// A session whose bytes can be relayed.
+#[derive(Debug)]
+pub struct Opened {
+    /// The session.
+    pub session: Registered,
+    /// Its token, used.
+    pub reservation: Reservation,
+    /// The client's transport; what was read ahead is on its way to the target.
+    pub client: Io,
+    /// The target's.
+    pub target: TcpStream,
+    /// What the session may do.
+    pub permit: Permit,
+    /// When the connection was accepted.
+    pub started: Instant,
+    /// Its place among the connections.
+    pub admission: Admission,
+}
+
+/// Lets client and target exchange their first messages.
+///
+/// # Errors
+/// One of them does not speak the protocol that the token announces, or is silent.
+pub async fn open(connected: Connected) -> Result<Opened, Box<Refused>> {
+    let Connected {
+        mut client,
+        opening,
+        permit,
+        session,
+        mut reservation,
+        mut target,
+    } = connected;
+    let exchange = exchange(
+        &mut client,
+        &opening,
+        &session,
+        &mut reservation,
+        &mut target,
+    );
+    let cancelled = session.cancelled().cancelled();
+    let result = tokio::select! {
+        result = exchange => result,
+        () = cancelled => Err(Failure::before_answer(session.cancellation())),
+    };
+    if let Err(Failure { refusal, answered }) = result {
+        // Once the client has the target's answer, a second one would make no sense to it.
+        let opening = if answered { Opening::Other } else { opening };
+        return Err(client.refused(refusal, opening).with_session(&session));
+    }
+    let Client {
+        stream,
+        started,
+        mut admission,
+        ..
+    } = client;
+    admission.proven();
+    let (client, _sent) = stream.into_parts();
+    Ok(Opened {
+        session,
+        reservation,
+        client,
+        target,
+        permit,
+        started,
+        admission,
+    })
+}
+
+/// What went wrong, and whether the client had heard from the target by then.
+struct Failure {
+    refusal: Refusal,
+    answered: bool,
+}
+
+impl Failure {
+    fn before_answer(refusal: Refusal) -> Self {
+        Self {
+            refusal,
+            answered: false,
+        }
+    }
+
+    fn after_answer(refusal: Refusal) -> Self {
+        Self {
+            refusal,
+            answered: true,
+        }
+    }
+}
+
+async fn exchange(
+    client: &mut Client,
+    opening: &Opening,
+    session: &Registered,
+    reservation: &mut Reservation,
+    target: &mut TcpStream,
+) -> Result<(), Failure> {
+    let protocol = session.token.claims.jet_ap.as_ref();
+    if let Opening::X224(request) = opening {
+        let request = request
+            .encode()
+            .map_err(|error| Failure::before_answer(error.into()))?;
+        let answer = async {
+            write(target, &request).await.map_err(target_failed)?;
+            count(&session.traffic.to_target, request.len());
+            read_confirm(target, protocol).await
+        };
+        let deadline = client.establish_by.into();
+        let silent = || {
+            Err(Refusal::Target(
+                "accepts connections and does not answer".to_owned(),
+            ))
+        };
+        let answer = timeout_at(deadline, answer)
+            .await
+            .unwrap_or_else(|_| silent())
+            .map_err(Failure::before_answer)?;
+        reservation.commit().await.map_err(Failure::before_answer)?;
+        write(client.stream.io_mut(), &answer)
+            .await
+            .map_err(|error| Failure::after_answer(Refusal::Io(error)))?;
+        count(&session.traffic.to_client, answer.len());
+        check_second_flight(client, protocol, &answer)
+            .await
+            .map_err(Failure::after_answer)?;
+    } else {
+        reservation.commit().await.map_err(Failure::before_answer)?;
+        let read_ahead = client.stream.buffered();
+        write(target, read_ahead)
+            .await
+            .map_err(target_failed)
+            .map_err(Failure::before_answer)?;
+        count(&session.traffic.to_target, read_ahead.len());
+        let sent = read_ahead.len();
+        client.stream.consume(sent);
+        if let Some(protocol) = protocol {
+            let answer = first_answer(target, protocol, client.establish_by);
+            let answer = answer.await.map_err(Failure::before_answer)?;
+            write(client.stream.io_mut(), &answer)
+                .await
+                .map_err(|error| Failure::after_answer(Refusal::Io(error)))?;
+            count(&session.traffic.to_client, answer.len());
+        }
+    }
+    let read_ahead = client.stream.buffered();
+    write(target, read_ahead)
+        .await
+        .map_err(target_failed)
+        .map_err(Failure::after_answer)?;
+    count(&session.traffic.to_target, read_ahead.len());
+    let sent = read_ahead.len();
+    client.stream.consume(sent);
+    Ok(())
+}
+
+/// The target's Connection Confirm, whole, and whatever came with it.
+async fn read_confirm(
+    target: &mut TcpStream,
+    protocol: Option<&ApplicationProtocol>,
+) -> Result<Vec<u8>, Refusal> {
+    let mut bytes = Vec::with_capacity(64);
+    loop {
+        match negotiation::decode_confirm(&bytes) {
+            Ok(Some(_)) => return Ok(bytes),
+            Ok(None) => read_more(target, &mut bytes).await?,
+            Err(_) => {
+                return Err(Refusal::Protocol {
+                    side: "target",
+                    protocol: protocol.cloned().unwrap_or(ApplicationProtocol::Rdp),
+                });
+            }
+        }
+    }
+}
+
+/// The first bytes of a target that is not reached by X.224, as many as tell whether it speaks `protocol`.
+async fn first_answer(
+    target: &mut TcpStream,
+    protocol: &ApplicationProtocol,
+    deadline: Instant,
+) -> Result<Vec<u8>, Refusal> {
+    let mut bytes = Vec::new();
+    let read = async {
+        loop {
+            match application_protocol::check_target(protocol, &bytes) {
+                FirstBytes::Conforms => return Ok(bytes),
+                FirstBytes::NeedMore => read_more(target, &mut bytes).await?,
+                FirstBytes::Violates => {
+                    return Err(Refusal::Protocol {
+                        side: "target",
+                        protocol: protocol.clone(),
+                    });
+                }
+            }
+        }
+    };
+    timeout_at(deadline.into(), read).await.unwrap_or_else(|_| {
+        Err(Refusal::Target(
+            "accepts connections and is silent".to_owned(),
+        ))
+    })
+}
+
+/// With `jet_ap: rdp`, what the client says next must be what the target has selected: TLS, or RDP's own security.
+async fn check_second_flight(
+    client: &mut Client,
+    protocol: Option<&ApplicationProtocol>,
+    answer: &[u8],
+) -> Result<(), Refusal> {
+    let Some(protocol @ ApplicationProtocol::Rdp) = protocol else {
+        return Ok(());
+    };
+    let expected: [u8; 2] = match negotiation::decode_confirm(answer) {
+        Ok(Some((ConnectionConfirm::Selected { protocol: 1.., .. }, _))) => [0x16, 0x03],
+        Ok(Some((ConnectionConfirm::Selected { .. } | ConnectionConfirm::Plain, _))) => {
+            [0x03, 0x00]
+        }
+        // The target has refused; the client hears that and goes.
+        Ok(Some((ConnectionConfirm::Failure { .. }, _)) | None) | Err(_) => return Ok(()),
+    };
+    let deadline = client.establish_by.into();
+    let read = async {
+        while client.stream.buffered().len() < expected.len() {
+            match client.stream.fill(limits::CONNECTION_REQUEST_BYTES).await {
+                // A client that does not like the answer may go.
+                Ok(0) => return Ok(true),
+                Ok(_) => {}
+                Err(error) => return Err(Refusal::Io(error)),
+            }
+        }
+        Ok(client.stream.buffered().starts_with(&expected))
+    };
+    match timeout_at(deadline, read).await {
+        Ok(Ok(true)) => Ok(()),
+        Ok(Ok(false)) => Err(Refusal::Protocol {
+            side: "client",
+            protocol: protocol.clone(),
+        }),
+        Ok(Err(refusal)) => Err(refusal),
+        Err(_elapsed) => Err(Refusal::Silent),
+    }
+}
+
+async fn read_more(target: &mut TcpStream, bytes: &mut Vec<u8>) -> Result<(), Refusal> {
+    if bytes.len() >= limits::CONNECTION_CONFIRM_BYTES {
+        return Err(Refusal::Target("its first answer is too long".to_owned()));
+    }
+    match target.read_buf(bytes).await {
+        Ok(0) => Err(Refusal::Target(
+            "closed the connection without an answer".to_owned(),
+        )),
+        Ok(_) => Ok(()),
+        Err(error) => Err(target_failed(error)),
+    }
+}
+
+async fn write(to: &mut (impl AsyncWriteExt + Unpin), bytes: &[u8]) -> io::Result<()> {
+    to.write_all(bytes).await?;
+    to.flush().await
+}
+
+fn count(bytes: &AtomicU64, more: usize) {
+    bytes.fetch_add(u64::try_from(more).unwrap_or(u64::MAX), Ordering::Relaxed);
+}
+
+fn target_failed(error: io::Error) -> Refusal {
+    Refusal::Target(error.to_string())
+}

@@ -1,0 +1,209 @@
+//! The answer to a client that is turned away, in its own protocol, and the log line.
+//!
+//! RDP: an RDP_NEG_FAILURE in answer to the Connection Request, which is waited for if it has not come yet. TLS at once:
+//! a fatal alert. Whatever else: the connection is closed.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+use crate::clock;
+use crate::gateway::Gateway;
+use crate::limits;
+use crate::listener::admission::Admission;
+use crate::preamble::{Preamble, Recognition, recognise};
+use crate::rdp::connection_request;
+use crate::rdp::negotiation::{self, FailureCode};
+use crate::refusal::Refusal;
+use crate::session::SessionId;
+use crate::session::identify::Opening;
+use crate::session::millis_since;
+use crate::session::registry::Session;
+use crate::stream::Stream;
+use crate::token::{Token, TokenId};
+
+/// A TLS 1.2 record with the fatal alert `access_denied` ([RFC 8446] 6.2), sent before any handshake.
+///
+/// [RFC 8446]: https://www.rfc-editor.org/rfc/rfc8446#section-6.2
+const TLS_ACCESS_DENIED: [u8; 7] = [0x15, 0x03, 0x03, 0x00, 0x02, 0x02, 0x31];
+
+/// Bytes of a refused client that are read and thrown away so that it can read its answer.
+const DRAIN_BYTES: u64 = 256 * 1024;
+
+/// A client that is turned away, and why.
+#[derive(Debug)]
+pub struct Refused {
+    /// Correlation id.
+    pub id: SessionId,
+    /// The client.
+    pub peer: SocketAddr,
+    /// When the connection was accepted.
+    pub started: Instant,
+    /// Why.
+    pub refusal: Refusal,
+    /// The token it showed, if that was verified.
+    pub token: Option<TokenId>,
+    /// Where that token leads.
+    pub target: Option<String>,
+    /// Whose token it is.
+    pub user: Option<String>,
+    /// Where the answer goes, if it still can be given.
+    pub answer: Option<(Stream, Opening)>,
+    /// Its place among the connections, kept until the answer is given.
+    pub admission: Option<Admission>,
+}
+
+impl Refused {
+    /// A client that cannot be answered any more.
+    #[must_use]
+    pub fn without_stream(
+        id: SessionId,
+        peer: SocketAddr,
+        started: Instant,
+        refusal: Refusal,
+    ) -> Self {
+        Self {
+            id,
+            peer,
+            started,
+            refusal,
+            token: None,
+            target: None,
+            user: None,
+            answer: None,
+            admission: None,
+        }
+    }
+
+    /// Adds what a verified token says, for the log.
+    #[must_use]
+    pub fn with_token(mut self: Box<Self>, token: &Token) -> Box<Self> {
+        self.token = Some(token.id.clone());
+        self.target = token.claims.targets.first().map(ToString::to_string);
+        self.user.clone_from(&token.claims.sub);
+        self
+    }
+
+    /// Adds what a session says, for the log.
+    #[must_use]
+    pub fn with_session(self: Box<Self>, session: &Session) -> Box<Self> {
+        self.with_token(&session.token)
+    }
+
+    fn log(&self) {
+        let Self {
+            id,
+            peer,
+            refusal,
+            token,
+            target,
+            user,
+            started,
+            ..
+        } = self;
+        let duration_ms = millis_since(*started);
+        let rule = refusal.rule();
+        if refusal.is_noise() {
+            debug!(session = %id, %peer, rule, reason = %refusal, duration_ms, "Connection dropped");
+            return;
+        }
+        warn!(
+            session = %id,
+            %peer,
+            user = user.as_deref(),
+            target = target.as_deref(),
+            token = token.as_ref().map(ToString::to_string),
+            decision = "deny",
+            rule,
+            reason = %refusal,
+            duration_ms,
+            "Session refused"
+        );
+    }
+}
+
+/// Logs the refusal and tells the client.
+pub async fn refuse(gateway: &Gateway, refused: Refused) {
+    let mut code = refused.refusal.failure_code();
+    let address = refused.peer.ip();
+    let now = clock::now();
+    if matches!(refused.refusal, Refusal::NoToken)
+        && let Some(first) = gateway.refusals.recall(address, now)
+    {
+        // Clients come back without their token after a refusal; their user is to read the reason of the first.
+        code = Some(first.code);
+        debug!(session = %refused.id, peer = %refused.peer, first = %first.session, "Retry of a refused client");
+    } else {
+        refused.log();
+        if let Some(code) = code {
+            gateway.refusals.remember(address, code, refused.id, now);
+        }
+    }
+    if let Some((stream, opening)) = refused.answer {
+        let answer = answer(stream, opening, code);
+        // A client that does not take its answer is not waited for.
+        let _answered = timeout(limits::REFUSAL_LINGER, answer).await;
+    }
+    drop(refused.admission);
+}
+
+async fn answer(
+    mut stream: Stream,
+    opening: Opening,
+    code: Option<FailureCode>,
+) -> std::io::Result<()> {
+    let opening = match opening {
+        // Only a peer that is known to speak RDP is waited for.
+        Opening::Unread if code.is_some() => read_opening(&mut stream).await?,
+        Opening::Unread | Opening::X224(_) | Opening::DirectTls | Opening::Other => opening,
+    };
+    match (opening, code) {
+        (Opening::X224(_), Some(code)) => {
+            stream
+                .io_mut()
+                .write_all(&negotiation::encode_failure(code))
+                .await?;
+        }
+        (Opening::DirectTls, _) => stream.io_mut().write_all(&TLS_ACCESS_DENIED).await?,
+        (Opening::X224(_), None) | (Opening::Unread | Opening::Other, _) => return Ok(()),
+    }
+    stream.io_mut().shutdown().await?;
+    // Closing with bytes unread would reset the connection, and the answer could be lost with it.
+    let (io, _read_ahead) = stream.into_parts();
+    tokio::io::copy(&mut io.take(DRAIN_BYTES), &mut tokio::io::sink()).await?;
+    Ok(())
+}
+
+/// Waits for what is to be answered.
+async fn read_opening(stream: &mut Stream) -> std::io::Result<Opening> {
+    loop {
+        match recognise(stream.buffered()) {
+            Recognition::Known(Preamble::X224) => {
+                match connection_request::decode(stream.buffered()) {
+                    Ok(Some((request, _))) => return Ok(Opening::X224(request)),
+                    Ok(None) => {}
+                    Err(_) => {
+                        return Ok(Opening::X224(
+                            connection_request::ConnectionRequest::default(),
+                        ));
+                    }
+                }
+            }
+            Recognition::Known(Preamble::Tls) => return Ok(Opening::DirectTls),
+            Recognition::Known(
+                Preamble::ProxyProtocol
+                | Preamble::PreconnectionPdu
+                | Preamble::Http
+                | Preamble::Jet,
+            )
+            | Recognition::Unknown => return Ok(Opening::Other),
+            Recognition::NeedMore => {}
+        }
+        if stream.fill(limits::CONNECTION_REQUEST_BYTES).await? == 0 {
+            return Ok(Opening::Other);
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! The live sessions: what can be listed, ended, and must be accounted for.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::address::AddressGroup;
+use crate::refusal::Refusal;
+use crate::relay::Traffic;
+use crate::session::SessionId;
+use crate::token::revocation::Revocations;
+use crate::token::target::TargetAddr;
+use crate::token::{Token, TokenId};
+
+/// Why a live session was ended from here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EndCause {
+    /// A revocation rule matched its token.
+    Revoked(String),
+    /// The process stops.
+    Shutdown,
+}
+
+/// How far a session has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SessionPhase {
+    /// The target is being reached.
+    Connecting,
+    /// Bytes are relayed.
+    Relaying,
+}
+
+/// One live session.
+#[derive(Debug)]
+pub struct Session {
+    /// Its own id: several sessions may belong to one token, one after the other.
+    pub id: SessionId,
+    /// The token it was opened with.
+    pub token: Token,
+    /// Where the client is.
+    pub peer: SocketAddr,
+    /// Bytes so far.
+    pub traffic: Traffic,
+    phase: Mutex<SessionPhase>,
+    target: OnceLock<(TargetAddr, SocketAddr)>,
+    cause: OnceLock<EndCause>,
+    cancel: CancellationToken,
+}
+
+impl Session {
+    /// Ends the session; the first cause is the one that is reported.
+    pub fn end(&self, cause: EndCause) {
+        let _first = self.cause.set(cause);
+        self.cancel.cancel();
+    }
+
+    /// Why it was ended from here, if it was.
+    #[must_use]
+    pub fn end_cause(&self) -> Option<&EndCause> {
+        self.cause.get()
+    }
+
+    /// Fires when the session is to end.
+    #[must_use]
+    pub fn cancelled(&self) -> &CancellationToken {
+        &self.cancel
+    }
+
+    /// What ended the session before it was established.
+    #[must_use]
+    pub fn cancellation(&self) -> Refusal {
+        match self.end_cause() {
+            Some(EndCause::Revoked(rule)) => Refusal::Revoked(rule.clone()),
+            Some(EndCause::Shutdown) | None => Refusal::ShuttingDown,
+        }
+    }
+
+    /// Notes that the target was reached and bytes are relayed from now on.
+    pub fn relaying(&self, target: TargetAddr, address: SocketAddr) {
+        let _only = self.target.set((target, address));
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = SessionPhase::Relaying;
+    }
+
+    /// How far it has come.
+    #[must_use]
+    pub fn phase(&self) -> SessionPhase {
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The target in use and its address, once connected.
+    #[must_use]
+    pub fn target(&self) -> Option<&(TargetAddr, SocketAddr)> {
+        self.target.get()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    sessions: HashMap<SessionId, Arc<Session>>,
+    per_address: HashMap<AddressGroup, usize>,
+    closed: bool,
+}
+
+/// All live sessions of this process.
+#[derive(Debug)]
+pub struct Registry {
+    table: Mutex<Table>,
+    sessions_per_address: usize,
+}
+
+/// A session in the registry; dropping it takes it out.
+#[derive(Debug)]
+pub struct Registered {
+    registry: Arc<Registry>,
+    session: Arc<Session>,
+}
+
+impl Registry {
+    /// An empty registry that lets one address have `sessions_per_address`.
+    #[must_use]
+    pub fn new(sessions_per_address: usize) -> Self {
+        Self {
+            table: Mutex::default(),
+            sessions_per_address,
+        }
+    }
+
+    /// Adds a session. It is added before revocations are asked, so that a rule that arrives in between ends it.
+    ///
+    /// # Errors
+    /// The address has too many sessions, or the process is stopping.
+    pub fn register(
+        self: &Arc<Self>,
+        id: SessionId,
+        token: Token,
+        peer: SocketAddr,
+    ) -> Result<Registered, Refusal> {
+        let mut table = self.lock();
+        if table.closed {
+            return Err(Refusal::ShuttingDown);
+        }
+        let count = table.per_address.entry(peer.ip().into()).or_default();
+        if *count >= self.sessions_per_address {
+            return Err(Refusal::TooManySessions);
+        }
+        *count += 1;
+        let session = Arc::new(Session {
+            id,
+            token,
+            peer,
+            traffic: Traffic::default(),
+            phase: Mutex::new(SessionPhase::Connecting),
+            target: OnceLock::new(),
+            cause: OnceLock::new(),
+            cancel: CancellationToken::new(),
+        });
+        table.sessions.insert(id, Arc::clone(&session));
+        Ok(Registered {
+            registry: Arc::clone(self),
+            session,
+        })
+    }
+
+    /// Ends every session whose token `rules` revoke; returns their ids and rules.
+    pub fn end_revoked(&self, rules: &Revocations) -> Vec<(SessionId, TokenId, String)> {
+        let mut ended = Vec::new();
+        for session in self.list() {
+            if let Some(rule) = rules.revokes(&session.token.id, &session.token.claims) {
+                session.end(EndCause::Revoked(rule.clone()));
+                ended.push((session.id, session.token.id.clone(), rule));
+            }
+        }
+        ended
+    }
+
+    /// Takes no more sessions.
+    pub fn close(&self) {
+        self.lock().closed = true;
+    }
+
+    /// Ends all sessions.
+    pub fn end_all(&self, cause: &EndCause) {
+        for session in self.list() {
+            session.end(cause.clone());
+        }
+    }
+
+    /// The live sessions.
+    #[must_use]
+    pub fn list(&self) -> Vec<Arc<Session>> {
+        self.lock().sessions.values().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::ops::Deref for Registered {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        &self.session
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let mut table = self.registry.lock();
+        table.sessions.remove(&self.session.id);
+        let group = AddressGroup::from(self.session.peer.ip());
+        if let Some(count) = table.per_address.get_mut(&group) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                table.per_address.remove(&group);
+            }
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! What must outlive a connection: used tokens, tickets, revocations, recent refusals.
+//!
+//! The embedded default: memory, plus one file ([`disk`]) for what must survive a restart.
+
+pub mod disk;
+pub mod refusals;
+pub mod revoked;
+pub mod tickets;
+pub mod usage;
