@@ -57,6 +57,8 @@ pub struct Gateway {
     pub stopping: CancellationToken,
     /// Every connection's task.
     pub connections: TaskTracker,
+    /// The tasks that accept and look after files.
+    chores: TaskTracker,
     work: Mutex<WorkLimiter>,
     tls: Vec<Arc<ServerTls>>,
 }
@@ -163,6 +165,7 @@ impl Running {
             ),
             stopping: CancellationToken::new(),
             connections: TaskTracker::new(),
+            chores: TaskTracker::new(),
             work: Mutex::new(WorkLimiter::new(
                 limits.token_work_us_per_s,
                 limits.token_work_burst_us,
@@ -182,13 +185,13 @@ impl Running {
             let address = socket.local_addr()?;
             info!(%address, "Listening");
             addresses.push(address);
-            tokio::spawn(listener::accept_all(
+            gateway.chores.spawn(listener::accept_all(
                 Arc::clone(&gateway),
                 Arc::new(listener),
                 socket,
             ));
         }
-        tokio::spawn(Arc::clone(&gateway).upkeep());
+        gateway.chores.spawn(Arc::clone(&gateway).upkeep());
         Ok(Self { gateway, addresses })
     }
 
@@ -213,6 +216,8 @@ impl Running {
     pub async fn stop(self) {
         let Self { gateway, .. } = self;
         gateway.stopping.cancel();
+        gateway.chores.close();
+        gateway.chores.wait().await;
         gateway.registry.close();
         gateway.connections.close();
         let drain = Duration::from_secs(gateway.config.session.drain_s);

@@ -73,6 +73,8 @@ pub fn start_log(config: &LogConfig) -> anyhow::Result<()> {
         EnvFilter::try_new(format!("sspi=warn,{}", config.filter)).context("log.filter")?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // The name is taken: a session's target is the machine it leads to.
+        .with_target(false)
         .with_writer(std::io::stderr);
     let terminal = std::io::stderr().is_terminal();
     let json = match config.format {
@@ -83,7 +85,7 @@ pub fn start_log(config: &LogConfig) -> anyhow::Result<()> {
     if json {
         builder.json().flatten_event(true).init();
     } else {
-        builder.with_ansi(terminal).with_target(false).init();
+        builder.with_ansi(terminal).init();
     }
     Ok(())
 }

@@ -167,6 +167,9 @@ async fn exchange(
                 .await
                 .map_err(|error| Failure::after_answer(Refusal::Io(error)))?;
             count(&session.traffic.to_client, answer.len());
+            check_first_bytes(client, protocol)
+                .await
+                .map_err(Failure::after_answer)?;
         }
     }
     let read_ahead = client.stream.buffered();
@@ -226,6 +229,44 @@ async fn first_answer(
             "accepts connections and is silent".to_owned(),
         ))
     })
+}
+
+/// A client that lets its server speak first is checked when it answers.
+async fn check_first_bytes(
+    client: &mut Client,
+    protocol: &ApplicationProtocol,
+) -> Result<(), Refusal> {
+    if !matches!(
+        protocol,
+        ApplicationProtocol::Ssh | ApplicationProtocol::Vnc
+    ) {
+        return Ok(());
+    }
+    let deadline = client.establish_by.into();
+    let read = async {
+        loop {
+            match application_protocol::check_client(protocol, client.stream.buffered()) {
+                FirstBytes::Conforms => return Ok(()),
+                FirstBytes::Violates => {
+                    return Err(Refusal::Protocol {
+                        side: "client",
+                        protocol: protocol.clone(),
+                    });
+                }
+                FirstBytes::NeedMore => {
+                    match client.stream.fill(limits::CONNECTION_REQUEST_BYTES).await {
+                        // A client that does not like the answer may go.
+                        Ok(0) => return Ok(()),
+                        Ok(_) => {}
+                        Err(error) => return Err(Refusal::Io(error)),
+                    }
+                }
+            }
+        }
+    };
+    timeout_at(deadline, read)
+        .await
+        .unwrap_or(Err(Refusal::Silent))
 }
 
 /// With `jet_ap: rdp`, what the client says next must be what the target has selected: TLS, or RDP's own security.

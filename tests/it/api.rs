@@ -1,0 +1,222 @@
+//! HTTP, TLS and JET on the same port.
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::lab::{Lab, Target, failure, logged, request, within};
+
+/// Sends one HTTP request; returns status and body.
+async fn http(lab: &Lab, head: &str, body: &str) -> (u16, String) {
+    let mut stream = lab.connect().await;
+    exchange(&mut stream, head, body).await
+}
+
+async fn exchange(
+    stream: &mut (impl AsyncReadExt + AsyncWriteExt + Unpin),
+    head: &str,
+    body: &str,
+) -> (u16, String) {
+    let length = body.len();
+    let request = format!(
+        "{head}\r\nHost: gw\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut bytes = Vec::new();
+    // TLS peers may close without close_notify.
+    let _end = within(stream.read_to_end(&mut bytes)).await;
+    let text = String::from_utf8(bytes).unwrap();
+    let status = text.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, text.split_once("\r\n\r\n").unwrap().1.to_owned())
+}
+
+/// A ticket for `token`, from the gateway's REST interface.
+pub(crate) async fn ticket(lab: &Lab, token: &str) -> String {
+    let head = format!("POST /jet/tickets HTTP/1.1\r\nAuthorization: Bearer {token}");
+    let (status, body) = http(lab, &head, "").await;
+    assert_eq!(status, 201, "{body}");
+    let created: Value = serde_json::from_str(&body).unwrap();
+    created["ticket"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_token_is_its_own_authority_for_a_ticket() {
+    let (lab, target) = (Lab::start(""), Target::start().await);
+    let token = lab.token(target.address, json!({}));
+    let (status, body) = http(
+        &lab,
+        "POST /jet/tickets HTTP/1.1",
+        &json!({ "token": token }).to_string(),
+    )
+    .await;
+    assert_eq!(status, 201, "{body}");
+    let created: Value = serde_json::from_str(&body).unwrap();
+    assert!(created["ticket"].as_str().unwrap().len() <= 64);
+    assert!(created["expires_in_s"].as_u64().unwrap() <= 120);
+}
+
+#[tokio::test]
+async fn an_api_key_may_ask_for_tickets_and_a_wrong_one_may_not() {
+    let digest = hex::encode(openssl::sha::sha256(b"portal-secret"));
+    let lab = Lab::start(&format!(
+        "[api]\nkeys = [{{ name = \"portal\", sha256 = \"{digest}\" }}]\n"
+    ));
+    let target = Target::start().await;
+    let body =
+        json!({ "token": lab.token(target.address, json!({})), "lifetime_s": 5 }).to_string();
+    let with_key = "POST /jet/tickets HTTP/1.1\r\nAuthorization: Bearer portal-secret";
+    let (status, answer) = http(&lab, with_key, &body).await;
+    assert_eq!(status, 201, "{answer}");
+    assert_eq!(logged("Ticket issued").await["by"], "portal");
+    let wrong = "POST /jet/tickets HTTP/1.1\r\nAuthorization: Bearer guessed";
+    let (status, answer) = http(&lab, wrong, &body).await;
+    assert_eq!(status, 401, "{answer}");
+    assert!(!answer.contains("guessed"));
+}
+
+#[tokio::test]
+async fn a_token_that_would_be_refused_gets_no_ticket_and_its_reason() {
+    let (lab, target) = (Lab::start(""), Target::start().await);
+    let cases = [
+        (json!({ "exp": 5, "nbf": 1 }), 401, "expired"),
+        (json!({ "jet_rec": true }), 403, "recording"),
+        (json!({ "jetflt": true }), 403, "filtering"),
+        (
+            json!({ "jet_cm": "rdv", "dst_hst": null }),
+            403,
+            "rendezvous",
+        ),
+    ];
+    for (changes, expected, rule) in cases {
+        let body = json!({ "token": lab.token(target.address, changes) }).to_string();
+        let (status, answer) = http(&lab, "POST /jet/tickets HTTP/1.1", &body).await;
+        assert_eq!(status, expected, "{answer}");
+        let problem: Value = serde_json::from_str(&answer).unwrap();
+        assert_eq!(problem["rule"], rule);
+        assert!(problem["session"].is_string());
+    }
+}
+
+#[tokio::test]
+async fn a_ticket_is_good_for_one_session() {
+    let (lab, target) = (Lab::start(""), Target::start().await);
+    let ticket = ticket(&lab, &lab.token(target.address, json!({}))).await;
+    let open = async || {
+        let mut client = lab.connect().await;
+        client
+            .write_all(&request(Some(&ticket)).encode().unwrap())
+            .await
+            .unwrap();
+        client
+    };
+    let mut first = open().await;
+    assert_eq!(
+        crate::lab::confirm(&mut first).await,
+        crate::lab::SELECTED_TLS
+    );
+    assert_eq!(failure(&mut open().await).await, 6);
+    drop(first);
+    logged("Session closed").await;
+    assert_eq!(failure(&mut open().await).await, 6);
+    assert_eq!(target.connections(), 1);
+}
+
+#[tokio::test]
+async fn what_is_no_request_of_ours_gets_a_problem_document() {
+    let lab = Lab::start("");
+    for (head, body, expected) in [
+        ("GET /jet/health HTTP/1.1", "", 200),
+        ("GET /nothing HTTP/1.1", "", 404),
+        ("GET /jet/tickets HTTP/1.1", "", 405),
+        ("POST /jet/tickets HTTP/1.1", "", 401),
+        ("POST /jet/tickets HTTP/1.1", "not json", 400),
+        ("POST /jet/tickets HTTP/1.1", "{\"tokn\": \"x\"}", 400),
+        (
+            "GET /jet/accept/a/b HTTP/1.1\r\nUpgrade: websocket",
+            "",
+            501,
+        ),
+    ] {
+        let (status, answer) = http(&lab, head, body).await;
+        assert_eq!(status, expected, "{head}: {answer}");
+    }
+    let long = "x".repeat(64 * 1024);
+    let (status, _) = http(&lab, "POST /jet/tickets HTTP/1.1", &long).await;
+    assert_eq!(status, 413);
+}
+
+#[tokio::test]
+async fn a_jet_packet_is_answered_by_a_jet_packet() {
+    let lab = Lab::start("");
+    let mut stream = lab.connect().await;
+    let text = b"GET /jet/test/a/b HTTP/1.1\r\nHost: gw\r\nJet-Version: 2\r\n\r\n";
+    let mut packet = b"JET\0\x00\x00\x00\x00".to_vec();
+    packet[5] = u8::try_from(text.len() + 8).unwrap();
+    packet.extend_from_slice(text);
+    stream.write_all(&packet).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    within(stream.read_to_end(&mut answer)).await.unwrap();
+    assert_eq!(&answer[..4], b"JET\0");
+    let mask = answer[7];
+    assert_ne!(mask, 0);
+    let text: Vec<u8> = answer[8..].iter().map(|byte| byte ^ mask).collect();
+    assert!(
+        text.starts_with(b"HTTP/1.1 501 "),
+        "{}",
+        String::from_utf8_lossy(&text)
+    );
+}
+
+#[tokio::test]
+async fn tls_carries_http_and_rdp_and_without_a_certificate_says_so() {
+    let plain = Lab::start("");
+    let mut refused = plain.connect().await;
+    refused.write_all(crate::lab::CLIENT_HELLO).await.unwrap();
+    let mut alert = Vec::new();
+    within(refused.read_to_end(&mut alert)).await.unwrap();
+    assert_eq!(alert, [0x15, 3, 3, 0, 2, 2, 0x31]);
+
+    let certified = rcgen::generate_simple_self_signed(["gw.test".to_owned()]).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (certificate, key) = (folder.path().join("c.pem"), folder.path().join("k.pem"));
+    std::fs::write(&certificate, certified.cert.pem()).unwrap();
+    std::fs::write(&key, certified.signing_key.serialize_pem()).unwrap();
+    let lab = Lab::start(&format!(
+        "[tls]\ncertificate = {certificate:?}\nkey = {key:?}\n[api]\nplain_http = \"off\"\n"
+    ));
+    let target = Target::start().await;
+    let (status, answer) = http(&lab, "GET /jet/health HTTP/1.1", "").await;
+    assert_eq!(status, 403, "{answer}");
+    let mut tls = tls_connect(&lab, &certified).await;
+    let (status, _) = exchange(&mut tls, "GET /jet/health HTTP/1.1", "").await;
+    assert_eq!(status, 200);
+
+    let mut tls = tls_connect(&lab, &certified).await;
+    let token = lab.token(target.address, json!({}));
+    let mut bytes = jetway::rdp::preconnection::encode_v2(0, &token).unwrap();
+    bytes.extend(request(None).encode().unwrap());
+    tls.write_all(&bytes).await.unwrap();
+    let mut confirm = vec![0_u8; crate::lab::SELECTED_TLS.encode().len()];
+    within(tls.read_exact(&mut confirm)).await.unwrap();
+    assert_eq!(confirm, crate::lab::SELECTED_TLS.encode());
+    tls.write_all(crate::lab::CLIENT_HELLO).await.unwrap();
+    let mut echo = [0_u8; crate::lab::CLIENT_HELLO.len()];
+    within(tls.read_exact(&mut echo)).await.unwrap();
+}
+
+async fn tls_connect(
+    lab: &Lab,
+    certified: &rcgen::CertifiedKey<rcgen::KeyPair>,
+) -> tokio_rustls::client::TlsStream<TcpStream> {
+    let mut roots = tokio_rustls::rustls::RootCertStore::empty();
+    roots.add(certified.cert.der().clone()).unwrap();
+    let config = tokio_rustls::rustls::ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = "gw.test".try_into().unwrap();
+    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+    within(connector.connect(name, lab.connect().await))
+        .await
+        .unwrap()
+}

@@ -1,0 +1,68 @@
+//! A token that demands what the gateway cannot deliver is refused before the target is contacted; nothing is accepted
+//! in silence.
+
+use jetway::token::algorithm::{Algorithm, KeyManagement};
+use jetway::token::mint::{self, EncryptionKey, SigningKey};
+use serde_json::json;
+
+use crate::lab::{KEYS, Lab, Target, failure, logged_times};
+
+/// `SSL_NOT_ALLOWED_BY_SERVER`: the token holds and asks for too much.
+const DEMAND: u32 = 2;
+
+// J-REC-1 J-FLT-1 J-CM-1
+#[tokio::test]
+async fn recording_filtering_and_rendezvous_are_refused_with_their_reason() {
+    let (lab, target) = (Lab::start(""), Target::start().await);
+    let cases = [
+        (json!({ "jet_rec": true }), "recording"),
+        (json!({ "jet_rec": "proxy" }), "recording"),
+        (json!({ "jet_rec": "stream" }), "client-recording"),
+        (json!({ "jetflt": true }), "filtering"),
+        (json!({ "jet_flt": true }), "filtering"),
+        (json!({ "jet_cm": "rdv", "dst_hst": null }), "rendezvous"),
+        (json!({ "jet_cm": null, "dst_hst": null }), "rendezvous"),
+        (json!({ "cert_thumb256": "00".repeat(32) }), "pinning"),
+    ];
+    for (count, (changes, rule)) in cases.into_iter().enumerate() {
+        let token = lab.token(target.address, changes);
+        assert_eq!(
+            failure(&mut lab.client(&token).await).await,
+            DEMAND,
+            "{rule}"
+        );
+        let lines = logged_times("Session refused", count + 1).await;
+        assert_eq!(lines[count]["rule"], rule);
+        assert_eq!(lines[count]["target"].is_null(), rule == "rendezvous");
+    }
+    assert_eq!(target.connections(), 0);
+}
+
+// J-JWT-4 J-JWT-5 J-DST-2
+#[tokio::test]
+async fn credentials_in_an_encrypted_token_verify_and_are_refused_until_they_can_be_injected() {
+    let key = mint::generate(Algorithm::KeyManagement(KeyManagement::RsaOaep256)).unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), key.private_pem().unwrap().as_bytes()).unwrap();
+    let keys = KEYS.trim_end().trim_end_matches(']');
+    let path = file.path();
+    let lab = Lab::start(&format!(
+        "[token]\n{keys}, {{ path = {path:?}, usage = \"encrypt\" }}]\n"
+    ));
+    let target = Target::start().await;
+    let sign = SigningKey::from_key(&lab.signing, None).unwrap();
+    let encrypt = EncryptionKey::from_key(&key, None).unwrap();
+    let plain = Lab::claims(target.address, json!({}));
+    let nested = mint::mint(&plain, Some(&sign), Some(&encrypt)).unwrap();
+    drop(lab.session(&nested).await);
+    let changes = json!({ "dst_usr": "administrator", "dst_pwd": "correct horse" });
+    let claims = Lab::claims(target.address, changes);
+    let nested = mint::mint(&claims, Some(&sign), Some(&encrypt)).unwrap();
+    assert_eq!(failure(&mut lab.client(&nested).await).await, DEMAND);
+    assert_eq!(
+        logged_times("Session refused", 1).await[0]["rule"],
+        "injection"
+    );
+    assert!(!crate::lab::log().contains("correct horse"));
+    assert_eq!(target.connections(), 1);
+}

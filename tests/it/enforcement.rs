@@ -1,0 +1,124 @@
+//! `jet_ap` is enforced from the first byte: a stream that is not what its token announces is closed and logged.
+
+use jetway::rdp::preconnection;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::lab::{CLIENT_HELLO, Lab, SELECTED_TLS, Target, confirm, failure, logged, within};
+
+/// A target that says `banner` first and then echoes.
+async fn speaker(banner: &'static [u8]) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(banner).await.unwrap();
+        let (mut read, mut write) = stream.split();
+        let _ended = tokio::io::copy(&mut read, &mut write).await;
+    });
+    address
+}
+
+async fn announce(lab: &Lab, token: &str, first: &[u8]) -> TcpStream {
+    let mut client = lab.connect().await;
+    let mut bytes = preconnection::encode_v2(0, token).unwrap();
+    bytes.extend_from_slice(first);
+    client.write_all(&bytes).await.unwrap();
+    client
+}
+
+async fn assert_closed(mut client: TcpStream, side: &str) {
+    let mut rest = Vec::new();
+    let _end = within(client.read_to_end(&mut rest)).await;
+    let refused = logged("Session refused").await;
+    assert_eq!(refused["rule"], "protocol", "{refused}");
+    assert!(
+        refused["reason"].as_str().unwrap().contains(side),
+        "{refused}"
+    );
+}
+
+// J-AP-1
+#[tokio::test]
+async fn an_rdp_client_that_goes_on_with_something_else_is_closed() {
+    let (lab, target) = (Lab::start(""), Target::start().await);
+    let mut client = lab.client(&lab.token(target.address, json!({}))).await;
+    assert_eq!(confirm(&mut client).await, SELECTED_TLS);
+    client.write_all(b"SSH-2.0-tunnel\r\n").await.unwrap();
+    assert_closed(client, "client").await;
+}
+
+// J-AP-1
+#[tokio::test]
+async fn an_rdp_token_with_another_protocol_behind_it_is_closed() {
+    let (lab, target) = (Lab::start(""), Target::start().await);
+    let token = lab.token(target.address, json!({}));
+    assert_closed(
+        announce(&lab, &token, b"SSH-2.0-tunnel\r\n").await,
+        "client",
+    )
+    .await;
+    assert_eq!(target.connections(), 0);
+}
+
+// J-AP-1
+#[tokio::test]
+async fn a_target_that_does_not_speak_rdp_is_closed_and_the_client_told() {
+    let lab = Lab::start("");
+    let target = speaker(b"SSH-2.0-OpenSSH\r\n").await;
+    assert_eq!(
+        failure(&mut lab.client(&lab.token(target, json!({}))).await).await,
+        4
+    );
+    let refused = logged("Session refused").await;
+    assert_eq!(refused["rule"], "protocol");
+}
+
+// J-AP-1
+#[tokio::test]
+async fn a_server_first_protocol_passes_and_is_checked_on_both_sides() {
+    let lab = Lab::start("");
+    let ssh = json!({ "jet_ap": "ssh" });
+    let target = speaker(b"SSH-2.0-OpenSSH\r\n").await;
+    let mut client = announce(&lab, &lab.token(target, ssh.clone()), b"").await;
+    let mut banner = [0_u8; 17];
+    within(client.read_exact(&mut banner)).await.unwrap();
+    assert_eq!(&banner, b"SSH-2.0-OpenSSH\r\n");
+    client.write_all(b"SSH-2.0-client\r\n").await.unwrap();
+    let mut echo = [0_u8; 16];
+    within(client.read_exact(&mut echo)).await.unwrap();
+    assert_eq!(&echo, b"SSH-2.0-client\r\n");
+    drop(client);
+
+    let target = speaker(b"SSH-2.0-OpenSSH\r\n").await;
+    let mut client = announce(&lab, &lab.token(target, ssh.clone()), b"").await;
+    within(client.read_exact(&mut banner)).await.unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+    assert_closed(client, "client").await;
+}
+
+// J-AP-1
+#[tokio::test]
+async fn a_target_that_is_no_ssh_server_is_closed() {
+    let lab = Lab::start("");
+    let target = speaker(b"RFB 003.008\n").await;
+    let token = lab.token(target, json!({ "jet_ap": "ssh" }));
+    assert_closed(
+        announce(&lab, &token, b"SSH-2.0-client\r\n").await,
+        "target",
+    )
+    .await;
+}
+
+// J-AP-1
+#[tokio::test]
+async fn an_unidentified_protocol_is_relayed_as_it_is() {
+    let (lab, target) = (Lab::start(""), Target::start().await);
+    for changes in [json!({ "jet_ap": "none" }), json!({ "jet_ap": null })] {
+        let token = lab.token(target.address, changes);
+        let mut client = announce(&lab, &token, CLIENT_HELLO).await;
+        let mut echo = [0_u8; CLIENT_HELLO.len()];
+        within(client.read_exact(&mut echo)).await.unwrap();
+    }
+}

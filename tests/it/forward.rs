@@ -1,0 +1,194 @@
+//! A valid token leads to its target, whichever way the client carries it.
+
+use jetway::rdp::connection_request;
+use jetway::rdp::preconnection;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::lab::{CLIENT_HELLO, Lab, SELECTED_TLS, Target, confirm, logged, request, within};
+
+// J-RDP-1 J-CM-1 J-DST-1
+#[tokio::test]
+async fn a_token_in_the_preconnection_pdu_opens_a_session() {
+    let (lab, target) = (Lab::start(""), Target::start().await);
+    let mut client = lab
+        .session(&lab.token(target.address, json!({ "sub": "alice" })))
+        .await;
+    client.write_all(b"ping").await.unwrap();
+    let mut echo = [0_u8; 4];
+    within(client.read_exact(&mut echo)).await.unwrap();
+    assert_eq!(&echo, b"ping");
+    drop(client);
+    let closed = logged("Session closed").await;
+    assert_eq!(closed["user"], "alice");
+    assert_eq!(closed["target"], target.address.to_string());
+    assert_eq!(closed["decision"], "allow");
+    let sent = target.requests()[0].len() + CLIENT_HELLO.len() + 4;
+    assert_eq!(closed["bytes_to_target"], sent);
+    assert_eq!(
+        closed["bytes_to_client"],
+        SELECTED_TLS.encode().len() + CLIENT_HELLO.len() + 4
+    );
+}
+
+// J-RDP-1
+#[tokio::test]
+async fn the_target_sees_the_request_without_token_and_with_the_users_name() {
+    let (lab, target) = (Lab::start(""), Target::start().await);
+    let mut client = lab.connect().await;
+    let token = lab.token(target.address, json!({}));
+    let mut both = request(Some("tsv://MS Terminal Services Plugin.1.Sessions"));
+    both.mstshash = Some("alice".to_owned());
+    let routing_first = {
+        // Real clients may send both; the encoder writes what servers take, so the bytes are put together here.
+        let with_cookie = request(None).encode().unwrap();
+        let token = b"tsv://MS Terminal Services Plugin.1.Sessions\r\n";
+        let (head, rest) = with_cookie.split_at(11);
+        let length = u8::try_from(with_cookie.len() + token.len()).unwrap();
+        let mut bytes = head.to_vec();
+        bytes[3] = length;
+        bytes[4] = length - 5;
+        bytes.extend_from_slice(token);
+        bytes.extend_from_slice(rest);
+        bytes
+    };
+    client
+        .write_all(&preconnection::encode_v2(7, &token).unwrap())
+        .await
+        .unwrap();
+    client.write_all(&routing_first).await.unwrap();
+    assert_eq!(confirm(&mut client).await, SELECTED_TLS);
+    let (seen, _) = connection_request::decode(&target.requests()[0])
+        .unwrap()
+        .unwrap();
+    assert_eq!(seen, request(None));
+}
+
+// J-RDP-1
+#[tokio::test]
+async fn a_preconnection_pdu_in_single_bytes_is_read_as_one() {
+    let (lab, target) = (Lab::start(""), Target::start().await);
+    let mut client = lab.connect().await;
+    client.set_nodelay(true).unwrap();
+    let mut bytes = preconnection::encode_v2(0, &lab.token(target.address, json!({}))).unwrap();
+    bytes.extend(request(None).encode().unwrap());
+    for byte in bytes {
+        client.write_all(&[byte]).await.unwrap();
+    }
+    assert_eq!(confirm(&mut client).await, SELECTED_TLS);
+}
+
+// J-RDP-1
+#[tokio::test]
+async fn tls_at_once_behind_the_preconnection_pdu_reaches_the_target() {
+    let (lab, target) = (Lab::start(""), Target::start().await);
+    let mut client = lab.connect().await;
+    let token = lab.token(target.address, json!({}));
+    let mut bytes = preconnection::encode_v2(0, &token).unwrap();
+    bytes.extend_from_slice(CLIENT_HELLO);
+    client.write_all(&bytes).await.unwrap();
+    let mut echo = [0_u8; CLIENT_HELLO.len()];
+    within(client.read_exact(&mut echo)).await.unwrap();
+    assert_eq!((&echo[..5], echo[5]), (&CLIENT_HELLO[..5], 0x02));
+}
+
+// J-RDP-2
+#[tokio::test]
+async fn a_ticket_in_the_routing_token_opens_a_session() {
+    let (lab, target) = (Lab::start(""), Target::start().await);
+    let ticket = crate::api::ticket(&lab, &lab.token(target.address, json!({}))).await;
+    assert!(ticket.len() <= 64);
+    let mut client = lab.connect().await;
+    client
+        .write_all(&request(Some(&ticket)).encode().unwrap())
+        .await
+        .unwrap();
+    assert_eq!(confirm(&mut client).await, SELECTED_TLS);
+    let (seen, _) = connection_request::decode(&target.requests()[0])
+        .unwrap()
+        .unwrap();
+    assert_eq!(seen.routing_token, None);
+}
+
+// J-RDP-2
+#[tokio::test]
+async fn a_token_too_long_for_the_length_indicator_still_works_as_a_routing_token() {
+    let (lab, target) = (Lab::start(""), Target::start().await);
+    let token = lab.token(target.address, json!({}));
+    assert!(token.len() > 238);
+    // As FreeRDP sends it: TPKT right, LI wrapped.
+    let mut bytes = vec![3, 0, 0, 0, 0, 0xE0, 0, 0, 0, 0, 0];
+    bytes.extend_from_slice(token.as_bytes());
+    bytes.extend_from_slice(b"\r\n\x01\x00\x08\x00\x03\x00\x00\x00");
+    let length = u16::try_from(bytes.len()).unwrap();
+    bytes[2..4].copy_from_slice(&length.to_be_bytes());
+    bytes[4] = (length - 5).to_le_bytes()[0];
+    let mut client = lab.connect().await;
+    client.write_all(&bytes).await.unwrap();
+    assert_eq!(confirm(&mut client).await, SELECTED_TLS);
+    let seen = &target.requests()[0];
+    assert!(!seen.windows(3).any(|window| window == b"eyJ"));
+}
+
+// J-RDP-2
+#[tokio::test]
+async fn both_carriers_with_the_same_token_are_fine_and_with_two_are_refused() {
+    let (lab, target) = (Lab::start(""), Target::start().await);
+    let (one, two) = (
+        lab.token(target.address, json!({})),
+        lab.token(target.address, json!({})),
+    );
+    let ticket_of_one = crate::api::ticket(&lab, &one).await;
+    let both = |token: &str, ticket: &str| {
+        let mut bytes = preconnection::encode_v2(0, token).unwrap();
+        bytes.extend(request(Some(ticket)).encode().unwrap());
+        bytes
+    };
+    let mut contradiction = lab.connect().await;
+    contradiction
+        .write_all(&both(&two, &ticket_of_one))
+        .await
+        .unwrap();
+    assert_eq!(crate::lab::failure(&mut contradiction).await, 4);
+    assert_eq!(logged("Session refused").await["rule"], "contradiction");
+    let mut agreement = lab.connect().await;
+    agreement
+        .write_all(&both(&one, &ticket_of_one))
+        .await
+        .unwrap();
+    assert_eq!(confirm(&mut agreement).await, SELECTED_TLS);
+}
+
+#[tokio::test]
+async fn a_half_close_is_passed_on_in_both_directions() {
+    let (lab, target) = (Lab::start(""), Target::start().await);
+    let mut client = lab.session(&lab.token(target.address, json!({}))).await;
+    client.write_all(b"last words").await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut rest = Vec::new();
+    within(client.read_to_end(&mut rest)).await.unwrap();
+    assert_eq!(rest, b"last words");
+    assert_eq!(
+        logged("Session closed").await["reason"],
+        "closed by both sides"
+    );
+}
+
+#[tokio::test]
+async fn listeners_on_ipv4_and_ipv6_each_have_their_own_narrowing() {
+    let lab = Lab::start(
+        "[[listener]]\naddress = \"127.0.0.1:0\"\naccept = [\"http\"]\n[[listener]]\naddress = \"[::1]:0\"\naccept = [\"rdp\"]\n",
+    );
+    let target = Target::start().await;
+    let mut refused = lab.client(&lab.token(target.address, json!({}))).await;
+    let mut rest = Vec::new();
+    within(refused.read_to_end(&mut rest)).await.ok();
+    assert_eq!(rest, b"");
+    assert_eq!(logged("Session refused").await["rule"], "not-accepted-here");
+    let ipv6 = lab.running().addresses()[1];
+    let mut client = tokio::net::TcpStream::connect(ipv6).await.unwrap();
+    let mut bytes = preconnection::encode_v2(0, &lab.token(target.address, json!({}))).unwrap();
+    bytes.extend(request(None).encode().unwrap());
+    client.write_all(&bytes).await.unwrap();
+    assert_eq!(confirm(&mut client).await, SELECTED_TLS);
+}

@@ -1,0 +1,23 @@
+//! Promises to users, kept over real sockets: one file per promise.
+//!
+//! The gateway runs in the test's process, the target is a small listener that answers as RDP does; real clients and
+//! targets are in `tests/peers`.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests say what went wrong by panicking"
+)]
+
+mod api;
+mod demands;
+mod enforcement;
+mod forward;
+mod lab;
+mod limits;
+mod onward;
+mod proxy_header;
+mod refusals;
+mod replay;
+mod revocation;
+mod secrets;
