@@ -14,7 +14,7 @@ use std::time::SystemTime;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
-use crate::token::key::{DOCUMENT_BYTES, Key};
+use crate::token::key::DOCUMENT_BYTES;
 use crate::token::{KeyDocument, KeyError, KeySet, KeyUsage, TokenRules, Verifier};
 
 /// A configured file of keys.
@@ -233,6 +233,9 @@ fn identity(_: &fs::Metadata) -> Identity {}
 #[cfg(unix)]
 fn warn_if_open(path: &Path, document: &KeyDocument<'_>) {
     use std::os::unix::fs::PermissionsExt as _;
+
+    use crate::token::key::Key;
+
     let open = fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o007 != 0);
     if open && Key::parse(document).is_ok_and(|keys| keys.iter().any(Key::is_secret)) {
         warn!(path = %path.display(), "Private key file is open to every user of this machine");
@@ -249,6 +252,7 @@ mod tests {
     use super::*;
     use crate::time::UnixTime;
     use crate::token::algorithm::Algorithm;
+    use crate::token::key::Key;
     use crate::token::mint::{SigningKey, generate, mint};
 
     const NOW: UnixTime = UnixTime(1_700_000_000);

@@ -626,3 +626,375 @@ impl fmt::Display for Thumbprint {
         f.write_str(&hex::encode(self.0))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret as _;
+    use serde_json::json;
+
+    use super::*;
+
+    const NOW: UnixTime = UnixTime(1_700_000_000);
+
+    fn parse_text(text: &str, rules: &TokenRules) -> Result<Claims, TokenError> {
+        Claims::parse(text.as_bytes(), true, rules, NOW)
+    }
+
+    /// Reads a forward token with these claims added, or taken away by null.
+    fn forward(changes: Value) -> Result<Claims, TokenError> {
+        let mut claims = json!({ "iat": NOW.0, "jet_cm": "fwd", "dst_hst": "rdp.example:3389" });
+        for (name, value) in changes.as_object().unwrap() {
+            if value.is_null() {
+                claims.as_object_mut().unwrap().remove(name);
+            } else {
+                claims[name] = value.clone();
+            }
+        }
+        parse_text(&claims.to_string(), &TokenRules::default())
+    }
+
+    /// The claim that is at fault.
+    fn fault(changes: Value) -> &'static str {
+        match forward(changes.clone()) {
+            Err(TokenError::Claim { claim, .. }) => claim,
+            other => panic!("{changes}: {other:?}"),
+        }
+    }
+
+    // J-CM-1
+    #[test]
+    fn jet_cm_is_rdv_when_absent_and_nothing_but_rdv_or_fwd() {
+        let none = forward(json!({ "jet_cm": null, "dst_hst": null })).unwrap();
+        assert_eq!(none.jet_cm, ConnectionMode::Rdv);
+        assert_eq!(forward(json!({})).unwrap().jet_cm, ConnectionMode::Fwd);
+        for bad in [
+            json!("FWD"),
+            json!("forward"),
+            json!(""),
+            json!(1),
+            json!(["fwd"]),
+        ] {
+            assert_eq!(fault(json!({ "jet_cm": bad })), "jet_cm");
+        }
+    }
+
+    // J-CT-1
+    #[test]
+    fn jet_ct_is_keep_when_absent_and_nothing_but_keep_or_close() {
+        assert_eq!(forward(json!({})).unwrap().jet_ct, ConnectionTest::Keep);
+        let close = forward(json!({ "jet_ct": "close" })).unwrap();
+        assert_eq!(close.jet_ct, ConnectionTest::Close);
+        assert_eq!(fault(json!({ "jet_ct": "open" })), "jet_ct");
+    }
+
+    // J-AP-1
+    #[test]
+    fn jet_ap_keeps_known_and_foreign_names() {
+        let protocol = |name: &str| forward(json!({ "jet_ap": name })).unwrap().jet_ap.unwrap();
+        assert_eq!(protocol("rdp"), ApplicationProtocol::Rdp);
+        assert_eq!(protocol("none"), ApplicationProtocol::None);
+        assert_eq!(protocol("telnet").to_string(), "telnet");
+        assert_eq!(forward(json!({})).unwrap().jet_ap, None);
+        for bad in [json!(""), json!(7), json!("a\nb"), json!("x".repeat(65))] {
+            assert_eq!(fault(json!({ "jet_ap": bad })), "jet_ap");
+        }
+    }
+
+    // J-REC-1
+    #[test]
+    fn jet_rec_is_a_boolean_or_the_text_of_other_gateways() {
+        let policy = |value: Value| forward(json!({ "jet_rec": value })).unwrap().jet_rec;
+        assert_eq!(forward(json!({})).unwrap().jet_rec, RecordingPolicy::None);
+        assert_eq!(policy(json!(false)), RecordingPolicy::None);
+        assert_eq!(policy(json!("none")), RecordingPolicy::None);
+        assert_eq!(policy(json!(true)), RecordingPolicy::Proxy);
+        assert_eq!(policy(json!("proxy")), RecordingPolicy::Proxy);
+        assert_eq!(policy(json!("stream")), RecordingPolicy::Stream);
+        for bad in [
+            json!("false"),
+            json!("True"),
+            json!(""),
+            json!(0),
+            json!([]),
+        ] {
+            assert_eq!(fault(json!({ "jet_rec": bad })), "jet_rec");
+        }
+    }
+
+    // J-FLT-1
+    #[test]
+    fn filtering_is_demanded_in_either_spelling_but_not_both_ways() {
+        assert!(!forward(json!({})).unwrap().jet_flt);
+        assert!(forward(json!({ "jetflt": true })).unwrap().jet_flt);
+        assert!(forward(json!({ "jet_flt": true })).unwrap().jet_flt);
+        assert!(
+            forward(json!({ "jet_flt": true, "jetflt": true }))
+                .unwrap()
+                .jet_flt
+        );
+        assert_eq!(
+            fault(json!({ "jet_flt": false, "jetflt": true })),
+            "jet_flt"
+        );
+        assert_eq!(fault(json!({ "jet_flt": "true" })), "jet_flt");
+        assert_eq!(fault(json!({ "jetflt": 1 })), "jetflt");
+    }
+
+    // J-DST-1
+    #[test]
+    fn a_destination_is_required_with_fwd_and_refused_with_rdv() {
+        let targets = forward(json!({ "dst_alt": ["b:1", "[::1]:2"] }))
+            .unwrap()
+            .targets;
+        let texts: Vec<String> = targets.iter().map(ToString::to_string).collect();
+        assert_eq!(texts, ["rdp.example:3389", "b:1", "[::1]:2"]);
+        assert_eq!(fault(json!({ "dst_hst": null })), "dst_hst");
+        assert_eq!(fault(json!({ "dst_hst": "rdp.example" })), "dst_hst");
+        assert_eq!(fault(json!({ "dst_hst": ["rdp.example:3389"] })), "dst_hst");
+        assert_eq!(fault(json!({ "dst_alt": "b:1" })), "dst_alt");
+        assert_eq!(fault(json!({ "dst_alt": [1] })), "dst_alt");
+        assert_eq!(
+            fault(json!({ "dst_alt": vec!["b:1"; limits::TARGETS] })),
+            "dst_alt"
+        );
+        assert_eq!(fault(json!({ "jet_cm": "rdv" })), "dst_hst");
+        assert_eq!(
+            fault(json!({ "jet_cm": "rdv", "dst_hst": null, "dst_alt": [] })),
+            "dst_alt"
+        );
+        let secrets = json!({ "jet_cm": null, "dst_hst": null, "dst_usr": "a", "dst_pwd": "b" });
+        assert_eq!(fault(secrets), "dst_usr");
+    }
+
+    // J-JWT-1
+    #[test]
+    fn dates_may_have_fractions_and_nothing_else() {
+        let exact = forward(json!({ "iat": 1_700_000_000.9, "exp": 1_700_000_050.1 })).unwrap();
+        assert_eq!(exact.validity.not_before, NOW);
+        assert_eq!(exact.validity.not_after, NOW.plus(50));
+        for claim in ["iat", "nbf", "exp"] {
+            for bad in [
+                json!(-1),
+                json!(-0.5),
+                json!(1e300),
+                json!(u64::MAX),
+                json!("1700000000"),
+                json!(true),
+                json!([1]),
+                json!(1_700_000_000_000_u64),
+            ] {
+                assert_eq!(fault(json!({ claim: bad })), claim, "{bad}");
+            }
+        }
+        assert_eq!(
+            forward(json!({ "iat": null })).unwrap_err(),
+            TokenError::NoValidity
+        );
+    }
+
+    #[test]
+    fn json_that_is_no_set_of_claims_is_refused() {
+        let rules = TokenRules::default();
+        for text in [
+            "",
+            "[]",
+            "null",
+            "\"x\"",
+            "{",
+            "{\"iat\":NaN}",
+            "{\"iat\":1e999}",
+            "{}x",
+        ] {
+            assert_eq!(
+                parse_text(text, &rules).unwrap_err(),
+                TokenError::NotClaims,
+                "{text}"
+            );
+        }
+        assert_eq!(
+            Claims::parse(b"{\"a\":\"\xff\"}", true, &rules, NOW).unwrap_err(),
+            TokenError::NotClaims
+        );
+    }
+
+    #[test]
+    fn a_claim_twice_is_refused_even_if_it_is_a_secret_or_nested() {
+        let rules = TokenRules::default();
+        for text in [
+            r#"{"iat":1700000000,"iat":1700000000}"#,
+            r#"{"iat":1700000000,"jet_cm":"rdv","jet\u005fcm":"fwd"}"#,
+            r#"{"iat":1700000000,"dst_pwd":"a","dst_pwd":"a"}"#,
+            r#"{"iat":1700000000,"x":{"a":1,"a":2}}"#,
+        ] {
+            assert_eq!(
+                parse_text(text, &rules).unwrap_err(),
+                TokenError::DuplicateClaim,
+                "{text}"
+            );
+        }
+    }
+
+    // J-JWT-5: no spelling of the name escapes.
+    #[test]
+    fn an_escaped_name_is_still_a_secret() {
+        let text = r#"{"iat":1700000000,"dst\u005fpwd":"x"}"#;
+        let error = Claims::parse(text.as_bytes(), false, &TokenRules::default(), NOW).unwrap_err();
+        assert_eq!(error, TokenError::SecretUnencrypted { claim: "dst_pwd" });
+    }
+
+    // J-DST-2
+    #[test]
+    fn a_password_arrives_whatever_characters_it_has() {
+        for password in [
+            "",
+            "plain",
+            "qu\"ote\\slash/",
+            "tab\tnewline\n\u{8}\u{c}\r",
+            "päß🔑",
+            "\u{1}\u{7f}",
+        ] {
+            let claims = forward(json!({ "dst_usr": "DOM\\alice", "dst_pwd": password })).unwrap();
+            let credentials = claims.target_credentials.unwrap();
+            assert_eq!(credentials.username, "DOM\\alice");
+            assert_eq!(credentials.password.expose_secret(), password);
+        }
+        let escaped = r#"{"iat":1700000000,"jet_cm":"fwd","dst_hst":"h:1","dst_usr":"\u0061\/","dst_pwd":"\ud83d\udd11\u00E4"}"#;
+        let claims = parse_text(escaped, &TokenRules::default()).unwrap();
+        let credentials = claims.target_credentials.unwrap();
+        assert_eq!(credentials.username, "a/");
+        assert_eq!(credentials.password.expose_secret(), "🔑ä");
+        for half in ["\\ud83d", "\\ud83dx", "\\ud83d\\u0041", "\\udd11"] {
+            let text = escaped.replace("\\ud83d\\udd11\\u00E4", half);
+            let error = parse_text(&text, &TokenRules::default()).unwrap_err();
+            assert_eq!(error, invalid("dst_pwd", "not a text"), "{half}");
+        }
+    }
+
+    #[test]
+    fn credentials_come_in_pairs_of_texts() {
+        assert_eq!(fault(json!({ "dst_usr": "a" })), "dst_pwd");
+        assert_eq!(fault(json!({ "dst_pwd": "a" })), "dst_usr");
+        assert_eq!(fault(json!({ "prx_usr": "a" })), "prx_pwd");
+        assert_eq!(fault(json!({ "prx_usr": "", "prx_pwd": "b" })), "prx_usr");
+        assert_eq!(fault(json!({ "dst_usr": 1, "dst_pwd": "b" })), "dst_usr");
+        assert_eq!(
+            fault(json!({ "dst_usr": "a", "dst_pwd": ["b"] })),
+            "dst_pwd"
+        );
+        assert!(
+            forward(json!({ "prx_usr": "a", "prx_pwd": "b" }))
+                .unwrap()
+                .proxy_credentials
+                .is_some()
+        );
+    }
+
+    #[test]
+    fn session_limits_have_their_units() {
+        let claims = forward(json!({ "jet_ttl": 90, "jet_reuse": 45 })).unwrap();
+        assert_eq!(claims.jet_ttl, Some(Duration::from_secs(5400)));
+        assert_eq!(claims.jet_reuse, Some(Duration::from_secs(45)));
+        assert_eq!(forward(json!({ "jet_ttl": 0 })).unwrap().jet_ttl, None);
+        assert_eq!(
+            forward(json!({ "jet_reuse": 0 })).unwrap().jet_reuse,
+            Some(Duration::ZERO)
+        );
+        assert!(forward(json!({ "jet_ttl": u64::MAX })).is_ok());
+        for bad in [json!(-1), json!(1.5), json!("90"), json!(false)] {
+            assert_eq!(fault(json!({ "jet_ttl": bad })), "jet_ttl");
+            assert_eq!(fault(json!({ "jet_reuse": bad })), "jet_reuse");
+        }
+    }
+
+    #[test]
+    fn names_are_texts_fit_for_a_log() {
+        for claim in ["jti", "sub"] {
+            for bad in [
+                json!(""),
+                json!(7),
+                json!("a\r\nb"),
+                json!("x".repeat(2000)),
+                json!(["a"]),
+            ] {
+                assert_eq!(fault(json!({ claim: bad })), claim);
+            }
+        }
+        for bad in [json!("not-a-uuid"), json!(7)] {
+            assert_eq!(fault(json!({ "jet_aid": bad })), "jet_aid");
+        }
+        for bad in [
+            json!("ab"),
+            json!("zz".repeat(32)),
+            json!("ab".repeat(33)),
+            json!(7),
+        ] {
+            assert_eq!(fault(json!({ "cert_thumb256": bad })), "cert_thumb256");
+        }
+        let colons = vec!["ab"; 32].join(":");
+        assert!(
+            forward(json!({ "cert_thumb256": colons }))
+                .unwrap()
+                .cert_thumb256
+                .is_some()
+        );
+    }
+
+    #[test]
+    fn a_token_for_another_audience_or_from_another_issuer_is_refused() {
+        let verdict = |claims: Value, rules: &TokenRules| {
+            let mut all = json!({ "iat": NOW.0 });
+            all.as_object_mut()
+                .unwrap()
+                .extend(claims.as_object().unwrap().clone());
+            parse_text(&all.to_string(), rules).map_or_else(|error| error.rule(), |_| "accepted")
+        };
+        let open = TokenRules::default();
+        assert_eq!(verdict(json!({ "iss": "anyone" }), &open), "accepted");
+        assert_eq!(verdict(json!({ "aud": "anyone" }), &open), "audience");
+        assert_eq!(verdict(json!({ "aud": [] }), &open), "audience");
+        assert_eq!(verdict(json!({ "jet_gw_id": "anyone" }), &open), "audience");
+        let named = TokenRules {
+            issuers: vec!["https://issuer.example".to_owned()],
+            audiences: vec!["gw-1".to_owned(), "gw-2".to_owned()],
+            ..TokenRules::default()
+        };
+        let iss = "https://issuer.example";
+        for (claims, expected) in [
+            (json!({ "iss": iss, "aud": "gw-1" }), "accepted"),
+            (json!({ "iss": iss, "aud": ["other", "gw-2"] }), "accepted"),
+            (json!({ "iss": iss, "jet_gw_id": "gw-2" }), "accepted"),
+            (
+                json!({ "iss": iss, "aud": "gw-1", "jet_gw_id": "other" }),
+                "audience",
+            ),
+            (json!({ "iss": iss, "aud": "other" }), "audience"),
+            (json!({ "iss": iss }), "audience"),
+            (json!({ "iss": iss, "aud": 7 }), "claim"),
+            (json!({ "aud": "gw-1" }), "issuer"),
+            (
+                json!({ "iss": "https://evil.example", "aud": "gw-1" }),
+                "issuer",
+            ),
+            (json!({ "iss": 7, "aud": "gw-1" }), "claim"),
+        ] {
+            assert_eq!(verdict(claims.clone(), &named), expected, "{claims}");
+        }
+    }
+
+    #[test]
+    fn a_demand_for_another_route_is_refused() {
+        assert_eq!(
+            fault(json!({ "jet_agent_id": "4daeb814-cdb6-4779-a16b-6479064e8107" })),
+            "jet_agent_id"
+        );
+    }
+
+    #[test]
+    fn unknown_claims_are_kept_for_revocation() {
+        let claims =
+            forward(json!({ "department": ["red", "blue"], "dst_usr": "a", "dst_pwd": "b" }))
+                .unwrap();
+        assert_eq!(claims.extra["department"], json!(["red", "blue"]));
+        assert!(!claims.extra.contains_key("dst_usr") && !claims.extra.contains_key("dst_pwd"));
+    }
+}

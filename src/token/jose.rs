@@ -12,7 +12,7 @@
 //! | panics on a wrapped key shorter than 8 bytes | a wrapped key has the one length its algorithm gives it |
 //! | panics on `exp: 2^64-1`, passes tokens without `exp` | its payload types are not used; see [`validity`](super::validity) |
 //! | takes the last of two equal header names | refused |
-//! | ignores a `crit` it does not know if it is not an array of strings | `crit` and `b64` are refused |
+//! | ignores `crit` in a JWE | `crit` and `b64` are refused |
 //! | compares MACs byte by byte until one differs | constant-time comparison |
 //! | distinct errors for distinct cryptographic failures | one: [`Unauthentic`] |
 //! | plaintext and content keys stay in memory | [`Zeroizing`] |
@@ -770,3 +770,411 @@ fn ecdh_es(algorithm: KeyManagement) -> Result<EcdhEsJweAlgorithm, UnusableKey> 
 const KEY_WRAP_BYTES: usize = 8;
 
 const WRONG_PARTS: TokenError = TokenError::Malformed("it has neither three parts nor five");
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::panic::catch_unwind;
+
+    use josekit::jwe::{A128KW, A256KW, Dir, ECDH_ES_A256KW, RSA_OAEP_256};
+    use josekit::jws::{HS256, JwsHeader};
+    use josekit::jwt::{JwtPayload, JwtPayloadValidator};
+    use serde_json::json;
+
+    use super::*;
+
+    const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
+    const CLAIMS: &[u8] = br#"{"jet_cm":"fwd","dst_hst":"good.example:3389"}"#;
+
+    /// What josekit makes with its defaults.
+    fn josekit_jwe(header: Value, plaintext: &[u8], encrypter: &dyn JweEncrypter) -> String {
+        let header = JweHeader::from_map(header.as_object().unwrap().clone()).unwrap();
+        josekit::jwe::serialize_compact(plaintext, &header, encrypter).unwrap()
+    }
+
+    fn dir_token(header: Value) -> String {
+        josekit_jwe(header, CLAIMS, &Dir.encrypter_from_bytes(SECRET).unwrap())
+    }
+
+    fn refusal(text: &str) -> &'static str {
+        Compact::parse(text).map_or_else(|error| error.rule(), |_| "parsed")
+    }
+
+    /// The token with one of its parts replaced.
+    fn with_part(text: &str, index: usize, part: &str) -> String {
+        let mut parts: Vec<&str> = text.split('.').collect();
+        parts[index] = part;
+        parts.join(".")
+    }
+
+    fn open(text: &str, decrypter: &Decrypter) -> Option<Vec<u8>> {
+        match Compact::parse(text).ok()? {
+            Compact::Jwe(jwe) => decrypter
+                .decrypt(&jwe)
+                .ok()
+                .map(|plaintext| plaintext.to_vec()),
+            Compact::Jws(_) => None,
+        }
+    }
+
+    // Guard: GCM tag length.
+    #[test]
+    fn a_shortened_tag_is_refused_which_josekit_accepts() {
+        let text = dir_token(json!({ "enc": "A256GCM" }));
+        let decrypter = Dir.decrypter_from_bytes(SECRET).unwrap();
+        let ours = Decrypter::from_secret(KeyManagement::Dir, SECRET).unwrap();
+        assert_eq!(open(&text, &ours).as_deref(), Some(CLAIMS));
+        let tag = URL_SAFE_NO_PAD
+            .decode(text.rsplit_once('.').unwrap().1)
+            .unwrap();
+        for length in 1..16 {
+            let cut = with_part(&text, 4, &URL_SAFE_NO_PAD.encode(&tag[..length]));
+            assert!(
+                josekit::jwe::deserialize_compact(&cut, &decrypter).is_ok(),
+                "{length}"
+            );
+            assert_eq!(refusal(&cut), "malformed", "{length}");
+        }
+        assert_eq!(refusal(&with_part(&text, 4, "")), "malformed");
+        let long = URL_SAFE_NO_PAD.encode([tag.as_slice(), &[0]].concat());
+        assert_eq!(refusal(&with_part(&text, 4, &long)), "malformed");
+    }
+
+    // Guard: GCM tag length. What the fault is good for.
+    #[test]
+    fn with_a_tag_of_one_byte_josekit_takes_a_forgery_within_256_tries() {
+        let text = dir_token(json!({ "enc": "A256GCM" }));
+        let decrypter = Dir.decrypter_from_bytes(SECRET).unwrap();
+        let mut ciphertext = URL_SAFE_NO_PAD
+            .decode(text.split('.').nth(3).unwrap())
+            .unwrap();
+        let position = CLAIMS
+            .windows(4)
+            .position(|window| window == b"good")
+            .unwrap();
+        for (offset, (old, new)) in b"good".iter().zip(b"evil").enumerate() {
+            ciphertext[position + offset] ^= old ^ new;
+        }
+        let forged = with_part(&text, 3, &URL_SAFE_NO_PAD.encode(&ciphertext));
+        let opened = (0..=255_u8).find_map(|guess| {
+            let guessed = with_part(&forged, 4, &URL_SAFE_NO_PAD.encode([guess]));
+            assert_eq!(refusal(&guessed), "malformed");
+            josekit::jwe::deserialize_compact(&guessed, &decrypter).ok()
+        });
+        assert!(
+            opened
+                .unwrap()
+                .0
+                .windows(12)
+                .any(|window| window == b"evil.example")
+        );
+    }
+
+    // Guard: initialisation vector length.
+    #[test]
+    fn an_initialisation_vector_of_another_length_is_refused() {
+        let text = dir_token(json!({ "enc": "A256GCM" }));
+        for length in [0, 1, 8, 11, 13, 16, 64] {
+            let iv = URL_SAFE_NO_PAD.encode(vec![0; length]);
+            assert_eq!(refusal(&with_part(&text, 2, &iv)), "malformed", "{length}");
+        }
+    }
+
+    // Guard: no CBC. josekit answers a bad padding and a bad MAC differently, which lets a stranger decrypt.
+    #[test]
+    fn cbc_is_refused_for_which_josekit_is_a_padding_oracle() {
+        let key = [SECRET, SECRET].concat();
+        let encrypter = Dir.encrypter_from_bytes(&key).unwrap();
+        let decrypter = Dir.decrypter_from_bytes(&key).unwrap();
+        let text = josekit_jwe(json!({ "enc": "A256CBC-HS512" }), CLAIMS, &encrypter);
+        assert!(josekit::jwe::deserialize_compact(&text, &decrypter).is_ok());
+        let mut ciphertext = URL_SAFE_NO_PAD
+            .decode(text.split('.').nth(3).unwrap())
+            .unwrap();
+        let before_last_block = ciphertext.len() - 17;
+        let mut answers = BTreeSet::new();
+        for _ in 0..255 {
+            ciphertext[before_last_block] = ciphertext[before_last_block].wrapping_add(1);
+            let mutated = with_part(&text, 3, &URL_SAFE_NO_PAD.encode(&ciphertext));
+            answers.insert(
+                josekit::jwe::deserialize_compact(&mutated, &decrypter)
+                    .unwrap_err()
+                    .to_string(),
+            );
+        }
+        assert!(answers.len() > 1, "josekit answers alike now");
+        for enc in ["A128CBC-HS256", "A192CBC-HS384", "A256CBC-HS512"] {
+            let bytes = match enc {
+                "A128CBC-HS256" => 32,
+                "A192CBC-HS384" => 48,
+                _ => 64,
+            };
+            let encrypter = Dir.encrypter_from_bytes(vec![7; bytes]).unwrap();
+            assert_eq!(
+                refusal(&josekit_jwe(json!({ "enc": enc }), CLAIMS, &encrypter)),
+                "algorithm"
+            );
+        }
+    }
+
+    // Guard: no RSA1_5, no PBES2.
+    #[test]
+    fn key_management_with_known_attacks_is_refused() {
+        #[expect(deprecated, reason = "that it is deprecated is why it must be refused")]
+        let rsa1_5 = RsaesJweAlgorithm::Rsa1_5;
+        let rsa = openssl::rsa::Rsa::generate(2048).unwrap();
+        let spki = openssl::pkey::PKey::from_rsa(rsa)
+            .unwrap()
+            .public_key_to_der()
+            .unwrap();
+        let text = josekit_jwe(
+            json!({ "enc": "A256GCM" }),
+            CLAIMS,
+            &rsa1_5.encrypter_from_der(&spki).unwrap(),
+        );
+        assert_eq!(refusal(&text), "algorithm");
+        let pbes2 = josekit::jwe::PBES2_HS256_A128KW
+            .encrypter_from_bytes(SECRET)
+            .unwrap();
+        assert_eq!(
+            refusal(&josekit_jwe(json!({ "enc": "A256GCM" }), CLAIMS, &pbes2)),
+            "algorithm"
+        );
+        let a128kw = A128KW.encrypter_from_bytes(&SECRET[..16]).unwrap();
+        assert_eq!(
+            refusal(&josekit_jwe(json!({ "enc": "A256GCM" }), CLAIMS, &a128kw)),
+            "algorithm"
+        );
+    }
+
+    // Guard: no zip.
+    #[test]
+    fn compression_is_refused_which_josekit_inflates_without_limit() {
+        let bomb = vec![b' '; 4 * 1024 * 1024];
+        let encrypter = Dir.encrypter_from_bytes(SECRET).unwrap();
+        let text = josekit_jwe(json!({ "enc": "A256GCM", "zip": "DEF" }), &bomb, &encrypter);
+        assert!(text.len() < limits::TOKEN_BYTES);
+        let decrypter = Dir.decrypter_from_bytes(SECRET).unwrap();
+        let (inflated, _) = josekit::jwe::deserialize_compact(&text, &decrypter).unwrap();
+        assert_eq!(inflated.len(), bomb.len());
+        assert_eq!(refusal(&text), "compressed");
+    }
+
+    // Guard: wrapped key length.
+    #[test]
+    fn a_short_wrapped_key_is_refused_on_which_josekit_panics() {
+        let encrypter = A256KW.encrypter_from_bytes(SECRET).unwrap();
+        let text = josekit_jwe(json!({ "enc": "A256GCM" }), CLAIMS, &encrypter);
+        let decrypter = A256KW.decrypter_from_bytes(SECRET).unwrap();
+        let ours = Decrypter::from_secret(KeyManagement::A256Kw, SECRET).unwrap();
+        assert_eq!(open(&text, &ours).as_deref(), Some(CLAIMS));
+        let short = with_part(&text, 1, &URL_SAFE_NO_PAD.encode([0; 4]));
+        assert!(
+            catch_unwind(|| josekit::jwe::deserialize_compact(&short, &decrypter).is_ok()).is_err()
+        );
+        for length in 0..80 {
+            let wrapped = URL_SAFE_NO_PAD.encode(vec![0; length]);
+            assert_eq!(
+                open(&with_part(&text, 1, &wrapped), &ours),
+                None,
+                "{length}"
+            );
+        }
+    }
+
+    // Guard: wrapped key length, for the key agreements that wrap.
+    #[test]
+    fn a_short_wrapped_key_after_key_agreement_is_refused_on_which_josekit_panics() {
+        let pair = ECDH_ES_A256KW
+            .generate_ec_key_pair(josekit::jwk::P_256)
+            .unwrap();
+        let encrypter = ECDH_ES_A256KW
+            .encrypter_from_jwk(&pair.to_jwk_public_key())
+            .unwrap();
+        let text = josekit_jwe(json!({ "enc": "A256GCM" }), CLAIMS, &encrypter);
+        let decrypter = ECDH_ES_A256KW
+            .decrypter_from_der(pair.to_der_private_key())
+            .unwrap();
+        let pkcs8 = pair.to_der_private_key();
+        let ours = Decrypter::from_pkcs8(KeyManagement::EcdhEsA256Kw, &pkcs8, 0, 32).unwrap();
+        assert_eq!(open(&text, &ours).as_deref(), Some(CLAIMS));
+        let short = with_part(&text, 1, &URL_SAFE_NO_PAD.encode([0; 4]));
+        assert!(
+            catch_unwind(|| josekit::jwe::deserialize_compact(&short, &decrypter).is_ok()).is_err()
+        );
+        assert_eq!(open(&short, &ours), None);
+    }
+
+    // Guard: own validity check.
+    #[test]
+    fn josekit_panics_on_a_huge_date_and_passes_a_token_without_one() {
+        let payload =
+            |claims: Value| JwtPayload::from_map(claims.as_object().unwrap().clone()).unwrap();
+        let huge = payload(json!({ "exp": u64::MAX }));
+        assert!(catch_unwind(|| huge.expires_at()).is_err());
+        assert!(
+            JwtPayloadValidator::new()
+                .validate(&payload(json!({})))
+                .is_ok()
+        );
+        // What is used instead: see `validity`, and `claims` for a date beyond all calendars.
+    }
+
+    // Guard: unique header names.
+    #[test]
+    fn a_header_name_twice_is_refused_of_which_josekit_takes_the_last() {
+        let header = URL_SAFE_NO_PAD.encode(r#"{"alg":"none","alg":"HS256"}"#);
+        let signing_input = format!("{header}.{}", URL_SAFE_NO_PAD.encode(CLAIMS));
+        let signer = HS256.signer_from_bytes(SECRET).unwrap();
+        let signature = JwsSigner::sign(&signer, signing_input.as_bytes()).unwrap();
+        let text = format!("{signing_input}.{}", URL_SAFE_NO_PAD.encode(signature));
+        let verifier = HS256.verifier_from_bytes(SECRET).unwrap();
+        assert!(josekit::jws::deserialize_compact(&text, &verifier).is_ok());
+        assert_eq!(refusal(&text), "header");
+    }
+
+    // Guard: crit and b64.
+    #[test]
+    fn demanded_extensions_are_refused_which_josekit_ignores_in_a_jwe() {
+        let text = dir_token(json!({ "enc": "A256GCM", "crit": ["exp"], "exp": 1 }));
+        let decrypter = Dir.decrypter_from_bytes(SECRET).unwrap();
+        assert!(josekit::jwe::deserialize_compact(&text, &decrypter).is_ok());
+        assert_eq!(refusal(&text), "critical");
+        let mut header = JwsHeader::new();
+        header.set_base64url_encode_payload(false);
+        let signer = HS256.signer_from_bytes(SECRET).unwrap();
+        let text = josekit::jws::serialize_compact(CLAIMS, &header, &signer).unwrap();
+        assert_eq!(refusal(&text), "critical");
+    }
+
+    // Guard: one error for every cryptographic failure.
+    #[test]
+    fn every_changed_character_of_an_encrypted_token_is_refused_alike() {
+        let rsa = openssl::rsa::Rsa::generate(2048).unwrap();
+        let key = openssl::pkey::PKey::from_rsa(rsa).unwrap();
+        let encrypter = RSA_OAEP_256
+            .encrypter_from_der(key.public_key_to_der().unwrap())
+            .unwrap();
+        let text = josekit_jwe(json!({ "enc": "A256GCM" }), CLAIMS, &encrypter);
+        let pkcs8 = key.private_key_to_pkcs8().unwrap();
+        let ours = Decrypter::from_pkcs8(KeyManagement::RsaOaep256, &pkcs8, 256, 0).unwrap();
+        assert_eq!(open(&text, &ours).as_deref(), Some(CLAIMS));
+        for (index, byte) in text.bytes().enumerate().filter(|(index, _)| index % 5 == 0) {
+            let mut mutated = text.clone().into_bytes();
+            mutated[index] = if byte == b'A' { b'B' } else { b'A' };
+            let mutated = String::from_utf8(mutated).unwrap();
+            assert_eq!(open(&mutated, &ours), None, "{index}");
+        }
+        for wrong in ["", "AAAA", &URL_SAFE_NO_PAD.encode(vec![255; 256])] {
+            let Ok(Compact::Jwe(jwe)) = Compact::parse(&text) else {
+                panic!("not a JWE")
+            };
+            let jwe = Jwe {
+                encrypted_key: wrong,
+                ..jwe
+            };
+            assert_eq!(ours.decrypt(&jwe), Err(Unauthentic));
+        }
+    }
+
+    // Guard: one text for one token.
+    #[test]
+    fn base64url_that_is_not_canonical_is_refused() {
+        let signer = Signer::from_secret(SignatureAlgorithm::Hs256, SECRET).unwrap();
+        let header = json!({ "alg": "HS256" });
+        let text = signer.sign(header.as_object().unwrap(), CLAIMS).unwrap();
+        let ours = SignatureVerifier::from_secret(SignatureAlgorithm::Hs256, SECRET).unwrap();
+        let verifies = |text: &str| match Compact::parse(text) {
+            Ok(Compact::Jws(jws)) => ours.verify(&jws).is_ok(),
+            Ok(Compact::Jwe(_)) | Err(_) => false,
+        };
+        assert!(verifies(&text));
+        // 32 bytes take 43 characters: the last has two bits that mean nothing.
+        let last = text.chars().last().unwrap();
+        let alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+        for other in alphabet.chars().filter(|c| *c != last) {
+            assert!(
+                !verifies(&format!("{}{other}", &text[..text.len() - 1])),
+                "{other}"
+            );
+        }
+        for noise in [
+            format!("{text}="),
+            format!(" {text}"),
+            format!("{text}\n"),
+            text.replace('.', ".."),
+        ] {
+            assert!(!verifies(&noise), "{noise}");
+        }
+    }
+
+    // Guard: size before any work.
+    #[test]
+    fn a_token_or_a_header_over_its_bound_is_refused_before_it_is_decoded() {
+        let text = format!("e30.{}.", "A".repeat(limits::TOKEN_BYTES));
+        assert_eq!(refusal(&text), "oversized");
+        let header =
+            URL_SAFE_NO_PAD.encode(format!(r#"{{"alg":"HS256","x":"{}"}}"#, "x".repeat(4096)));
+        assert_eq!(
+            Compact::parse(&format!("{header}.e30.AAAA")).unwrap_err(),
+            TokenError::Header("it is too large")
+        );
+    }
+
+    #[test]
+    fn what_is_not_a_compact_token_says_so() {
+        for text in [
+            "",
+            ".",
+            "..",
+            "a.b",
+            "a.b.c.d",
+            "a.b.c.d.e.f",
+            "é.e30.",
+            "{}",
+            ".....",
+        ] {
+            assert!(Compact::parse(text).is_err(), "{text}");
+        }
+        let header = |json: &str| format!("{}.e30.AAAA", URL_SAFE_NO_PAD.encode(json));
+        for (json, rule) in [
+            ("{}", "header"),
+            ("[]", "header"),
+            (r#"{"alg":1}"#, "header"),
+            (r#"{"alg":"HS256","kid":7}"#, "header"),
+            (r#"{"alg":"HS256","kid":"a\nb"}"#, "header"),
+            (r#"{"alg":"NONE"}"#, "algorithm"),
+            (r#"{"alg":"hs256"}"#, "algorithm"),
+            (r#"{"alg":"RSA-OAEP-256"}"#, "algorithm"),
+        ] {
+            assert_eq!(refusal(&header(json)), rule, "{json}");
+        }
+    }
+
+    #[test]
+    fn an_ephemeral_key_of_the_wrong_size_or_curve_is_refused() {
+        let pair = ECDH_ES_A256KW
+            .generate_ec_key_pair(josekit::jwk::P_256)
+            .unwrap();
+        let encrypter = ECDH_ES_A256KW
+            .encrypter_from_jwk(&pair.to_jwk_public_key())
+            .unwrap();
+        let text = josekit_jwe(json!({ "enc": "A256GCM" }), CLAIMS, &encrypter);
+        let pkcs8 = pair.to_der_private_key();
+        let ours = Decrypter::from_pkcs8(KeyManagement::EcdhEsA256Kw, &pkcs8, 0, 32).unwrap();
+        let zero = URL_SAFE_NO_PAD.encode([0; 32]);
+        for epk in [
+            json!(null),
+            json!({}),
+            json!({ "kty": "EC", "crv": "P-256", "x": zero, "y": zero }),
+            json!({ "kty": "EC", "crv": "P-256", "x": "", "y": "" }),
+            json!({ "kty": "EC", "crv": "P-384", "x": zero, "y": zero }),
+            json!({ "kty": "EC", "crv": "P-256", "x": URL_SAFE_NO_PAD.encode([1; 400]), "y": zero }),
+            json!({ "kty": "OKP", "crv": "X25519", "x": zero }),
+        ] {
+            let header = json!({ "alg": "ECDH-ES+A256KW", "enc": "A256GCM", "epk": epk });
+            let header = URL_SAFE_NO_PAD.encode(header.to_string());
+            assert_eq!(open(&with_part(&text, 0, &header), &ours), None, "{epk}");
+        }
+    }
+}

@@ -1226,3 +1226,371 @@ fn affine(
     let width = i32::try_from(KeyKind::Ec(curve).coordinate_bytes()).unwrap_or(0);
     Ok((x.to_vec_padded(width)?, y.to_vec_padded(width)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::mint::generate;
+    use super::*;
+
+    fn load(bytes: &[u8], usage: Option<KeyUsage>) -> Result<KeySet, KeyProblem> {
+        let document = KeyDocument {
+            name: "k",
+            bytes,
+            usage,
+            kid: None,
+        };
+        KeySet::from_documents(&[document]).map_err(|error| error.problem)
+    }
+
+    fn problem(bytes: &[u8], usage: Option<KeyUsage>) -> KeyProblem {
+        load(bytes, usage).unwrap_err()
+    }
+
+    fn generated(alg: &str) -> Key {
+        generate(alg.parse().unwrap()).unwrap()
+    }
+
+    fn rsa_pem(bits: u32, exponent: u32) -> (Vec<u8>, Vec<u8>) {
+        let e = BigNum::from_u32(exponent).unwrap();
+        let key = PKey::from_rsa(Rsa::generate_with_e(bits, &e).unwrap()).unwrap();
+        (
+            key.public_key_to_pem().unwrap(),
+            key.private_key_to_pem_pkcs8().unwrap(),
+        )
+    }
+
+    #[test]
+    fn every_kind_of_key_survives_each_form() {
+        for alg in [
+            "RS256",
+            "ES256",
+            "ES384",
+            "ES512",
+            "EdDSA",
+            "RSA-OAEP-256",
+            "ECDH-ES",
+        ] {
+            let mut key = generated(alg);
+            key.set_kid(Some("a-name".to_owned()));
+            let thumbprint = key.thumbprint();
+            let public_jwk = serde_json::to_string(&key.public_jwk().unwrap()).unwrap();
+            let forms = [
+                (key.public_pem().unwrap(), false),
+                (key.private_pem().unwrap().to_string(), true),
+                (public_jwk, false),
+                (key.private_jwk().unwrap().to_string(), true),
+            ];
+            for (text, secret) in forms {
+                let document = KeyDocument {
+                    name: "k",
+                    bytes: text.as_bytes(),
+                    usage: None,
+                    kid: None,
+                };
+                let keys = Key::parse(&document).unwrap();
+                let [read] = keys.as_slice() else {
+                    panic!("{alg}")
+                };
+                assert_eq!(read.kind(), key.kind(), "{alg}");
+                assert_eq!(read.is_secret(), secret, "{alg}");
+                assert_eq!(read.thumbprint(), thumbprint, "{alg}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_thumbprint_is_that_of_rfc_7638() {
+        let jwk = br#"{"kty":"RSA","e":"AQAB","alg":"RS256","kid":"2011-04-29","n":"0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECPebWKRXjBZCiFV4n3oknjhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d0zgdAZHzu6qMQvRL5hajrn1n91CbOpbISD08qNLyrdkt-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-csFCur-kEgU8awapJzKnqDKgw"}"#;
+        let keys = Key::parse(&KeyDocument {
+            name: "k",
+            bytes: jwk,
+            usage: None,
+            kid: None,
+        });
+        let thumbprint = keys.unwrap().remove(0).thumbprint();
+        assert_eq!(
+            thumbprint.as_deref(),
+            Some("NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs")
+        );
+    }
+
+    // J-JWT-2
+    #[test]
+    fn algorithms_follow_from_the_kind_of_key_and_narrow_with_its_alg() {
+        let names = |key: &Key| -> Vec<&str> {
+            let signatures = key
+                .signature_algorithms()
+                .into_iter()
+                .map(SignatureAlgorithm::name);
+            let encryptions = key
+                .key_management_algorithms()
+                .into_iter()
+                .map(KeyManagement::name);
+            signatures.chain(encryptions).collect()
+        };
+        let parse = |text: &str| {
+            let document = KeyDocument {
+                name: "k",
+                bytes: text.as_bytes(),
+                usage: None,
+                kid: None,
+            };
+            Key::parse(&document).unwrap().remove(0)
+        };
+        let rsa = parse(&generated("RS256").public_pem().unwrap());
+        assert_eq!(
+            names(&rsa),
+            [
+                "RS256",
+                "RS384",
+                "RS512",
+                "PS256",
+                "PS384",
+                "PS512",
+                "RSA-OAEP-256",
+                "RSA-OAEP"
+            ]
+        );
+        let p256 = parse(&generated("ES256").public_pem().unwrap());
+        assert_eq!(
+            names(&p256),
+            ["ES256", "ECDH-ES", "ECDH-ES+A128KW", "ECDH-ES+A256KW"]
+        );
+        let ed25519 = parse(&generated("EdDSA").public_pem().unwrap());
+        assert_eq!(names(&ed25519), ["EdDSA"]);
+        assert_eq!(names(&generated("PS256")), ["PS256"]);
+        let secret = |k: usize, rest: &str| {
+            parse(&format!(
+                r#"{{"kty":"oct","k":"{}"{rest}}}"#,
+                URL_SAFE_NO_PAD.encode(vec![7; k])
+            ))
+        };
+        assert_eq!(names(&secret(32, r#","use":"sig""#)), ["HS256"]);
+        assert_eq!(
+            names(&secret(64, r#","use":"sig""#)),
+            ["HS256", "HS384", "HS512"]
+        );
+        assert_eq!(names(&secret(32, r#","use":"enc""#)), ["dir", "A256KW"]);
+        assert_eq!(names(&secret(16, r#","use":"enc""#)), ["dir"]);
+        assert_eq!(names(&secret(32, r#","alg":"A256KW""#)), ["A256KW"]);
+        assert!(names(&secret(31, r#","use":"sig""#)).is_empty());
+    }
+
+    #[test]
+    fn a_weak_or_costly_rsa_key_is_refused() {
+        let (small, small_private) = rsa_pem(1024, 65537);
+        assert_eq!(problem(&small, None), KeyProblem::RsaTooSmall);
+        assert_eq!(problem(&small_private, None), KeyProblem::RsaTooSmall);
+        let n = URL_SAFE_NO_PAD.encode([0xC1; 640]);
+        let large = format!(r#"{{"kty":"RSA","n":"{n}","e":"AQAB"}}"#);
+        assert_eq!(problem(large.as_bytes(), None), KeyProblem::RsaTooLarge);
+        // In a set, too: it would be the one key that anybody can forge.
+        let set = format!(r#"{{"keys":[{large}]}}"#);
+        assert_eq!(problem(set.as_bytes(), None), KeyProblem::RsaTooLarge);
+        let n = URL_SAFE_NO_PAD.encode([0xC1; 256]);
+        for e in ["AQ", "Ag", "AQAA", "AQAAAAAAAAAB"] {
+            let jwk = format!(r#"{{"kty":"RSA","n":"{n}","e":"{e}"}}"#);
+            assert_eq!(
+                problem(jwk.as_bytes(), None),
+                KeyProblem::RsaExponent,
+                "{e}"
+            );
+        }
+        assert!(load(&rsa_pem(2048, 3).0, None).is_ok());
+    }
+
+    #[test]
+    fn a_public_key_verifies_and_a_private_key_decrypts_unless_told_otherwise() {
+        let rsa = generated("RS256");
+        let (public, private) = (rsa.public_pem().unwrap(), rsa.private_pem().unwrap());
+        assert_eq!(load(public.as_bytes(), None).unwrap().counts(), (1, 0));
+        assert_eq!(load(private.as_bytes(), None).unwrap().counts(), (0, 1));
+        let sign = Some(KeyUsage::Sign);
+        let encrypt = Some(KeyUsage::Encrypt);
+        assert_eq!(load(private.as_bytes(), sign).unwrap().counts(), (1, 0));
+        assert_eq!(
+            problem(public.as_bytes(), encrypt),
+            KeyProblem::NeedsPrivateKey
+        );
+        assert_eq!(
+            load(generated("EdDSA").private_pem().unwrap().as_bytes(), None)
+                .unwrap()
+                .counts(),
+            (1, 0)
+        );
+        let jwk = rsa.private_jwk().unwrap();
+        assert_eq!(problem(jwk.as_bytes(), encrypt), KeyProblem::UsageConflict);
+        let secret = br#"{"kty":"oct","k":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}"#;
+        assert_eq!(problem(secret, None), KeyProblem::NoUsage);
+        assert_eq!(load(secret, sign).unwrap().counts(), (1, 0));
+        assert_eq!(load(secret, encrypt).unwrap().counts(), (0, 1));
+        assert_eq!(
+            problem(br#"{"kty":"oct","use":"sig","k":"AAAA"}"#, None),
+            KeyProblem::SecretLength
+        );
+        assert_eq!(
+            problem(br#"{"kty":"oct","alg":"HS256","k":"AAAA"}"#, None),
+            KeyProblem::SecretLength
+        );
+    }
+
+    #[test]
+    fn a_set_is_used_as_far_as_it_is_understood() {
+        let mut signer = generated("ES256");
+        signer.set_kid(Some("s".to_owned()));
+        let signer = serde_json::to_string(&signer.public_jwk().unwrap()).unwrap();
+        let others = generated("RSA-OAEP-256");
+        let others = serde_json::to_string(&others.public_jwk().unwrap()).unwrap();
+        let set = format!(
+            r#"{{"keys":[{signer},{others},{{"kty":"AKP","alg":"ML-DSA-44","pub":"AAAA"}},
+            {{"kty":"EC","crv":"secp256k1","x":"AA","y":"AA"}},{{"kty":"OKP","crv":"Ed448","x":"AA"}}]}}"#
+        );
+        let loaded = load(set.as_bytes(), None).unwrap();
+        assert_eq!(loaded.counts(), (1, 0));
+        assert_eq!(loaded.notes().len(), 4, "{:?}", loaded.notes());
+        assert_eq!(
+            problem(format!(r#"{{"keys":[{others}]}}"#).as_bytes(), None),
+            KeyProblem::Empty
+        );
+        assert_eq!(problem(br#"{"keys":[]}"#, None), KeyProblem::Empty);
+        // Outside a set, what is not understood is what was meant.
+        assert_eq!(
+            problem(br#"{"kty":"OKP","crv":"Ed448","x":"AA"}"#, None),
+            KeyProblem::Unsupported
+        );
+    }
+
+    #[test]
+    fn what_is_not_a_key_says_so_and_shows_nothing() {
+        let private = generated("ES256").private_pem().unwrap();
+        let damaged = private.replacen("MIG", "MIH", 1);
+        let other = generated("ES256").public_jwk().unwrap();
+        let mut mixed: Value =
+            serde_json::from_str(&generated("ES256").private_jwk().unwrap()).unwrap();
+        mixed["x"] = other["x"].clone();
+        mixed["y"] = other["y"].clone();
+        let cases: Vec<(String, KeyProblem)> = vec![
+            (String::new(), KeyProblem::Unreadable),
+            ("ssh-ed25519 AAAA".to_owned(), KeyProblem::Unreadable),
+            ("{}".to_owned(), KeyProblem::Unreadable),
+            (
+                r#"{"kty":"oct","k":"AAAA","k":"AAAA"}"#.to_owned(),
+                KeyProblem::DuplicateName,
+            ),
+            (
+                r#"{"kty":"RSA","e":"AQAB"}"#.to_owned(),
+                KeyProblem::Damaged,
+            ),
+            (
+                "-----BEGIN PRIVATE KEY-----\nAAAA".to_owned(),
+                KeyProblem::Unreadable,
+            ),
+            (
+                "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----".to_owned(),
+                KeyProblem::Damaged,
+            ),
+            (
+                "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----"
+                    .to_owned(),
+                KeyProblem::Unsupported,
+            ),
+            (
+                "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----"
+                    .to_owned(),
+                KeyProblem::Encrypted,
+            ),
+            (damaged, KeyProblem::Damaged),
+            (mixed.to_string(), KeyProblem::Damaged),
+        ];
+        for (text, expected) in cases {
+            let document = KeyDocument {
+                name: "a.key",
+                bytes: text.as_bytes(),
+                usage: None,
+                kid: None,
+            };
+            let error = KeySet::from_documents(&[document]).unwrap_err();
+            assert_eq!(error.problem, expected, "{text}");
+            assert!(
+                error.to_string().starts_with("a.key: ") && !error.to_string().contains("AAAA")
+            );
+        }
+        assert!(!format!("{:?}", generated("HS256")).contains("secret("));
+    }
+
+    #[test]
+    fn a_passphrase_is_not_asked_for() {
+        let key = PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap();
+        let cipher = openssl::symm::Cipher::aes_128_cbc();
+        let modern = key
+            .private_key_to_pem_pkcs8_passphrase(cipher, b"x")
+            .unwrap();
+        let legacy = key
+            .rsa()
+            .unwrap()
+            .private_key_to_pem_passphrase(cipher, b"x")
+            .unwrap();
+        assert_eq!(problem(&modern, None), KeyProblem::Encrypted);
+        assert_eq!(problem(&legacy, None), KeyProblem::Encrypted);
+    }
+
+    #[test]
+    fn older_pem_forms_and_bundles_are_read() {
+        let rsa = Rsa::generate(2048).unwrap();
+        let ec = EcKey::generate(&EcGroup::from_curve_name(Nid::SECP384R1).unwrap()).unwrap();
+        assert_eq!(
+            load(&rsa.public_key_to_pem_pkcs1().unwrap(), None)
+                .unwrap()
+                .counts(),
+            (1, 0)
+        );
+        assert_eq!(
+            load(&rsa.private_key_to_pem().unwrap(), None)
+                .unwrap()
+                .counts(),
+            (0, 1)
+        );
+        assert_eq!(
+            load(&ec.private_key_to_pem().unwrap(), None)
+                .unwrap()
+                .counts(),
+            (0, 1)
+        );
+        let bundle = [
+            rsa.public_key_to_pem().unwrap(),
+            ec.public_key_to_pem().unwrap(),
+        ]
+        .concat();
+        assert_eq!(load(&bundle, None).unwrap().counts(), (2, 0));
+        let document = KeyDocument {
+            name: "k",
+            bytes: &bundle,
+            usage: None,
+            kid: Some("x"),
+        };
+        assert_eq!(
+            KeySet::from_documents(&[document]).unwrap_err().problem,
+            KeyProblem::KidForMany
+        );
+    }
+
+    #[test]
+    fn the_number_of_keys_tried_for_one_token_is_bounded() {
+        let pems: Vec<String> = (0..12)
+            .map(|_| generated("ES256").public_pem().unwrap())
+            .collect();
+        let set = load(pems.concat().as_bytes(), None).unwrap();
+        assert_eq!(
+            set.verifiers(SignatureAlgorithm::Es256, None).count(),
+            TRIES
+        );
+        assert_eq!(
+            problem(pems.concat().repeat(6).as_bytes(), None),
+            KeyProblem::TooMany
+        );
+        assert_eq!(
+            problem(&vec![b' '; DOCUMENT_BYTES + 1], None),
+            KeyProblem::TooLarge
+        );
+    }
+}

@@ -736,4 +736,438 @@ mod tests {
         assert_eq!(token.claims.validity.not_after, NOW.plus(120));
         assert_eq!(token.protection.to_string(), "RS256 (key k)");
     }
+
+    // J-JWT-2: the public key is no HMAC secret.
+    #[test]
+    fn a_token_signed_with_the_text_of_the_public_key_is_refused() {
+        let rsa = key("RS256", "k");
+        let ours = verifier(&[&rsa], TokenRules::default());
+        for secret in [rsa.public_pem().unwrap(), for_gateway(&rsa)] {
+            let oct = json!({ "kty": "oct", "use": "sig", "k": base64url(secret.as_bytes()) });
+            let oct = oct.to_string();
+            let document = KeyDocument {
+                name: "k",
+                bytes: oct.as_bytes(),
+                usage: None,
+                kid: Some("k"),
+            };
+            let forger = SigningKey::from_document(&document, None).unwrap();
+            let text = mint(&forward(), Some(&forger), None).unwrap();
+            assert_eq!(rule(ours.verify(&text, NOW)), "algorithm");
+        }
+    }
+
+    // J-JWT-3
+    #[test]
+    fn alg_none_is_refused_but_for_the_development_switch() {
+        let text = mint(&forward(), None, None).unwrap();
+        let signer = key("ES256", "k");
+        assert_eq!(
+            rule(verifier(&[&signer], TokenRules::default()).verify(&text, NOW)),
+            "alg-none"
+        );
+        let rules = TokenRules {
+            allow_none: true,
+            ..TokenRules::default()
+        };
+        let developer = verifier(&[&signer], rules);
+        assert_eq!(
+            developer.verify(&text, NOW).unwrap().protection,
+            Protection::None
+        );
+        assert_eq!(
+            rule(developer.verify(&format!("{text}AAAA"), NOW)),
+            "alg-none"
+        );
+        // Stripping a signature makes a token of the name "none" out of nothing else.
+        let signed = mint(&forward(), Some(&signing(&signer)), None).unwrap();
+        let stripped = format!("{}.", signed.rsplit_once('.').unwrap().0);
+        assert_eq!(rule(developer.verify(&stripped, NOW)), "signature");
+    }
+
+    // J-JWT-3
+    #[test]
+    fn alg_none_inside_an_encrypted_token_is_refused_even_with_the_switch() {
+        let encrypter = key("RSA-OAEP-256", "e");
+        let inner = mint(&forward(), None, None).unwrap();
+        let text = seal(&encrypter, inner.as_bytes(), Some("JWT"));
+        let rules = TokenRules {
+            allow_none: true,
+            unsigned_jwe: UnsignedJwe::Accept,
+            ..TokenRules::default()
+        };
+        assert_eq!(
+            rule(verifier(&[&encrypter], rules).verify(&text, NOW)),
+            "alg-none"
+        );
+    }
+
+    // J-JWT-4
+    #[test]
+    fn encryption_alone_is_accepted_only_as_configured() {
+        let public = key("RSA-OAEP-256", "e");
+        let shared = key("dir", "d");
+        let agreed = key("ECDH-ES", "a");
+        let cases = [
+            (UnsignedJwe::Refuse, &public, "unsigned-jwe"),
+            (UnsignedJwe::Refuse, &shared, "unsigned-jwe"),
+            (UnsignedJwe::SymmetricOnly, &public, "unsigned-jwe"),
+            (UnsignedJwe::SymmetricOnly, &agreed, "unsigned-jwe"),
+            (UnsignedJwe::SymmetricOnly, &shared, "accepted"),
+            (UnsignedJwe::Accept, &public, "accepted"),
+            (UnsignedJwe::Accept, &shared, "accepted"),
+        ];
+        for (unsigned_jwe, encrypter, expected) in cases {
+            let rules = TokenRules {
+                unsigned_jwe,
+                ..TokenRules::default()
+            };
+            let text = mint(&forward(), None, Some(&encrypting(encrypter))).unwrap();
+            let ours = verifier(&[encrypter], rules);
+            assert_eq!(
+                rule(ours.verify(&text, NOW)),
+                expected,
+                "{unsigned_jwe:?} {encrypter:?}"
+            );
+        }
+    }
+
+    // J-JWT-4: whoever has the gateway's public key can encrypt, and that is all they can do.
+    #[test]
+    fn a_stranger_with_the_public_key_makes_no_token() {
+        let (signer, encrypter) = (key("ES256", "s"), key("RSA-OAEP-256", "e"));
+        let stranger = key("ES256", "s");
+        let ours = verifier(&[&signer, &encrypter], TokenRules::default());
+        let text = mint(
+            &forward(),
+            Some(&signing(&stranger)),
+            Some(&encrypting(&encrypter)),
+        );
+        assert_eq!(rule(ours.verify(&text.unwrap(), NOW)), "signature");
+    }
+
+    // J-JWT-4: exactly one layer of each.
+    #[test]
+    fn nesting_is_one_signature_in_one_encryption() {
+        let (signer, encrypter) = (key("ES256", "s"), key("A256KW", "e"));
+        let rules = TokenRules {
+            unsigned_jwe: UnsignedJwe::Accept,
+            ..TokenRules::default()
+        };
+        let ours = verifier(&[&signer, &encrypter], rules);
+        let signed = mint(&forward(), Some(&signing(&signer)), None).unwrap();
+        let nested = seal(&encrypter, signed.as_bytes(), Some("jwt"));
+        assert!(ours.verify(&nested, NOW).is_ok());
+        assert!(
+            ours.verify(&seal(&encrypter, signed.as_bytes(), None), NOW)
+                .is_ok()
+        );
+        let twice = seal(&encrypter, nested.as_bytes(), Some("JWT"));
+        assert_eq!(rule(ours.verify(&twice, NOW)), "malformed");
+        // cty says token, content says claims.
+        let lie = seal(&encrypter, forward().to_string().as_bytes(), Some("JWT"));
+        assert_eq!(rule(ours.verify(&lie, NOW)), "type");
+        for noise in [&b""[..], b"\xff\xfe", b"hello"] {
+            assert_eq!(
+                rule(ours.verify(&seal(&encrypter, noise, None), NOW)),
+                "malformed"
+            );
+        }
+    }
+
+    #[test]
+    fn a_token_of_another_kind_is_refused() {
+        let signer = key("ES256", "k");
+        let ours = verifier(&[&signer], TokenRules::default());
+        let cases = [
+            (json!({ "typ": "JWT", "cty": "ASSOCIATION" }), "accepted"),
+            (json!({ "typ": "jwt", "cty": "association" }), "accepted"),
+            (json!({ "typ": "application/jwt" }), "accepted"),
+            (json!({}), "accepted"),
+            (json!({ "cty": "SCOPE" }), "type"),
+            (json!({ "cty": "JREC" }), "type"),
+            (json!({ "typ": "at+jwt" }), "type"),
+            (json!({ "typ": "dpop+jwt" }), "type"),
+        ];
+        for (header, expected) in cases {
+            let text = sign_with_header(&signer, header.clone(), &forward());
+            assert_eq!(rule(ours.verify(&text, NOW)), expected, "{header}");
+        }
+    }
+
+    // A key in the header is not a key of ours.
+    #[test]
+    fn a_key_that_the_token_brings_along_is_not_used() {
+        let (signer, stranger) = (key("ES256", "k"), key("ES256", "k"));
+        let ours = verifier(&[&signer], TokenRules::default());
+        let header = json!({ "kid": "k", "jwk": stranger.public_jwk().unwrap() });
+        let text = sign_with_header(&stranger, header, &forward());
+        assert_eq!(rule(ours.verify(&text, NOW)), "signature");
+    }
+
+    #[test]
+    fn kid_selects_and_keys_rotate() {
+        let (old, new) = (key("ES256", "2023"), key("ES256", "2024"));
+        let both = verifier(&[&old, &new], TokenRules::default());
+        for signer in [&old, &new] {
+            let text = mint(&forward(), Some(&signing(signer)), None).unwrap();
+            assert!(both.verify(&text, NOW).is_ok());
+            let unnamed = signing(signer).with_kid(None);
+            let text = mint(&forward(), Some(&unnamed), None).unwrap();
+            assert!(
+                both.verify(&text, NOW).is_ok(),
+                "without kid all keys are tried"
+            );
+        }
+        let misnamed = signing(&old).with_kid(Some("2024".to_owned()));
+        let text = mint(&forward(), Some(&misnamed), None).unwrap();
+        assert_eq!(
+            rule(both.verify(&text, NOW)),
+            "signature",
+            "kid selects one key only"
+        );
+        let unknown = signing(&old).with_kid(Some("1999".to_owned()));
+        let text = mint(&forward(), Some(&unknown), None).unwrap();
+        assert_eq!(rule(both.verify(&text, NOW)), "signature");
+    }
+
+    #[test]
+    fn a_key_without_a_name_serves_a_token_that_names_one() {
+        let signer = key("ES256", "named-by-the-issuer");
+        let pem = signer.public_pem().unwrap();
+        let document = KeyDocument {
+            name: "pem",
+            bytes: pem.as_bytes(),
+            usage: None,
+            kid: None,
+        };
+        let keys = KeySet::from_documents(&[document]).unwrap();
+        let text = mint(&forward(), Some(&signing(&signer)), None).unwrap();
+        assert!(
+            Verifier::new(keys, TokenRules::default())
+                .verify(&text, NOW)
+                .is_ok()
+        );
+    }
+
+    // A rewritten signature must not be a second use.
+    #[test]
+    fn an_ecdsa_signature_rewritten_by_anybody_keeps_the_token_id() {
+        let signer = key("ES256", "k");
+        let ours = verifier(&[&signer], TokenRules::default());
+        let text = mint(&forward(), Some(&signing(&signer)), None).unwrap();
+        let (signing_input, signature) = text.rsplit_once('.').unwrap();
+        let mut signature = from_base64url(signature);
+        let order = openssl::bn::BigNum::from_hex_str(
+            "FFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551",
+        );
+        let s = openssl::bn::BigNum::from_slice(&signature[32..]).unwrap();
+        let other = (&order.unwrap() - &s).to_vec_padded(32).unwrap();
+        signature.splice(32.., other);
+        let rewritten = format!("{signing_input}.{}", base64url(&signature));
+        assert_ne!(rewritten, text);
+        let (first, second) = (ours.verify(&text, NOW), ours.verify(&rewritten, NOW));
+        assert_eq!(first.unwrap().id, second.unwrap().id);
+    }
+
+    // J-JWT-5, J-DST-2
+    #[test]
+    fn secrets_make_a_token_invalid_unless_it_was_encrypted() {
+        let (signer, encrypter) = (key("ES256", "s"), key("RSA-OAEP-256", "e"));
+        let rules = TokenRules {
+            allow_none: true,
+            ..TokenRules::default()
+        };
+        let ours = verifier(&[&signer, &encrypter], rules);
+        for pair in [["dst_usr", "dst_pwd"], ["prx_usr", "prx_pwd"]] {
+            let mut claims = forward();
+            claims[pair[0]] = json!("alice");
+            claims[pair[1]] = json!("hunter2");
+            assert_eq!(
+                mint(&claims, Some(&signing(&signer)), None),
+                Err(mint::MintError::SecretUnencrypted(pair[0]))
+            );
+            let signed = sign_with_header(&signer, json!({}), &claims);
+            let error = ours.verify(&signed, NOW).unwrap_err();
+            assert_eq!(error, TokenError::SecretUnencrypted { claim: pair[0] });
+            let nested = seal(&encrypter, signed.as_bytes(), Some("JWT"));
+            let claims = ours.verify(&nested, NOW).unwrap().claims;
+            let shown = format!("{claims:?}");
+            assert!(
+                !shown.contains("hunter2") && !shown.contains("alice"),
+                "{shown}"
+            );
+            assert!(
+                claims
+                    .extra
+                    .keys()
+                    .all(|name| !pair.contains(&name.as_str()))
+            );
+            let found = claims
+                .target_credentials
+                .or(claims.proxy_credentials)
+                .unwrap();
+            assert_eq!(found.username, "alice");
+            assert_eq!(
+                secrecy::ExposeSecret::expose_secret(&found.password),
+                "hunter2"
+            );
+        }
+    }
+
+    // J-JWT-1, J-REC-1, J-FLT-1: as another gateway's issuer writes it.
+    #[test]
+    fn a_token_made_for_another_jet_gateway_is_accepted() {
+        let (signer, encrypter) = (key("RS256", "k"), key("RSA-OAEP-256", "e"));
+        let ours = verifier(&[&signer, &encrypter], TokenRules::default());
+        let jti = "f1c4a1b2-36c5-4a35-8c0e-6e4f1b2c3d4e";
+        let claims = json!({
+            "jet_aid": "4daeb814-cdb6-4779-a16b-6479064e8107", "jet_ap": "rdp", "jet_cm": "fwd",
+            "dst_hst": "host:3389", "dst_alt": ["[2001:db8::1]:3389"], "jet_rec": "none",
+            "jet_flt": false, "jet_ttl": 0, "jet_reuse": 30, "jti": jti, "sub": "alice",
+            "nbf": NOW.0, "exp": NOW.0 + 900,
+            "cert_thumb256": "AB".repeat(32),
+        });
+        let header = json!({ "typ": "JWT", "cty": "ASSOCIATION" });
+        let signed = sign_with_header(&signer, header, &claims);
+        let token = ours.verify(&signed, NOW).unwrap();
+        assert_eq!(token.id.as_str(), jti);
+        assert_eq!(token.claims.jet_ttl, None);
+        assert_eq!(
+            token.claims.jet_reuse,
+            Some(std::time::Duration::from_secs(30))
+        );
+        assert_eq!(token.claims.targets.len(), 2);
+        assert_eq!(
+            token.claims.cert_thumb256.unwrap().to_string(),
+            "ab".repeat(32)
+        );
+        // Theirs has no cty on the outer layer.
+        let nested = seal(&encrypter, signed.as_bytes(), None);
+        assert_eq!(ours.verify(&nested, NOW).unwrap().id.as_str(), jti);
+    }
+
+    #[test]
+    fn an_error_says_nothing_of_the_token() {
+        let signer = key("ES256", "k");
+        let ours = verifier(&[&signer], TokenRules::default());
+        let mark = "s3cr3t-mark";
+        let mut texts = vec![
+            mark.to_owned(),
+            format!("{mark}.{mark}.{mark}"),
+            format!(
+                "{}.e30.{mark}",
+                base64url(json!({ "alg": mark }).to_string().as_bytes())
+            ),
+            format!(
+                "{}.e30.{mark}",
+                base64url(
+                    json!({ "alg": "ES256", "kid": mark })
+                        .to_string()
+                        .as_bytes()
+                )
+            ),
+        ];
+        for claims in [
+            json!({ "iat": NOW.0, "jet_cm": mark }),
+            json!({ "iat": mark }),
+            json!({ "iat": NOW.0, "dst_usr": mark, "dst_pwd": mark }),
+            json!({ "iat": NOW.0, "jet_cm": "fwd", "dst_hst": mark }),
+            json!({ "iat": NOW.0, "iss": mark, "aud": mark }),
+            json!([mark]),
+        ] {
+            texts.push(sign_with_header(&signer, json!({}), &claims));
+        }
+        for text in texts {
+            let error = ours.verify(&text, NOW).unwrap_err();
+            assert!(!format!("{error} {error:?}").contains(mark), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn cost_follows_from_header_and_keys_alone() {
+        let (signer, encrypter) = (key("ES256", "s"), key("RSA-OAEP-256", "e"));
+        let ours = verifier(&[&signer, &encrypter], TokenRules::default());
+        let signed = mint(&forward(), Some(&signing(&signer)), None).unwrap();
+        let nested = mint(
+            &forward(),
+            Some(&signing(&signer)),
+            Some(&encrypting(&encrypter)),
+        );
+        let unknown = mint(&forward(), Some(&signing(&key("RS256", "x"))), None).unwrap();
+        let [junk, unknown, signed, nested] =
+            ["junk", &unknown, &signed, &nested.unwrap()].map(|text| ours.cost_us(text));
+        assert!(junk > 0 && junk == unknown, "no cryptography, little cost");
+        assert!(signed > unknown && nested > signed);
+        // Garbage in the right shape costs as much as a token.
+        let garbage = format!(
+            "{}.AAAA.AAAAAAAAAAAAAAAA.AAAA.AAAAAAAAAAAAAAAAAAAAAA",
+            base64url(br#"{"alg":"RSA-OAEP-256","enc":"A256GCM","kid":"e"}"#)
+        );
+        assert_eq!(ours.cost_us(&garbage), nested);
+    }
+
+    #[test]
+    fn inspection_shows_what_it_can_and_masks_secrets() {
+        let (signer, encrypter) = (key("ES256", "s"), key("RSA-OAEP-256", "e"));
+        let mut claims = forward();
+        claims["dst_usr"] = json!("alice");
+        claims["dst_pwd"] = json!("hunter2");
+        let nested = mint(
+            &claims,
+            Some(&signing(&signer)),
+            Some(&encrypting(&encrypter)),
+        )
+        .unwrap();
+        let outside = Inspection::without_keys(&nested);
+        assert_eq!(outside.header.len(), 1);
+        assert!(outside.claims.is_none() && outside.verdict.is_none());
+        let inside = verifier(&[&signer, &encrypter], TokenRules::default()).inspect(&nested, NOW);
+        assert_eq!(inside.header[1]["alg"], "ES256");
+        let shown = inside.claims.unwrap();
+        assert_eq!(
+            (&shown["dst_usr"], &shown["dst_pwd"]),
+            (&json!("(hidden)"), &json!("(hidden)"))
+        );
+        assert!(inside.verdict.unwrap().is_ok());
+    }
+
+    fn base64url(bytes: &[u8]) -> String {
+        use base64::Engine as _;
+        base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes)
+    }
+
+    fn from_base64url(text: &str) -> Vec<u8> {
+        use base64::Engine as _;
+        base64::engine::general_purpose::URL_SAFE_NO_PAD
+            .decode(text)
+            .unwrap()
+    }
+
+    /// A signed token with any header and any payload.
+    fn sign_with_header(key: &Key, mut header: Value, claims: &Value) -> String {
+        let alg = key.signature_algorithms()[0];
+        header["alg"] = json!(alg.name());
+        let signer = jose::Signer::from_pkcs8(alg, &key.pkcs8().unwrap()).unwrap();
+        signer
+            .sign(header.as_object().unwrap(), claims.to_string().as_bytes())
+            .unwrap()
+    }
+
+    /// An encrypted token around any plaintext.
+    fn seal(key: &Key, plaintext: &[u8], cty: Option<&str>) -> String {
+        let alg = key.key_management_algorithms()[0];
+        let encrypter = match key.secret() {
+            Some(secret) => jose::Encrypter::from_secret(alg, secret),
+            None => jose::Encrypter::from_spki(alg, &key.spki().unwrap()),
+        };
+        let mut header = json!({ "alg": alg.name(), "enc": "A256GCM" });
+        if let Some(cty) = cty {
+            header["cty"] = json!(cty);
+        }
+        encrypter
+            .unwrap()
+            .encrypt(header.as_object().unwrap().clone(), plaintext)
+            .unwrap()
+    }
 }

@@ -117,3 +117,107 @@ impl RevokedValue {
         Uuid::parse_str(text).map_or_else(|_| Self::Text(text.to_owned()), Self::Uuid)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::time::UnixTime;
+    use crate::token::TokenRules;
+
+    const AID: &str = "4daeb814-cdb6-4779-a16b-6479064e8107";
+
+    fn claims() -> Claims {
+        let claims = json!({
+            "iat": 1_700_000_000, "jti": "t-1", "sub": "mallory", "jet_aid": AID, "level": 3,
+            "contractor": true, "jet_cm": "fwd", "dst_hst": "a:1", "dst_alt": ["b:2"],
+        });
+        let now = UnixTime(1_700_000_000);
+        Claims::parse(
+            claims.to_string().as_bytes(),
+            false,
+            &TokenRules::default(),
+            now,
+        )
+        .unwrap()
+    }
+
+    fn revokes(list: &Value) -> Option<String> {
+        let revocations = Revocations::from_json(list.to_string().as_bytes()).unwrap();
+        revocations.revokes(&TokenId::new("t-1"), &claims())
+    }
+
+    #[test]
+    fn any_claims_value_revokes() {
+        for (list, rule) in [
+            (json!({ "jti": ["t-0", "t-1"] }), "jti"),
+            (json!({ "sub": ["mallory"] }), "sub"),
+            (json!({ "jet_aid": [AID.to_uppercase()] }), "jet_aid"),
+            (json!({ "level": [3] }), "level"),
+            (json!({ "contractor": [true] }), "contractor"),
+            (json!({ "dst_alt": ["b:2"] }), "dst_alt"),
+        ] {
+            assert_eq!(revokes(&list).as_deref(), Some(rule), "{list}");
+        }
+        for list in [
+            json!({}),
+            json!({ "jti": [] }),
+            json!({ "jti": ["t-2"], "sub": ["Mallory", "t-1"] }),
+            json!({ "level": ["3", true] }),
+            json!({ "unknown": ["t-1"] }),
+        ] {
+            assert_eq!(revokes(&list), None, "{list}");
+        }
+    }
+
+    #[test]
+    fn a_token_without_jti_is_revoked_by_its_id() {
+        let mut claims = claims();
+        claims.extra.remove("jti");
+        let revocations = Revocations::from_json(br#"{"jti":["sha256:00ff"]}"#).unwrap();
+        assert_eq!(
+            revocations
+                .revokes(&TokenId::new("sha256:00ff"), &claims)
+                .as_deref(),
+            Some("jti")
+        );
+        assert_eq!(
+            revocations.revokes(&TokenId::new("sha256:00fe"), &claims),
+            None
+        );
+    }
+
+    #[test]
+    fn a_list_that_could_mean_two_things_is_refused() {
+        for (text, error) in [
+            ("[]", RevocationsError::NotAnObject),
+            ("{", RevocationsError::NotAnObject),
+            (r#"{"jti":["a"],"jti":[]}"#, RevocationsError::DuplicateName),
+            (
+                r#"{"jti":"a"}"#,
+                RevocationsError::NotAList("jti".to_owned()),
+            ),
+            (
+                r#"{"jti":[null]}"#,
+                RevocationsError::BadValue("jti".to_owned()),
+            ),
+            (
+                r#"{"jti":[["a"]]}"#,
+                RevocationsError::BadValue("jti".to_owned()),
+            ),
+        ] {
+            assert_eq!(
+                Revocations::from_json(text.as_bytes()),
+                Err(error),
+                "{text}"
+            );
+        }
+        assert!(Revocations::from_json(br#"{"jti":[]}"#).unwrap().is_empty());
+        assert!(
+            !Revocations::from_json(br#"{"jti":["a"]}"#)
+                .unwrap()
+                .is_empty()
+        );
+    }
+}
