@@ -9,11 +9,11 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::SystemTime;
 
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
+use crate::file_stamp::FileStamp;
 use crate::token::key::DOCUMENT_BYTES;
 use crate::token::{KeyDocument, KeyError, KeySet, KeyUsage, TokenRules, Verifier};
 
@@ -45,7 +45,7 @@ struct Inner {
     current: RwLock<Arc<Verifier>>,
     /// What the files looked like when they were last read, whether they could be used or not: a bad file is reported
     /// once and not at every poll.
-    seen: Mutex<Vec<Stamp>>,
+    seen: Mutex<Vec<Option<FileStamp>>>,
 }
 
 /// Key files that cannot be used.
@@ -74,16 +74,6 @@ pub enum ReloadOutcome {
     /// Files changed, but not into something usable; the old keys are in force. Already logged.
     Kept(KeyringError),
 }
-
-/// What tells one state of a file from another without reading it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Stamp(Option<(u64, Option<SystemTime>, Identity)>);
-
-/// Inode, device and change time: a file replaced within the resolution of `mtime` still differs.
-#[cfg(unix)]
-type Identity = (u64, u64, i64, i64);
-#[cfg(not(unix))]
-type Identity = ();
 
 impl Keyring {
     /// Reads all `files`.
@@ -142,7 +132,7 @@ impl Keyring {
         }
     }
 
-    fn seen(&self) -> MutexGuard<'_, Vec<Stamp>> {
+    fn seen(&self) -> MutexGuard<'_, Vec<Option<FileStamp>>> {
         self.inner
             .seen
             .lock()
@@ -199,35 +189,9 @@ pub fn read_key_file(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
     Ok(bytes)
 }
 
-fn stamps(files: &[KeyFile]) -> Vec<Stamp> {
-    files.iter().map(|file| Stamp::of(&file.path)).collect()
+fn stamps(files: &[KeyFile]) -> Vec<Option<FileStamp>> {
+    files.iter().map(|file| FileStamp::of(&file.path)).collect()
 }
-
-impl Stamp {
-    fn of(path: &Path) -> Self {
-        Self(fs::metadata(path).ok().map(|metadata| {
-            (
-                metadata.len(),
-                metadata.modified().ok(),
-                identity(&metadata),
-            )
-        }))
-    }
-}
-
-#[cfg(unix)]
-fn identity(metadata: &fs::Metadata) -> Identity {
-    use std::os::unix::fs::MetadataExt as _;
-    (
-        metadata.dev(),
-        metadata.ino(),
-        metadata.ctime(),
-        metadata.ctime_nsec(),
-    )
-}
-
-#[cfg(not(unix))]
-fn identity(_: &fs::Metadata) -> Identity {}
 
 /// A private key that every user of the machine can read is not private.
 #[cfg(unix)]

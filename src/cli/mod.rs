@@ -1,8 +1,10 @@
 //! The commands: one file each.
 
 pub mod config;
+pub mod keys;
 pub mod serve;
 pub mod ticket;
+pub mod token;
 
 use std::io::{self, Write};
 
@@ -20,6 +22,10 @@ pub struct Cli {
 pub enum Command {
     /// Run the gateway
     Serve(serve::Args),
+    /// Make keys, publish and show their public halves
+    Keys(keys::Args),
+    /// Make tokens and explain them
+    Token(token::Args),
     /// Exchange a token for a ticket, short enough for loadbalanceinfo
     Ticket(ticket::Args),
     /// Check the configuration
@@ -33,6 +39,8 @@ pub enum Command {
 pub fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Serve(args) => serve::run(&args),
+        Command::Keys(args) => keys::run(&args),
+        Command::Token(args) => token::run(&args),
         Command::Ticket(args) => ticket::run(&args),
         Command::Config(args) => config::run(&args),
     }

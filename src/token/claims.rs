@@ -184,6 +184,17 @@ impl Claims {
     }
 }
 
+impl Claims {
+    /// What a gateway with default rules would make of `claims`, were they protected.
+    ///
+    /// # Errors
+    /// The rule that they break.
+    pub fn check(claims: &Value, encrypted: bool, now: UnixTime) -> Result<Self, TokenError> {
+        let payload = Zeroizing::new(claims.to_string());
+        Self::parse(payload.as_bytes(), encrypted, &TokenRules::default(), now)
+    }
+}
+
 /// The claims of `payload` for display, secrets replaced; none where it is not a JSON object.
 pub(super) fn masked(payload: &[u8]) -> Option<Map<String, Value>> {
     let RawClaims {
