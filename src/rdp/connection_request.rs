@@ -608,8 +608,8 @@ mod tests {
     #[test]
     fn frames_that_are_no_connection_request_are_refused_at_once() {
         let cases: [(&[u8], FrameError); 6] = [
-            (b"\x16", FrameError::Tpkt([0x16, 0])),
-            (b"\x03\x01", FrameError::Tpkt([3, 1])),
+            (b"\x16", FrameError::Tpkt(0x16)),
+            (b"\x03\x01", FrameError::Tpkt(1)),
             (b"\x03\x00\x00\x0a", FrameError::TooShort(10)),
             (
                 b"\x03\x00\x00\x27\x21",

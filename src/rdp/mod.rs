@@ -28,11 +28,11 @@ struct Frame<'a> {
 /// Why bytes are not the X.224 connection TPDU that was expected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// TPKT begins `03 00` ([T.123] 8).
+    /// TPKT begins `03 00` ([T.123] 8); this is the first byte that differs.
     ///
     /// [T.123]: https://www.itu.int/rec/T-REC-T.123
-    #[error("TPKT begins with {0:02x?}, expected version 3")]
-    Tpkt([u8; 2]),
+    #[error("TPKT header has {0:#04x} where version 3 and a zero are expected")]
+    Tpkt(u8),
     /// The length does not hold the fixed part of the TPDU.
     #[error("TPKT length {0} is below the 11 bytes of an X.224 connection TPDU")]
     TooShort(usize),
@@ -67,12 +67,9 @@ pub enum FrameError {
 /// The length indicator has one byte, and clients let it wrap where a routing token is longer than 238 bytes. TPKT
 /// has two and is right in every client recorded, so it decides, and the indicator has to agree modulo 256.
 fn decode_frame(bytes: &[u8], expected: u8, limit: usize) -> Result<Option<Frame<'_>>, FrameError> {
-    let version = [
-        bytes.first().copied().unwrap_or(TPKT_VERSION[0]),
-        bytes.get(1).copied().unwrap_or(TPKT_VERSION[1]),
-    ];
-    if version != TPKT_VERSION {
-        return Err(FrameError::Tpkt(version));
+    let differs = bytes.iter().zip(&TPKT_VERSION).find(|(a, b)| a != b);
+    if let Some((&byte, _)) = differs {
+        return Err(FrameError::Tpkt(byte));
     }
     let Some(&[_, _, high, low]) = bytes.first_chunk::<4>() else {
         return Ok(None);

@@ -243,7 +243,7 @@ mod tests {
     #[test]
     fn what_is_no_confirm_is_refused() {
         let cases: [(&[u8], ConnectionConfirmError); 7] = [
-            (b"HTTP", FrameError::Tpkt([b'H', b'T']).into()),
+            (b"HTTP", FrameError::Tpkt(b'H').into()),
             (
                 b"\x03\x00\x00\x13\x0e\xe0",
                 FrameError::Code {
