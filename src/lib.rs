@@ -9,6 +9,7 @@ pub mod policy;
 pub mod preamble;
 pub mod proxy_protocol;
 pub mod rdp;
+pub mod rdp_file;
 pub mod refusal;
 pub mod ticket;
 pub mod time;

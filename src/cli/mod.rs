@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod keys;
+pub mod rdp;
 pub mod serve;
 pub mod ticket;
 pub mod token;
@@ -28,6 +29,8 @@ pub enum Command {
     Token(token::Args),
     /// Exchange a token for a ticket, short enough for loadbalanceinfo
     Ticket(ticket::Args),
+    /// Write a .rdp file that leads through the gateway
+    Rdp(rdp::Args),
     /// Check the configuration
     Config(config::Args),
 }
@@ -42,6 +45,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Keys(args) => keys::run(&args),
         Command::Token(args) => token::run(&args),
         Command::Ticket(args) => ticket::run(&args),
+        Command::Rdp(args) => rdp::run(args),
         Command::Config(args) => config::run(&args),
     }
 }

@@ -1,0 +1,290 @@
+//! `jetway rdp`: writes a `.rdp` file that leads through the gateway.
+//!
+//! Token and ticket are read from files or standard input, never from arguments, which other users can see. The file
+//! holds a secret: it is readable by its owner only, and replaces an older one as a whole.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use zeroize::Zeroizing;
+
+use crate::limits;
+use crate::rdp_file::{RdpFile, Setting};
+use crate::token::target::TargetAddr;
+
+/// Write a .rdp file that leads through the gateway
+#[derive(Clone, Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("carrier").required(true).multiple(true).args(["token_file", "ticket_file"]))]
+pub struct Args {
+    /// Address of the gateway; its name is what the client checks certificates against
+    #[arg(long, value_name = "HOST:PORT")]
+    full_address: TargetAddr,
+    /// File with the token, for the preconnection PDU (`pcb:s:`); `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// File with the ticket, for the routing token (`loadbalanceinfo:s:`); `-` is standard input
+    #[arg(long, value_name = "FILE", visible_alias = "ticket")]
+    ticket_file: Option<PathBuf>,
+    /// File to write, readable by its owner only; standard output if not given
+    #[arg(long, short, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// User name to fill in
+    #[arg(long, value_name = "NAME")]
+    username: Option<String>,
+    /// Another setting, or another value for one; may be repeated
+    #[arg(long = "setting", value_name = "NAME:TYPE:VALUE")]
+    settings: Vec<Setting>,
+    /// Write UTF-8 instead of UTF-16, which mstsc writes
+    #[arg(long)]
+    utf8: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Where an argument has no place in the file, or a file cannot be read or written.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    write(
+        args,
+        &mut io::stdin().lock(),
+        &mut io::stdout().lock(),
+        &mut io::stderr().lock(),
+    )
+}
+
+fn write(
+    args: Args,
+    stdin: &mut dyn Read,
+    stdout: &mut dyn Write,
+    stderr: &mut dyn Write,
+) -> anyhow::Result<()> {
+    let is_stdin = |file: &Option<PathBuf>| file.as_deref() == Some(Path::new("-"));
+    if is_stdin(&args.token_file) && is_stdin(&args.ticket_file) {
+        bail!("standard input can give the token or the ticket, not both");
+    }
+    let mut file = RdpFile::new(&args.full_address);
+    if let Some(path) = &args.token_file {
+        let token = read_secret(path, stdin).context("reading the token")?;
+        file.set_token(token.trim())?;
+    }
+    if let Some(path) = &args.ticket_file {
+        let ticket = read_secret(path, stdin).context("reading the ticket")?;
+        file.set_ticket(ticket.trim())?;
+    }
+    if let Some(username) = &args.username {
+        file.set_username(username)?;
+    }
+    for setting in args.settings {
+        file.set(setting)?;
+    }
+    for warning in file.warnings() {
+        writeln!(stderr, "warning: {warning}").context("writing a warning")?;
+    }
+    let bytes = if args.utf8 {
+        file.to_utf8()
+    } else {
+        file.to_utf16()
+    };
+    match &args.out {
+        Some(path) => {
+            write_private(path, &bytes).with_context(|| format!("writing {}", path.display()))
+        }
+        None => stdout
+            .write_all(&bytes)
+            .and_then(|()| stdout.flush())
+            .context("writing to standard output"),
+    }
+}
+
+/// Reads a file, or standard input for `-`, of a size that a token can have.
+fn read_secret(path: &Path, stdin: &mut dyn Read) -> anyhow::Result<Zeroizing<String>> {
+    let mut file;
+    let (source, name): (&mut dyn Read, _) = if path == Path::new("-") {
+        (stdin, "standard input".to_owned())
+    } else {
+        let name = path.display().to_string();
+        file = fs::File::open(path).with_context(|| format!("opening {name}"))?;
+        (&mut file, name)
+    };
+    // The whole size at once, so that no copy is left behind by a buffer that grew.
+    let mut text = Zeroizing::new(String::with_capacity(SECRET_FILE_BYTES.saturating_add(1)));
+    let limit = u64::try_from(SECRET_FILE_BYTES).context("limit")?;
+    source
+        .take(limit.saturating_add(1))
+        .read_to_string(&mut text)
+        .with_context(|| format!("reading {name}"))?;
+    if text.len() > SECRET_FILE_BYTES {
+        bail!("{name} has more than {SECRET_FILE_BYTES} bytes, which no token has");
+    }
+    Ok(text)
+}
+
+/// Writes a file that only its owner can read, and puts it in place of an older one when it is complete.
+fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut name = path
+        .file_name()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not the name of a file"))?
+        .to_owned();
+    name.push(format!(".{}.new", std::process::id()));
+    let unfinished = path.with_file_name(name);
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(&unfinished)?;
+    let written = file
+        .write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&unfinished, path));
+    if written.is_err() {
+        // The first error is the one to report.
+        let _ = fs::remove_file(&unfinished);
+    }
+    written
+}
+
+/// Twice the largest token, so that white space around one does no harm.
+const SECRET_FILE_BYTES: usize = limits::TOKEN_BYTES * 2;
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn token_from_standard_input_goes_into_a_file_for_its_owner_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("session.rdp");
+        fs::write(&out, "older, readable by all").unwrap();
+
+        let arguments = [
+            "--token-file",
+            "-",
+            "--utf8",
+            "--out",
+            out.to_str().unwrap(),
+        ];
+        let (stdout, stderr) = jetway_rdp(&arguments, "eyJ0.e30.c2ln\n").unwrap();
+
+        assert_eq!((stdout.as_str(), stderr.as_str()), ("", ""));
+        let text = fs::read_to_string(&out).unwrap();
+        assert!(text.starts_with("full address:s:gw.example:3389\r\n"));
+        assert!(text.contains("\r\npcb:s:eyJ0.e30.c2ln\r\n"));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let mode = fs::metadata(&out).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+        }
+    }
+
+    #[test]
+    fn token_and_ticket_may_both_be_given() {
+        let folder = tempfile::tempdir().unwrap();
+        let ticket = folder.path().join("ticket");
+        fs::write(&ticket, "b7Yw0aJrV2kqf5hTz8Xn1A\r\n").unwrap();
+        let arguments = [
+            "--token-file",
+            "-",
+            "--ticket",
+            ticket.to_str().unwrap(),
+            "--username",
+            "bob",
+            "--setting",
+            "redirectclipboard:i:0",
+            "--utf8",
+        ];
+        let (stdout, _) = jetway_rdp(&arguments, "eyJ0").unwrap();
+        assert!(stdout.contains("\r\npcb:s:eyJ0\r\n"));
+        assert!(stdout.contains("\r\nloadbalanceinfo:s:b7Yw0aJrV2kqf5hTz8Xn1A\r\n"));
+        assert!(stdout.contains("\r\nusername:s:bob\r\nredirectclipboard:i:0\r\n"));
+    }
+
+    #[test]
+    fn what_is_written_by_default_is_utf16() {
+        let args = parse(&["--ticket", "-"]).unwrap();
+        let mut stdout = Vec::new();
+        write(args, &mut &b"t"[..], &mut stdout, &mut Vec::new()).unwrap();
+        assert!(stdout.starts_with(&[0xff, 0xfe, b'f', 0]));
+    }
+
+    #[test]
+    fn long_token_is_warned_of() {
+        let (_, stderr) = jetway_rdp(&["--token-file", "-", "--utf8"], &"x".repeat(5000)).unwrap();
+        assert!(
+            stderr.starts_with("warning: the token has 5000 bytes"),
+            "{stderr}"
+        );
+    }
+
+    #[test]
+    fn what_has_no_place_in_the_file_is_refused_with_the_reason() {
+        let long = "x".repeat(239);
+        let huge = "x".repeat(SECRET_FILE_BYTES + 1);
+        let cases: [(&[&str], &str, &str); 6] = [
+            (&["--ticket", "-"], &long, "in one byte"),
+            (&["--token-file", "-"], &huge, "which no token has"),
+            (
+                &["--token-file", "-"],
+                "a\nfull address:s:evil",
+                "line break",
+            ),
+            (&["--token-file", "-", "--ticket", "-"], "a", "not both"),
+            (
+                &["--token-file", "-", "--setting", "pcb:s:x"],
+                "a",
+                "from a file",
+            ),
+            (
+                &["--token-file", "/nonexistent/token"],
+                "",
+                "/nonexistent/token",
+            ),
+        ];
+        for (arguments, stdin, reason) in cases {
+            let error = jetway_rdp(arguments, stdin).unwrap_err();
+            let error = format!("{error:#}");
+            assert!(error.contains(reason), "{arguments:?}: {error}");
+            assert!(!error.contains("xxxx"), "{error}");
+        }
+    }
+
+    #[test]
+    fn arguments_are_checked_before_anything_is_read() {
+        for (arguments, reason) in [
+            (&[][..], "required"),
+            (&["--ticket", "-", "--setting", "a"], "name:type:value"),
+            (
+                &["--ticket", "-", "--setting", "a:s:b\r\nc:s:d"],
+                "line break",
+            ),
+        ] {
+            let error = parse(arguments).unwrap_err().to_string();
+            assert!(error.contains(reason), "{arguments:?}: {error}");
+        }
+        let error = Command::try_parse_from(["rdp", "--full-address", "gw", "--ticket", "-"]);
+        assert!(error.err().unwrap().to_string().contains("<host>:<port>"));
+    }
+
+    fn jetway_rdp(arguments: &[&str], stdin: &str) -> anyhow::Result<(String, String)> {
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let args = parse(arguments)?;
+        write(args, &mut stdin.as_bytes(), &mut stdout, &mut stderr)?;
+        Ok((String::from_utf8(stdout)?, String::from_utf8(stderr)?))
+    }
+
+    fn parse(arguments: &[&str]) -> Result<Args, clap::Error> {
+        let command = ["rdp", "--full-address", "gw.example:3389"];
+        Command::try_parse_from(command.iter().chain(arguments)).map(|command| command.args)
+    }
+}
