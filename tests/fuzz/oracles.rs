@@ -1,0 +1,406 @@
+//! What holds for every input, one function for each fuzz target.
+//!
+//! The fuzz targets call these with what libFuzzer makes up, `replay.rs` with the files of `corpus/` and
+//! `regressions/`. An oracle that fails panics.
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "each fuzz target uses one of these functions, and a broken promise is to end the run"
+)]
+
+use std::fmt::Debug;
+use std::net::SocketAddr;
+use std::sync::LazyLock;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ironrdp_core::decode as ironrdp_decode;
+use ironrdp_pdu::nego;
+use ironrdp_pdu::pcb::PreconnectionBlob;
+use ironrdp_pdu::x224::X224;
+use jetway::application_protocol::{self, ApplicationProtocol, FirstBytes};
+use jetway::limits;
+use jetway::preamble::{self, Preamble, Recognition};
+use jetway::proxy_protocol::{self, ProxyHeader};
+use jetway::rdp::connection_request::{self, ConnectionRequestError};
+use jetway::rdp::negotiation;
+use jetway::rdp::preconnection::{self, PreconnectionPdu};
+use jetway::ticket::Ticket;
+use jetway::time::UnixTime;
+use jetway::token::claims::ConnectionMode;
+use jetway::token::mint::{EncryptionKey, SigningKey, mint};
+use jetway::token::{KeyDocument, KeySet, Token, TokenRules, Verifier};
+use openssl::hash::MessageDigest;
+use openssl::pkey::PKey;
+use openssl::sign::Signer;
+
+/// An answer is final; what a decoder takes is recognised as its protocol.
+pub(crate) fn preamble(data: &[u8]) {
+    let answer = preamble::recognise(data);
+    settles_once(data, preamble::recognise, |answer| {
+        *answer == Recognition::NeedMore
+    });
+    let expected = |decoded: bool, preamble| {
+        assert!(!decoded || answer == Recognition::Known(preamble));
+    };
+    expected(
+        matches!(proxy_protocol::decode(data), Ok(Some(_))),
+        Preamble::ProxyProtocol,
+    );
+    expected(
+        matches!(connection_request::decode(data), Ok(Some(_))),
+        Preamble::X224,
+    );
+    // The decoder ignores `Flags`, as specified; recognition needs them.
+    let flags = data.get(4..8).is_some_and(|flags| flags == [0; 4]);
+    expected(
+        flags && matches!(preconnection::decode(data), Ok(Some(_))),
+        Preamble::PreconnectionPdu,
+    );
+}
+
+/// Decoding is final and bounded, round trips, and agrees with `ironrdp-pdu`.
+pub(crate) fn preconnection(data: &[u8]) {
+    frames_are_final(data, preconnection::decode);
+    let Ok(Some((pdu, consumed))) = preconnection::decode(data) else {
+        return;
+    };
+    assert!(consumed <= limits::PRECONNECTION_PDU_BYTES);
+    let theirs = ironrdp_decode::<PreconnectionBlob>(&data[..consumed]).unwrap();
+    match &pdu {
+        PreconnectionPdu::V1 { id } => {
+            assert_eq!((theirs.id, theirs.v2_payload), (*id, None));
+        }
+        PreconnectionPdu::V2 { id, wsz_pcb } => {
+            assert!(!wsz_pcb.contains('\0'));
+            assert_eq!(theirs.id, *id);
+            assert_eq!(theirs.v2_payload.as_deref(), Some(wsz_pcb.as_str()));
+            match preconnection::encode_v2(*id, wsz_pcb) {
+                Ok(wire) => {
+                    let length = wire.len();
+                    assert_eq!(preconnection::decode(&wire), Ok(Some((pdu, length))));
+                }
+                // Without its terminator it was just within the limit.
+                Err(error) => assert!(
+                    consumed >= limits::PRECONNECTION_PDU_BYTES - 1,
+                    "{consumed}: {error}"
+                ),
+            }
+        }
+    }
+}
+
+/// Decoding is final and bounded; what goes on to the target is valid, has no token and is what was read.
+pub(crate) fn connection_request(data: &[u8]) {
+    frames_are_final(data, connection_request::decode);
+    let Ok(Some((mut request, consumed))) = connection_request::decode(data) else {
+        return;
+    };
+    assert_eq!(&data[..2], [3, 0]);
+    assert_eq!(
+        consumed,
+        usize::from(u16::from_be_bytes([data[2], data[3]]))
+    );
+    for with_token in [true, false] {
+        if !with_token {
+            request.take_routing_token();
+        }
+        match request.encode() {
+            Ok(wire) => {
+                let length = wire.len();
+                assert_eq!(usize::from(wire[4]), length - 5);
+                assert!(wire[4] < 255);
+                let again = connection_request::decode(&wire);
+                assert_eq!(again, Ok(Some((request.clone(), length))));
+            }
+            Err(ConnectionRequestError::TokenAndCookie) => {
+                assert!(
+                    with_token && request.routing_token.is_some() && request.mstshash.is_some()
+                );
+            }
+            Err(ConnectionRequestError::TooLong(_)) => assert!(consumed > 254),
+            Err(error) => panic!("read but not written: {error}"),
+        }
+    }
+    // The other implementation reads what the target gets, if it can read the name.
+    let text = request.mstshash.as_deref().unwrap_or_default();
+    if let Ok(wire) = request.encode()
+        && text.is_ascii()
+        && request.correlation_info.is_none()
+        && (request.src_ref, request.class) == (0, 0)
+    {
+        let X224(theirs) = ironrdp_decode::<X224<nego::ConnectionRequest>>(&wire).unwrap();
+        let ours = request.negotiation.unwrap_or_default();
+        assert_eq!(theirs.protocol.bits(), ours.requested_protocols);
+    }
+}
+
+/// Decoding is final and bounded and round trips.
+pub(crate) fn connection_confirm(data: &[u8]) {
+    frames_are_final(data, negotiation::decode_confirm);
+    let Ok(Some((confirm, consumed))) = negotiation::decode_confirm(data) else {
+        return;
+    };
+    assert!(consumed == 11 || consumed == 19);
+    let wire = confirm.encode();
+    assert_eq!(
+        negotiation::decode_confirm(&wire),
+        Ok(Some((confirm, consumed)))
+    );
+    let theirs = ironrdp_decode::<X224<nego::ConnectionConfirm>>(&wire);
+    assert!(theirs.is_ok(), "{theirs:?}");
+}
+
+/// Decoding is final and bounded; the addresses survive being written by another encoder, in both versions.
+pub(crate) fn proxy_protocol(data: &[u8]) {
+    frames_are_final(data, proxy_protocol::decode);
+    let Ok(Some((header, consumed))) = proxy_protocol::decode(data) else {
+        return;
+    };
+    assert!(consumed <= limits::PROXY_HEADER_BYTES);
+    assert_eq!(header.source.is_some(), header.destination.is_some());
+    let (Some(source), Some(destination)) = (header.source, header.destination) else {
+        return;
+    };
+    for wire in [proxy_v1(source, destination), proxy_v2(source, destination)] {
+        let again = ProxyHeader {
+            source: Some(source),
+            destination: Some(destination),
+        };
+        assert_eq!(proxy_protocol::decode(&wire), Ok(Some((again, wire.len()))));
+    }
+}
+
+/// Judgements are final; a client that conforms to `rdp` is recognised; names survive.
+pub(crate) fn application_protocol(data: &[u8]) {
+    for name in ["none", "wayk", "rdp", "ssh", "vnc", "other"] {
+        let protocol = ApplicationProtocol::from(name.to_owned());
+        for check in [
+            application_protocol::check_client,
+            application_protocol::check_target,
+        ] {
+            settles_once(
+                data,
+                |bytes| check(&protocol, bytes),
+                |answer| *answer == FirstBytes::NeedMore,
+            );
+        }
+    }
+    let rdp = ApplicationProtocol::Rdp;
+    if application_protocol::check_client(&rdp, data) == FirstBytes::Conforms {
+        let answer = preamble::recognise(data);
+        // A record that claims to be empty is TLS to one and nothing to the other.
+        let empty = data.get(3..5).is_some_and(|length| length == [0; 2]);
+        assert!(
+            empty || matches!(answer, Recognition::Known(Preamble::X224 | Preamble::Tls)),
+            "{answer:?}"
+        );
+    }
+    if let Ok(name) = str::from_utf8(data) {
+        let protocol = ApplicationProtocol::from(name.to_owned());
+        assert_eq!(protocol.to_string(), name);
+        assert_eq!(protocol.as_str().parse(), Ok(protocol));
+    }
+}
+
+/// A text that is no JSON is tried as a token; JSON becomes the payload of tokens that are signed, and nested.
+pub(crate) fn token(data: &[u8]) {
+    if !data.starts_with(b"{") {
+        if let Ok(text) = str::from_utf8(data) {
+            verified(text, false);
+        }
+        return;
+    }
+    let signed = signed_as_is(data);
+    verified(&signed, false);
+    let mut forged = signed.into_bytes();
+    let last = forged.len() - 43;
+    forged[last] = if forged[last] == b'A' { b'B' } else { b'A' };
+    let forged = String::from_utf8(forged).unwrap();
+    let error = VERIFIER.verify(&forged, NOW).unwrap_err();
+    assert!(matches!(error.rule(), "signature" | "oversized"), "{error}");
+
+    if let Ok(claims) = serde_json::from_slice(data)
+        && let Ok(nested) = mint(&claims, Some(&SIGNING), Some(&ENCRYPTION))
+    {
+        verified(&nested, true);
+    }
+}
+
+/// A ticket has one text, which fits where it is to travel.
+pub(crate) fn ticket(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else {
+        return;
+    };
+    if let Ok(ticket) = Ticket::parse(text) {
+        assert_eq!(ticket.as_str(), text);
+        assert!(text.len() <= limits::TICKET_CHARS);
+        assert!(text.bytes().all(|byte| byte.is_ascii_graphic()));
+        let again = Ticket::parse(ticket.as_str()).unwrap();
+        assert_eq!(again.digest(), ticket.digest());
+        assert!(!format!("{ticket:?}").contains(&text[3..]));
+    }
+}
+
+/// Verifies `text`; what is accepted keeps every rule, and errors do not repeat it.
+fn verified(text: &str, encrypted: bool) {
+    let _ = VERIFIER.cost_us(text);
+    let _ = VERIFIER.inspect(text, NOW);
+    match VERIFIER.verify(text, NOW) {
+        Ok(token) => {
+            assert!(text.len() <= limits::TOKEN_BYTES);
+            // Another text for the same token would be another token to a memory of texts.
+            for part in text.split('.') {
+                let bytes = URL_SAFE_NO_PAD.decode(part).unwrap();
+                assert_eq!(URL_SAFE_NO_PAD.encode(bytes), part);
+            }
+            assert!(!encrypted || token.protection.is_encrypted());
+            accepted(&token);
+        }
+        Err(error) => {
+            assert!(!error.rule().is_empty());
+            let again = VERIFIER.verify(text, NOW).unwrap_err();
+            assert_eq!(again, error);
+            let said = format!("{error} {error:?}");
+            for part in text.split('.').filter(|part| part.len() > 24) {
+                assert!(!said.contains(part));
+            }
+        }
+    }
+}
+
+/// The rules that hold for every token that was accepted.
+fn accepted(token: &Token) {
+    let claims = &token.claims;
+    let rules = VERIFIER.rules();
+    assert!(claims.validity.not_before <= NOW.plus(rules.leeway_s));
+    assert!(claims.validity.not_after.plus(rules.leeway_s) >= NOW);
+    let life_s = claims.validity.not_after.since(claims.validity.not_before);
+    assert!(life_s <= rules.max_lifetime_s, "{life_s}");
+    assert_eq!(
+        claims.jet_cm == ConnectionMode::Fwd,
+        !claims.targets.is_empty()
+    );
+    assert!(claims.targets.len() <= limits::TARGETS);
+    for target in &claims.targets {
+        assert_eq!(target.to_string().parse(), Ok(target.clone()));
+    }
+    for secret in ["dst_usr", "dst_pwd", "prx_usr", "prx_pwd"] {
+        assert!(!claims.extra.contains_key(secret), "{secret}");
+    }
+    let with_credentials =
+        claims.target_credentials.is_some() || claims.proxy_credentials.is_some();
+    assert!(!with_credentials || token.protection.is_encrypted());
+    assert!(!token.id.as_str().is_empty());
+}
+
+/// The compact JWS with `payload` as it is, duplicate names and all.
+fn signed_as_is(payload: &[u8]) -> String {
+    let signed = format!(
+        "{}.{}",
+        URL_SAFE_NO_PAD.encode(br#"{"alg":"HS256"}"#),
+        URL_SAFE_NO_PAD.encode(payload)
+    );
+    let key = PKey::hmac(SECRET).unwrap();
+    let mut signer = Signer::new(MessageDigest::sha256(), &key).unwrap();
+    let signature = signer.sign_oneshot_to_vec(signed.as_bytes()).unwrap();
+    format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
+}
+
+/// Symmetric keys: fast, and the corpus may hold tokens that verify.
+const SECRET: &[u8; 32] = b"signing key of the fuzz targets.";
+const KEYS: &[u8] = br#"{"keys":[
+    {"kty":"oct","use":"sig","k":"c2lnbmluZyBrZXkgb2YgdGhlIGZ1enogdGFyZ2V0cy4"},
+    {"kty":"oct","use":"enc","k":"Y29udGVudCBrZXkgb2YgdGhlIGZ1enogdGFyZ2V0cy4"}
+]}"#;
+
+/// The time of all tokens in the corpus.
+const NOW: UnixTime = UnixTime(1_800_000_000);
+
+const KEY_DOCUMENT: KeyDocument<'static> = KeyDocument {
+    name: "fuzz.jwks",
+    bytes: KEYS,
+    usage: None,
+    kid: None,
+};
+static VERIFIER: LazyLock<Verifier> = LazyLock::new(|| {
+    let keys = KeySet::from_documents(&[KEY_DOCUMENT]).unwrap();
+    Verifier::new(keys, TokenRules::default())
+});
+static SIGNING: LazyLock<SigningKey> =
+    LazyLock::new(|| SigningKey::from_document(&KEY_DOCUMENT, None).unwrap());
+static ENCRYPTION: LazyLock<EncryptionKey> =
+    LazyLock::new(|| EncryptionKey::from_document(&KEY_DOCUMENT, None).unwrap());
+
+/// What a decoder answers for a part of the input.
+type Decoded<T, E> = Result<Option<(T, usize)>, E>;
+
+/// A decoder asks for more until it decides, then never changes its mind, and needs what it consumes and no more.
+fn frames_are_final<T, E>(data: &[u8], decode: impl Fn(&[u8]) -> Decoded<T, E>)
+where
+    T: PartialEq + Debug,
+    E: PartialEq + Debug,
+{
+    settles_once(data, &decode, |answer| matches!(answer, Ok(None)));
+    if let Ok(Some((_, consumed))) = decode(data) {
+        assert!(0 < consumed && consumed <= data.len());
+        assert_eq!(decode(&data[..consumed]), decode(data));
+        assert!(matches!(decode(&data[..consumed - 1]), Ok(None)));
+    }
+}
+
+/// The first answer that is not `undecided` is the answer for all longer parts of the input.
+fn settles_once<A: PartialEq + Debug>(
+    data: &[u8],
+    answer: impl Fn(&[u8]) -> A,
+    undecided: impl Fn(&A) -> bool,
+) {
+    let mut settled: Option<A> = None;
+    for count in splits(data.len()) {
+        let now = answer(&data[..count]);
+        match &settled {
+            Some(settled) => assert_eq!(&now, settled, "after {count} bytes"),
+            None if undecided(&now) => {}
+            None => settled = Some(now),
+        }
+    }
+}
+
+/// Where to split: everywhere in short inputs; in long ones at the start, at the end and here and there.
+fn splits(length: usize) -> impl Iterator<Item = usize> {
+    (0..=length).filter(move |&count| {
+        length <= 300 || count < 64 || length - count < 16 || count % 997 == 0
+    })
+}
+
+fn proxy_v1(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
+    let family = if source.is_ipv4() { "TCP4" } else { "TCP6" };
+    format!(
+        "PROXY {family} {} {} {} {}\r\n",
+        source.ip(),
+        destination.ip(),
+        source.port(),
+        destination.port()
+    )
+    .into_bytes()
+}
+
+fn proxy_v2(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
+    let mut bytes = b"\r\n\r\n\0\r\nQUIT\n\x21".to_vec();
+    let (family, length) = if source.is_ipv4() {
+        (0x11, 12)
+    } else {
+        (0x21, 36)
+    };
+    bytes.extend([family, 0, length]);
+    for address in [source, destination] {
+        match address {
+            SocketAddr::V4(address) => bytes.extend(address.ip().octets()),
+            SocketAddr::V6(address) => bytes.extend(address.ip().octets()),
+        }
+    }
+    bytes.extend(source.port().to_be_bytes());
+    bytes.extend(destination.port().to_be_bytes());
+    bytes
+}
