@@ -200,6 +200,24 @@ impl Desktop {
         self.keys.area
     }
 
+    /// Whether `rgba` (four bytes per pixel, row by row) shows `keys` as the last typed characters.
+    #[must_use]
+    pub fn echoes(&mut self, keys: &str, rgba: &[u8]) -> bool {
+        self.draw(&Live {
+            keys: String::from(keys),
+            ..Live::default()
+        });
+        let area = self.keys.area;
+        let stride = usize::from(self.current.width()).saturating_mul(4);
+        (area.top..area.bottom).all(|y| {
+            let drawn = self.current.row(y, area.left, area.right).as_flattened();
+            let start = usize::from(y)
+                .saturating_mul(stride)
+                .saturating_add(usize::from(area.left).saturating_mul(4));
+            rgba.get(start..start.saturating_add(drawn.len())) == Some(drawn)
+        })
+    }
+
     /// Draws what has changed and says where.
     pub fn draw(&mut self, live: &Live) -> Vec<Area> {
         let pointer = live.pointer.map_or_else(

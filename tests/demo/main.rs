@@ -1,13 +1,18 @@
 //! The demo's target and its headless client, against each other and without a gateway.
 
 use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use image::RgbaImage;
 use jetway::demo::canvas::Area;
 use jetway::demo::client::{Capture, Session, Visit, capture};
 use jetway::demo::desktop::Desktop;
+use jetway::demo::show::{Show, Started};
 use jetway::demo::target;
+use jetway::rdp::preconnection::{self, PreconnectionPdu};
+use jetway::token::{KeyDocument, KeySet, KeyUsage, TokenRules, Verifier};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -163,4 +168,121 @@ async fn garbage_ends_its_own_connection_only() {
     bystander.leave().await;
     check(&capture(&visit).await.unwrap(), "alice");
     target.stop().await;
+}
+
+/// As much of a gateway as the demo needs: verifies the token in the preconnection PDU and passes on what follows.
+fn stand_in_gateway(config: &Path) -> anyhow::Result<Started> {
+    let text = std::fs::read_to_string(config)?;
+    let folder = config.parent().unwrap();
+    let mut documents = Vec::new();
+    for (file, usage) in [
+        ("issuer.pub.pem", KeyUsage::Sign),
+        ("gateway.key.pem", KeyUsage::Encrypt),
+    ] {
+        assert!(text.contains(file), "{text}");
+        documents.push((file, std::fs::read(folder.join(file))?, usage));
+    }
+    let documents: Vec<KeyDocument<'_>> = documents
+        .iter()
+        .map(|(name, bytes, usage)| KeyDocument {
+            name,
+            bytes,
+            usage: Some(*usage),
+            kid: None,
+        })
+        .collect();
+    let keys = KeySet::from_documents(&documents)?;
+    let verifier = Arc::new(Verifier::new(keys, TokenRules::default()));
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
+    let listener = TcpListener::from_std(listener)?;
+    let task = tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let verifier = Arc::clone(&verifier);
+            tokio::spawn(async move {
+                let mut read = Vec::new();
+                let (pdu, length) = loop {
+                    client.read_buf(&mut read).await.unwrap();
+                    if let Some(pdu) = preconnection::decode(&read).unwrap() {
+                        break pdu;
+                    }
+                };
+                let PreconnectionPdu::V2 { wsz_pcb, .. } = pdu else {
+                    panic!("the demo sends version 2");
+                };
+                let token = verifier
+                    .verify(&wsz_pcb, jetway::clock::unix_now())
+                    .unwrap();
+                let target = token.claims.targets[0].to_string();
+                let mut target = TcpStream::connect(target).await.unwrap();
+                target.write_all(&read[length..]).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut target).await;
+            });
+        }
+    });
+    Ok(Started {
+        address,
+        stop: Box::pin(async move { task.abort() }),
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_leaves_a_picture_and_a_file_to_connect_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut out = Vec::new();
+    let show = Show::open(folder.path(), 0, stand_in_gateway, &mut out)
+        .await
+        .unwrap();
+    let said = String::from_utf8(out).unwrap();
+    println!("{said}");
+    assert!(said.contains("compared and equal"), "{said}");
+    let picture = image::open(&show.picture).unwrap().to_rgba8();
+    assert_eq!(picture.dimensions(), (1024, 768));
+    let rdp = std::fs::read_to_string(&show.rdp_file).unwrap();
+    let token = rdp
+        .lines()
+        .find_map(|line| line.strip_prefix("pcb:s:"))
+        .unwrap();
+    let address = rdp
+        .lines()
+        .find_map(|line| line.strip_prefix("full address:s:"))
+        .unwrap();
+    assert!(!said.contains(token), "a token is a secret");
+    let visit = Visit {
+        wsz_pcb: Some(token),
+        ..Visit::new(address.parse().unwrap(), "visitor", "any")
+    };
+    check(&capture(&visit).await.unwrap(), "visitor");
+    #[cfg(unix)]
+    for secret in ["gateway.key.pem", "issuer.key.pem", "demo.rdp"] {
+        use std::os::unix::fs::PermissionsExt as _;
+        let mode = std::fs::metadata(folder.path().join(secret))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600, "{secret}");
+    }
+    show.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_demo_whose_gateway_leads_nowhere_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = closed.local_addr().unwrap();
+    drop(closed);
+    let nowhere = |_: &Path| {
+        Ok(Started {
+            address,
+            stop: Box::pin(async {}),
+        })
+    };
+    let error = Show::open(folder.path(), 0, nowhere, &mut Vec::new())
+        .await
+        .unwrap_err();
+    assert!(
+        format!("{error:#}").contains("through the gateway"),
+        "{error:#}"
+    );
 }

@@ -1,0 +1,293 @@
+//! The demo itself: a target, a gateway with fresh keys, one session through both, and the picture it brought.
+//!
+//! Everything that is made lies in one folder: keys, the gateway's configuration, the picture, and a `.rdp` file for
+//! a client of one's own. [`Show::open`] does all of it and writes what it does to `out` in plain words; what it
+//! returns keeps the target and the gateway alive until [`Show::close`].
+
+use std::fmt;
+use std::fs;
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+
+use anyhow::{Context as _, ensure};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use uuid::Uuid;
+
+use super::client::{self, Capture, Visit};
+use super::desktop::Desktop;
+use super::target;
+use crate::clock;
+use crate::token::algorithm::{Algorithm, KeyManagement, SignatureAlgorithm};
+use crate::token::key::Key;
+use crate::token::mint::{self, EncryptionKey, SigningKey};
+
+/// A gateway that listens, as far as the demo needs to know it.
+pub struct Started {
+    /// Where clients connect to.
+    pub address: SocketAddr,
+    /// Stops it.
+    pub stop: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl fmt::Debug for Started {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Started")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A running demo.
+#[derive(Debug)]
+pub struct Show {
+    /// The picture that the client has seen.
+    pub picture: PathBuf,
+    /// For mstsc and FreeRDP.
+    pub rdp_file: PathBuf,
+    gateway: Started,
+    /// Ends the target, also where the demo fails half-way.
+    cancel: DropGuard,
+    target: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Show {
+    /// Runs the demo in `folder`. `port` is the gateway's on 127.0.0.1, zero for a free one; `start_gateway` starts a
+    /// gateway from the configuration file it is given.
+    ///
+    /// # Errors
+    /// Whatever step fails, and a picture that is not the target's.
+    pub async fn open(
+        folder: &Path,
+        port: u16,
+        start_gateway: impl FnOnce(&Path) -> anyhow::Result<Started>,
+        out: &mut impl Write,
+    ) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .context("open a port for the target")?;
+        let target_address = listener.local_addr().context("the target's port")?;
+        let cancel = CancellationToken::new();
+        let tls = target::self_signed()?;
+        let target = tokio::spawn(target::serve(listener, tls, cancel.clone()));
+        let cancel = cancel.drop_guard();
+        say(
+            out,
+            &format!("Target    an RDP desktop on {target_address}"),
+        )?;
+
+        let keys = Keys::make(folder)?;
+        say(
+            out,
+            "Keys      fresh ones: tokens are signed, then encrypted to the gateway",
+        )?;
+
+        let config = folder.join(CONFIG);
+        write_file(&config, &configuration(port, target_address.port()), false)?;
+        let gateway = start_gateway(&config).context("start the gateway")?;
+        say(out, &format!("Gateway   listens on {}", gateway.address))?;
+
+        let token = keys.mint(target_address, PICTURE_TOKEN_S, 0)?;
+        let visit = Visit {
+            wsz_pcb: Some(&token),
+            keys: GREETING,
+            ..Visit::new(gateway.address, USER, "any")
+        };
+        let seen = client::capture(&visit)
+            .await
+            .context("the session through the gateway")?;
+        let picture = folder.join(PICTURE);
+        seen.image
+            .save(&picture)
+            .with_context(|| format!("write {}", picture.display()))?;
+        check(&seen).with_context(|| format!("{} is wrong", picture.display()))?;
+        let (width, height) = seen.desktop_size;
+        say(
+            out,
+            &format!(
+                "Session   a client showed the gateway a token for the target, typed, and saw the\n\
+                 {INDENT}target's desktop: {width} x {height} pixels, compared and equal"
+            ),
+        )?;
+        say(out, &format!("Picture   {}", picture.display()))?;
+
+        // One token opens one session, so whoever comes next needs another.
+        let token = keys.mint(target_address, VISITOR_TOKEN_S, VISITOR_TOKEN_S)?;
+        let rdp_file = folder.join(RDP_FILE);
+        write_file(&rdp_file, &rdp(gateway.address, &token), true)?;
+        let file = rdp_file.display();
+        say(
+            out,
+            &format!(
+                "\nConnect to it yourself within the hour, as any user with any password:\n\
+                 \n    mstsc \"{file}\"\
+                 \n    xfreerdp \"{file}\" /u:{USER} /p:any /cert:ignore\n\
+                 \nThe target's certificate is its own, so mstsc asks and FreeRDP is told not to.\n\
+                 Keys, configuration and token are in {}",
+                folder.display()
+            ),
+        )?;
+        Ok(Self {
+            picture,
+            rdp_file,
+            gateway,
+            cancel,
+            target,
+        })
+    }
+
+    /// Ends sessions, gateway and target.
+    pub async fn close(self) {
+        drop(self.cancel);
+        self.gateway.stop.await;
+        // It only ends by cancellation, and then without an error.
+        let _ended = self.target.await;
+    }
+}
+
+/// The picture shows the target's desktop, for this user, with what was typed.
+fn check(seen: &Capture) -> anyhow::Result<()> {
+    let (width, height) = seen.desktop_size;
+    let mut desktop = Desktop::new(width, height, USER);
+    desktop.check_still_part(seen.image.dimensions(), seen.image.as_raw())?;
+    ensure!(
+        desktop.echoes(GREETING, seen.image.as_raw()),
+        "what was typed has not arrived at the target"
+    );
+    Ok(())
+}
+
+/// Both key pairs of a demo.
+struct Keys {
+    sign: SigningKey,
+    encrypt: EncryptionKey,
+}
+
+impl Keys {
+    /// Makes key pairs and writes them into `folder`.
+    fn make(folder: &Path) -> anyhow::Result<Self> {
+        let make = |algorithm, private: &str, public: &str| -> anyhow::Result<Key> {
+            let key = mint::generate(algorithm).context("make a key")?;
+            let pem = key.private_pem().context("a key without a private half")?;
+            write_file(&folder.join(private), &pem, true)?;
+            let pem = key.public_pem().context("a key without a public half")?;
+            write_file(&folder.join(public), &pem, false)?;
+            Ok(key)
+        };
+        let es256 = Algorithm::Signature(SignatureAlgorithm::Es256);
+        let sign = make(es256, "issuer.key.pem", ISSUER_PUBLIC)?;
+        let ecdh = Algorithm::KeyManagement(KeyManagement::EcdhEs);
+        let encrypt = make(ecdh, GATEWAY_PRIVATE, "gateway.pub.pem")?;
+        Ok(Self {
+            sign: SigningKey::from_key(&sign, Some(SignatureAlgorithm::Es256))?,
+            encrypt: EncryptionKey::from_key(&encrypt, Some(KeyManagement::EcdhEs))?,
+        })
+    }
+
+    /// A token for one session with the target, for `lifetime_s` seconds from now; one that was interrupted may be
+    /// taken up again within `reuse_s`.
+    fn mint(&self, target: SocketAddr, lifetime_s: u64, reuse_s: u64) -> anyhow::Result<String> {
+        let now = clock::unix_now();
+        let claims = json!({
+            "jti": Uuid::new_v4(),
+            "jet_aid": Uuid::new_v4(),
+            "jet_cm": "fwd",
+            "jet_ap": "rdp",
+            "dst_hst": target.to_string(),
+            "sub": USER,
+            "nbf": now.0,
+            "exp": now.plus(lifetime_s).0,
+            "jet_reuse": reuse_s,
+        });
+        mint::mint(&claims, Some(&self.sign), Some(&self.encrypt)).context("make a token")
+    }
+}
+
+/// The gateway's configuration.
+fn configuration(port: u16, target_port: u16) -> String {
+    format!(
+        "# Written by `jetway demo`.\n\
+         \n\
+         [[listener]]\n\
+         address = \"127.0.0.1:{port}\"\n\
+         \n\
+         [token]\n\
+         # What tokens are signed with, and what they are encrypted to.\n\
+         keys = [\n    \
+             {{ path = \"{ISSUER_PUBLIC}\", usage = \"sign\" }},\n    \
+             {{ path = \"{GATEWAY_PRIVATE}\", usage = \"encrypt\" }},\n\
+         ]\n\
+         # The token in demo.rdp may come back as long as it lives.\n\
+         max_reconnect_window_s = {VISITOR_TOKEN_S}\n\
+         \n\
+         [egress]\n\
+         # Loopback is refused unless it is named. The demo's target is there; nothing else may be reached.\n\
+         allow = [{{ cidr = \"127.0.0.1\", ports = {target_port} }}]\n\
+         \n\
+         [store]\n\
+         path = \"jetway.redb\"\n"
+    )
+}
+
+/// A `.rdp` file for mstsc and FreeRDP.
+fn rdp(gateway: SocketAddr, wsz_pcb: &str) -> String {
+    [
+        format!("full address:s:{gateway}"),
+        format!("pcb:s:{wsz_pcb}"),
+        format!("username:s:{USER}"),
+        String::from("enablecredsspsupport:i:0"),
+        String::from("authentication level:i:0"),
+        String::from("desktopwidth:i:1024"),
+        String::from("desktopheight:i:768"),
+        String::from("screen mode id:i:1"),
+        String::new(),
+    ]
+    .join("\r\n")
+}
+
+fn say(out: &mut impl Write, text: &str) -> anyhow::Result<()> {
+    writeln!(out, "{text}").context("write to standard output")?;
+    out.flush().context("write to standard output")
+}
+
+/// Writes a file; a secret one only for its owner to read.
+fn write_file(path: &Path, text: &str, secret: bool) -> anyhow::Result<()> {
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    if secret {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        options.mode(0o600);
+    }
+    #[cfg(not(unix))]
+    let _ = secret;
+    options
+        .open(path)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .with_context(|| format!("write {}", path.display()))
+}
+
+/// The user whose session the demo shows.
+const USER: &str = "alice";
+
+/// What the demo's client types.
+const GREETING: &str = "Hello, Jetway!";
+
+/// Enough to take a picture, seconds.
+const PICTURE_TOKEN_S: u64 = 120;
+
+/// For whoever wants to look around, seconds.
+const VISITOR_TOKEN_S: u64 = 3600;
+
+const ISSUER_PUBLIC: &str = "issuer.pub.pem";
+const GATEWAY_PRIVATE: &str = "gateway.key.pem";
+const CONFIG: &str = "jetway.toml";
+const PICTURE: &str = "demo.png";
+const RDP_FILE: &str = "demo.rdp";
+
+/// As wide as the words before each line.
+const INDENT: &str = "          ";
