@@ -723,3 +723,153 @@ const UPDATE_BYTES: usize = 15 * 1024;
 
 /// The planar codec is for 32 bits per pixel.
 const BITS_PER_PIXEL: u16 = 32;
+
+#[cfg(test)]
+mod tests {
+    use ironrdp_pdu::find_size;
+    use ironrdp_pdu::input::{InputEventPdu, ScanCodePdu};
+    use ironrdp_pdu::rdp::refresh_rectangle::RefreshRectanglePdu;
+    use ironrdp_pdu::rdp::suppress_output::SuppressOutputPdu;
+
+    use super::*;
+
+    const IO_CHANNEL: u16 = 1003;
+
+    /// Starts of frames that real clients send after the connection sequence.
+    const FRAMES: [&[u8]; 4] = [
+        // Fast path: press and release `a`, then move the pointer.
+        b"\x0c\x0d\x00\x1e\x01\x1e\x20\x00\x08\x40\x01\xf0\x00",
+        // MCS Disconnect Provider Ultimatum.
+        b"\x03\x00\x00\x09\x02\xf0\x80\x21\x80",
+        b"\x30\x00",
+        b"\x04\x80\x03\x1e",
+    ];
+
+    /// An Input PDU and its like, as clients without fast path send them on the I/O channel.
+    fn slow_path(pdu: ShareDataPdu) -> Vec<u8> {
+        let mut frame = WriteBuf::new();
+        ironrdp_pdu::rdp::headers::encode_share_data(1002, IO_CHANNEL, 0, pdu, &mut frame).unwrap();
+        frame.filled().to_vec()
+    }
+
+    fn typed(character: char) -> ShareDataPdu {
+        let (code, _) = keyboard::scan_code(character).unwrap();
+        ShareDataPdu::Input(InputEventPdu(vec![InputEvent::ScanCode(ScanCodePdu {
+            flags: scan_code::KeyboardFlags::empty(),
+            key_code: u16::from(code),
+        })]))
+    }
+
+    #[test]
+    fn slow_path_input_refresh_suppress_and_shutdown_are_understood() {
+        let shared = Shared::default();
+        let say = |pdu| x224(&slow_path(pdu), IO_CHANNEL, &shared).unwrap();
+        let suppress =
+            |desktop_rect| ShareDataPdu::SuppressOutput(SuppressOutputPdu { desktop_rect });
+        let all = InclusiveRectangle {
+            left: 0,
+            top: 0,
+            right: 99,
+            bottom: 99,
+        };
+        let flags = || {
+            let mut seen = shared.seen.lock().unwrap();
+            (seen.suppressed, std::mem::take(&mut seen.repaint))
+        };
+
+        assert!(say(typed('j')) == Next::Stay);
+        assert_eq!(shared.seen.lock().unwrap().keys, "j");
+        say(suppress(None));
+        assert_eq!(flags(), (true, false));
+        say(suppress(Some(all.clone())));
+        assert_eq!(flags(), (false, true));
+        let areas_to_refresh = vec![all];
+        say(ShareDataPdu::RefreshRectangle(RefreshRectanglePdu {
+            areas_to_refresh,
+        }));
+        assert_eq!(flags(), (false, true));
+        assert!(say(ShareDataPdu::ShutdownRequest) == Next::Leave);
+        let other_channel = x224(&slow_path(typed('x')), IO_CHANNEL + 1, &shared).unwrap();
+        assert!(other_channel == Next::Stay);
+        assert_eq!(shared.seen.lock().unwrap().keys, "j");
+    }
+
+    #[test]
+    fn no_frame_makes_the_reader_panic() {
+        let mut seed = 1_u32;
+        let mut random = move || {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            seed.to_be_bytes()
+        };
+        let shared = Shared::default();
+        let mut frames: Vec<Vec<u8>> = FRAMES.iter().map(|frame| frame.to_vec()).collect();
+        frames.push(slow_path(typed('j')));
+        frames.push(slow_path(ShareDataPdu::ShutdownRequest));
+        for round in 0..20_000_usize {
+            let mut frame = frames[round % frames.len()].clone();
+            let [count, ..] = random();
+            for _ in 0..count % 4 {
+                let [at, value, _, _] = random();
+                let at = usize::from(at) % frame.len();
+                frame[at] = value;
+            }
+            let [cut, ..] = random();
+            frame.truncate(usize::from(cut) + 1);
+            match find_size(&frame) {
+                Ok(Some(info)) if info.length <= frame.len() => {
+                    frame.truncate(info.length);
+                    match info.action {
+                        Action::FastPath => drop(fast_path(&frame, &shared)),
+                        Action::X224 => drop(x224(&frame, IO_CHANNEL, &shared)),
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn a_frame_that_is_all_header_is_refused() {
+        let shared = Shared::default();
+        for frame in [b"".as_slice(), b"\x30", b"\x30\x00"] {
+            assert!(fast_path(frame, &shared).is_err());
+        }
+    }
+
+    #[test]
+    fn typing_is_echoed_up_to_a_limit() {
+        let shared = Shared::default();
+        for _ in 0..100 {
+            fast_path(FRAMES[0], &shared).unwrap();
+        }
+        let seen = shared.seen.lock().unwrap();
+        assert_eq!(seen.keys, "a".repeat(KEYS_CHARS));
+        assert_eq!(seen.pointer, Some((0x0140, 0x00f0)));
+    }
+
+    #[test]
+    fn tiles_cover_an_area_and_stay_in_the_picture() {
+        for width in [64_u16, 65, 66, 67, 130, 202, 1366] {
+            let picture = Area::new(0, 0, width, 100);
+            for area in [
+                picture,
+                Area::new(width - 3, 5, 3, 70),
+                Area::new(1, 1, 62, 9),
+            ] {
+                let tiles: Vec<Area> = tiles(area.intersection(&picture), width).collect();
+                for y in area.top..area.bottom {
+                    for x in area.left..area.right {
+                        assert!(
+                            tiles.iter().any(|tile| tile.contains(x, y)),
+                            "{width} {x},{y}"
+                        );
+                    }
+                }
+                for tile in tiles {
+                    assert!(tile.width().is_multiple_of(4) && !tile.is_empty());
+                    assert_eq!(tile.intersection(&picture), tile, "{width} {tile:?}");
+                }
+            }
+        }
+    }
+}
