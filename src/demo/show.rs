@@ -17,11 +17,13 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 use super::client::{self, Capture, Visit};
 use super::desktop::Desktop;
 use super::target;
 use crate::clock;
+use crate::rdp_file::RdpFile;
 use crate::token::algorithm::{Algorithm, KeyManagement, SignatureAlgorithm};
 use crate::token::key::Key;
 use crate::token::mint::{self, EncryptionKey, SigningKey};
@@ -87,7 +89,11 @@ impl Show {
         )?;
 
         let config = folder.join(CONFIG);
-        write_file(&config, &configuration(port, target_address.port()), false)?;
+        write_file(
+            &config,
+            configuration(port, target_address.port()).as_bytes(),
+            false,
+        )?;
         let gateway = start_gateway(&config).context("start the gateway")?;
         say(out, &format!("Gateway   listens on {}", gateway.address))?;
 
@@ -118,7 +124,7 @@ impl Show {
         // One token opens one session, so whoever comes next needs another.
         let token = keys.mint(target_address, VISITOR_TOKEN_S, VISITOR_TOKEN_S)?;
         let rdp_file = folder.join(RDP_FILE);
-        write_file(&rdp_file, &rdp(gateway.address, &token), true)?;
+        write_file(&rdp_file, &rdp(gateway.address, &token)?, true)?;
         let file = rdp_file.display();
         say(
             out,
@@ -173,9 +179,9 @@ impl Keys {
         let make = |algorithm, private: &str, public: &str| -> anyhow::Result<Key> {
             let key = mint::generate(algorithm).context("make a key")?;
             let pem = key.private_pem().context("a key without a private half")?;
-            write_file(&folder.join(private), &pem, true)?;
+            write_file(&folder.join(private), pem.as_bytes(), true)?;
             let pem = key.public_pem().context("a key without a public half")?;
-            write_file(&folder.join(public), &pem, false)?;
+            write_file(&folder.join(public), pem.as_bytes(), false)?;
             Ok(key)
         };
         let es256 = Algorithm::Signature(SignatureAlgorithm::Es256);
@@ -233,20 +239,20 @@ fn configuration(port: u16, target_port: u16) -> String {
     )
 }
 
-/// A `.rdp` file for mstsc and FreeRDP.
-fn rdp(gateway: SocketAddr, wsz_pcb: &str) -> String {
-    [
-        format!("full address:s:{gateway}"),
-        format!("pcb:s:{wsz_pcb}"),
-        format!("username:s:{USER}"),
-        String::from("enablecredsspsupport:i:0"),
-        String::from("authentication level:i:0"),
-        String::from("desktopwidth:i:1024"),
-        String::from("desktopheight:i:768"),
-        String::from("screen mode id:i:1"),
-        String::new(),
-    ]
-    .join("\r\n")
+/// A `.rdp` file for mstsc and FreeRDP that carries a token to the gateway.
+fn rdp(gateway: SocketAddr, token: &str) -> anyhow::Result<Zeroizing<Vec<u8>>> {
+    let mut file = RdpFile::new(&gateway.to_string().parse()?);
+    file.set_token(token)?;
+    file.set_username(USER)?;
+    // In a window, so that the picture is the one that is already there.
+    for setting in [
+        "screen mode id:i:1",
+        "desktopwidth:i:1024",
+        "desktopheight:i:768",
+    ] {
+        file.set(setting.parse()?)?;
+    }
+    Ok(file.to_utf16())
 }
 
 fn say(out: &mut impl Write, text: &str) -> anyhow::Result<()> {
@@ -255,7 +261,7 @@ fn say(out: &mut impl Write, text: &str) -> anyhow::Result<()> {
 }
 
 /// Writes a file; a secret one only for its owner to read.
-fn write_file(path: &Path, text: &str, secret: bool) -> anyhow::Result<()> {
+fn write_file(path: &Path, content: &[u8], secret: bool) -> anyhow::Result<()> {
     let mut options = fs::OpenOptions::new();
     options.write(true).create(true).truncate(true);
     #[cfg(unix)]
@@ -267,7 +273,7 @@ fn write_file(path: &Path, text: &str, secret: bool) -> anyhow::Result<()> {
     let _ = secret;
     options
         .open(path)
-        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .and_then(|mut file| file.write_all(content))
         .with_context(|| format!("write {}", path.display()))
 }
 
