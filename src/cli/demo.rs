@@ -46,7 +46,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 async fn demo(args: Args) -> anyhow::Result<()> {
     let folder = Folder::open(args.dir)?;
     let mut out = io::stdout();
-    let open = Box::pin(Show::open(folder.path(), args.port, start_gateway, &mut out));
+    let open = Box::pin(Show::open(
+        folder.path(),
+        args.port,
+        start_gateway,
+        &mut out,
+    ));
     let show = tokio::select! {
         show = open => show?,
         interrupted = tokio::signal::ctrl_c() => return interrupted.context("wait for Ctrl-C"),
@@ -56,6 +61,7 @@ async fn demo(args: Args) -> anyhow::Result<()> {
         folder.keep();
         return Ok(());
     }
+    super::print_line(&show.invitation())?;
     super::print_line(folder.farewell())?;
     tokio::signal::ctrl_c().await.context("wait for Ctrl-C")?;
     show.close().await;
@@ -64,7 +70,11 @@ async fn demo(args: Args) -> anyhow::Result<()> {
 
 fn start_gateway(config: &Path) -> anyhow::Result<Started> {
     let running = Running::start(Config::load(config, &Flags::default())?)?;
-    let address = running.addresses().first().copied().context("a gateway without a listener")?;
+    let address = running
+        .addresses()
+        .first()
+        .copied()
+        .context("a gateway without a listener")?;
     Ok(Started {
         address,
         stop: Box::pin(running.stop()),
@@ -82,7 +92,9 @@ impl Folder {
     fn open(chosen: Option<PathBuf>) -> anyhow::Result<Self> {
         let Some(folder) = chosen else {
             let folder = tempfile::Builder::new().prefix("jetway-demo-").tempdir();
-            return folder.map(Self::Temporary).context("make a temporary folder");
+            return folder
+                .map(Self::Temporary)
+                .context("make a temporary folder");
         };
         std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
         // Commands that are printed work from anywhere.
@@ -99,7 +111,7 @@ impl Folder {
 
     fn farewell(&self) -> &'static str {
         match self {
-            Self::Temporary(_) => "Ctrl-C ends the demo and removes that folder.",
+            Self::Temporary(_) => "Ctrl-C ends the demo and removes the folder.",
             Self::Chosen(_) => "Ctrl-C ends the demo; the folder stays.",
         }
     }

@@ -3,6 +3,8 @@
 pub mod config;
 pub mod keys;
 pub mod rdp;
+#[cfg(feature = "demo")]
+pub mod demo;
 pub mod serve;
 pub mod ticket;
 pub mod token;
@@ -27,6 +29,9 @@ pub enum Command {
     Keys(keys::Args),
     /// Make tokens and explain them
     Token(token::Args),
+    /// Show all of it on this machine: a target, a gateway, a client, a picture
+    #[cfg(feature = "demo")]
+    Demo(demo::Args),
     /// Exchange a token for a ticket, short enough for loadbalanceinfo
     Ticket(ticket::Args),
     /// Write a .rdp file that leads through the gateway
@@ -44,6 +49,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve(args) => serve::run(&args),
         Command::Keys(args) => keys::run(&args),
         Command::Token(args) => token::run(&args),
+        #[cfg(feature = "demo")]
+        Command::Demo(args) => demo::run(args),
         Command::Ticket(args) => ticket::run(&args),
         Command::Rdp(args) => rdp::run(args),
         Command::Config(args) => config::run(&args),

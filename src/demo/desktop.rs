@@ -549,6 +549,22 @@ mod tests {
     }
 
     #[test]
+    fn an_echo_is_told_from_another_and_from_none() {
+        let mut desktop = Desktop::new(320, 240, "alice");
+        let mut session = Desktop::new(320, 240, "alice");
+        session.draw(&Live {
+            keys: String::from("Hello"),
+            now: Duration::from_secs(1_700_000_000),
+            ..Live::default()
+        });
+        let rgba = session.current.to_rgba();
+        assert!(desktop.echoes("Hello", &rgba));
+        assert!(!desktop.echoes("Hella", &rgba));
+        assert!(!desktop.echoes("", &rgba));
+        assert!(!desktop.echoes("Hello", &[]));
+    }
+
+    #[test]
     fn every_size_a_client_may_ask_for_can_be_drawn() {
         for (width, height) in [(200, 200), (201, 203), (1, 1), (2560, 200), (200, 1600)] {
             let mut desktop = Desktop::new(

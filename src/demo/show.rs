@@ -125,18 +125,6 @@ impl Show {
         let token = keys.mint(target_address, VISITOR_TOKEN_S, VISITOR_TOKEN_S)?;
         let rdp_file = folder.join(RDP_FILE);
         write_file(&rdp_file, &rdp(gateway.address, &token)?, true)?;
-        let file = rdp_file.display();
-        say(
-            out,
-            &format!(
-                "\nConnect to it yourself within the hour, as any user with any password:\n\
-                 \n    mstsc \"{file}\"\
-                 \n    xfreerdp \"{file}\" /u:{USER} /p:any /cert:ignore\n\
-                 \nThe target's certificate is its own, so mstsc asks and FreeRDP is told not to.\n\
-                 Keys, configuration and token are in {}",
-                folder.display()
-            ),
-        )?;
         Ok(Self {
             picture,
             rdp_file,
@@ -144,6 +132,19 @@ impl Show {
             cancel,
             target,
         })
+    }
+
+    /// How to connect with a client of one's own, while the demo runs.
+    #[must_use]
+    pub fn invitation(&self) -> String {
+        let file = self.rdp_file.display();
+        format!(
+            "\nConnect to it yourself within the hour, as any user with any password:\n\
+             \n    mstsc \"{file}\"\
+             \n    xfreerdp \"{file}\" /u:{USER} /p:any /cert:ignore\n\
+             \nThe target's certificate is its own, so mstsc asks and FreeRDP is told not to.\n\
+             The same folder holds the keys and the gateway's configuration."
+        )
     }
 
     /// Ends sessions, gateway and target.

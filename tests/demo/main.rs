@@ -254,7 +254,11 @@ async fn the_demo_leaves_a_picture_and_a_file_to_connect_with() {
         .lines()
         .find_map(|line| line.strip_prefix("full address:s:"))
         .unwrap();
-    assert!(!said.contains(token), "a token is a secret");
+    assert!(
+        !said.contains(token) && !show.invitation().contains(token),
+        "a token is a secret"
+    );
+    assert!(show.invitation().contains(show.rdp_file.to_str().unwrap()));
     let visit = Visit {
         wsz_pcb: Some(token),
         ..Visit::new(address.parse().unwrap(), "visitor", "any")
