@@ -9,7 +9,7 @@ use crate::lab::log::CLOSED;
 use crate::lab::shadow::{Security, Shadow};
 use crate::lab::target::{Place, Target};
 use crate::lab::workspace::{self, Workspace};
-use crate::refuses::Refused;
+use crate::refuses::{NO_TOKEN, Refused};
 
 #[test]
 fn freerdp2_token_opens_one_session_only() -> Result<()> {
@@ -144,7 +144,7 @@ fn a_session_lives_on_beside_refused_ones_and_ends_with_the_gateway() -> Result<
         let mut live = Live::open(workspace, &gateway, Version::Two, target.place())?;
         for _ in 0..3 {
             Refused {
-                rule: "no-token",
+                rule: NO_TOKEN,
                 version: Version::Three,
                 arguments: Vec::new(),
             }

@@ -192,8 +192,8 @@ fn exit_code(status: ExitStatus) -> Result<i32> {
 pub(crate) mod exit {
     /// XF_EXIT_NEGO_FAILURE: the server answered the Connection Request with an RDP Negotiation Failure.
     pub(crate) const NEGOTIATION_FAILURE: i32 = 133;
-    /// XF_EXIT_AUTH_FAILURE: the server's CredSSP refused user or password.
-    pub(crate) const LOGON_FAILURE: i32 = 132;
+    /// XF_EXIT_CONN_FAILED: the server closed the connection without a word.
+    pub(crate) const CONNECTION_FAILURE: i32 = 147;
 }
 
 /// [MS-RDPBCGR] 2.2.1.2.2 RDP Negotiation Failure: the names of failureCode.
