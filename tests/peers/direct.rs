@@ -1,8 +1,8 @@
 //! The laboratory by itself: client and target with nothing between, so that a failure elsewhere is the gateway's.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
-use crate::lab::freerdp::{FreeRdp, Version};
+use crate::lab::freerdp::{FreeRdp, TOLERATED_PIXELS, Version};
 use crate::lab::target::{self, TargetKind};
 use crate::lab::workspace;
 
@@ -34,5 +34,24 @@ fn desktop_appears_twice_alike_and_keys_arrive(version: Version, kind: TargetKin
         let mut second = FreeRdp::direct(workspace, version, place)?;
         second.wait_for_picture(workspace, &picture)?;
         second.type_until_it_arrives(place)
+    })
+}
+
+/// The comparison tells desktops apart that differ in nothing but the phrase in the terminal.
+#[test]
+fn another_desktop_is_not_taken_for_this_one() -> Result<()> {
+    workspace::run(|workspace| {
+        let mut pictures = Vec::new();
+        for _ in 0..2 {
+            let target = target::start(workspace, TargetKind::ShadowTls)?;
+            let mut client = FreeRdp::direct(workspace, Version::Three, target.place())?;
+            pictures.push(client.wait_for_desktop(target.place())?);
+        }
+        let difference = pictures[0].difference(&pictures[1]);
+        ensure!(
+            difference > 10 * TOLERATED_PIXELS,
+            "only {difference} pixels differ"
+        );
+        Ok(())
     })
 }

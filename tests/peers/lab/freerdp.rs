@@ -209,7 +209,7 @@ const FAILURES: &[&str] = &[
 /// A picture must be the same this many times in a row, 20 ms and a screenshot apart, to stand still.
 const STILL_PICTURES: usize = 5;
 /// Less than one letter of the terminal; every session seen so far was equal to the last bit.
-const TOLERATED_PIXELS: usize = 10;
+pub(crate) const TOLERATED_PIXELS: usize = 10;
 const PAPER: super::screenshot::Colour = [0xff, 0xff, 0xff];
 /// How long FreeRDP itself waits for an answer.
 const FREERDP_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
