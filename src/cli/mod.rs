@@ -1,10 +1,10 @@
 //! The commands: one file each.
 
 pub mod config;
-pub mod keys;
-pub mod rdp;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod keys;
+pub mod rdp;
 pub mod serve;
 pub mod ticket;
 pub mod token;
