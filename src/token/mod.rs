@@ -737,6 +737,29 @@ mod tests {
         assert_eq!(token.protection.to_string(), "RS256 (key k)");
     }
 
+    // J-JWT-2, J-JWT-4
+    #[test]
+    fn tokens_of_another_implementation_are_accepted() {
+        let vectors: Value =
+            serde_json::from_str(include_str!("../../tests/golden/token/jwcrypto.json")).unwrap();
+        let vectors = vectors.as_array().unwrap();
+        assert_eq!(vectors.len(), 35);
+        for vector in vectors {
+            let name = vector["name"].as_str().unwrap();
+            let keys = json!({ "keys": vector["keys"] }).to_string();
+            let document = KeyDocument {
+                name,
+                bytes: keys.as_bytes(),
+                usage: None,
+                kid: None,
+            };
+            let keys = KeySet::from_documents(&[document]).unwrap();
+            let verifier = Verifier::new(keys, TokenRules::default());
+            let verdict = verifier.verify(vector["token"].as_str().unwrap(), NOW);
+            assert_eq!(rule(verdict), "accepted", "{name}");
+        }
+    }
+
     // J-JWT-2: the public key is no HMAC secret.
     #[test]
     fn a_token_signed_with_the_text_of_the_public_key_is_refused() {
