@@ -590,6 +590,14 @@ mod tests {
         assert_eq!(decode(&frame(flagged)), error);
         assert_eq!(decode(&frame(&[NEGOTIATION, &info].concat())), error);
 
+        // 36 bytes of something else do not pass for correlation info, and a text does not end in them.
+        let mut other = info;
+        other[0] = 7;
+        assert_eq!(
+            decode(&frame(&[flagged, &other[..]].concat())),
+            Err(ConnectionRequestError::RoutingToken)
+        );
+
         let mut request = complete(&frame(&[flagged, &info[..]].concat()));
         assert_eq!(complete(&request.encode().unwrap()), request);
         request.correlation_info = None;
