@@ -95,33 +95,34 @@ fn raise_descriptor_limit(connections: usize) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     /// Listeners, files, the store, the runtime.
     const SPARE: u64 = 256;
-    /// Two sockets, and two pipes with two ends each while bytes are spliced both ways.
-    const PER_SESSION: u64 = 6;
-    let wanted = u64::try_from(connections)
-        .unwrap_or(u64::MAX)
+    /// A client's socket and its target's. Pipes for splicing come from a pool that does without them when it must.
+    const PER_SESSION: u64 = 2;
+    let connections = u64::try_from(connections).unwrap_or(u64::MAX);
+    let needed = connections
         .saturating_mul(PER_SESSION)
-        + SPARE;
+        .saturating_add(SPARE);
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if current.is_some_and(|current| current < wanted) {
-        let raised = maximum.map_or(wanted, |maximum| wanted.min(maximum));
-        let limit = Rlimit {
-            current: Some(raised),
-            maximum,
-        };
-        if let Err(error) = setrlimit(Resource::Nofile, limit) {
-            tracing::warn!(%error, "Cannot raise the limit of open files");
-        }
+    if current.is_none_or(|current| current >= needed) {
+        return;
     }
-    let current = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let needed = u64::try_from(connections)
-        .unwrap_or(u64::MAX)
-        .saturating_mul(2)
-        + SPARE;
-    if current < needed {
-        tracing::warn!(
-            open_files = current,
-            connections,
-            "Fewer open files are allowed than limits.connections needs"
-        );
+    // Only a privileged process may raise the maximum as well.
+    let maximum_raised = maximum.map(|maximum| maximum.max(needed));
+    let all = Rlimit {
+        current: Some(needed),
+        maximum: maximum_raised,
+    };
+    if setrlimit(Resource::Nofile, all).is_ok() {
+        return;
     }
+    let most = Rlimit {
+        current: maximum.map(|maximum| maximum.min(needed)),
+        maximum,
+    };
+    let raised = setrlimit(Resource::Nofile, most);
+    tracing::warn!(
+        open_files = getrlimit(Resource::Nofile).current,
+        needed,
+        error = raised.err().map(|error| error.to_string()),
+        "Fewer open files are allowed than limits.connections needs"
+    );
 }
