@@ -1,6 +1,7 @@
 //! A live session: no second one beside it or after it with the same token, and how it ends.
 
 use anyhow::{Result, ensure};
+use serde_json::json;
 
 use crate::lab::forge;
 use crate::lab::freerdp::{FreeRdp, Version};
@@ -9,7 +10,7 @@ use crate::lab::log::CLOSED;
 use crate::lab::shadow::{Security, Shadow};
 use crate::lab::target::{Place, Target};
 use crate::lab::workspace::{self, Workspace};
-use crate::refuses::{NO_TOKEN, Refused};
+use crate::refuses::{NOT_ALLOWED, Refused, UNAUTHENTICATED};
 
 #[test]
 fn freerdp2_token_opens_one_session_only() -> Result<()> {
@@ -26,12 +27,13 @@ fn token_opens_one_session_only(version: Version) -> Result<()> {
         let target = Shadow::start(workspace, Security::Nla)?;
         let gateway = Gateway::start(workspace)?;
         let mut live = Live::open(workspace, &gateway, version, target.place())?;
-        let replayed = || Refused {
-            rule: "replay",
+        let again = |rule| Refused {
+            rule,
+            told: UNAUTHENTICATED,
             version,
             arguments: vec![live.pcb.clone()],
         };
-        let (while_live, after_end) = (replayed(), replayed());
+        let (while_live, after_end) = (again("in-use"), again("replayed"));
 
         while_live.by(workspace, &gateway)?;
         live.client.type_until_it_arrives(target.place())?;
@@ -58,6 +60,7 @@ fn freerdp2_ticket_opens_one_session_only() -> Result<()> {
         client.wait_for_desktop(place)?;
         Refused {
             rule: "ticket",
+            told: UNAUTHENTICATED,
             version: Version::Two,
             arguments: vec![ticket],
         }
@@ -99,6 +102,7 @@ fn session_ends_when_its_token_is_revoked(version: Version) -> Result<()> {
 
         Refused {
             rule: "revoked",
+            told: UNAUTHENTICATED,
             version,
             arguments: vec![live.pcb],
         }
@@ -143,10 +147,15 @@ fn a_session_lives_on_beside_refused_ones_and_ends_with_the_gateway() -> Result<
         let gateway = Gateway::start(workspace)?;
         let mut live = Live::open(workspace, &gateway, Version::Two, target.place())?;
         for _ in 0..3 {
+            let mut claims = forge::good_claims(&target.place().address())?;
+            claims.insert("jet_cm".to_owned(), json!("rdv"));
+            let token = forge::sign_es256(&gateway.keys().signing, &claims)?;
+            let arguments = vec![format!("/pcb:{token}")];
             Refused {
-                rule: NO_TOKEN,
+                rule: "rendezvous",
+                told: NOT_ALLOWED,
                 version: Version::Three,
-                arguments: Vec::new(),
+                arguments,
             }
             .by(workspace, &gateway)?;
         }

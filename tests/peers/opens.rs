@@ -19,6 +19,8 @@ enum Carrier {
     Ticket,
     /// `pcb` in a .rdp file that `jetway rdp` made.
     RdpFile,
+    /// The token and a ticket for it at once.
+    Both,
     /// `loadbalanceinfo` in a .rdp file that `jetway rdp` made.
     RdpFileTicket,
 }
@@ -43,6 +45,7 @@ sessions! {
     freerdp2_with_nested_token_reaches_the_xrdp_desktop: Two, NestedPcb, Xrdp;
     freerdp2_with_ticket_reaches_the_nla_desktop: Two, Ticket, ShadowNla;
     freerdp2_with_ticket_reaches_the_xrdp_desktop: Two, Ticket, Xrdp;
+    freerdp2_with_pcb_and_ticket_reaches_the_nla_desktop: Two, Both, ShadowNla;
     freerdp2_with_rdp_file_reaches_the_nla_desktop: Two, RdpFile, ShadowNla;
     freerdp2_with_rdp_file_reaches_the_xrdp_desktop: Two, RdpFile, Xrdp;
     freerdp2_with_rdp_file_and_ticket_reaches_the_nla_desktop: Two, RdpFileTicket, ShadowNla;
@@ -55,6 +58,7 @@ sessions! {
     freerdp3_with_nested_token_reaches_the_xrdp_desktop: Three, NestedPcb, Xrdp;
     freerdp3_with_ticket_reaches_the_nla_desktop: Three, Ticket, ShadowNla;
     freerdp3_with_ticket_reaches_the_xrdp_desktop: Three, Ticket, Xrdp;
+    freerdp3_with_pcb_and_ticket_reaches_the_nla_desktop: Three, Both, ShadowNla;
     freerdp3_with_rdp_file_reaches_the_nla_desktop: Three, RdpFile, ShadowNla;
     freerdp3_with_rdp_file_reaches_the_xrdp_desktop: Three, RdpFile, Xrdp;
     freerdp3_with_rdp_file_and_ticket_reaches_the_nla_desktop: Three, RdpFileTicket, ShadowNla;
@@ -158,28 +162,37 @@ struct Way {
 fn way(gateway: &Gateway, carrier: Carrier, place: &Place) -> Result<Way> {
     let protection = match carrier {
         Carrier::NestedPcb => Protection::Nested,
-        Carrier::Pcb | Carrier::Ticket | Carrier::RdpFile | Carrier::RdpFileTicket => {
-            Protection::Signed
-        }
+        Carrier::Pcb
+        | Carrier::Ticket
+        | Carrier::Both
+        | Carrier::RdpFile
+        | Carrier::RdpFileTicket => Protection::Signed,
     };
     let token = gateway.token(&place.address(), protection)?;
     let ticket = match carrier {
-        Carrier::Ticket | Carrier::RdpFileTicket => Some(gateway.ticket(&token)?),
+        Carrier::Ticket | Carrier::Both | Carrier::RdpFileTicket => Some(gateway.ticket(&token)?),
         Carrier::Pcb | Carrier::NestedPcb | Carrier::RdpFile => None,
     };
     let to_gateway = format!("/v:{}", gateway.address());
-    let arguments = match (carrier, &ticket) {
-        (Carrier::RdpFile | Carrier::RdpFileTicket, ticket) => {
+    let pcb = || format!("/pcb:{token}");
+    let load_balance_info = |ticket: &String| format!("/load-balance-info:{ticket}");
+    let mut arguments = match carrier {
+        Carrier::Pcb | Carrier::NestedPcb => vec![to_gateway, pcb()],
+        Carrier::Ticket => vec![to_gateway],
+        Carrier::Both => vec![to_gateway, pcb()],
+        Carrier::RdpFile => vec![gateway.rdp_file(Some(&token), None)?.display().to_string()],
+        Carrier::RdpFileTicket => {
             vec![
                 gateway
-                    .rdp_file(&token, ticket.as_deref())?
+                    .rdp_file(None, ticket.as_deref())?
                     .display()
                     .to_string(),
             ]
         }
-        (_, Some(ticket)) => vec![to_gateway, format!("/load-balance-info:{ticket}")],
-        (_, None) => vec![to_gateway, format!("/pcb:{token}")],
     };
+    if matches!(carrier, Carrier::Ticket | Carrier::Both) {
+        arguments.extend(ticket.as_ref().map(load_balance_info));
+    }
     let secrets = [token, place.password.clone()]
         .into_iter()
         .chain(ticket)

@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::lab::forge::{self, Claims};
 use crate::lab::freerdp::{FreeRdp, Version, exit};
 use crate::lab::gateway::{Gateway, Keys};
-use crate::lab::log::{CLOSED, Line, REFUSED};
+use crate::lab::log::{CLOSED, REFUSED};
 use crate::lab::port::Port;
 use crate::lab::target::Place;
 use crate::lab::tripwire::Tripwire;
@@ -39,14 +39,14 @@ impl Forge<'_> {
 }
 
 macro_rules! refusals {
-    ($($two:ident $three:ident: $rule:expr, $forge:expr;)*) => {$(
+    ($($two:ident $three:ident: $rule:expr, $told:expr, $forge:expr;)*) => {$(
         #[test]
         fn $two() -> Result<()> {
-            the_token_is_refused(Version::Two, $rule, $forge)
+            the_token_is_refused(Version::Two, $rule, $told, $forge)
         }
         #[test]
         fn $three() -> Result<()> {
-            the_token_is_refused(Version::Three, $rule, $forge)
+            the_token_is_refused(Version::Three, $rule, $told, $forge)
         }
     )*};
 }
@@ -54,76 +54,77 @@ macro_rules! refusals {
 refusals! {
     freerdp2_with_expired_token_is_refused
     freerdp3_with_expired_token_is_refused:
-        "expired", |mut forge: Forge<'_>| {
+        "expired", UNAUTHENTICATED, |mut forge: Forge<'_>| {
             forge.claims.insert("nbf".to_owned(), json!(forge::now()? - 600));
             forge.with("exp", json!(forge::now()? - 300))
         };
     freerdp2_with_not_yet_valid_token_is_refused
     freerdp3_with_not_yet_valid_token_is_refused:
-        "not-yet-valid", |mut forge: Forge<'_>| {
+        "not-yet-valid", UNAUTHENTICATED, |mut forge: Forge<'_>| {
             forge.claims.insert("exp".to_owned(), json!(forge::now()? + 600));
             forge.with("nbf", json!(forge::now()? + 300))
         };
     freerdp2_with_wrong_key_is_refused
     freerdp3_with_wrong_key_is_refused:
-        "signature", |forge: Forge<'_>| {
+        "signature", UNAUTHENTICATED, |forge: Forge<'_>| {
             let others = Keys::make(&forge.workspace.folder("other-keys")?)?;
             forge::sign_es256(&others.signing, &forge.claims)
         };
     freerdp2_with_wrong_algorithm_is_refused
     freerdp3_with_wrong_algorithm_is_refused:
-        "algorithm", |forge: Forge<'_>| {
+        "algorithm", UNAUTHENTICATED, |forge: Forge<'_>| {
             forge::sign_hs256(&std::fs::read(&forge.keys().signing_public)?, &forge.claims)
         };
     freerdp2_with_unsigned_token_is_refused
     freerdp3_with_unsigned_token_is_refused:
-        "alg-none", |forge: Forge<'_>| forge::unsigned(&forge.claims);
+        "alg-none", UNAUTHENTICATED, |forge: Forge<'_>| forge::unsigned(&forge.claims);
     freerdp2_with_tampered_token_is_refused
     freerdp3_with_tampered_token_is_refused:
-        "signature", |mut forge: Forge<'_>| {
+        "signature", UNAUTHENTICATED, |mut forge: Forge<'_>| {
             let honest = forge::sign_es256(&forge.keys().signing, &forge.claims)?;
             forge.claims.insert("jet_ttl".to_owned(), json!(0));
             forge::tampered(&honest, &forge.claims)
         };
     freerdp2_with_oversized_token_is_refused
     freerdp3_with_oversized_token_is_refused:
-        "oversized", |forge: Forge<'_>| forge.with("padding", json!("x".repeat(18_000)));
+        "oversized", UNAUTHENTICATED, |forge: Forge<'_>| forge.with("padding", json!("x".repeat(18_000)));
     freerdp2_with_rendezvous_token_is_refused
     freerdp3_with_rendezvous_token_is_refused:
-        "rendezvous", |forge: Forge<'_>| forge.with("jet_cm", json!("rdv"));
+        "rendezvous", NOT_ALLOWED, |forge: Forge<'_>| forge.with("jet_cm", json!("rdv"));
     freerdp2_with_recording_token_is_refused
     freerdp3_with_recording_token_is_refused:
-        "recording", |forge: Forge<'_>| forge.with("jet_rec", json!(true));
+        "recording", NOT_ALLOWED, |forge: Forge<'_>| forge.with("jet_rec", json!(true));
     freerdp2_with_filtering_token_is_refused
     freerdp3_with_filtering_token_is_refused:
-        "filtering", |forge: Forge<'_>| forge.with("jetflt", json!(true));
+        "filtering", NOT_ALLOWED, |forge: Forge<'_>| forge.with("jetflt", json!(true));
     freerdp2_with_credentials_in_the_open_is_refused
     freerdp3_with_credentials_in_the_open_is_refused:
-        "secret-unencrypted", |mut forge: Forge<'_>| {
+        "secret-unencrypted", UNAUTHENTICATED, |mut forge: Forge<'_>| {
             forge.claims.insert("dst_pwd".to_owned(), json!("Open-Secret-1"));
             forge.with("dst_usr", json!("alice"))
         };
     freerdp2_with_credentials_to_inject_is_refused
     freerdp3_with_credentials_to_inject_is_refused:
-        "credentials", |mut forge: Forge<'_>| {
+        "injection", NOT_ALLOWED, |mut forge: Forge<'_>| {
             forge.claims.insert("dst_pwd".to_owned(), json!("Sealed-Secret-1"));
             let public = forge.keys().encryption_public.clone();
             forge::encrypted(&public, &forge.with("dst_usr", json!("alice"))?)
         };
     freerdp2_with_revoked_token_is_refused
     freerdp3_with_revoked_token_is_refused:
-        "revoked", |forge: Forge<'_>| {
+        "revoked", UNAUTHENTICATED, |forge: Forge<'_>| {
             forge.gateway.revoke(&[&forge.id()?])?;
             forge::sign_es256(&forge.keys().signing, &forge.claims)
         };
     freerdp2_with_forbidden_target_is_refused
     freerdp3_with_forbidden_target_is_refused:
-        "egress", |forge: Forge<'_>| forge.with("dst_hst", json!("192.0.2.1:3389"));
+        "egress", UNAVAILABLE, |forge: Forge<'_>| forge.with("dst_hst", json!("192.0.2.1:3389"));
 }
 
 fn the_token_is_refused(
     version: Version,
     rule: &str,
+    told: &str,
     make: impl FnOnce(Forge<'_>) -> Result<String>,
 ) -> Result<()> {
     workspace::run(|workspace| {
@@ -137,6 +138,7 @@ fn the_token_is_refused(
         })?;
         let refused = Refused {
             rule,
+            told,
             version,
             arguments: vec![format!("/pcb:{token}")],
         };
@@ -196,6 +198,7 @@ fn without_token_is_refused(version: Version, arguments: Vec<String>) -> Result<
         let gateway = Gateway::start(workspace)?;
         Refused {
             rule: NO_TOKEN,
+            told: UNAUTHENTICATED,
             version,
             arguments,
         }
@@ -211,6 +214,7 @@ fn freerdp2_with_unknown_ticket_is_refused() -> Result<()> {
         let arguments = vec![format!("/load-balance-info:{ticket}")];
         Refused {
             rule: "ticket",
+            told: UNAUTHENTICATED,
             version: Version::Two,
             arguments,
         }
@@ -229,6 +233,7 @@ fn freerdp2_to_a_target_that_is_down_is_refused() -> Result<()> {
         let arguments = vec![format!("/pcb:{token}")];
         Refused {
             rule: "target",
+            told: UNAVAILABLE,
             version: Version::Two,
             arguments,
         }
@@ -237,13 +242,22 @@ fn freerdp2_to_a_target_that_is_down_is_refused() -> Result<()> {
     })
 }
 
+/// The user must show something else.
+pub(crate) const UNAUTHENTICATED: &str = "SSL_WITH_USER_AUTH_REQUIRED_BY_SERVER";
+/// The token asks for what this gateway does not do.
+pub(crate) const NOT_ALLOWED: &str = "SSL_NOT_ALLOWED_BY_SERVER";
+/// Not the user's fault. A target that is forbidden and one that is down look alike.
+const UNAVAILABLE: &str = "SSL_CERT_NOT_ON_SERVER";
+
 /// The rule of a session that shows nothing to be judged.
-pub(crate) const NO_TOKEN: &str = "no-token";
+const NO_TOKEN: &str = "no-token";
 
 /// One refused user: the client and what of it must be seen.
 pub(crate) struct Refused<'a> {
-    /// The rule that the log must name, or its beginning.
+    /// The rule that the log must name.
     pub(crate) rule: &'a str,
+    /// What the user must be left with, by its name in [MS-RDPBCGR] 2.2.1.2.2.
+    pub(crate) told: &'a str,
     pub(crate) version: Version,
     pub(crate) arguments: Vec<String>,
 }
@@ -258,33 +272,34 @@ impl Refused<'_> {
         );
         let mut arguments = vec![format!("/v:{}", gateway.address())];
         arguments.extend(self.arguments);
-        let mut client = FreeRdp::start(workspace, "refused", self.version, &arguments, &nobody())?;
+        let role = format!("refused-{before}");
+        let mut client = FreeRdp::start(workspace, &role, self.version, &arguments, &nobody())?;
         let code = client.exit_code()?;
         if code != exit::NEGOTIATION_FAILURE {
             bail!("exit code {code}, not {}", exit::NEGOTIATION_FAILURE);
         }
         let failures = client.negotiation_failures()?;
-        let first = failures
-            .first()
-            .context("the client names no negotiation failure")?;
         ensure!(
-            failures.iter().all(|failure| failure == first),
-            "a retry hides it: {failures:?}"
+            !failures.is_empty(),
+            "the client names no negotiation failure"
+        );
+        ensure!(
+            failures.iter().all(|told| told == self.told),
+            "not {}: {failures:?}",
+            self.told
         );
 
-        let refused = gateway.wait_for(REFUSED, before + failures.len())?;
+        // What comes after a refusal without any token is no refusal of its own.
+        let refused = gateway.wait_for(REFUSED, before + 1)?;
         let refused = refused.get(before..).unwrap_or_default();
-        let rule = |line: &Line| line.field("rule").unwrap_or_default();
-        let named = refused
-            .iter()
-            .find(|line| rule(line).starts_with(self.rule));
-        let line = named.with_context(|| format!("no rule {} in {refused:?}", self.rule))?;
-        // A retry without the preconnection PDU has no token; with the same routing token it is judged the same.
-        let known = |other: &Line| [rule(line).as_str(), NO_TOKEN].contains(&rule(other).as_str());
-        ensure!(
-            refused.iter().all(known),
-            "a retry was judged otherwise: {refused:?}"
-        );
+        let line = refused.first().context("the first refusal")?;
+        for line in refused {
+            ensure!(
+                line.field("rule").as_deref() == Some(self.rule),
+                "not {}: {line:?}",
+                self.rule
+            );
+        }
         for field in ["session", "peer", "reason"] {
             ensure!(
                 line.field(field).is_some_and(|value| !value.is_empty()),

@@ -106,22 +106,21 @@ impl Gateway {
         ])
     }
 
-    /// A .rdp file by `jetway rdp` that carries the token in `pcb`, or in `loadbalanceinfo` the ticket for it.
-    pub(crate) fn rdp_file(&self, token: &str, ticket: Option<&str>) -> Result<PathBuf> {
+    /// A .rdp file by `jetway rdp` with the token in `pcb`, the ticket in `loadbalanceinfo`, or both.
+    pub(crate) fn rdp_file(&self, token: Option<&str>, ticket: Option<&str>) -> Result<PathBuf> {
         let (address, out) = (self.address(), self.folder.join("session.rdp"));
-        let token = self.secret_file("rdp.jwt", token)?;
-        let mut arguments = vec![
-            OsStr::new("rdp"),
-            OsStr::new("--full-address"),
-            OsStr::new(&address),
-            OsStr::new("--token-file"),
-            token.as_os_str(),
-            OsStr::new("--out"),
-            out.as_os_str(),
-        ];
+        let token = token
+            .map(|token| self.secret_file("rdp.jwt", token))
+            .transpose()?;
         let ticket = ticket
             .map(|ticket| self.secret_file("rdp.ticket", ticket))
             .transpose()?;
+        let mut arguments = vec![OsStr::new("rdp")];
+        arguments.extend([OsStr::new("--full-address"), OsStr::new(&address)]);
+        arguments.extend([OsStr::new("--out"), out.as_os_str()]);
+        if let Some(token) = &token {
+            arguments.extend([OsStr::new("--token-file"), token.as_os_str()]);
+        }
         if let Some(ticket) = &ticket {
             arguments.extend([OsStr::new("--ticket-file"), ticket.as_os_str()]);
         }
@@ -223,10 +222,10 @@ impl Keys {
             ])?;
         }
         Ok(Self {
-            signing: folder.join("sign.key.pem"),
-            signing_public: folder.join("sign.pub.pem"),
-            encryption: folder.join("enc.key.pem"),
-            encryption_public: folder.join("enc.pub.pem"),
+            signing: folder.join("sign.private.pem"),
+            signing_public: folder.join("sign.public.pem"),
+            encryption: folder.join("enc.private.pem"),
+            encryption_public: folder.join("enc.public.pem"),
         })
     }
 }
