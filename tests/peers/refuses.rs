@@ -87,10 +87,13 @@ refusals! {
         };
     freerdp2_with_oversized_token_is_refused
     freerdp3_with_oversized_token_is_refused:
-        "oversized", UNAUTHENTICATED, |forge: Forge<'_>| forge.with("padding", json!("x".repeat(18_000)));
+        "carrier: the token is longer than", UNAUTHENTICATED, |forge: Forge<'_>| forge.with("padding", json!("x".repeat(18_000)));
     freerdp2_with_rendezvous_token_is_refused
     freerdp3_with_rendezvous_token_is_refused:
-        "rendezvous", NOT_ALLOWED, |forge: Forge<'_>| forge.with("jet_cm", json!("rdv"));
+        "rendezvous", NOT_ALLOWED, |mut forge: Forge<'_>| {
+            forge.claims.remove("dst_hst");
+            forge.with("jet_cm", json!("rdv"))
+        };
     freerdp2_with_recording_token_is_refused
     freerdp3_with_recording_token_is_refused:
         "recording", NOT_ALLOWED, |forge: Forge<'_>| forge.with("jet_rec", json!(true));
@@ -174,30 +177,38 @@ fn the_forged_tokens_would_be_accepted_if_nothing_were_wrong() -> Result<()> {
 
 #[test]
 fn freerdp2_without_token_is_refused() -> Result<()> {
-    without_token_is_refused(Version::Two, Vec::new())
+    without_token_is_refused(Version::Two, "no-token", Vec::new())
 }
 
 #[test]
 fn freerdp3_without_token_is_refused() -> Result<()> {
-    without_token_is_refused(Version::Three, Vec::new())
+    without_token_is_refused(Version::Three, "no-token", Vec::new())
 }
 
 /// FreeRDP sends version 2 of the preconnection PDU with an id and an empty text, never version 1.
 #[test]
 fn freerdp2_with_preconnection_id_alone_is_refused() -> Result<()> {
-    without_token_is_refused(Version::Two, vec!["/pcid:7".to_owned()])
+    without_token_is_refused(
+        Version::Two,
+        "carrier: the preconnection PDU carries no token",
+        vec!["/pcid:7".to_owned()],
+    )
 }
 
 #[test]
 fn freerdp3_with_preconnection_id_alone_is_refused() -> Result<()> {
-    without_token_is_refused(Version::Three, vec!["/pcid:7".to_owned()])
+    without_token_is_refused(
+        Version::Three,
+        "carrier: the preconnection PDU carries no token",
+        vec!["/pcid:7".to_owned()],
+    )
 }
 
-fn without_token_is_refused(version: Version, arguments: Vec<String>) -> Result<()> {
+fn without_token_is_refused(version: Version, rule: &str, arguments: Vec<String>) -> Result<()> {
     workspace::run(|workspace| {
         let gateway = Gateway::start(workspace)?;
         Refused {
-            rule: NO_TOKEN,
+            rule,
             told: UNAUTHENTICATED,
             version,
             arguments,
@@ -210,7 +221,7 @@ fn without_token_is_refused(version: Version, arguments: Vec<String>) -> Result<
 fn freerdp2_with_unknown_ticket_is_refused() -> Result<()> {
     workspace::run(|workspace| {
         let gateway = Gateway::start(workspace)?;
-        let ticket = "jt_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+        let ticket = "jt-BBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBB";
         let arguments = vec![format!("/load-balance-info:{ticket}")];
         Refused {
             rule: "ticket",
@@ -249,12 +260,9 @@ pub(crate) const NOT_ALLOWED: &str = "SSL_NOT_ALLOWED_BY_SERVER";
 /// Not the user's fault. A target that is forbidden and one that is down look alike.
 const UNAVAILABLE: &str = "SSL_CERT_NOT_ON_SERVER";
 
-/// The rule of a session that shows nothing to be judged.
-const NO_TOKEN: &str = "no-token";
-
 /// One refused user: the client and what of it must be seen.
 pub(crate) struct Refused<'a> {
-    /// The rule that the log must name.
+    /// The rule that the log must name, and as much of the reason behind it as matters.
     pub(crate) rule: &'a str,
     /// What the user must be left with, by its name in [MS-RDPBCGR] 2.2.1.2.2.
     pub(crate) told: &'a str,
@@ -295,7 +303,7 @@ impl Refused<'_> {
         let line = refused.first().context("the first refusal")?;
         for line in refused {
             ensure!(
-                line.field("rule").as_deref() == Some(self.rule),
+                line.rule_and_reason().starts_with(self.rule),
                 "not {}: {line:?}",
                 self.rule
             );

@@ -155,8 +155,8 @@ impl FreeRdp {
         let output = self.output()?;
         Ok(output
             .lines()
-            .filter_map(|line| FAILURES.iter().find(|name| line.contains(**name)))
-            .map(|name| (*name).to_owned())
+            .filter_map(|line| FAILURES.iter().find(|(shown, _)| line.contains(shown)))
+            .map(|(_, name)| (*name).to_owned())
             .collect())
     }
 
@@ -196,14 +196,18 @@ pub(crate) mod exit {
     pub(crate) const CONNECTION_FAILURE: i32 = 147;
 }
 
-/// [MS-RDPBCGR] 2.2.1.2.2 RDP Negotiation Failure: the names of failureCode.
-const FAILURES: &[&str] = &[
-    "SSL_WITH_USER_AUTH_REQUIRED_BY_SERVER",
-    "SSL_REQUIRED_BY_SERVER",
-    "SSL_NOT_ALLOWED_BY_SERVER",
-    "SSL_CERT_NOT_ON_SERVER",
-    "INCONSISTENT_FLAGS",
-    "HYBRID_REQUIRED_BY_SERVER",
+/// [MS-RDPBCGR] 2.2.1.2.2 RDP Negotiation Failure: how FreeRDP shows a failureCode, and its name.
+const FAILURES: &[(&str, &str)] = &[
+    ("SSL_REQUIRED_BY_SERVER", "SSL_REQUIRED_BY_SERVER"),
+    ("SSL_NOT_ALLOWED_BY_SERVER", "SSL_NOT_ALLOWED_BY_SERVER"),
+    ("SSL_CERT_NOT_ON_SERVER", "SSL_CERT_NOT_ON_SERVER"),
+    ("INCONSISTENT_FLAGS", "INCONSISTENT_FLAGS"),
+    ("HYBRID_REQUIRED_BY_SERVER", "HYBRID_REQUIRED_BY_SERVER"),
+    // Neither FreeRDP 2 nor 3 has a name for it.
+    (
+        "Unknown protocol security error 6",
+        "SSL_WITH_USER_AUTH_REQUIRED_BY_SERVER",
+    ),
 ];
 
 /// A picture must be the same this many times in a row, 20 ms and a screenshot apart, to stand still.

@@ -128,12 +128,14 @@ impl Gateway {
         Ok(out)
     }
 
-    /// Revokes the tokens with these ids by the file that the gateway watches.
+    /// Revokes the tokens with these ids by the file that the gateway watches, and waits until it has read it.
     pub(crate) fn revoke(&self, ids: &[&str]) -> Result<()> {
+        let before = self.logged(RELOADED)?.len();
         // A new file in the place of the old one: the gateway never sees half of it.
         let new = self.folder.join("revoked.new");
         fs::write(&new, revoked(ids))?;
-        fs::rename(new, self.folder.join(REVOKED)).context("replace the revocations")
+        fs::rename(new, self.folder.join(REVOKED)).context("replace the revocations")?;
+        self.wait_for(RELOADED, before + 1).map(drop)
     }
 
     /// What the gateway has logged so far; an error when a line is not JSON.
@@ -272,3 +274,4 @@ fn jetway(arguments: &[&OsStr]) -> Result<String> {
 
 const BINARY: &str = env!("CARGO_BIN_EXE_jetway");
 const REVOKED: &str = "revoked.json";
+const RELOADED: &str = "Revocation list reloaded";

@@ -39,6 +39,12 @@ impl Line {
         )
     }
 
+    /// Why a session was refused: `rule: reason`.
+    pub(crate) fn rule_and_reason(&self) -> String {
+        let field = |name| self.field(name).unwrap_or_default();
+        format!("{}: {}", field("rule"), field("reason"))
+    }
+
     pub(crate) fn number(&self, name: &str) -> Result<u64> {
         let text = self
             .field(name)
