@@ -1,4 +1,100 @@
-//! Jetway: an RDP gateway.
+//! Jetway is an RDP gateway: one binary, one port, in front of Windows and Linux desktops.
+//!
+//! A user opens a `.rdp` file. In it, `pcb` (the RDP preconnection PDU) carries a token, or `loadbalanceinfo` (the X.224
+//! routing token) carries a short ticket for one. Jetway reads it before anything else, verifies it, and does what it
+//! says, or refuses and says why.
+//!
+//! This page is the map. The words are those of the specifications: JET ([JET-PROTO] 0.3), RDP ([MS-RDPBCGR],
+//! [MS-RDPEPS]), JOSE (RFC 7515 to 7519).
+//!
+//! # From socket to relay
+//!
+//! | step | file | what it makes of the one before |
+//! |---|---|---|
+//! | accept, within limits | [`listener`] | a connection with a place among the others and a correlation id |
+//! | which protocol? | [`preamble`], [`session::identify`] | PROXY header and TLS taken off; RDP, HTTP or JET |
+//! | where is the token? | [`rdp::preconnection`], [`rdp::connection_request`], [`carrier`] | a token or a [`ticket`] |
+//! | does it hold? | [`session::authenticate`], [`token`] | verified [`Claims`](token::Claims) |
+//! | may it? | [`session::authorize`], [`policy`] | a [`Permit`](policy::permit::Permit), the token reserved, the session [registered](session::registry) |
+//! | where to? | [`session::connect`], [`upstream`] | a target, dialled within the [egress rules](policy::egress) |
+//! | do both speak it? | [`session::open`], [`application_protocol`] | the first exchange done, the token's use on disk |
+//! | relay | [`relay`] | bytes both ways until the end, and one closing log line |
+//!
+//! Every step takes the one before it by value. A step that fails returns a [`Refusal`](refusal::Refusal), and
+//! [`session::refuse`] tells the client in its own protocol.
+//!
+//! # Layers
+//!
+//! The **core** does no I/O, reads no clock and spawns nothing: bytes and `now` in, values out. It builds alone
+//! (`cargo check --no-default-features`), which also keeps the fuzz targets small; a test greps it for what does not belong
+//! there. The **shell** does the I/O. Shell uses core, never the other way round.
+//!
+//! # What always holds
+//!
+//! 1. **Fail closed.** A token that demands what cannot be delivered is refused before the target hears of it. Today that is
+//!    recording, filtering, credential injection, certificate pinning and rendezvous.
+//! 2. **Original bytes.** Past the Connection Request, from which the routing token is removed, client and target
+//!    exchange their own bytes: TLS and CredSSP run end to end.
+//! 3. **One token, one live session.** Reserved from the moment of authorisation, on disk before the client hears from the
+//!    target ([`store::usage`]). Revocation ends live sessions, too.
+//! 4. **Bounded.** Whatever an unproven peer can make us hold or wait for is named in [`limits`] or in the
+//!    configuration.
+//! 5. **Explained.** Each refusal has a rule, a reason and a correlation id in the log, and the closest RDP failure code
+//!    for the client ([`refusal`] has the table). A client that comes back without its token, as FreeRDP does, is
+//!    told the first reason again ([`store::refusals`]).
+//! 6. **No secret leaves.** Tokens, tickets and passwords are in no log line, no error, no `Debug` output and no process
+//!    list.
+//! 7. Nothing makes a `Permit` but [`policy`]; nothing dials but [`upstream`]; nothing reads a clock but [`clock`].
+//!
+//! # Decisions a reader may wonder about
+//!
+//! - **A ticket is bound to the address that uses it first**, and can be shown again from there. It opens nothing that its
+//!   token would not open, so it stays good for one session; and automatic retries and reconnects work with
+//!   `loadbalanceinfo` as they do with `pcb` ([`store::tickets`]).
+//! - **The token counts as used when the target has answered**, not when it was shown: a target that is down, or that
+//!   accepts connections and says nothing, costs nobody a token.
+//! - **A token without `jti` is known by a digest** of what its signature covers, since anybody can turn one valid ECDSA
+//!   signature into another ([`token::TokenId`]).
+//! - **Both carriers at once**: the preconnection PDU wins. A second one that stands for another token is refused; a ticket
+//!   that is no longer known contradicts nothing, as a reconnecting client shows it again.
+//! - **This machine is no target** unless an egress rule has a CIDR of that very kind: tokens name hosts, and a gateway must
+//!   not be a way to its own administration ports or to a cloud's metadata service.
+//! - **Loopback alone may use HTTP without TLS** by default, since requests carry tokens.
+//! - **Bulk is spliced, small talk is copied**: see [`relay`] for the figures behind that.
+//!
+//! # JET requirements and their tests
+//!
+//! `grep -rn J-JWT-1 src tests` finds every proof; these are the ones to read first. `it::` is `tests/it`, `peers::` is
+//! `tests/peers` (real FreeRDP, xrdp and freerdp-shadow).
+//!
+//! | id | what | proof |
+//! |---|---|---|
+//! | J-JWT-1 | validity: `nbf` over `iat`, `exp`, leeway, two minutes by default, a maximum | `token::validity::tests`, `it::refusals::a_bad_token_is_refused_with_its_rule_and_never_reaches_the_target`, `peers::refuses` |
+//! | J-JWT-2 | algorithms follow from the key | `token::tests::every_signature_algorithm_verifies_with_its_own_key_only`, `token::tests::a_token_signed_with_the_text_of_the_public_key_is_refused` |
+//! | J-JWT-3 | `none` only by a development switch | `token::tests::alg_none_is_refused_but_for_the_development_switch` |
+//! | J-JWT-4 | JWE alone and nested; a signature inside by default | `token::tests::encryption_alone_is_accepted_only_as_configured`, `token::tests::a_stranger_with_the_public_key_makes_no_token`, `peers::opens` |
+//! | J-JWT-5 | `dst_usr`, `dst_pwd` only in an encrypted token | `token::tests::secrets_make_a_token_invalid_unless_it_was_encrypted` |
+//! | J-CM-1 | `jet_cm` | `token::claims::tests::jet_cm_is_rdv_when_absent_and_nothing_but_rdv_or_fwd`, `it::demands::recording_filtering_and_rendezvous_are_refused_with_their_reason` |
+//! | J-CT-1 | `jet_ct` is read (it matters to rendezvous only) | `token::claims::tests::jet_ct_is_keep_when_absent_and_nothing_but_keep_or_close` |
+//! | J-AP-1 | `jet_ap` is enforced from the first byte | `it::enforcement` |
+//! | J-REC-1 | `jet_rec` true: refused while there is no recorder | `it::demands::recording_filtering_and_rendezvous_are_refused_with_their_reason` |
+//! | J-FLT-1 | `jetflt`, `jet_flt` true: refused while there is no filter | the same |
+//! | J-DST-1 | `dst_hst` | `token::target::tests`, `token::claims::tests::a_destination_is_required_with_fwd_and_refused_with_rdv`, `it::onward::ipv6_targets_and_names_are_reached` |
+//! | J-DST-2 | credentials never reach the client or a log: refused while there is no injection | `it::demands::credentials_in_an_encrypted_token_verify_and_are_refused_until_they_can_be_injected` |
+//! | J-RDP-1 | token in the preconnection PDU | `it::forward`, `peers::opens` |
+//! | J-RDP-2 | token or ticket in the routing token | `it::forward::a_ticket_in_the_routing_token_opens_a_session`, `it::forward::a_token_too_long_for_the_length_indicator_still_works_as_a_routing_token`, `peers::opens` |
+//! | J-RDP-3 | a rendezvous token in the PDU: refused while there is no rendezvous | `it::demands::recording_filtering_and_rendezvous_are_refused_with_their_reason` |
+//!
+//! [JET-PROTO]: https://github.com/Devolutions/devolutions-gateway
+//! [MS-RDPBCGR]: https://learn.microsoft.com/en-us/openspecs/windows_protocols/ms-rdpbcgr/
+//! [MS-RDPEPS]: https://learn.microsoft.com/en-us/openspecs/windows_protocols/ms-rdpeps/
+#![cfg_attr(
+    not(feature = "shell"),
+    allow(
+        rustdoc::broken_intra_doc_links,
+        reason = "the map names the shell, which this build leaves out"
+    )
+)]
 
 // Core: bytes and `now` in, values out.
 pub mod address;

@@ -1,8 +1,9 @@
 #!/bin/bash
 # Installs what is missing to build and test Jetway on Debian 12; does nothing, quickly, when all is there.
 #
-# usage: tests/install.sh [peers] [ci]
-#   (nothing)  what the build and the tests without peers need, and cargo-nextest
+# usage: tests/install.sh [build] [peers] [ci]
+#   build      what the build needs, and nothing else
+#   (nothing)  what the tests without peers need: cargo-nextest, besides what the build needs
 #   peers      the real clients and targets of tests/peers: FreeRDP 2 and 3, xrdp, Xvfb and the tools around them
 #   ci         cargo-deny and cargo-fuzz
 set -euo pipefail
@@ -11,13 +12,14 @@ packages=(gcc libssl-dev pkg-config)
 tools=(cargo-nextest)
 for part in "$@"; do
     case $part in
+    build) tools=() ;;
     peers)
         packages+=(xvfb xauth xdotool x11-utils x11-apps x11-xserver-utils xterm openssl
             freerdp2-x11 freerdp2-shadow-x11 winpr-utils freerdp3-x11 xrdp xorgxrdp)
         ;;
     ci) tools+=(cargo-deny cargo-fuzz) ;;
     *)
-        echo "install.sh: unknown part '$part' (known: peers, ci)" >&2
+        echo "install.sh: unknown part '$part' (known: build, peers, ci)" >&2
         exit 2
         ;;
     esac

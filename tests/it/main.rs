@@ -14,6 +14,7 @@ mod demands;
 mod enforcement;
 mod forward;
 mod lab;
+mod layers;
 mod limits;
 mod onward;
 mod proxy_header;

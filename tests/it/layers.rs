@@ -1,0 +1,89 @@
+//! The core stays a core: no runtime, no files, no sockets, no clock; and there is one file that reads a clock.
+
+use std::path::{Path, PathBuf};
+
+/// What the core is made of, below `src/`.
+const CORE: [&str; 13] = [
+    "address.rs",
+    "application_protocol.rs",
+    "carrier.rs",
+    "limits.rs",
+    "policy",
+    "preamble.rs",
+    "proxy_protocol.rs",
+    "rdp",
+    "rdp_file.rs",
+    "refusal.rs",
+    "ticket.rs",
+    "time.rs",
+    "token",
+];
+
+fn sources(path: &Path) -> Vec<PathBuf> {
+    if path.is_file() {
+        return vec![path.to_owned()];
+    }
+    let entries = std::fs::read_dir(path)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| sources(&path)).collect()
+}
+
+/// The file without its tests.
+fn production_code(path: &Path) -> String {
+    let text = std::fs::read_to_string(path).unwrap();
+    let tests = ["\n#[cfg(test)]\nmod ", "\n#[cfg(test)]\n#[expect"];
+    let end = tests.iter().filter_map(|start| text.find(start)).min();
+    text[..end.unwrap_or(text.len())].to_owned()
+}
+
+#[test]
+fn the_core_has_no_runtime_no_files_no_sockets_and_no_clock() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let forbidden = [
+        "tokio",
+        "std::fs",
+        "std::net::Tcp",
+        "std::net::Udp",
+        "Instant::now",
+        "SystemTime::now",
+        "std::thread",
+        "tracing::",
+        "crate::clock",
+    ];
+    for part in CORE {
+        for path in sources(&root.join(part)) {
+            let code = production_code(&path);
+            for line in code
+                .lines()
+                .filter(|line| !line.trim_start().starts_with("//"))
+            {
+                for word in forbidden {
+                    assert!(!line.contains(word), "{}: {line}", path.display());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn one_file_reads_a_clock_and_one_dials() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for path in sources(&root) {
+        let name = path
+            .strip_prefix(&root)
+            .unwrap()
+            .to_string_lossy()
+            .into_owned();
+        let code = production_code(&path);
+        // The runtime's own clock drives timers, and tests can stop it.
+        let runtime_clock = code.contains("tokio::time") && !code.contains("std::time::Instant");
+        let reads_a_clock =
+            code.contains("SystemTime::now") || (code.contains("Instant::now") && !runtime_clock);
+        assert!(!reads_a_clock || name == "clock.rs", "{name} reads a clock");
+        // The demo's client and `jetway ticket` are clients of the gateway, not parts of it.
+        let client = name.starts_with("demo") || name == "cli/ticket.rs";
+        let dials = code.contains("TcpStream::connect");
+        assert!(!dials || client || name == "upstream.rs", "{name} dials");
+    }
+}
