@@ -146,7 +146,7 @@ pub struct TokenConfig {
     /// Revocation list, JSON: claim name to revoked values. Reloaded when it changes; ends live sessions.
     pub revoked: Option<PathBuf>,
     /// How long after its session a token may open another one from the same address, seconds. Zero: never.
-    #[serde(default)]
+    #[serde(default = "TokenConfig::default_reconnect_window_s")]
     pub reconnect_window_s: u64,
     /// Longest window a token may ask for by `jet_reuse`, seconds.
     #[serde(default = "TokenConfig::default_max_reconnect_window_s")]
@@ -164,6 +164,11 @@ impl TokenConfig {
 
     fn default_max_lifetime_s() -> u64 {
         TokenRules::default().max_lifetime_s
+    }
+
+    /// mstsc opens a new connection for a password that was typed again; its user needs a moment for that.
+    fn default_reconnect_window_s() -> u64 {
+        60
     }
 
     /// Long enough for a client that has lost its network to come back.

@@ -146,9 +146,8 @@ impl Running {
         let keyring = load_keys(&config)?;
         let revoked = Revoked::load(config.token.revoked.clone())?;
         let (listeners, tls) = make_listeners(&config)?;
-        let disk = Disk::open(&config.store.path)?;
-        disk.forget_expired(now);
-        let usages = Arc::new(Usages::load(disk, now)?);
+        let (disk, records) = Disk::open(&config.store.path, now)?;
+        let usages = Arc::new(Usages::new(disk, records, now));
         warn_of_switches(&config);
         let limits = &config.limits;
         let gateway = Arc::new(Gateway {

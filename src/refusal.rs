@@ -6,7 +6,7 @@
 //!
 //! | refusal | code | why this one |
 //! |---|---|---|
-//! | no token, a bad, expired, used or revoked one | `SSL_WITH_USER_AUTH_REQUIRED_BY_SERVER` | says that the user must authenticate |
+//! | no token, a bad, expired, used or revoked one | `HYBRID_REQUIRED_BY_SERVER` | says that the user must authenticate first; clients have no words for code 6, which would say so as well |
 //! | a token that demands what is not to be had | `SSL_NOT_ALLOWED_BY_SERVER` | says that the server does not allow it |
 //! | target not reachable, or not allowed; gateway busy | `SSL_CERT_NOT_ON_SERVER` | says that the server cannot do it, and is not the user's fault |
 //! | not the protocol that was announced | `INCONSISTENT_FLAGS` | says that the client's messages do not fit |
@@ -199,7 +199,7 @@ impl Refusal {
             | Self::Revoked(_)
             | Self::Replayed
             | Self::InUse
-            | Self::OtherAddress => Some(FailureCode::SslWithUserAuthRequired),
+            | Self::OtherAddress => Some(FailureCode::HybridRequired),
             Self::Rendezvous
             | Self::Recording
             | Self::ClientRecording

@@ -31,7 +31,7 @@ pub struct Authorized {
 ///
 /// # Errors
 /// The token demands what cannot be delivered, is in use, was used, or was revoked.
-pub fn authorize(
+pub async fn authorize(
     gateway: &Gateway,
     authenticated: Authenticated,
 ) -> Result<Authorized, Box<Refused>> {
@@ -40,7 +40,7 @@ pub fn authorize(
         opening,
         token,
     } = authenticated;
-    match decide(gateway, &client, &token) {
+    match decide(gateway, &client, &token).await {
         Ok((permit, session, reservation)) => Ok(Authorized {
             client,
             opening,
@@ -52,7 +52,7 @@ pub fn authorize(
     }
 }
 
-fn decide(
+async fn decide(
     gateway: &Gateway,
     client: &Client,
     token: &Token,
@@ -77,13 +77,14 @@ fn decide(
             .max_reconnect_window_s
             .max(config.token.reconnect_window_s),
     );
-    let reservation = gateway.usages.reserve(Claim {
+    let reserve = gateway.usages.reserve(Claim {
         token: token.id.clone(),
         session: client.id,
         client: client.peer.ip(),
         reconnect_window_s,
         keep_until: token.claims.validity.not_after.plus(config.token.leeway_s),
-    })?;
+    });
+    let reservation = reserve.await?;
     debug_assert!(
         token.claims.validity.not_before <= clock::unix_now().plus(config.token.leeway_s)
     );

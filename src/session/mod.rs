@@ -94,7 +94,7 @@ async fn establish(gateway: &Arc<Gateway>, accepted: Accepted) -> Option<Opened>
     };
     let opened = async {
         let authenticated = authenticate::authenticate(gateway, *client).await?;
-        let authorized = authorize::authorize(gateway, authenticated)?;
+        let authorized = authorize::authorize(gateway, authenticated).await?;
         let connected = connect::connect(gateway, authorized).await?;
         open::open(connected).await
     };

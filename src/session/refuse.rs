@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::clock;
 use crate::gateway::Gateway;
@@ -135,7 +135,7 @@ pub async fn refuse(gateway: &Gateway, refused: Refused) {
     {
         // Clients come back without their token after a refusal; their user is to read the reason of the first.
         code = Some(first.code);
-        debug!(session = %refused.id, peer = %refused.peer, first = %first.session, "Retry of a refused client");
+        info!(session = %refused.id, peer = %refused.peer, first = %first.session, "Retry of a refused client");
     } else {
         refused.log();
         if let Some(code) = code {

@@ -48,9 +48,6 @@ pub enum DiskError {
         /// What the system or the format says.
         problem: String,
     },
-    /// It cannot be read.
-    #[error("cannot read the store: {0}")]
-    Read(String),
     /// It cannot be written.
     #[error("cannot write the store: {0}")]
     Write(String),
@@ -70,76 +67,42 @@ enum Command {
 /// The open file. Dropping it waits for the thread to write what it was given.
 #[derive(Debug)]
 pub struct Disk {
-    database: std::sync::Arc<Database>,
     commands: Option<mpsc::SyncSender<Command>>,
     writer: Option<thread::JoinHandle<()>>,
 }
 
+/// How the file is opened, and opened again after it failed.
+type Open = Box<dyn Fn() -> Result<Database, redb::Error> + Send>;
+
 impl Disk {
-    /// Opens or creates the file.
+    /// Opens or creates the file; returns what it holds and has not expired by `now`.
     ///
     /// # Errors
     /// It cannot be opened, is no store, or another process has it.
-    pub fn open(path: &Path) -> Result<Self, DiskError> {
-        let failed = |problem: String| DiskError::Open {
+    pub fn open(path: &Path, now: UnixTime) -> Result<(Self, Vec<(TokenId, Record)>), DiskError> {
+        let file = path.to_owned();
+        let open = Box::new(move || Ok(Database::create(&file)?));
+        Self::open_with(open, now).map_err(|problem| DiskError::Open {
             path: path.display().to_string(),
             problem,
-        };
-        let database = Database::create(path).map_err(|error| failed(error.to_string()))?;
-        let transaction = database
-            .begin_write()
-            .map_err(|error| failed(error.to_string()))?;
-        transaction
-            .open_table(USED_TOKENS)
-            .map_err(|error| failed(error.to_string()))?;
-        transaction
-            .commit()
-            .map_err(|error| failed(error.to_string()))?;
-        let database = std::sync::Arc::new(database);
-        let (commands, receiver) = mpsc::sync_channel(QUEUE);
-        let writer = thread::Builder::new()
-            .name("store".to_owned())
-            .spawn({
-                let database = std::sync::Arc::clone(&database);
-                move || write_all(&database, &receiver)
-            })
-            .map_err(|error| failed(error.to_string()))?;
-        Ok(Self {
-            database,
-            commands: Some(commands),
-            writer: Some(writer),
         })
     }
 
-    /// Everything that has not expired by `now`.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn load(&self, now: UnixTime) -> Result<Vec<(TokenId, Record)>, DiskError> {
-        let read = |error: redb::Error| DiskError::Read(error.to_string());
-        let transaction = self
-            .database
-            .begin_read()
-            .map_err(|error| read(error.into()))?;
-        let table = transaction
-            .open_table(USED_TOKENS)
-            .map_err(|error| read(error.into()))?;
-        let mut records = Vec::new();
-        for row in table.iter().map_err(|error| read(error.into()))? {
-            let (token, value) = row.map_err(|error| read(error.into()))?;
-            let (client, keep_until, ended_at) = value.value();
-            // An address that does not parse cannot come from this program: better none may reconnect than any.
-            let client = client.parse().unwrap_or(IpAddr::from([0, 0, 0, 0]));
-            let record = Record {
-                client,
-                keep_until: UnixTime(keep_until),
-                ended_at: (ended_at != NOT_ENDED).then_some(UnixTime(ended_at)),
-            };
-            if record.keep_until >= now {
-                records.push((TokenId::new(token.value()), record));
-            }
-        }
-        Ok(records)
+    fn open_with(open: Open, now: UnixTime) -> Result<(Self, Vec<(TokenId, Record)>), String> {
+        let database = open().map_err(|error| error.to_string())?;
+        let forget = [Command::ForgetExpired { now }];
+        write_batch(&database, &forget).map_err(|error| error.to_string())?;
+        let records = read_all(&database).map_err(|error| error.to_string())?;
+        let (commands, receiver) = mpsc::sync_channel(QUEUE);
+        let writer = thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || write_all(database, &open, &receiver))
+            .map_err(|error| error.to_string())?;
+        let disk = Self {
+            commands: Some(commands),
+            writer: Some(writer),
+        };
+        Ok((disk, records))
     }
 
     /// Writes one record; returns when it is on disk.
@@ -199,7 +162,8 @@ fn closed() -> DiskError {
 }
 
 /// The thread: one transaction for whatever has arrived.
-fn write_all(database: &Database, commands: &mpsc::Receiver<Command>) {
+fn write_all(database: Database, open: &Open, commands: &mpsc::Receiver<Command>) {
+    let mut database = Some(database);
     while let Ok(first) = commands.recv() {
         let mut batch = vec![first];
         while batch.len() < BATCH
@@ -207,9 +171,14 @@ fn write_all(database: &Database, commands: &mpsc::Receiver<Command>) {
         {
             batch.push(next);
         }
-        let result = write_batch(database, &batch).map_err(|error| error.to_string());
-        if let Err(error) = &result {
-            tracing::error!(%error, "The store cannot be written; sessions are refused until it can");
+        let was_good = database.is_some();
+        let result = write_or_reopen(&mut database, open, &batch);
+        match &result {
+            Ok(()) if was_good => {}
+            Ok(()) => tracing::info!("The store can be written again"),
+            Err(error) => {
+                tracing::error!(%error, "The store cannot be written; sessions are refused until it can");
+            }
         }
         for command in batch {
             if let Command::Put {
@@ -221,6 +190,40 @@ fn write_all(database: &Database, commands: &mpsc::Receiver<Command>) {
             }
         }
     }
+}
+
+/// Writes a batch. A database that has failed once refuses everything after, so it is closed, and opened again for the next
+/// batch: a disk that has room again needs no restart.
+fn write_or_reopen(
+    database: &mut Option<Database>,
+    open: &Open,
+    batch: &[Command],
+) -> Result<(), String> {
+    let current = match database.take() {
+        Some(current) => current,
+        None => open().map_err(|error| error.to_string())?,
+    };
+    write_batch(&current, batch).map_err(|error| error.to_string())?;
+    *database = Some(current);
+    Ok(())
+}
+
+fn read_all(database: &Database) -> Result<Vec<(TokenId, Record)>, redb::Error> {
+    let transaction = database.begin_read()?;
+    let table = transaction.open_table(USED_TOKENS)?;
+    let mut records = Vec::new();
+    for row in table.iter()? {
+        let (token, value) = row?;
+        let (client, keep_until, ended_at) = value.value();
+        let record = Record {
+            // An address that does not parse cannot come from this program: better none may reconnect than any.
+            client: client.parse().unwrap_or(IpAddr::from([0, 0, 0, 0])),
+            keep_until: UnixTime(keep_until),
+            ended_at: (ended_at != NOT_ENDED).then_some(UnixTime(ended_at)),
+        };
+        records.push((TokenId::new(token.value()), record));
+    }
+    Ok(records)
 }
 
 fn write_batch(database: &Database, batch: &[Command]) -> Result<(), redb::Error> {
@@ -249,6 +252,9 @@ fn write_batch(database: &Database, batch: &[Command]) -> Result<(), redb::Error
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
 
     fn record(keep_until: u64, ended_at: Option<u64>) -> Record {
@@ -264,7 +270,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.redb");
         {
-            let disk = Disk::open(&path).unwrap();
+            let (disk, records) = Disk::open(&path, UnixTime(0)).unwrap();
+            assert_eq!(records, []);
             disk.put(TokenId::new("kept"), record(100, None))
                 .await
                 .unwrap();
@@ -273,25 +280,105 @@ mod tests {
                 .unwrap();
             disk.put_later(TokenId::new("kept"), record(100, Some(42)));
         }
-        let disk = Disk::open(&path).unwrap();
         let expected = vec![(TokenId::new("kept"), record(100, Some(42)))];
-        assert_eq!(disk.load(UnixTime(50)).unwrap(), expected);
-        disk.forget_expired(UnixTime(50));
+        let (disk, records) = Disk::open(&path, UnixTime(50)).unwrap();
+        assert_eq!(records, expected);
         drop(disk);
-        let disk = Disk::open(&path).unwrap();
-        assert_eq!(disk.load(UnixTime(0)).unwrap(), expected);
+        let (_disk, records) = Disk::open(&path, UnixTime(0)).unwrap();
+        assert_eq!(records, expected, "the expired one is gone from the file");
     }
 
     #[test]
     fn a_file_in_use_and_a_file_that_is_no_store_are_named() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.redb");
-        let _first = Disk::open(&path).unwrap();
-        let second = Disk::open(&path).unwrap_err().to_string();
+        let _first = Disk::open(&path, UnixTime(0)).unwrap();
+        let second = Disk::open(&path, UnixTime(0)).unwrap_err().to_string();
         assert!(second.contains("state.redb"), "{second}");
         let other = folder.path().join("other");
         std::fs::write(&other, b"not a store").unwrap();
-        let error = Disk::open(&other).unwrap_err().to_string();
+        let error = Disk::open(&other, UnixTime(0)).unwrap_err().to_string();
         assert!(error.contains("other"), "{error}");
+    }
+
+    /// A disk without room while the switch is on.
+    #[derive(Debug)]
+    struct SometimesFull {
+        file: redb::backends::FileBackend,
+        full: Arc<AtomicBool>,
+    }
+
+    impl SometimesFull {
+        fn check(&self) -> std::io::Result<()> {
+            if self.full.load(Ordering::SeqCst) {
+                return Err(std::io::ErrorKind::StorageFull.into());
+            }
+            Ok(())
+        }
+    }
+
+    impl redb::StorageBackend for SometimesFull {
+        fn len(&self) -> std::io::Result<u64> {
+            self.file.len()
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+            self.file.read(offset, out)
+        }
+
+        fn set_len(&self, len: u64) -> std::io::Result<()> {
+            self.check()?;
+            self.file.set_len(len)
+        }
+
+        fn sync_data(&self) -> std::io::Result<()> {
+            self.file.sync_data()
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+            self.check()?;
+            self.file.write(offset, data)
+        }
+
+        fn close(&self) -> std::io::Result<()> {
+            self.file.close()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_an_error_and_room_on_it_needs_no_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.redb");
+        let full = Arc::new(AtomicBool::new(false));
+        let open: Open = Box::new({
+            let full = Arc::clone(&full);
+            move || {
+                let file = std::fs::File::options()
+                    .read(true)
+                    .write(true)
+                    .create(true)
+                    .truncate(false)
+                    .open(&path)?;
+                let backend = SometimesFull {
+                    file: redb::backends::FileBackend::new(file)?,
+                    full: Arc::clone(&full),
+                };
+                Ok(Database::builder().create_with_backend(backend)?)
+            }
+        });
+        let (disk, _) = Disk::open_with(open, UnixTime(0)).unwrap();
+        let put = |name: &'static str| disk.put(TokenId::new(name), record(100, None));
+        put("one").await.unwrap();
+        full.store(true, Ordering::SeqCst);
+        for _ in 0..3 {
+            assert!(put("two").await.is_err());
+        }
+        full.store(false, Ordering::SeqCst);
+        put("three").await.unwrap();
+        drop(disk);
+        let path = folder.path().join("state.redb");
+        let (_disk, records) = Disk::open(&path, UnixTime(0)).unwrap();
+        let names: Vec<String> = records.iter().map(|(token, _)| token.to_string()).collect();
+        assert_eq!(names, ["one", "three"]);
     }
 }

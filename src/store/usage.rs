@@ -8,6 +8,9 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
 
 use crate::address::AddressGroup;
 use crate::clock;
@@ -108,45 +111,66 @@ impl Table {
     }
 }
 
+/// How long a client that comes back at once is let wait for the end of its own last session. The target's close, which made
+/// it come back, is still on its way through the relay then.
+const HANDOVER: Duration = Duration::from_secs(2);
+
 /// The table and its disk.
 #[derive(Debug)]
 pub struct Usages {
     table: Mutex<Table>,
     disk: Disk,
+    /// Fires when a session has given its token back.
+    ended: Notify,
 }
 
 impl Usages {
-    /// What `disk` remembers. A session that was live when the process ended counts as ended now.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn load(disk: Disk, now: UnixTime) -> Result<Self, crate::store::disk::DiskError> {
+    /// What `records` of the disk say. A session that was live when the process ended counts as ended now.
+    #[must_use]
+    pub fn new(disk: Disk, records: Vec<(TokenId, Record)>, now: UnixTime) -> Self {
         let mut table = Table::default();
-        for (token, record) in disk.load(now)? {
-            let ended = record.ended_at.unwrap_or(now);
-            let Record {
-                client, keep_until, ..
-            } = record;
-            table.tokens.insert(
-                token,
-                Usage {
-                    client,
-                    keep_until,
-                    state: State::Ended(ended),
-                },
-            );
+        for (token, record) in records {
+            let usage = Usage {
+                client: record.client,
+                keep_until: record.keep_until,
+                state: State::Ended(record.ended_at.unwrap_or(now)),
+            };
+            table.tokens.insert(token, usage);
         }
-        Ok(Self {
+        Self {
             table: Mutex::new(table),
             disk,
-        })
+            ended: Notify::new(),
+        }
     }
 
-    /// Takes a token for a session.
+    /// Takes a token for a session; waits a moment if its last session is just ending.
     ///
     /// # Errors
     /// The token has a live session, or was used before and may not be used again.
-    pub fn reserve(self: &Arc<Self>, claim: Claim) -> Result<Reservation, Refusal> {
+    ///
+    /// # Cancel safety
+    /// Dropping the future takes nothing.
+    pub async fn reserve(self: &Arc<Self>, claim: Claim) -> Result<Reservation, Refusal> {
+        let deadline = tokio::time::sleep(HANDOVER);
+        tokio::pin!(deadline);
+        loop {
+            let ended = self.ended.notified();
+            tokio::pin!(ended);
+            // Listening starts before the question, so that no end is missed between the two.
+            ended.as_mut().enable();
+            match self.try_reserve(claim.clone()) {
+                Err(Refusal::InUse) if claim.reconnect_window_s > 0 => {}
+                result => return result,
+            }
+            tokio::select! {
+                () = ended => {}
+                () = &mut deadline => return self.try_reserve(claim),
+            }
+        }
+    }
+
+    fn try_reserve(self: &Arc<Self>, claim: Claim) -> Result<Reservation, Refusal> {
         let previous = self.lock().reserve(&claim, clock::unix_now())?;
         Ok(Reservation {
             usages: Arc::clone(self),
@@ -215,6 +239,7 @@ impl Drop for Reservation {
                 .lock()
                 .give_back(&self.claim.token, self.previous.take());
         }
+        self.usages.ended.notify_waiters();
     }
 }
 
@@ -313,12 +338,17 @@ mod tests {
             ..claim(HERE, 0)
         };
         {
-            let usages = Arc::new(Usages::load(Disk::open(&path).unwrap(), now).unwrap());
-            let mut reservation = usages.reserve(claim(0)).unwrap();
+            let (disk, records) = Disk::open(&path, now).unwrap();
+            let usages = Arc::new(Usages::new(disk, records, now));
+            let mut reservation = usages.reserve(claim(0)).await.unwrap();
             reservation.commit().await.unwrap();
         }
-        let usages = Arc::new(Usages::load(Disk::open(&path).unwrap(), now).unwrap());
-        assert!(matches!(usages.reserve(claim(0)), Err(Refusal::Replayed)));
-        let _reservation = usages.reserve(claim(60)).unwrap();
+        let (disk, records) = Disk::open(&path, now).unwrap();
+        let usages = Arc::new(Usages::new(disk, records, now));
+        assert!(matches!(
+            usages.reserve(claim(0)).await,
+            Err(Refusal::Replayed)
+        ));
+        let _reservation = usages.reserve(claim(60)).await.unwrap();
     }
 }

@@ -114,10 +114,10 @@ async fn a_ticket_is_good_for_one_session() {
         crate::lab::confirm(&mut first).await,
         crate::lab::SELECTED_TLS
     );
-    assert_eq!(failure(&mut open().await).await, 6);
+    assert_eq!(failure(&mut open().await).await, 5);
     drop(first);
     logged("Session closed").await;
-    assert_eq!(failure(&mut open().await).await, 6);
+    assert_eq!(failure(&mut open().await).await, 5);
     assert_eq!(target.connections(), 1);
 }
 

@@ -68,7 +68,7 @@ impl Lab {
             );
         }
         if !self.extra.contains("[token]") {
-            text.push_str("[token]\n");
+            text.push_str("[token]\nreconnect_window_s = 0\n");
             text.push_str(KEYS);
         }
         text.push_str(&self.extra);

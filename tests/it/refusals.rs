@@ -6,8 +6,8 @@ use tokio::io::AsyncWriteExt;
 
 use crate::lab::{Lab, Target, failure, log, logged, request};
 
-/// `SSL_WITH_USER_AUTH_REQUIRED_BY_SERVER`: the token is the problem.
-const TOKEN: u32 = 6;
+/// `HYBRID_REQUIRED_BY_SERVER`: the token is the problem.
+const TOKEN: u32 = 5;
 /// `INCONSISTENT_FLAGS`: the messages are the problem.
 const MESSAGES: u32 = 4;
 

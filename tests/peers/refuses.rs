@@ -254,7 +254,7 @@ fn freerdp2_to_a_target_that_is_down_is_refused() -> Result<()> {
 }
 
 /// The user must show something else.
-pub(crate) const UNAUTHENTICATED: &str = "SSL_WITH_USER_AUTH_REQUIRED_BY_SERVER";
+pub(crate) const UNAUTHENTICATED: &str = "HYBRID_REQUIRED_BY_SERVER";
 /// The token asks for what this gateway does not do.
 pub(crate) const NOT_ALLOWED: &str = "SSL_NOT_ALLOWED_BY_SERVER";
 /// Not the user's fault. A target that is forbidden and one that is down look alike.

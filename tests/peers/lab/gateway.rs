@@ -25,13 +25,22 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
+    /// A gateway where a used token is used for good.
     pub(crate) fn start(workspace: &Workspace) -> Result<Self> {
+        Self::start_with(workspace, 0)
+    }
+
+    /// A gateway where the same address may use a token again within so many seconds.
+    pub(crate) fn start_with(workspace: &Workspace, reconnect_window_s: u64) -> Result<Self> {
         let folder = workspace.folder("gateway")?;
         let port = Port::free()?;
         let keys = Keys::make(&folder)?;
         fs::write(folder.join(REVOKED), revoked(&[]))?;
         let config = folder.join("jetway.toml");
-        fs::write(&config, configuration(port.number(), &keys, &folder))?;
+        fs::write(
+            &config,
+            configuration(port.number(), &keys, &folder, reconnect_window_s),
+        )?;
         let outputs = [
             workspace.path("jetway.log"),
             workspace.path("jetway-stdout.log"),
@@ -232,7 +241,7 @@ impl Keys {
     }
 }
 
-fn configuration(port: u16, keys: &Keys, folder: &Path) -> String {
+fn configuration(port: u16, keys: &Keys, folder: &Path, reconnect_window_s: u64) -> String {
     format!(
         r#"
 [[listener]]
@@ -245,6 +254,7 @@ keys = [
 ]
 revoked = "{revoked}"
 leeway_s = 5
+reconnect_window_s = {reconnect_window_s}
 
 [egress]
 allow = [{{ cidr = "127.0.0.0/8" }}]
