@@ -17,6 +17,7 @@ use crate::config::{Arrival, ListenerConfig};
 use crate::gateway::Gateway;
 use crate::limits;
 use crate::listener::admission::Admission;
+use crate::session::identify::Client;
 use crate::session::{self, SessionId};
 use crate::stream::{Io, Stream};
 use crate::tls::ServerTls;
@@ -36,27 +37,6 @@ const ACCEPT_REPORT: Duration = Duration::from_secs(10);
 pub struct Listener {
     config: ListenerConfig,
     tls: Option<Arc<ServerTls>>,
-}
-
-/// A connection of which nothing has been read.
-#[derive(Debug)]
-pub struct Accepted {
-    /// Correlation id of everything that follows.
-    pub id: SessionId,
-    /// The other end of the socket.
-    pub peer: SocketAddr,
-    /// When it was accepted.
-    pub started: Instant,
-    /// The token is in hand by then.
-    pub identify_by: Instant,
-    /// Bytes are relayed by then.
-    pub establish_by: Instant,
-    /// The port it came in by.
-    pub listener: Arc<Listener>,
-    /// Its bytes.
-    pub stream: Stream,
-    /// Its place among the connections.
-    pub admission: Admission,
 }
 
 impl Listener {
@@ -165,7 +145,7 @@ fn spawn(
         return;
     }
     let started = clock::now();
-    let accepted = Accepted {
+    let client = Client {
         id: SessionId::new(),
         peer: SocketAddr::new(peer.ip().to_canonical(), peer.port()),
         started,
@@ -177,5 +157,5 @@ fn spawn(
     };
     gateway
         .connections
-        .spawn(session::handle(Arc::clone(gateway), accepted));
+        .spawn(session::handle(Arc::clone(gateway), client));
 }

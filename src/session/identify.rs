@@ -13,8 +13,8 @@ use crate::application_protocol::ApplicationProtocol;
 use crate::carrier::{self, Credential};
 use crate::config::Arrival;
 use crate::limits;
+use crate::listener::Listener;
 use crate::listener::admission::Admission;
-use crate::listener::{Accepted, Listener};
 use crate::preamble::{Preamble, Recognition, recognise};
 use crate::proxy_protocol;
 use crate::rdp::connection_request::{self, ConnectionRequest};
@@ -24,12 +24,12 @@ use crate::session::SessionId;
 use crate::session::refuse::Refused;
 use crate::stream::{Io, Stream};
 
-/// A connection whose client has proved nothing yet.
+/// A connection on its way to being a session.
 #[derive(Debug)]
 pub struct Client {
     /// Correlation id.
     pub id: SessionId,
-    /// The client's address, as the balancer names it where there is one.
+    /// The other end of the socket, or the client that a trusted balancer names.
     pub peer: SocketAddr,
     /// When the connection was accepted.
     pub started: Instant,
@@ -96,31 +96,22 @@ pub enum Identified {
 ///
 /// # Errors
 /// It is nothing that this listener takes, or it did not arrive in time.
-pub async fn identify(accepted: Accepted) -> Result<Identified, Box<Refused>> {
-    let Accepted {
+pub async fn identify(client: Client) -> Result<Identified, Box<Refused>> {
+    let Client {
         id,
         peer,
         started,
         identify_by,
-        establish_by,
-        listener,
-        stream,
-        admission,
-    } = accepted;
-    let late = Refused::without_stream(id, peer, started, Refusal::Silent);
-    let client = Client {
-        id,
-        peer,
-        started,
-        identify_by,
-        establish_by,
-        listener,
-        stream,
-        admission,
-    };
+        ..
+    } = client;
     match timeout_at(identify_by.into(), read(client)).await {
         Ok(result) => result,
-        Err(_elapsed) => Err(Box::new(late)),
+        Err(_elapsed) => Err(Box::new(Refused::without_stream(
+            id,
+            peer,
+            started,
+            Refusal::Silent,
+        ))),
     }
 }
 

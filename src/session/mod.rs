@@ -29,10 +29,9 @@ use uuid::Uuid;
 use crate::api::{self, ApiState};
 use crate::clock;
 use crate::gateway::Gateway;
-use crate::listener::Accepted;
 use crate::refusal::Refusal;
 use crate::relay::{self, RelayEnd, RelayLimits};
-use crate::session::identify::Identified;
+use crate::session::identify::{Client, Identified};
 use crate::session::open::Opened;
 use crate::session::registry::{EndCause, Session};
 
@@ -57,17 +56,17 @@ impl fmt::Display for SessionId {
 }
 
 /// Carries one connection from its first byte to its last.
-pub async fn handle(gateway: Arc<Gateway>, accepted: Accepted) {
+pub async fn handle(gateway: Arc<Gateway>, client: Client) {
     // Setting up needs far more memory than relaying, so it has a box of its own, gone before the relay starts.
-    if let Some(opened) = Box::pin(establish(&gateway, accepted)).await {
+    if let Some(opened) = Box::pin(establish(&gateway, client)).await {
         run(opened).await;
     }
 }
 
 /// Steps 1 to 5, bounded in time. `None`: the connection has had its answer.
-async fn establish(gateway: &Arc<Gateway>, accepted: Accepted) -> Option<Opened> {
-    let id = accepted.id;
-    let client = match identify::identify(accepted).await {
+async fn establish(gateway: &Arc<Gateway>, client: Client) -> Option<Opened> {
+    let id = client.id;
+    let client = match identify::identify(client).await {
         Ok(Identified::Rdp(client)) => client,
         Ok(Identified::Http {
             stream,
