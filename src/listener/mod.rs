@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::rustls::ServerConfig;
-use tracing::{debug, warn};
+use tracing::field::Empty;
+use tracing::{Instrument, debug, info_span, warn};
 
 use crate::clock;
 use crate::config::{Arrival, ListenerConfig};
@@ -155,7 +156,9 @@ fn spawn(
         stream: Stream::new(Io::Tcp(stream)),
         admission,
     };
+    // Whatever happens on the way to the closing line can be found by the connection's id.
+    let span = info_span!("session", id = %client.id, %peer, jet_aid = Empty, jet_ap = Empty);
     gateway
         .connections
-        .spawn(session::handle(Arc::clone(gateway), client));
+        .spawn(session::handle(Arc::clone(gateway), client).instrument(span));
 }

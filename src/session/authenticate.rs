@@ -3,6 +3,8 @@
 //! The preconnection PDU wins over the routing token. Where both carry a credential and they do not stand for the same
 //! token, somebody has tampered with one of them, and the connection is refused.
 
+use tracing::Span;
+use tracing::field::display;
 use zeroize::Zeroizing;
 
 use crate::application_protocol::{self, ApplicationProtocol, FirstBytes};
@@ -52,6 +54,13 @@ pub async fn authenticate(
     };
     let (text, token) = token;
     // From here a refusal can name the token.
+    let span = Span::current();
+    if let Some(jet_aid) = token.claims.jet_aid {
+        span.record("jet_aid", display(jet_aid));
+    }
+    if let Some(jet_ap) = &token.claims.jet_ap {
+        span.record("jet_ap", display(jet_ap));
+    }
     if matches!(opening, Opening::Unread) {
         opening = match client.read_opening(token.claims.jet_ap.as_ref()).await {
             Ok(opening) => opening,
