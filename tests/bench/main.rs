@@ -1,0 +1,158 @@
+//! What the gateway costs: the same loads through every path, in turns, in one run, as ratios to direct loopback.
+//!
+//! See `README.md` beside this file for the method and for what the figures do not say.
+
+#![expect(
+    clippy::as_conversions,
+    reason = "figures for people, not sizes of buffers"
+)]
+#![expect(clippy::print_stdout, reason = "a program that prints a table")]
+#![expect(clippy::print_stderr, reason = "and its progress")]
+
+mod load;
+mod path;
+mod report;
+mod system;
+mod target;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+
+use crate::load::{Bulk, RoundTrips};
+use crate::path::{Kind, Path};
+use crate::report::{Figures, Round};
+use crate::target::Target;
+
+/// What to measure and for how long.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) kinds: Vec<Kind>,
+    pub(crate) rounds: usize,
+    pub(crate) bulk: Duration,
+    pub(crate) round_trips: usize,
+    pub(crate) rate: Duration,
+    /// Fresh tokens for each round of the connection rate; it ends early when they are used up.
+    pub(crate) tokens: usize,
+    pub(crate) idle_sessions: usize,
+    pub(crate) jetway: Option<PathBuf>,
+    pub(crate) json: Option<PathBuf>,
+}
+
+fn main() -> anyhow::Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    if arguments.next().as_deref() == Some(path::RELAY_ARGUMENT) {
+        return path::relay_process(arguments.next(), arguments.next());
+    }
+    let plan = Plan::from_arguments()?;
+    let descriptors = system::raise_descriptor_limit(100_000)?;
+    let sessions = plan.idle_sessions as u64;
+    if descriptors < sessions * 2 + 200 {
+        bail!("{sessions} idle sessions need more than the {descriptors} descriptors allowed");
+    }
+    let target = Target::start()?;
+    let mut paths = Vec::new();
+    for kind in &plan.kinds {
+        let path = Path::start(*kind, &target, &plan).with_context(|| format!("{kind}"))?;
+        path.warm_up().with_context(|| format!("{kind}"))?;
+        paths.push(path);
+    }
+    let mut figures: Vec<_> = paths.iter().map(|path| Figures::new(path.kind)).collect();
+    for round in 1..=plan.rounds {
+        for (path, figures) in paths.iter().zip(&mut figures) {
+            eprintln!("round {round} of {}: {}", plan.rounds, path.kind);
+            let one = measure(path, &plan).with_context(|| format!("{}", path.kind))?;
+            figures.rounds.push(one);
+        }
+    }
+    for (path, figures) in paths.iter().zip(&mut figures) {
+        if plan.idle_sessions > 0 && path.process().is_some() {
+            eprintln!("{} idle sessions: {}", plan.idle_sessions, path.kind);
+            figures.idle = Some(load::idle(path, plan.idle_sessions)?);
+        }
+    }
+    if let Some(leak) = paths.iter().find_map(Path::descriptors_left_open) {
+        bail!("{leak}");
+    }
+    report::print(&plan, &figures);
+    if let Some(json) = &plan.json {
+        std::fs::write(json, report::json(&plan, &figures))
+            .with_context(|| json.display().to_string())?;
+    }
+    Ok(())
+}
+
+fn measure(path: &Path, plan: &Plan) -> anyhow::Result<Round> {
+    Ok(Round {
+        up: load::bulk(path, Bulk::Up, plan.bulk)?,
+        down: load::bulk(path, Bulk::Down, plan.bulk)?,
+        round_trip: load::round_trips(path, RoundTrips::Echo, plan.round_trips)?,
+        write_write_read: load::round_trips(path, RoundTrips::WriteWriteRead, plan.round_trips)?,
+        rate: load::connection_rate(path, plan.rate, plan.tokens)?,
+    })
+}
+
+impl Plan {
+    fn from_arguments() -> anyhow::Result<Self> {
+        let mut plan = Self {
+            kinds: vec![
+                Kind::Direct,
+                Kind::Haproxy,
+                Kind::HaproxySplice,
+                Kind::Jetway,
+            ],
+            rounds: 5,
+            bulk: Duration::from_secs(2),
+            round_trips: 20_000,
+            rate: Duration::from_secs(2),
+            tokens: 20_000,
+            idle_sessions: 10_000,
+            jetway: option_env!("CARGO_BIN_EXE_jetway").map(PathBuf::from),
+            json: None,
+        };
+        let mut arguments = std::env::args().skip(1);
+        while let Some(argument) = arguments.next() {
+            let mut value = || {
+                let value = arguments.next();
+                value.with_context(|| format!("{argument} needs a value"))
+            };
+            match argument.as_str() {
+                "--quick" => {
+                    plan.rounds = 1;
+                    plan.bulk = Duration::from_millis(200);
+                    plan.round_trips = 200;
+                    plan.rate = Duration::from_millis(200);
+                    plan.tokens = 1000;
+                    plan.idle_sessions = 200;
+                }
+                "--paths" => {
+                    plan.kinds = value()?
+                        .split(',')
+                        .map(str::parse)
+                        .collect::<Result<_, _>>()?;
+                }
+                "--rounds" => plan.rounds = value()?.parse()?,
+                "--bulk-ms" => plan.bulk = Duration::from_millis(value()?.parse()?),
+                "--rate-ms" => plan.rate = Duration::from_millis(value()?.parse()?),
+                "--round-trips" => plan.round_trips = value()?.parse()?,
+                "--idle" => plan.idle_sessions = value()?.parse()?,
+                "--jetway" => plan.jetway = Some(value()?.into()),
+                "--json" => plan.json = Some(value()?.into()),
+                // `cargo bench` adds it.
+                "--bench" => {}
+                other => bail!("unknown argument {other}; see tests/bench/README.md"),
+            }
+        }
+        if plan.rounds == 0 {
+            bail!("--rounds needs at least 1");
+        }
+        // A path that is not installed is left out by name, not by surprise.
+        if !system::is_installed("haproxy") {
+            eprintln!("haproxy is not installed: measuring without it");
+            plan.kinds
+                .retain(|kind| !matches!(kind, Kind::Haproxy | Kind::HaproxySplice));
+        }
+        Ok(plan)
+    }
+}
