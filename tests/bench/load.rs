@@ -183,7 +183,7 @@ pub(crate) fn connection_rate(
         }
     });
     let seconds = start.elapsed().as_secs_f64();
-    path.release_resting();
+    path.release_resting()?;
     Ok(RateFigures {
         per_s: opened.into_inner() as f64 / seconds,
         failed: failed.into_inner(),
@@ -193,7 +193,7 @@ pub(crate) fn connection_rate(
 /// Opens many sessions, lets them rest and looks at what the process in between holds.
 pub(crate) fn idle(path: &Path, sessions: usize) -> anyhow::Result<IdleFigures> {
     let pid = path.process().context("nothing in between")?;
-    path.release_resting();
+    path.release_resting()?;
     thread::sleep(Duration::from_secs(2));
     let before = system::resident_bytes(pid)?;
     let held = Mutex::new(Vec::with_capacity(sessions));
@@ -226,12 +226,9 @@ pub(crate) fn idle(path: &Path, sessions: usize) -> anyhow::Result<IdleFigures> 
     let cpu = system::cpu(pid)?;
     thread::sleep(Duration::from_secs(1));
     let cpu = system::cpu(pid)?.saturating_sub(cpu);
-    if path.resting_sessions() != held.len() {
-        bail!(
-            "{} of {} sessions reached the target",
-            path.resting_sessions(),
-            held.len()
-        );
+    let resting = path.release_resting()?;
+    if resting != held.len() as u64 {
+        bail!("{resting} of {} sessions were still there", held.len());
     }
     let figures = IdleFigures {
         sessions: held.len(),
@@ -239,7 +236,6 @@ pub(crate) fn idle(path: &Path, sessions: usize) -> anyhow::Result<IdleFigures> 
         cpu,
     };
     drop(held);
-    path.release_resting();
     thread::sleep(Duration::from_secs(2));
     Ok(figures)
 }
@@ -270,7 +266,7 @@ impl Usage {
         Ok(Self {
             at: clock::now(),
             process: path.process().map_or(Ok(Duration::ZERO), system::cpu)?,
-            own: system::cpu(std::process::id())?,
+            own: system::cpu(std::process::id())? + system::cpu(path.target_process())?,
             busy,
             all,
         })

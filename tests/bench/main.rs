@@ -41,15 +41,20 @@ pub(crate) struct Plan {
 }
 
 fn main() -> anyhow::Result<()> {
-    let mut arguments = std::env::args().skip(1);
-    if arguments.next().as_deref() == Some(path::RELAY_ARGUMENT) {
-        return path::relay_process(arguments.next(), arguments.next());
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    match arguments.split_first() {
+        Some((first, rest)) if first == path::RELAY_ARGUMENT => return path::relay_process(rest),
+        Some((first, _)) if first == target::TARGET_ARGUMENT => return target::target_process(),
+        Some(_) | None => {}
     }
-    let plan = Plan::from_arguments()?;
-    let descriptors = system::raise_descriptor_limit(100_000)?;
-    let sessions = plan.idle_sessions as u64;
-    if descriptors < sessions * 2 + 200 {
-        bail!("{sessions} idle sessions need more than the {descriptors} descriptors allowed");
+    let mut plan = Plan::from_arguments()?;
+    system::raise_descriptor_limit(100_000)?;
+    // A session takes two descriptors of whatever stands in between; the rest is for everything else.
+    let allowed = usize::try_from(system::descriptor_limit().saturating_sub(800) / 2)?;
+    if plan.idle_sessions > allowed {
+        let wanted = plan.idle_sessions;
+        eprintln!("the limit on descriptors allows {allowed} idle sessions of {wanted}");
+        plan.idle_sessions = allowed;
     }
     let target = Target::start()?;
     let mut paths = Vec::new();

@@ -3,16 +3,15 @@
 use std::fmt;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use jetway::rdp::connection_request::{ConnectionRequest, NegotiationRequest};
 use jetway::rdp::preconnection;
 use jetway::relay::{self, RelayLimits, Traffic};
 use jetway::stream::Io;
@@ -25,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Plan;
 use crate::system;
-use crate::target::{CONNECTION_CONFIRM, Deed, Target};
+use crate::target::{self, CONNECTION_CONFIRM, Deed, Target};
 
 /// First argument of the process that is nothing but the relay.
 pub(crate) const RELAY_ARGUMENT: &str = "--relay-process";
@@ -39,16 +38,19 @@ pub(crate) enum Kind {
     Direct,
     Haproxy,
     HaproxySplice,
+    /// Two blocking threads a session: the least that a relay can do, and nothing that scales.
+    Threads,
     /// `jetway::relay` alone: no token, no policy.
     Relay,
     Jetway,
 }
 
 impl Kind {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Direct,
         Self::Haproxy,
         Self::HaproxySplice,
+        Self::Threads,
         Self::Relay,
         Self::Jetway,
     ];
@@ -60,6 +62,7 @@ impl fmt::Display for Kind {
             Self::Direct => "direct",
             Self::Haproxy => "haproxy",
             Self::HaproxySplice => "haproxy-splice",
+            Self::Threads => "threads",
             Self::Relay => "relay",
             Self::Jetway => "jetway",
         })
@@ -87,7 +90,7 @@ pub(crate) struct Path {
     descriptors: Mutex<usize>,
     signing_key: Option<SigningKey>,
     next: AtomicU32,
-    resting: Arc<Mutex<Vec<TcpStream>>>,
+    target_process: u32,
     folder: TempDir,
 }
 
@@ -96,7 +99,9 @@ impl Path {
         let folder = tempfile::tempdir()?;
         let port = match kind {
             Kind::Direct => target.port,
-            Kind::Haproxy | Kind::HaproxySplice | Kind::Relay | Kind::Jetway => free_port()?,
+            Kind::Haproxy | Kind::HaproxySplice | Kind::Threads | Kind::Relay | Kind::Jetway => {
+                free_port()?
+            }
         };
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let mut signing_key = None;
@@ -104,9 +109,9 @@ impl Path {
             Kind::Direct => None,
             Kind::Haproxy => Some(haproxy(&folder, address, target.port, false)?),
             Kind::HaproxySplice => Some(haproxy(&folder, address, target.port, true)?),
-            Kind::Relay => Some(
+            Kind::Threads | Kind::Relay => Some(
                 Command::new(std::env::current_exe()?)
-                    .args([RELAY_ARGUMENT, &address.to_string()])
+                    .args([RELAY_ARGUMENT, &kind.to_string(), &address.to_string()])
                     .arg(target.port.to_string())
                     .spawn()?,
             ),
@@ -134,7 +139,7 @@ impl Path {
             descriptors: Mutex::new(0),
             signing_key,
             next: AtomicU32::new(0),
-            resting: target.resting(),
+            target_process: target.process(),
             folder,
         })
     }
@@ -157,7 +162,9 @@ impl Path {
             .unwrap_or_else(PoisonError::into_inner) = self.open_descriptors();
         let mut stream = self.open(Deed::Echo).with_context(|| self.log())?;
         stream.write_all(&[0; 64])?;
-        stream.read_exact(&mut [0; 64])?;
+        stream
+            .read_exact(&mut [0; 64])
+            .with_context(|| self.log())?;
         Ok(())
     }
 
@@ -171,6 +178,10 @@ impl Path {
         self.child.as_ref().map(Child::id)
     }
 
+    pub(crate) fn target_process(&self) -> u32 {
+        self.target_process
+    }
+
     /// A session whose target does `deed`.
     pub(crate) fn open(&self, deed: Deed) -> anyhow::Result<TcpStream> {
         self.open_with(&self.greeting(deed)?)
@@ -182,18 +193,7 @@ impl Path {
             Some(key) => preconnection::encode_v2(0, &self.token(key)?)?,
             None => Vec::new(),
         };
-        let request = ConnectionRequest {
-            routing_token: None,
-            mstshash: Some(deed.name().to_owned()),
-            negotiation: Some(NegotiationRequest {
-                flags: 0,
-                requested_protocols: 1,
-            }),
-            correlation_info: None,
-            src_ref: 0,
-            class: 0,
-        };
-        bytes.extend_from_slice(&request.encode()?);
+        bytes.extend_from_slice(&target::greeting(deed)?);
         Ok(bytes)
     }
 
@@ -215,19 +215,9 @@ impl Path {
         Ok(stream)
     }
 
-    /// Sessions the target keeps without a word.
-    pub(crate) fn resting_sessions(&self) -> usize {
-        self.resting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len()
-    }
-
-    pub(crate) fn release_resting(&self) {
-        self.resting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+    /// Ends the sessions at rest and says how many the target had.
+    pub(crate) fn release_resting(&self) -> anyhow::Result<u64> {
+        Target::release(self.target_port)
     }
 
     fn token(&self, key: &SigningKey) -> anyhow::Result<String> {
@@ -235,7 +225,6 @@ impl Path {
         let claims = json!({
             "dst_hst": SocketAddr::new(self.pick_address(3), self.target_port).to_string(),
             "jet_cm": "fwd",
-            "jet_ap": "rdp",
             "jti": uuid::Uuid::new_v4(),
             "nbf": now,
             "exp": now + 3600,
@@ -299,7 +288,9 @@ fn haproxy(
     target_port: u16,
     splice: bool,
 ) -> anyhow::Result<Child> {
-    let mut config = String::from("global\n  nbthread 2\n  maxconn 30000\n  maxpipes 200\n");
+    // It counts two descriptors for each connection and for each pipe, and does not start with fewer.
+    let connections = (system::descriptor_limit().min(100_000) - 600) / 2;
+    let mut config = format!("global\n  nbthread 2\n  maxconn {connections}\n  maxpipes 200\n");
     config.push_str("defaults\n  mode tcp\n  timeout connect 5s\n");
     config.push_str("  timeout client 1h\n  timeout server 1h\n");
     if splice {
@@ -375,23 +366,40 @@ fn free_port() -> anyhow::Result<u16> {
         .port())
 }
 
-/// The relay alone: accepts, connects to the target, relays.
-pub(crate) fn relay_process(address: Option<String>, port: Option<String>) -> anyhow::Result<()> {
-    let address: SocketAddr = address.context("no address")?.parse()?;
-    let port: u16 = port.context("no port")?.parse()?;
+/// Accepts, connects to the target, and relays by `kind`.
+pub(crate) fn relay_process(arguments: &[String]) -> anyhow::Result<()> {
+    let [kind, address, port] = arguments else {
+        bail!("no kind, address and port");
+    };
+    let (address, port): (SocketAddr, u16) = (address.parse()?, port.parse()?);
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(4096)?;
+    let listener = TcpListener::from(socket);
+    let targets = (1..=ADDRESSES)
+        .cycle()
+        .map(|host| SocketAddr::from(([127, 0, 3, host.to_be_bytes()[3]], port)));
+    match kind.parse()? {
+        Kind::Threads => relay_with_threads(&listener, targets),
+        Kind::Relay => relay_alone(listener, targets),
+        Kind::Direct | Kind::Haproxy | Kind::HaproxySplice | Kind::Jetway => bail!("not ours"),
+    }
+}
+
+fn relay_alone(
+    listener: TcpListener,
+    mut targets: impl Iterator<Item = SocketAddr>,
+) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let socket = tokio::net::TcpSocket::new_v4()?;
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        let listener = socket.listen(4096)?;
-        let mut host = 0_u8;
+        listener.set_nonblocking(true)?;
+        let listener = tokio::net::TcpListener::from_std(listener)?;
         loop {
             let (client, _) = listener.accept().await?;
-            host = host % 32 + 1;
-            let target = SocketAddr::from(([127, 0, 3, host], port));
+            let target = targets.next().context("endless")?;
             tokio::spawn(async move {
                 if let Ok(target) = tokio::net::TcpStream::connect(target).await {
                     let traffic = Traffic::default();
@@ -402,4 +410,32 @@ pub(crate) fn relay_process(address: Option<String>, port: Option<String>) -> an
             });
         }
     })
+}
+
+fn relay_with_threads(
+    listener: &TcpListener,
+    targets: impl Iterator<Item = SocketAddr>,
+) -> anyhow::Result<()> {
+    for target in targets {
+        let (client, _) = listener.accept()?;
+        let target = TcpStream::connect(target)?;
+        client.set_nodelay(true)?;
+        target.set_nodelay(true)?;
+        let ways = [(client.try_clone()?, target.try_clone()?), (target, client)];
+        for (mut from, mut to) in ways {
+            thread::spawn(move || {
+                let mut block = vec![0; 256 * 1024];
+                while let Ok(count @ 1..) = from.read(&mut block) {
+                    if to
+                        .write_all(block.get(..count).unwrap_or_default())
+                        .is_err()
+                    {
+                        break;
+                    }
+                }
+                let _ = to.shutdown(Shutdown::Write);
+            });
+        }
+    }
+    Ok(())
 }

@@ -52,12 +52,12 @@ pub(crate) fn descriptors(pid: u32) -> anyhow::Result<usize> {
     Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())
 }
 
-/// Raises the limit for this process and its children as far as it may; returns what it is then.
-pub(crate) fn raise_descriptor_limit(wanted: u64) -> anyhow::Result<u64> {
+/// Raises the limit for this process and its children as far as it may.
+pub(crate) fn raise_descriptor_limit(wanted: u64) -> anyhow::Result<()> {
     let now = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: Some(wanted),
-        maximum: Some(now.maximum.unwrap_or(u64::MAX).max(wanted)),
+        maximum: now.maximum.map(|maximum| maximum.max(wanted)),
     };
     if setrlimit(Resource::Nofile, raised).is_err() {
         // Without privileges: up to the hard limit.
@@ -67,8 +67,12 @@ pub(crate) fn raise_descriptor_limit(wanted: u64) -> anyhow::Result<u64> {
         };
         setrlimit(Resource::Nofile, raised)?;
     }
-    let now = getrlimit(Resource::Nofile);
-    Ok(now.current.unwrap_or(u64::MAX))
+    Ok(())
+}
+
+/// Descriptors that this process and its children may have open each.
+pub(crate) fn descriptor_limit() -> u64 {
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 pub(crate) fn is_installed(program: &str) -> bool {

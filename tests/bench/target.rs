@@ -1,14 +1,14 @@
-//! The target of every path: it answers the Connection Request as an RDP server does and then does what the client's
-//! `mstshash` says.
+//! The target of every path, a process of its own: it answers the Connection Request as an RDP server does and then
+//! does what the client's `mstshash` says.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use anyhow::Context;
-use jetway::rdp::connection_request;
+use jetway::rdp::connection_request::{self, ConnectionRequest, NegotiationRequest};
 use socket2::{Domain, Socket, Type};
 
 /// X.224 Connection Confirm with RDP_NEG_RSP: TLS selected ([MS-RDPBCGR] 2.2.1.2).
@@ -27,6 +27,8 @@ pub(crate) enum Deed {
     Echo,
     /// Nothing is said.
     Rest,
+    /// The target ends all sessions at rest and says how many there were.
+    Release,
 }
 
 impl Deed {
@@ -36,69 +38,120 @@ impl Deed {
             Self::Source => "source",
             Self::Echo => "echo",
             Self::Rest => "rest",
+            Self::Release => "release",
         }
     }
 
     fn from_name(name: &str) -> Option<Self> {
-        [Self::Sink, Self::Source, Self::Echo, Self::Rest]
-            .into_iter()
-            .find(|deed| deed.name() == name)
+        let all = [
+            Self::Sink,
+            Self::Source,
+            Self::Echo,
+            Self::Rest,
+            Self::Release,
+        ];
+        all.into_iter().find(|deed| deed.name() == name)
     }
 }
 
-/// A listener on every loopback address, and its threads.
-pub(crate) struct Target {
-    pub(crate) port: u16,
-    resting: Arc<Mutex<Vec<TcpStream>>>,
-}
+/// First argument of the target's process.
+pub(crate) const TARGET_ARGUMENT: &str = "--target-process";
 
 /// Bytes in one write of a bulk sender and one read of its receiver.
 pub(crate) const BLOCK_BYTES: usize = 128 * 1024;
 
-/// Threads that accept and handle short sessions; long ones get a thread of their own.
+/// Threads that accept; long sessions get a thread of their own.
 const WORKERS: usize = 8;
+
+/// The process, seen from the one that measures.
+pub(crate) struct Target {
+    pub(crate) port: u16,
+    child: Child,
+}
 
 impl Target {
     pub(crate) fn start() -> anyhow::Result<Self> {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-        socket.set_reuse_address(true)?;
-        socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)).into())?;
-        socket.listen(4096)?;
-        let listener = Arc::new(TcpListener::from(socket));
-        let port = listener.local_addr()?.port();
-        let (hand_over, rest): (Sender<TcpStream>, Receiver<TcpStream>) = channel();
-        let resting = Arc::new(Mutex::new(Vec::new()));
-        for _ in 0..WORKERS {
-            let (listener, hand_over) = (Arc::clone(&listener), hand_over.clone());
-            thread::spawn(move || {
-                while let Ok((stream, _)) = listener.accept() {
-                    // A peer that is gone is the client's business to notice.
-                    let _ = serve(stream, &hand_over);
-                }
-            });
-        }
-        let held = Arc::clone(&resting);
-        thread::spawn(move || {
-            for stream in rest {
-                held.lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push(stream);
-            }
-        });
-        Ok(Self { port, resting })
+        let mut child = Command::new(std::env::current_exe()?)
+            .arg(TARGET_ARGUMENT)
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut line = String::new();
+        let output = child.stdout.take().context("no output")?;
+        BufReader::new(output).read_line(&mut line)?;
+        let port = line.trim().parse().context("no port")?;
+        Ok(Self { port, child })
     }
 
-    /// The sessions that rest.
-    pub(crate) fn resting(&self) -> Arc<Mutex<Vec<TcpStream>>> {
-        Arc::clone(&self.resting)
+    pub(crate) fn process(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends the sessions that rest and says how many there were.
+    pub(crate) fn release(port: u16) -> anyhow::Result<u64> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        stream.write_all(&greeting(Deed::Release)?)?;
+        let mut answer = [0; CONNECTION_CONFIRM.len() + 8];
+        stream.read_exact(&mut answer)?;
+        let count = answer.last_chunk().context("no count")?;
+        Ok(u64::from_be_bytes(*count))
     }
 }
 
-fn serve(mut stream: TcpStream, hand_over: &Sender<TcpStream>) -> anyhow::Result<()> {
+impl Drop for Target {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A Connection Request that asks for `deed`.
+pub(crate) fn greeting(deed: Deed) -> anyhow::Result<Vec<u8>> {
+    let request = ConnectionRequest {
+        routing_token: None,
+        mstshash: Some(deed.name().to_owned()),
+        negotiation: Some(NegotiationRequest {
+            flags: 0,
+            requested_protocols: 1,
+        }),
+        correlation_info: None,
+        src_ref: 0,
+        class: 0,
+    };
+    Ok(request.encode()?)
+}
+
+/// Listens on every loopback address, prints the port, and serves until it is killed.
+pub(crate) fn target_process() -> anyhow::Result<()> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)).into())?;
+    socket.listen(4096)?;
+    let listener = TcpListener::from(socket);
+    println!("{}", listener.local_addr()?.port());
+    let resting = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..WORKERS {
+            scope.spawn(|| {
+                while let Ok((stream, _)) = listener.accept() {
+                    // A peer that is gone is the client's business to notice.
+                    let _ = serve(stream, &resting);
+                }
+            });
+        }
+    });
+    Ok(())
+}
+
+fn serve(mut stream: TcpStream, resting: &Mutex<Vec<TcpStream>>) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
     let deed = handshake(&mut stream)?;
+    let mut resting = resting.lock().unwrap_or_else(PoisonError::into_inner);
     match deed {
-        Deed::Rest => hand_over.send(stream).context("no keeper")?,
+        Deed::Rest => resting.push(stream),
+        Deed::Release => {
+            let released = std::mem::take(&mut *resting);
+            stream.write_all(&(released.len() as u64).to_be_bytes())?;
+        }
         Deed::Echo => {
             thread::spawn(move || echo(stream));
         }
