@@ -71,14 +71,19 @@ fn main() -> anyhow::Result<()> {
             figures.rounds.push(one);
         }
     }
-    for (path, figures) in paths.iter().zip(&mut figures) {
-        if plan.idle_sessions > 0 && path.process().is_some() {
-            eprintln!("{} idle sessions: {}", plan.idle_sessions, path.kind);
-            figures.idle = Some(load::idle(path, plan.idle_sessions)?);
-        }
+    for path in &paths {
+        path.check_descriptors()?;
     }
-    if let Some(leak) = paths.iter().find_map(Path::descriptors_left_open) {
-        bail!("{leak}");
+    drop(paths);
+    for figures in &mut figures {
+        if plan.idle_sessions > 0 && figures.kind != Kind::Direct {
+            eprintln!("{} idle sessions: {}", plan.idle_sessions, figures.kind);
+            // A process of its own: memory that earlier sessions left behind would hide what these take.
+            let path = Path::start(figures.kind, &target, &plan)?;
+            path.warm_up()?;
+            figures.idle = Some(load::idle(&path, plan.idle_sessions)?);
+            path.check_descriptors()?;
+        }
     }
     report::print(&plan, &figures);
     if let Some(json) = &plan.json {
@@ -113,7 +118,7 @@ impl Plan {
             rate: Duration::from_secs(2),
             tokens: 20_000,
             idle_sessions: 10_000,
-            jetway: option_env!("CARGO_BIN_EXE_jetway").map(PathBuf::from),
+            jetway: Some(env!("CARGO_BIN_EXE_jetway").into()),
             json: None,
         };
         let mut arguments = std::env::args().skip(1);

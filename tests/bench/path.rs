@@ -56,6 +56,17 @@ impl Kind {
     ];
 }
 
+impl Kind {
+    /// Descriptors of idle pipes that the process may keep for reuse.
+    fn kept_descriptors(self) -> usize {
+        match self {
+            Self::Direct | Self::Threads => 0,
+            Self::Haproxy | Self::HaproxySplice => 2 * 200,
+            Self::Relay | Self::Jetway => 2 * 16,
+        }
+    }
+}
+
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -239,25 +250,26 @@ impl Path {
         Ipv4Addr::new(127, 0, net, host).into()
     }
 
-    /// A complaint if it holds more descriptors than before the first session.
-    pub(crate) fn descriptors_left_open(&self) -> Option<String> {
+    /// Waits until the process has as few descriptors as before its first session.
+    ///
+    /// # Errors
+    /// It keeps more.
+    pub(crate) fn check_descriptors(&self) -> anyhow::Result<()> {
         let before = *self
             .descriptors
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        // Idle pipes are kept: two descriptors each.
-        let allowed = before + 2 * 16;
         for _ in 0..100 {
-            if self.open_descriptors() <= allowed {
-                return None;
+            if self.open_descriptors() <= before + self.kind.kept_descriptors() {
+                return Ok(());
             }
             thread::sleep(Duration::from_millis(100));
         }
-        Some(format!(
+        bail!(
             "{} has {} descriptors open after all sessions, {before} before the first",
             self.kind,
             self.open_descriptors()
-        ))
+        )
     }
 
     fn open_descriptors(&self) -> usize {
