@@ -17,6 +17,7 @@ mod lab;
 mod layers;
 mod limits;
 mod onward;
+mod process;
 mod proxy_header;
 mod refusals;
 mod replay;

@@ -154,3 +154,17 @@ async fn a_refused_client_that_sends_tls_at_once_gets_an_alert() {
         .unwrap();
     assert_eq!(alert, [0x15, 3, 3, 0, 2, 2, 0x31]);
 }
+
+// J-JWT-3
+#[tokio::test]
+async fn the_development_switch_accepts_unsigned_tokens_and_is_loud_about_it() {
+    let lab = Lab::start("[development]\naccept_unsigned_tokens = true\n");
+    let target = Target::start().await;
+    assert!(log().contains("DEVELOPMENT SWITCH"));
+    let claims = Lab::claims(target.address, json!({}));
+    drop(
+        lab.session(&jetway::token::mint::mint(&claims, None, None).unwrap())
+            .await,
+    );
+    assert!(log().contains("Accepted an unsigned token"));
+}

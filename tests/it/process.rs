@@ -1,0 +1,174 @@
+//! The real program: its exit codes, its signals, and what it does when descriptors run out.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use jetway::token::algorithm::{Algorithm, SignatureAlgorithm};
+use jetway::token::mint;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::lab::PATIENCE;
+
+const JETWAY: &str = env!("CARGO_BIN_EXE_jetway");
+
+fn jetway(arguments: &[&str]) -> Output {
+    Command::new(JETWAY)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+/// A configuration with a key in `folder`, for a free port.
+fn configure(folder: &Path, extra: &str) -> SocketAddr {
+    let key = mint::generate(Algorithm::Signature(SignatureAlgorithm::Es256)).unwrap();
+    fs::write(folder.join("sign.pub.pem"), key.public_pem().unwrap()).unwrap();
+    let address = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let text = format!(
+        "[[listener]]\naddress = \"{address}\"\n[token]\nkeys = [{{ path = \"sign.pub.pem\", usage = \"sign\" }}]\n{extra}"
+    );
+    fs::write(folder.join("jetway.toml"), text).unwrap();
+    address
+}
+
+/// A running gateway; killed when dropped.
+struct Served(Child);
+
+impl Served {
+    /// Starts `jetway serve` with at most `descriptors` open files and waits until it listens.
+    fn start(folder: &Path, address: SocketAddr, descriptors: u32) -> Self {
+        let config = folder.join("jetway.toml");
+        let mut child = Command::new("sh")
+            .arg("-c")
+            .arg(format!(
+                "ulimit -n {descriptors}; exec \"$0\" serve --config \"$1\""
+            ))
+            .args([JETWAY.as_ref(), config.as_os_str()])
+            .stderr(fs::File::create(folder.join("log")).unwrap())
+            .spawn()
+            .unwrap();
+        wait_until(|| {
+            assert!(child.try_wait().unwrap().is_none(), "{}", log(folder));
+            log(folder).contains("Listening")
+        });
+        assert!(log(folder).contains(&address.to_string()));
+        Self(child)
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.0);
+        kill_process(pid, signal).unwrap();
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _gone = self.0.kill();
+        let _reaped = self.0.wait();
+    }
+}
+
+fn log(folder: &Path) -> String {
+    fs::read_to_string(folder.join("log")).unwrap()
+}
+
+fn wait_until(mut condition: impl FnMut() -> bool) {
+    for _ in 0..PATIENCE.as_millis() / 5 {
+        if condition() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    panic!("the test has waited long enough");
+}
+
+/// Whether the gateway answers a health check within a moment.
+fn is_healthy(address: SocketAddr) -> bool {
+    let answer = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        stream.write_all(b"GET /jet/health HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    };
+    answer().is_ok_and(|text| text.starts_with("HTTP/1.1 200"))
+}
+
+#[test]
+fn running_out_of_descriptors_is_survived() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = configure(
+        folder.path(),
+        "[limits]\nconnections = 500\npending_per_address = 500\n",
+    );
+    let served = Served::start(folder.path(), address, 48);
+    let held: Vec<TcpStream> = (0..100)
+        .map(|_| TcpStream::connect(address).unwrap())
+        .collect();
+    wait_until(|| log(folder.path()).contains("Cannot accept connections"));
+    drop(held);
+    wait_until(|| is_healthy(address));
+    assert!(
+        log(folder.path())
+            .matches("Cannot accept connections")
+            .count()
+            < 5,
+        "reported, not repeated"
+    );
+    drop(served);
+}
+
+#[test]
+fn sigterm_stops_it_cleanly_and_sighup_does_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = configure(folder.path(), "");
+    let mut served = Served::start(folder.path(), address, 256);
+    served.signal(Signal::HUP);
+    wait_until(|| log(folder.path()).contains("Reading files again"));
+    assert!(is_healthy(address));
+    served.signal(Signal::TERM);
+    let status = served.0.wait().unwrap();
+    assert!(status.success(), "{status}: {}", log(folder.path()));
+    assert!(log(folder.path()).contains("Stopped"));
+}
+
+#[test]
+fn a_configuration_that_cannot_work_stops_it_with_file_line_and_key() {
+    let folder = tempfile::tempdir().unwrap();
+    configure(folder.path(), "[session]\nidle_timout_s = 5\n");
+    let path = folder.path().join("jetway.toml");
+    for command in [&["serve"][..], &["config", "check"]] {
+        let output = jetway(&[command, &["--config", path.to_str().unwrap()]].concat());
+        assert!(!output.status.success());
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            error.contains("jetway.toml:6: session.idle_timout_s"),
+            "{error}"
+        );
+    }
+    configure(folder.path(), "");
+    let output = jetway(&["config", "check", "--config", path.to_str().unwrap()]);
+    assert!(output.status.success());
+}
+
+#[test]
+fn a_port_in_use_and_a_missing_key_file_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = configure(folder.path(), "");
+    let path = folder.path().join("jetway.toml");
+    let _taken = TcpListener::bind(address).unwrap();
+    let serve = || jetway(&["serve", "--config", path.to_str().unwrap()]);
+    let error = String::from_utf8(serve().stderr).unwrap();
+    assert!(error.contains(&address.to_string()), "{error}");
+    fs::remove_file(folder.path().join("sign.pub.pem")).unwrap();
+    let error = String::from_utf8(serve().stderr).unwrap();
+    assert!(error.contains("sign.pub.pem"), "{error}");
+}
