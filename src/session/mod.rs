@@ -3,8 +3,9 @@
 //! 1. [`identify`]: what do the first bytes begin? Read-ahead travels with the stream.
 //! 2. [`authenticate`]: the token behind the carrier, verified, not revoked.
 //! 3. [`authorize`]: a [`Permit`](crate::policy::permit::Permit), the token reserved, the session registered.
-//! 4. [`connect`]: the target dialled, the use of the token on disk.
-//! 5. [`open`]: the first exchange of the protocol that the token announces; the relay takes over from there.
+//! 4. [`connect`]: the target dialled.
+//! 5. [`open`]: the first exchange of the protocol that the token announces, and the use of the token on disk; the relay
+//!    takes over from there.
 //!
 //! Each step takes the one before it by value, so a step that was skipped does not compile. A step that fails returns a
 //! [`Refusal`]; [`refuse`] tells the client.
