@@ -152,9 +152,9 @@ pub(crate) fn connection_rate(
     // Tokens are made before the clock starts.
     let greetings: Vec<_> = match path.needs_tokens() {
         true => (0..tokens)
-            .map(|_| path.greeting(Deed::Rest))
+            .map(|_| path.greeting(Deed::Brief))
             .collect::<Result<_, _>>()?,
-        false => vec![path.greeting(Deed::Rest)?],
+        false => vec![path.greeting(Deed::Brief)?],
     };
     let fresh = path.needs_tokens();
     let next = Mutex::new(greetings.iter());
@@ -183,7 +183,6 @@ pub(crate) fn connection_rate(
         }
     });
     let seconds = start.elapsed().as_secs_f64();
-    path.release_resting()?;
     Ok(RateFigures {
         per_s: opened.into_inner() as f64 / seconds,
         failed: failed.into_inner(),

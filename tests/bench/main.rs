@@ -76,7 +76,7 @@ fn main() -> anyhow::Result<()> {
     }
     drop(paths);
     for figures in &mut figures {
-        if plan.idle_sessions > 0 && figures.kind != Kind::Direct {
+        if plan.idle_sessions > 0 && figures.kind.has_idle_cost() {
             eprintln!("{} idle sessions: {}", plan.idle_sessions, figures.kind);
             // A process of its own: memory that earlier sessions left behind would hide what these take.
             let path = Path::start(figures.kind, &target, &plan)?;

@@ -57,6 +57,14 @@ impl Kind {
 }
 
 impl Kind {
+    /// Whether something in between holds sessions, and could hold many.
+    pub(crate) fn has_idle_cost(self) -> bool {
+        match self {
+            Self::Direct | Self::Threads => false,
+            Self::Haproxy | Self::HaproxySplice | Self::Relay | Self::Jetway => true,
+        }
+    }
+
     /// Descriptors of idle pipes that the process may keep for reuse.
     fn kept_descriptors(self) -> usize {
         match self {

@@ -1,6 +1,7 @@
 //! The target of every path, a process of its own: it answers the Connection Request as an RDP server does and then
 //! does what the client's `mstshash` says.
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -27,6 +28,8 @@ pub(crate) enum Deed {
     Echo,
     /// Nothing is said.
     Rest,
+    /// Nothing is said, and the client is about to go.
+    Brief,
     /// The target ends all sessions at rest and says how many there were.
     Release,
 }
@@ -38,6 +41,7 @@ impl Deed {
             Self::Source => "source",
             Self::Echo => "echo",
             Self::Rest => "rest",
+            Self::Brief => "brief",
             Self::Release => "release",
         }
     }
@@ -48,6 +52,7 @@ impl Deed {
             Self::Source,
             Self::Echo,
             Self::Rest,
+            Self::Brief,
             Self::Release,
         ];
         all.into_iter().find(|deed| deed.name() == name)
@@ -59,6 +64,9 @@ pub(crate) const TARGET_ARGUMENT: &str = "--target-process";
 
 /// Bytes in one write of a bulk sender and one read of its receiver.
 pub(crate) const BLOCK_BYTES: usize = 128 * 1024;
+
+/// Brief sessions kept until their clients have gone.
+const BRIEF_SESSIONS: usize = 256;
 
 /// Threads that accept; long sessions get a thread of their own.
 const WORKERS: usize = 8;
@@ -128,13 +136,13 @@ pub(crate) fn target_process() -> anyhow::Result<()> {
     socket.listen(4096)?;
     let listener = TcpListener::from(socket);
     println!("{}", listener.local_addr()?.port());
-    let resting = Mutex::new(Vec::new());
+    let (resting, brief) = (Mutex::new(Vec::new()), Mutex::new(VecDeque::new()));
     thread::scope(|scope| {
         for _ in 0..WORKERS {
             scope.spawn(|| {
                 while let Ok((stream, _)) = listener.accept() {
                     // A peer that is gone is the client's business to notice.
-                    let _ = serve(stream, &resting);
+                    let _ = serve(stream, &resting, &brief);
                 }
             });
         }
@@ -142,14 +150,26 @@ pub(crate) fn target_process() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn serve(mut stream: TcpStream, resting: &Mutex<Vec<TcpStream>>) -> anyhow::Result<()> {
+fn serve(
+    mut stream: TcpStream,
+    resting: &Mutex<Vec<TcpStream>>,
+    brief: &Mutex<VecDeque<TcpStream>>,
+) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
     let deed = handshake(&mut stream)?;
-    let mut resting = resting.lock().unwrap_or_else(PoisonError::into_inner);
+    let rest = || resting.lock().unwrap_or_else(PoisonError::into_inner);
     match deed {
-        Deed::Rest => resting.push(stream),
+        Deed::Rest => rest().push(stream),
+        Deed::Brief => {
+            // The client of the oldest has gone long ago.
+            let mut brief = brief.lock().unwrap_or_else(PoisonError::into_inner);
+            brief.push_back(stream);
+            if brief.len() > BRIEF_SESSIONS {
+                drop(brief.pop_front());
+            }
+        }
         Deed::Release => {
-            let released = std::mem::take(&mut *resting);
+            let released = std::mem::take(&mut *rest());
             stream.write_all(&(released.len() as u64).to_be_bytes())?;
         }
         Deed::Echo => {
