@@ -20,8 +20,8 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 /// Capacity asked for, bytes. A pipe holds one buffer of a received segment in each page-sized slot, so more slots
-/// let one call move more of the small segments that a real network delivers. Measured on loopback, CPU seconds for a
-/// GB: 0.32 to 0.38 with the usual 64 KiB, 0.21 to 0.29 with 256 KiB, 0.26 to 0.32 with 1 MiB.
+/// let one call move more of the small segments that a real network delivers. CPU seconds for a
+/// GB on loopback, median of six runs: 0.35 with the usual 64 KiB, 0.24 with 256 KiB, 0.27 with 1 MiB.
 const PIPE_BYTES: usize = 256 * 1024;
 
 /// Most that one call moves, bytes. With large segments, as on loopback, a pipe takes more than its nominal capacity.
