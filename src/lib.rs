@@ -107,6 +107,7 @@ pub mod proxy_protocol;
 pub mod rdp;
 pub mod rdp_file;
 pub mod refusal;
+pub mod stage;
 pub mod ticket;
 pub mod time;
 pub mod token;

@@ -74,3 +74,13 @@ pub const TARGETS: usize = 16;
 
 /// Addresses one target name may resolve to; the rest are ignored.
 pub const ADDRESSES_PER_TARGET: usize = 16;
+
+/// Largest message of a static virtual channel that is put together for a stage, bytes. A 4K bitmap on the
+/// clipboard has 33 MB; buffers grow with what arrives, never with what is announced.
+pub const CHANNEL_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+
+/// What one direction of a session may hold in messages that are not complete, bytes.
+pub const CHANNEL_PENDING_BYTES: usize = 96 * 1024 * 1024;
+
+/// Static virtual channels of a session ([MS-RDPBCGR] 2.2.1.3.4).
+pub const STATIC_CHANNELS: usize = 31;

@@ -1,6 +1,6 @@
-//! RDP before its security layer: the preconnection PDU, the X.224 Connection Request and the answer to it.
+//! RDP: the preconnection PDU and the negotiation before the security layer, and the session inside it.
 //!
-//! No I/O here: bytes in, values out. Each decoder takes what has arrived so far and answers `Ok(None)` for "more",
+//! No I/O here: bytes in, values out. Each decoder of the negotiation takes what has arrived so far and answers `Ok(None)` for "more",
 //! `Ok(Some((value, consumed)))`, or an error as soon as the bytes at hand cannot become a PDU any more. More bytes
 //! never change an answer other than `Ok(None)`.
 #![cfg_attr(
@@ -8,9 +8,48 @@
     warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
 )]
 
+mod bulk;
+mod bytes;
+pub mod client_info;
 pub mod connection_request;
+pub mod event;
+pub mod fast_path;
+pub mod frame;
+pub mod gcc;
+pub mod mcs;
 pub mod negotiation;
 pub mod preconnection;
+pub mod session;
+pub mod share;
+
+/// Which way bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// From the client to the target.
+    ToTarget,
+    /// From the target to the client.
+    ToClient,
+}
+
+impl Direction {
+    /// The other way.
+    #[must_use]
+    pub fn opposite(self) -> Self {
+        match self {
+            Self::ToTarget => Self::ToClient,
+            Self::ToClient => Self::ToTarget,
+        }
+    }
+
+    /// Who speaks in this direction.
+    #[must_use]
+    pub fn sender(self) -> &'static str {
+        match self {
+            Self::ToTarget => "client",
+            Self::ToClient => "target",
+        }
+    }
+}
 
 /// An X.224 connection TPDU in TPKT: the frame that Connection Request and Connection Confirm share.
 #[derive(Clone, Copy, Debug)]

@@ -1,0 +1,325 @@
+//! What happens in a session, as facts: the events that the [`Tracker`](super::session::Tracker) reads out of PDUs, and the verdict
+//! a [`Sink`] gives on each.
+//!
+//! Events borrow from the PDU (or from its decompressed form) and live as long as the call that reports them.
+
+use std::fmt;
+use std::ops::Range;
+
+use zeroize::Zeroizing;
+
+use super::Direction;
+use super::client_info::ClientInfo;
+use super::gcc::{ClientData, ServerData};
+use super::share::CapabilitySets;
+
+/// What a PDU says.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// The session entered a phase.
+    Phase(Phase),
+    /// MCS Connect Initial: what the client is and asks for.
+    ClientData(&'a ClientData),
+    /// MCS Connect Response: what the target grants; the static channels have their ids from here on.
+    ServerData {
+        /// The target's data.
+        data: &'a ServerData,
+        /// Every static channel, in the order of the client's list.
+        channels: &'a [StaticChannel],
+    },
+    /// The Client Info PDU as the client sent it, without its password.
+    ClientInfo(&'a ClientInfo),
+    /// A licensing PDU.
+    Licence {
+        /// Who sent it.
+        direction: Direction,
+        /// `bMsgType` ([MS-RDPBCGR] 2.2.1.12.1.1).
+        message_type: u8,
+    },
+    /// Demand Active (to the client) or Confirm Active (to the target).
+    Capabilities {
+        /// Who sent it.
+        direction: Direction,
+        /// Names this activation.
+        share_id: u32,
+        /// The capability sets.
+        sets: CapabilitySets<'a>,
+    },
+    /// The target ends this activation; another Demand Active follows, as when the desktop is resized.
+    Deactivated,
+    /// The size of the desktop from now on, as the target demands it.
+    DesktopSize {
+        /// Pixels.
+        width: u16,
+        /// Pixels.
+        height: u16,
+    },
+    /// A Share Data PDU, decompressed.
+    ShareData {
+        /// Who sent it.
+        direction: Direction,
+        /// `pduType2` ([MS-RDPBCGR] 2.2.8.1.1.1.2).
+        pdu_type2: u8,
+        /// What follows the Share Data Header.
+        data: &'a [u8],
+    },
+    /// One fast-path update of the target, decompressed.
+    FastPathUpdate {
+        /// `updateCode`.
+        code: u8,
+        /// `fragmentation`: 0 single, 1 last, 2 first, 3 next.
+        fragmentation: u8,
+        /// The update or its fragment.
+        data: &'a [u8],
+    },
+    /// One event of keyboard or pointer, in fast-path or slow-path form.
+    Input(Input),
+    /// The target says who logged on, and how.
+    Logon(Logon),
+    /// The target gave the client a cookie to reconnect with. It is a secret.
+    AutoReconnectCookie(&'a AutoReconnectCookie),
+    /// Set Error Info: why the target is about to end the session.
+    ErrorInfo(u32),
+    /// The target sends the client elsewhere. The tracker refuses it unless it was allowed.
+    Redirection(&'a Redirection),
+    /// A message of a static virtual channel, put together and decompressed.
+    ChannelMessage {
+        /// Who sent it.
+        direction: Direction,
+        /// The channel.
+        channel: &'a StaticChannel,
+        /// The message without any channel PDU header.
+        data: &'a [u8],
+    },
+    /// A PDU of the message channel: automatic detection of the network, heartbeat.
+    MessageChannel {
+        /// Who sent it.
+        direction: Direction,
+        /// Flags of the security header, which name the kind.
+        flags: u16,
+        /// What follows the security header.
+        data: &'a [u8],
+    },
+    /// MCS Disconnect Provider Ultimatum.
+    Disconnect {
+        /// Who sent it.
+        direction: Direction,
+        /// T.125 `Reason`: 0 domain disconnected, 1 provider initiated, 3 user requested, ...
+        reason: u8,
+    },
+    /// A whole PDU as it goes on, after edits; reported last, once for each PDU that was not withheld.
+    Pdu {
+        /// Who sent it.
+        direction: Direction,
+        /// From TPKT or fast-path header to the end.
+        bytes: &'a [u8],
+        /// Where secrets are in `bytes`: passwords and cookies. Whoever keeps bytes blanks these first.
+        secrets: &'a [Range<usize>],
+    },
+}
+
+/// Where a session stands. Peers choose the order of their bytes, so a phase says what was seen, not what must come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Until MCS Connect Initial and Response have passed.
+    BasicSettings,
+    /// MCS domain, user and channels, until the Client Info PDU.
+    ChannelConnection,
+    /// Until the licence is settled.
+    Licensing,
+    /// Until Demand Active and Confirm Active have passed; again after a deactivation.
+    CapabilitiesExchange,
+    /// A session: input, graphics, channels.
+    Active,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::BasicSettings => "basic settings",
+            Self::ChannelConnection => "channel connection",
+            Self::Licensing => "licensing",
+            Self::CapabilitiesExchange => "capabilities exchange",
+            Self::Active => "active",
+        })
+    }
+}
+
+/// A static virtual channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StaticChannel {
+    /// As the client wrote it, at most 7 characters.
+    pub name: String,
+    /// MCS channel id, from the target's network data.
+    pub id: u16,
+    /// `CHANNEL_OPTION_*`.
+    pub options: u32,
+}
+
+/// Keyboard and pointer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// A key by its scan code.
+    ScanCode {
+        /// Released rather than pressed.
+        release: bool,
+        /// With prefix E0.
+        extended: bool,
+        /// With prefix E1.
+        extended1: bool,
+        /// The scan code.
+        code: u8,
+    },
+    /// A key by its character.
+    Unicode {
+        /// Released rather than pressed.
+        release: bool,
+        /// UTF-16 unit.
+        unit: u16,
+    },
+    /// The pointer, with `PTRFLAGS_*`.
+    Mouse {
+        /// `pointerFlags`.
+        flags: u16,
+        /// Column.
+        x: u16,
+        /// Row.
+        y: u16,
+    },
+    /// The pointer's further buttons, with `PTRXFLAGS_*`.
+    ExtendedMouse {
+        /// `pointerFlags`.
+        flags: u16,
+        /// Column.
+        x: u16,
+        /// Row.
+        y: u16,
+    },
+    /// The pointer, by movement.
+    RelativeMouse {
+        /// `pointerFlags`.
+        flags: u16,
+        /// Columns.
+        dx: i16,
+        /// Rows.
+        dy: i16,
+    },
+    /// Toggle keys.
+    Synchronize {
+        /// `TS_SYNC_*`.
+        toggles: u8,
+    },
+    /// A time stamp of the client for the target's statistics.
+    QoeTimestamp(u32),
+}
+
+/// Save Session Info ([MS-RDPBCGR] 2.2.10.1.1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Logon {
+    /// Somebody logged on, by name.
+    User {
+        /// Domain.
+        domain: String,
+        /// User.
+        user: String,
+        /// Session of the target.
+        session_id: u32,
+    },
+    /// Somebody logged on; the target does not say who.
+    Plain,
+    /// Logon errors and notices: `ErrorNotificationType` and `ErrorNotificationData`.
+    Notice {
+        /// Kind.
+        kind: u32,
+        /// Detail.
+        data: u32,
+    },
+}
+
+/// `ARC_SC_PRIVATE_PACKET`: what lets a client come back to its session without a password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AutoReconnectCookie {
+    /// The session that it reconnects to.
+    pub logon_id: u32,
+    /// The secret.
+    pub random_bits: Zeroizing<[u8; 16]>,
+}
+
+impl fmt::Debug for AutoReconnectCookie {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AutoReconnectCookie")
+            .field("logon_id", &self.logon_id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where a Server Redirection PDU points; what it carries of credentials is not kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Redirection {
+    /// Session of the new target.
+    pub session_id: u32,
+    /// `LB_*`.
+    pub flags: u32,
+    /// An address.
+    pub target_net_address: Option<String>,
+    /// A name.
+    pub target_fqdn: Option<String>,
+    /// A NetBIOS name.
+    pub target_net_bios_name: Option<String>,
+    /// Further addresses.
+    pub target_net_addresses: Vec<String>,
+    /// Whether a load balancing token is to be sent to the same address.
+    pub load_balance_info: bool,
+}
+
+/// What becomes of what an event tells.
+///
+/// `Replace` and `Deny` answer a [`Event::ChannelMessage`] of a channel on which the sink [decides](Interest::Decide). A `Deny`
+/// without answers also withholds a PDU of input. Anywhere else they end the session: what has gone on cannot be
+/// taken back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes on as it came, byte for byte.
+    Forward,
+    /// This message goes on in its place.
+    Replace(Vec<u8>),
+    /// It does not go on. Its sender gets these messages on the same channel, since a request without an answer
+    /// leaves clients hanging.
+    Deny {
+        /// What the other side would have said.
+        answers: Vec<Vec<u8>>,
+        /// For log and audit.
+        reason: String,
+    },
+    /// The session ends.
+    Terminate {
+        /// For log and audit.
+        reason: String,
+        /// Set Error Info code for the user ([MS-RDPBCGR] 2.2.5.1.1).
+        error_info: u32,
+    },
+}
+
+/// How much of a static channel a sink needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Interest {
+    /// Nothing: chunks pass as they come.
+    Ignore,
+    /// Its messages, while their chunks pass as they come.
+    Observe,
+    /// Its messages before any of their bytes has passed.
+    Decide,
+}
+
+/// Takes events and judges them.
+pub trait Sink {
+    /// How much of this channel is needed; asked once, when the channel gets its id.
+    fn interest(&self, channel: &str) -> Interest;
+
+    /// Whether bulk compression must stay off, so that messages can be replaced and withheld.
+    fn decides(&self) -> bool;
+
+    /// Judges one event.
+    fn on_event(&mut self, event: &Event<'_>) -> Verdict;
+}

@@ -1,0 +1,1265 @@
+//! One inspected session: every PDU of both directions, in order of arrival, on its way from one leg to the other.
+//!
+//! The [`Tracker`] reads what a gateway must know, changes in place what must differ between the legs, and reports
+//! [`Event`]s to a [`Sink`], whose verdicts it carries out. Everything else passes byte for byte. What is changed:
+//!
+//! - `serverSelectedProtocol` and `clientRequestedProtocols` ([MS-RDPBCGR] 2.2.1.3.2, 2.2.1.4.2), since each leg
+//!   negotiated on its own;
+//! - the flags of both multitransport blocks, to none: UDP would pass the gateway by;
+//! - the credentials of the Client Info PDU and `INFO_AUTOLOGON`, where the gateway logs on;
+//! - `INFO_COMPRESSION`, where the sink wants to replace or withhold messages: both sides share a history that a
+//!   message which does not arrive would break.
+//!
+//! What has to be understood and is not ends the session: nothing passes unseen.
+
+use std::borrow::Cow;
+use std::mem;
+use std::ops::Range;
+
+use zeroize::Zeroize;
+
+use super::Direction;
+use super::bulk::{self, Bulk};
+use super::bytes::{Reader, shifted, u16_at, u32_at};
+use super::client_info::{self, ClientInfoError, Logon};
+use super::event::{Event, Interest, Phase, Sink, StaticChannel, Verdict};
+use super::fast_path;
+use super::frame::{self, Frame, FrameError, FrameKind};
+use super::gcc::{self, GccError};
+use super::mcs::{self, Mcs, McsError};
+use super::share::{self, pdu_type, pdu_type2};
+use crate::limits;
+
+/// What differs between the legs, and what a session may do.
+#[derive(Debug)]
+pub struct Settings {
+    /// Protocols that the client offered in its Connection Request; the target's core data repeat them to it.
+    pub client_requested: u32,
+    /// Protocol that the target selected; the client's core data repeat it to the target.
+    pub target_selected: u32,
+    /// Credentials for the target; without them the client's pass.
+    pub logon: Option<Logon>,
+    /// Hosts that a Server Redirection may name, compared without case; none by default.
+    pub redirect_to: Vec<String>,
+}
+
+/// Why a session cannot go on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SessionError {
+    /// Bytes that are no frame.
+    #[error("{} sent no RDP frame: {error}", .from.sender())]
+    Frame {
+        /// Whose fault it is.
+        from: Direction,
+        /// Why.
+        error: FrameError,
+    },
+    /// A frame that is no MCS PDU.
+    #[error("{} sent a broken frame: {error}", .from.sender())]
+    Mcs {
+        /// Whose fault it is.
+        from: Direction,
+        /// Why.
+        error: McsError,
+    },
+    /// Basic settings that cannot be trusted.
+    #[error("{} sent broken settings: {error}", .from.sender())]
+    Gcc {
+        /// Whose fault it is.
+        from: Direction,
+        /// Why.
+        error: GccError,
+    },
+    /// A Client Info PDU that cannot be read or changed.
+    #[error("client's logon cannot be passed on: {0}")]
+    ClientInfo(#[from] ClientInfoError),
+    /// A PDU that does not say what its kind says.
+    #[error("{} sent a malformed {pdu}", .from.sender())]
+    Malformed {
+        /// Whose fault it is.
+        from: Direction,
+        /// Which PDU.
+        pdu: &'static str,
+    },
+    /// A PDU that has no place in this phase or direction.
+    #[error("{} sent {pdu} during {phase}", .from.sender())]
+    OutOfPlace {
+        /// Whose fault it is.
+        from: Direction,
+        /// Which PDU.
+        pdu: &'static str,
+        /// When.
+        phase: Phase,
+    },
+    /// Data for a channel that does not exist.
+    #[error("{} sent data on channel {channel}, which does not exist", .from.sender())]
+    UnknownChannel {
+        /// Whose fault it is.
+        from: Direction,
+        /// MCS channel.
+        channel: u16,
+    },
+    /// More than a limit allows.
+    #[error("{} sent a message of {length} bytes on {channel}, above the limit of {limit}", .from.sender())]
+    TooLong {
+        /// Whose fault it is.
+        from: Direction,
+        /// Name of the channel.
+        channel: String,
+        /// What it says or holds.
+        length: usize,
+        /// What is accepted.
+        limit: usize,
+    },
+    /// Compressed data that do not decompress, or that were declined.
+    #[error("{} sent compressed data that {why}", .from.sender())]
+    Compression {
+        /// Whose fault it is.
+        from: Direction,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// The target offers UDP although its settings were told not to.
+    #[error("target asks for a second transport, which would pass the gateway by")]
+    Multitransport,
+    /// The target sends the client where its token does not.
+    #[error("target redirects to {to}, which is not allowed")]
+    Redirection {
+        /// Where to.
+        to: String,
+    },
+    /// A stage ended the session.
+    #[error("session ended by policy: {reason}")]
+    Terminated {
+        /// What the stage says.
+        reason: String,
+        /// Set Error Info code for the user.
+        error_info: u32,
+    },
+    /// A stage wanted what cannot be done any more.
+    #[error("a verdict on {0} cannot be carried out")]
+    Verdict(&'static str),
+}
+
+impl SessionError {
+    /// The Set Error Info code ([MS-RDPBCGR] 2.2.5.1.1) closest in meaning.
+    #[must_use]
+    pub fn error_info(&self) -> u32 {
+        match self {
+            Self::Terminated { error_info, .. } => *error_info,
+            // ERRINFO_SERVER_DENIED_CONNECTION.
+            Self::Redirection { .. } | Self::Multitransport => 0x0000_0007,
+            // ERRINFO_DATAPDUSEQUENCE.
+            Self::OutOfPlace { .. } => 0x0000_10d3,
+            // ERRINFO_SECURITYDATATOOSHORT2 and the like name one PDU each; this one is for any.
+            Self::Frame { .. }
+            | Self::Mcs { .. }
+            | Self::Gcc { .. }
+            | Self::ClientInfo(_)
+            | Self::Malformed { .. }
+            | Self::UnknownChannel { .. }
+            | Self::TooLong { .. }
+            | Self::Compression { .. }
+            | Self::Verdict(_) => ERRINFO_RPC_INITIATED_DISCONNECT,
+        }
+    }
+}
+
+/// `ERRINFO_RPC_INITIATED_DISCONNECT`: ended by an administrative tool.
+pub const ERRINFO_RPC_INITIATED_DISCONNECT: u32 = 0x0000_0001;
+
+/// `ERRINFO_IDLE_TIMEOUT`.
+pub const ERRINFO_IDLE_TIMEOUT: u32 = 0x0000_0003;
+
+/// `ERRINFO_LOGON_TIMEOUT`, which clients show as the end of the time allowed.
+pub const ERRINFO_LOGON_TIMEOUT: u32 = 0x0000_0004;
+
+/// `RNS_UD_CS_SUPPORT_ERRINFO_PDU` of a client's early capabilities.
+const CS_SUPPORTS_ERROR_INFO: u16 = 0x0001;
+
+/// Flags of the basic security header ([MS-RDPBCGR] 2.2.8.1.1.2.1).
+mod security {
+    pub(super) const TRANSPORT_REQ: u16 = 0x0002;
+    pub(super) const TRANSPORT_RSP: u16 = 0x0004;
+    pub(super) const ENCRYPT: u16 = 0x0008;
+    pub(super) const INFO_PKT: u16 = 0x0040;
+    pub(super) const LICENSE_PKT: u16 = 0x0080;
+    pub(super) const REDIRECTION_PKT: u16 = 0x0400;
+}
+
+/// Flags of the channel PDU header ([MS-RDPBCGR] 2.2.6.1.1).
+mod channel_flag {
+    pub(super) const FIRST: u32 = 0x01;
+    pub(super) const LAST: u32 = 0x02;
+    pub(super) const SHOW_PROTOCOL: u32 = 0x10;
+    pub(super) const SUSPEND: u32 = 0x20;
+    pub(super) const RESUME: u32 = 0x40;
+}
+
+/// `CHANNEL_OPTION_SHOW_PROTOCOL`: chunks carry [`channel_flag::SHOW_PROTOCOL`].
+const CHANNEL_OPTION_SHOW_PROTOCOL: u32 = 0x0020_0000;
+
+/// `CHANNEL_CHUNK_LENGTH`: what every peer accepts.
+const CHUNK_BYTES: usize = 1600;
+
+/// Bytes of the channel PDU header.
+const CHANNEL_HEADER_BYTES: usize = 8;
+
+/// A session between its two legs.
+#[derive(Debug)]
+pub struct Tracker {
+    settings: Settings,
+    phase: Phase,
+    client: Option<gcc::ClientData>,
+    /// From Connect Response on.
+    ids: Option<Ids>,
+    channels: Vec<Channel>,
+    client_info: bool,
+    /// The last Demand Active.
+    share_id: u32,
+    /// User channels as each side names itself.
+    initiators: PerDirection<u16>,
+    bulk: PerDirection<Bulk>,
+    /// Bytes of messages that are not complete.
+    pending: PerDirection<usize>,
+    /// What goes back to the sender of what is being fed.
+    answers: Vec<u8>,
+    /// Where secrets are in the frame that is being fed.
+    secrets: Vec<Range<usize>>,
+}
+
+#[derive(Clone, Debug)]
+struct Ids {
+    io: u16,
+    message: Option<u16>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct PerDirection<T> {
+    to_target: T,
+    to_client: T,
+}
+
+impl<T> PerDirection<T> {
+    fn of(&mut self, direction: Direction) -> &mut T {
+        match direction {
+            Direction::ToTarget => &mut self.to_target,
+            Direction::ToClient => &mut self.to_client,
+        }
+    }
+}
+
+/// A static channel and what of its messages has arrived.
+#[derive(Debug)]
+struct Channel {
+    info: StaticChannel,
+    interest: Interest,
+    partial: PerDirection<Option<Partial>>,
+}
+
+/// A message that is not complete.
+#[derive(Debug)]
+struct Partial {
+    total: usize,
+    data: Vec<u8>,
+    /// Frames that wait for the verdict, as they came.
+    held: Vec<u8>,
+}
+
+/// What becomes of a frame.
+#[derive(Debug)]
+enum Passage {
+    /// It passes, perhaps with fields changed in place.
+    AsIs,
+    /// It does not pass, or not now.
+    Withheld,
+    /// These bytes pass in its place: frames held back before and itself, or others.
+    Instead {
+        bytes: Vec<u8>,
+        secrets: Vec<Range<usize>>,
+    },
+}
+
+/// What [`Tracker::feed`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fed {
+    /// Frames that were read.
+    pub frames: usize,
+    /// Whether `onward` holds credentials, so that whoever writes it wipes it.
+    pub sensitive: bool,
+}
+
+impl Tracker {
+    /// A session of which nothing has passed after its security layer was set up.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            phase: Phase::BasicSettings,
+            client: None,
+            ids: None,
+            channels: Vec::new(),
+            client_info: false,
+            share_id: 0,
+            initiators: PerDirection {
+                to_target: 0,
+                to_client: SERVER_CHANNEL,
+            },
+            bulk: PerDirection::default(),
+            pending: PerDirection::default(),
+            answers: Vec::new(),
+            secrets: Vec::new(),
+        }
+    }
+
+    /// Where the session stands.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Takes the whole frames at the front of `arrived`, leaves the rest there, and adds what is to be sent: to the
+    /// other side to `onward`, to the side they came from to `back`. Both get whole frames only.
+    ///
+    /// # Errors
+    /// The session must end. `onward` has what came before the fault; [`Tracker::farewell`] says the rest.
+    pub fn feed(
+        &mut self,
+        direction: Direction,
+        arrived: &mut Vec<u8>,
+        sink: &mut dyn Sink,
+        onward: &mut Vec<u8>,
+        back: &mut Vec<u8>,
+    ) -> Result<Fed, SessionError> {
+        let mut fed = Fed::default();
+        let mut at = 0_usize;
+        // Bytes from here to `at` pass as they are.
+        let mut passing = 0_usize;
+        let result = loop {
+            let rest = arrived.get_mut(at..).unwrap_or_default();
+            let frame = match frame::find(rest) {
+                Ok(Some(frame)) => frame,
+                Ok(None) => break Ok(()),
+                Err(error) => {
+                    break Err(SessionError::Frame {
+                        from: direction,
+                        error,
+                    });
+                }
+            };
+            let Some(bytes) = rest.get_mut(..frame.length) else {
+                break Ok(());
+            };
+            let passage = match self.frame(direction, bytes, &frame, sink) {
+                Ok(passage) => passage,
+                Err(error) => break Err(error),
+            };
+            fed.frames = fed.frames.saturating_add(1);
+            let end = at.saturating_add(frame.length);
+            match passage {
+                Passage::AsIs => {
+                    // What the client typed passes with its password.
+                    fed.sensitive |= !self.secrets.is_empty();
+                }
+                Passage::Withheld => {
+                    onward.extend_from_slice(arrived.get(passing..at).unwrap_or_default());
+                    passing = end;
+                }
+                Passage::Instead { mut bytes, secrets } => {
+                    onward.extend_from_slice(arrived.get(passing..at).unwrap_or_default());
+                    onward.extend_from_slice(&bytes);
+                    if !secrets.is_empty() {
+                        fed.sensitive = true;
+                        bytes.zeroize();
+                    }
+                    passing = end;
+                }
+            }
+            if !self.secrets.is_empty() && passing == end {
+                arrived.get_mut(at..end).unwrap_or_default().fill(0);
+            }
+            at = end;
+        };
+        if passing == 0 && onward.is_empty() && at > 0 {
+            // The common case: nothing to move but the incomplete end.
+            mem::swap(arrived, onward);
+            arrived.clear();
+            arrived.extend_from_slice(onward.get(at..).unwrap_or_default());
+            onward.truncate(at);
+        } else {
+            onward.extend_from_slice(arrived.get(passing..at).unwrap_or_default());
+            if fed.sensitive {
+                arrived.get_mut(..at).unwrap_or_default().fill(0);
+            }
+            arrived.drain(..at);
+        }
+        back.append(&mut self.answers);
+        result.map(|()| fed)
+    }
+
+    /// What to say to a side before its connection is ended: to the client a Set Error Info PDU, if it can show
+    /// one by now, and to both an MCS Disconnect Provider Ultimatum.
+    #[must_use]
+    pub fn farewell(&self, to: Direction, error_info: u32) -> Vec<u8> {
+        let Some(ids) = &self.ids else {
+            return Vec::new();
+        };
+        let reason = match to {
+            Direction::ToTarget => return mcs::encode_disconnect(mcs::REASON_USER_REQUESTED),
+            Direction::ToClient => mcs::REASON_PROVIDER_INITIATED,
+        };
+        let mut bytes = Vec::new();
+        let client = self.client.as_ref();
+        let shows = client
+            .is_some_and(|client| client.early_capability_flags & CS_SUPPORTS_ERROR_INFO != 0);
+        if shows && self.phase >= Phase::Licensing {
+            let initiator = self.initiators.to_client;
+            let mut say = |data: &[u8]| {
+                let frame = mcs::encode_send_data(false, initiator, ids.io, &[data]);
+                bytes.extend(frame.unwrap_or_default());
+            };
+            if self.phase == Phase::Licensing {
+                say(&LICENSE_VALID_CLIENT);
+            }
+            say(&share::encode_error_info(
+                self.share_id,
+                initiator,
+                error_info,
+            ));
+        }
+        bytes.extend(mcs::encode_disconnect(reason));
+        bytes
+    }
+
+    fn frame(
+        &mut self,
+        direction: Direction,
+        bytes: &mut [u8],
+        frame: &Frame,
+        sink: &mut dyn Sink,
+    ) -> Result<Passage, SessionError> {
+        self.secrets.clear();
+        let passage = match frame.kind {
+            FrameKind::FastPath(header) => {
+                self.fast_path(direction, header, bytes, frame.body.clone(), sink)?
+            }
+            FrameKind::Tpkt => self.slow_path(direction, bytes, sink)?,
+        };
+        match &passage {
+            Passage::AsIs => {
+                let event = Event::Pdu {
+                    direction,
+                    bytes,
+                    secrets: &self.secrets,
+                };
+                watch(sink, &event)?;
+            }
+            Passage::Withheld => {}
+            Passage::Instead { bytes, secrets } => {
+                let mut rest = bytes.as_slice();
+                while let Ok(Some(frame)) = frame::find(rest)
+                    && let Some((bytes, behind)) = rest.split_at_checked(frame.length)
+                {
+                    let event = Event::Pdu {
+                        direction,
+                        bytes,
+                        secrets,
+                    };
+                    watch(sink, &event)?;
+                    rest = behind;
+                }
+            }
+        }
+        Ok(passage)
+    }
+
+    fn fast_path(
+        &mut self,
+        direction: Direction,
+        header: u8,
+        bytes: &[u8],
+        body: Range<usize>,
+        sink: &mut dyn Sink,
+    ) -> Result<Passage, SessionError> {
+        if self.phase < Phase::Licensing {
+            return Err(self.out_of_place(direction, "fast-path data"));
+        }
+        let body = bytes.get(body).unwrap_or_default();
+        match direction {
+            Direction::ToTarget => {
+                let inputs = fast_path::inputs(header, body)
+                    .ok_or_else(|| malformed(direction, "fast-path input"))?;
+                report_inputs(sink, inputs)
+            }
+            Direction::ToClient => {
+                let mut reader = Reader::new(body);
+                // Two bytes cannot be an update; clients ignore them.
+                while reader.rest().len() > 2 {
+                    let update = fast_path::next_update(&mut reader)
+                        .ok_or_else(|| malformed(direction, "fast-path update"))?;
+                    let data = plain(&mut self.bulk, direction, update.data, update.compression)?;
+                    watch(
+                        sink,
+                        &Event::FastPathUpdate {
+                            code: update.code,
+                            fragmentation: update.fragmentation,
+                            data,
+                        },
+                    )?;
+                }
+                Ok(Passage::AsIs)
+            }
+        }
+    }
+
+    fn slow_path(
+        &mut self,
+        direction: Direction,
+        bytes: &mut [u8],
+        sink: &mut dyn Sink,
+    ) -> Result<Passage, SessionError> {
+        let pdu = mcs::decode(bytes).map_err(|error| SessionError::Mcs {
+            from: direction,
+            error,
+        })?;
+        match (pdu, direction) {
+            (Mcs::ConnectInitial { user_data }, Direction::ToTarget) => {
+                self.connect_initial(bytes, user_data, sink)?;
+            }
+            (Mcs::ConnectResponse { result, user_data }, Direction::ToClient) => {
+                self.connect_response(bytes, result, user_data, sink)?;
+            }
+            (Mcs::ConnectInitial { .. }, Direction::ToClient) => {
+                return Err(self.out_of_place(direction, "MCS connect initial"));
+            }
+            (Mcs::ConnectResponse { .. }, Direction::ToTarget) => {
+                return Err(self.out_of_place(direction, "MCS connect response"));
+            }
+            (Mcs::AttachUserConfirm { initiator }, Direction::ToClient) => {
+                self.initiators.to_target = initiator.unwrap_or_default();
+            }
+            (Mcs::AttachUserConfirm { .. }, Direction::ToTarget) => {
+                return Err(self.out_of_place(direction, "MCS attach user confirm"));
+            }
+            (
+                Mcs::SendData {
+                    request,
+                    initiator,
+                    channel,
+                    user_data,
+                    ..
+                },
+                _,
+            ) => {
+                if request != (direction == Direction::ToTarget) {
+                    return Err(self.out_of_place(direction, "MCS data of the other side"));
+                }
+                *self.initiators.of(direction) = initiator;
+                return self.send_data(direction, bytes, channel, user_data, sink);
+            }
+            (Mcs::Disconnect { reason }, _) => {
+                watch(sink, &Event::Disconnect { direction, reason })?;
+            }
+            (Mcs::X224Disconnect, _) => {
+                let reason = 0;
+                watch(sink, &Event::Disconnect { direction, reason })?;
+            }
+            (Mcs::Domain { .. }, _) => {
+                if self.ids.is_none() {
+                    return Err(self.out_of_place(direction, "MCS domain PDU"));
+                }
+            }
+        }
+        Ok(Passage::AsIs)
+    }
+
+    fn connect_initial(
+        &mut self,
+        bytes: &mut [u8],
+        user_data: Range<usize>,
+        sink: &mut dyn Sink,
+    ) -> Result<(), SessionError> {
+        let direction = Direction::ToTarget;
+        if self.client.is_some() {
+            return Err(self.out_of_place(direction, "MCS connect initial"));
+        }
+        let (data, fields) =
+            gcc::decode_client(bytes, user_data).map_err(|error| SessionError::Gcc {
+                from: direction,
+                error,
+            })?;
+        write_u32(bytes, fields.protocol, self.settings.target_selected);
+        write_u32(bytes, fields.multitransport, 0);
+        watch(sink, &Event::ClientData(&data))?;
+        self.client = Some(data);
+        Ok(())
+    }
+
+    fn connect_response(
+        &mut self,
+        bytes: &mut [u8],
+        result: u8,
+        user_data: Range<usize>,
+        sink: &mut dyn Sink,
+    ) -> Result<(), SessionError> {
+        let direction = Direction::ToClient;
+        let Some(client) = self.client.as_ref().filter(|_| self.ids.is_none()) else {
+            return Err(self.out_of_place(direction, "MCS connect response"));
+        };
+        if result != 0 {
+            // The target does not want this session; there is nothing to know about it.
+            return Ok(());
+        }
+        let gcc = |error| SessionError::Gcc {
+            from: direction,
+            error,
+        };
+        let (data, fields) = gcc::decode_server(bytes, user_data).map_err(gcc)?;
+        if data.channel_ids.len() != client.channels.len() {
+            return Err(gcc(GccError::Channels(data.channel_ids.len())));
+        }
+        let mut taken = vec![data.io_channel];
+        taken.extend(data.message_channel);
+        for ((name, options), &id) in client.channels.iter().zip(&data.channel_ids) {
+            // A channel that was not granted.
+            if id == 0 {
+                continue;
+            }
+            if taken.contains(&id) {
+                return Err(gcc(GccError::Channels(data.channel_ids.len())));
+            }
+            taken.push(id);
+            self.channels.push(Channel {
+                interest: sink.interest(name),
+                info: StaticChannel {
+                    name: name.clone(),
+                    id,
+                    options: *options,
+                },
+                partial: PerDirection::default(),
+            });
+        }
+        write_u32(bytes, fields.protocol, self.settings.client_requested);
+        write_u32(bytes, fields.multitransport, 0);
+        self.ids = Some(Ids {
+            io: data.io_channel,
+            message: data.message_channel,
+        });
+        let channels: Vec<_> = self
+            .channels
+            .iter()
+            .map(|channel| channel.info.clone())
+            .collect();
+        watch(
+            sink,
+            &Event::ServerData {
+                data: &data,
+                channels: &channels,
+            },
+        )?;
+        self.enter(Phase::ChannelConnection, sink)
+    }
+
+    fn send_data(
+        &mut self,
+        direction: Direction,
+        bytes: &mut [u8],
+        channel: u16,
+        user_data: Range<usize>,
+        sink: &mut dyn Sink,
+    ) -> Result<Passage, SessionError> {
+        let Some(ids) = self.ids.clone() else {
+            return Err(self.out_of_place(direction, "channel data"));
+        };
+        if channel == ids.io {
+            return self.io_channel(direction, bytes, user_data, sink);
+        }
+        if !self.client_info {
+            return Err(self.out_of_place(direction, "channel data"));
+        }
+        let data = bytes.get(user_data.clone()).unwrap_or_default();
+        if Some(channel) == ids.message {
+            let flags = u16_at(data, 0).ok_or_else(|| malformed(direction, "security header"))?;
+            let data = data
+                .get(4..)
+                .ok_or_else(|| malformed(direction, "security header"))?;
+            refuse_security(direction, flags)?;
+            watch(
+                sink,
+                &Event::MessageChannel {
+                    direction,
+                    flags,
+                    data,
+                },
+            )?;
+            return Ok(Passage::AsIs);
+        }
+        let position = self
+            .channels
+            .iter()
+            .position(|candidate| candidate.info.id == channel);
+        let Some(channel) = position.and_then(|position| self.channels.get_mut(position)) else {
+            return Err(SessionError::UnknownChannel {
+                from: direction,
+                channel,
+            });
+        };
+        let chunk = Chunk {
+            direction,
+            frame: bytes,
+            data,
+        };
+        let mut context = ChannelContext {
+            bulk: &mut self.bulk,
+            pending: self.pending.of(direction),
+            initiators: &mut self.initiators,
+            answers: &mut self.answers,
+        };
+        channel.chunk(&chunk, &mut context, sink)
+    }
+
+    fn io_channel(
+        &mut self,
+        direction: Direction,
+        bytes: &mut [u8],
+        user_data: Range<usize>,
+        sink: &mut dyn Sink,
+    ) -> Result<Passage, SessionError> {
+        let data = bytes.get(user_data.clone()).unwrap_or_default();
+        if !self.client_info {
+            let flags = u16_at(data, 0).unwrap_or(0);
+            if direction == Direction::ToTarget && flags & security::INFO_PKT != 0 {
+                return self.client_info(bytes, user_data, sink);
+            }
+            return Err(self.out_of_place(direction, "session data"));
+        }
+        if share::is_control(data) {
+            return self.share_control(direction, bytes, user_data, sink);
+        }
+        if matches!(share::control(data, 0), Some((control, _)) if control.kind.is_none()) {
+            return self.share_control(direction, bytes, user_data, sink);
+        }
+        let flags = u16_at(data, 0).ok_or_else(|| malformed(direction, "security header"))?;
+        refuse_security(direction, flags)?;
+        if flags & security::LICENSE_PKT == 0 || self.phase != Phase::Licensing {
+            return Err(self.out_of_place(direction, "data that are no share PDU"));
+        }
+        let licence = || malformed(direction, "licence PDU");
+        let message_type = *data.get(4).ok_or_else(licence)?;
+        watch(
+            sink,
+            &Event::Licence {
+                direction,
+                message_type,
+            },
+        )?;
+        let settled = match message_type {
+            // NEW_LICENSE, UPGRADE_LICENSE.
+            0x03 | 0x04 => true,
+            // ERROR_ALERT with STATUS_VALID_CLIENT.
+            0xff => u32_at(data, 8) == Some(7),
+            _ => false,
+        };
+        if settled && direction == Direction::ToClient {
+            self.enter(Phase::CapabilitiesExchange, sink)?;
+        }
+        Ok(Passage::AsIs)
+    }
+
+    fn client_info(
+        &mut self,
+        bytes: &mut [u8],
+        user_data: Range<usize>,
+        sink: &mut dyn Sink,
+    ) -> Result<Passage, SessionError> {
+        let at = user_data.start;
+        let pdu = bytes.get_mut(user_data).unwrap_or_default();
+        let (info, layout) = client_info::decode(pdu)?;
+        self.client_info = true;
+        self.secrets = client_info::secrets_in_frame(&layout, at);
+        watch(sink, &Event::ClientInfo(&info))?;
+        if sink.decides() {
+            client_info::decline_compression(pdu, &layout);
+        }
+        let passage = match &self.settings.logon {
+            None => Passage::AsIs,
+            Some(logon) => {
+                let new = client_info::with_logon(pdu, &info, &layout, logon)?;
+                let (_, layout) = client_info::decode(&new)?;
+                let bytes = replace_user_data(bytes, &new).ok_or(ClientInfoError::TooLong)?;
+                let Ok(Mcs::SendData { user_data, .. }) = mcs::decode(&bytes) else {
+                    return Err(ClientInfoError::TooLong.into());
+                };
+                Passage::Instead {
+                    secrets: client_info::secrets_in_frame(&layout, user_data.start),
+                    bytes,
+                }
+            }
+        };
+        self.enter(Phase::Licensing, sink)?;
+        Ok(passage)
+    }
+
+    fn share_control(
+        &mut self,
+        direction: Direction,
+        bytes: &[u8],
+        user_data: Range<usize>,
+        sink: &mut dyn Sink,
+    ) -> Result<Passage, SessionError> {
+        let data = bytes.get(user_data.clone()).unwrap_or_default();
+        let mut at = 0;
+        let mut passage = Passage::AsIs;
+        let mut count = 0_usize;
+        // Fewer bytes are padding, which clients ignore.
+        while data.len().saturating_sub(at) > 3 {
+            let (control, end) =
+                share::control(data, at).ok_or_else(|| malformed(direction, "share PDU"))?;
+            let body = data.get(control.body.clone()).unwrap_or_default();
+            match (control.kind, direction) {
+                (None, _) => {}
+                (Some(pdu_type::DATA), _) => {
+                    let withheld =
+                        self.share_data(direction, data, control.body, user_data.start, sink)?;
+                    if withheld {
+                        passage = Passage::Withheld;
+                    }
+                }
+                (Some(pdu_type::DEMAND_ACTIVE), Direction::ToClient) => {
+                    let (share_id, sets) = share::capabilities(body, false)
+                        .ok_or_else(|| malformed(direction, "demand active"))?;
+                    self.share_id = share_id;
+                    let size = share::desktop_size(&sets);
+                    watch(
+                        sink,
+                        &Event::Capabilities {
+                            direction,
+                            share_id,
+                            sets,
+                        },
+                    )?;
+                    if let Some((width, height)) = size {
+                        watch(sink, &Event::DesktopSize { width, height })?;
+                    }
+                    self.enter(Phase::CapabilitiesExchange, sink)?;
+                }
+                (Some(pdu_type::CONFIRM_ACTIVE), Direction::ToTarget) => {
+                    let (share_id, sets) = share::capabilities(body, true)
+                        .ok_or_else(|| malformed(direction, "confirm active"))?;
+                    watch(
+                        sink,
+                        &Event::Capabilities {
+                            direction,
+                            share_id,
+                            sets,
+                        },
+                    )?;
+                    self.enter(Phase::Active, sink)?;
+                }
+                (Some(pdu_type::DEACTIVATE_ALL), Direction::ToClient) => {
+                    watch(sink, &Event::Deactivated)?;
+                    self.enter(Phase::CapabilitiesExchange, sink)?;
+                }
+                (Some(pdu_type::SERVER_REDIRECTION), Direction::ToClient) => {
+                    self.redirection(
+                        body,
+                        user_data.start.saturating_add(control.body.start),
+                        sink,
+                    )?;
+                }
+                (Some(_), _) => return Err(self.out_of_place(direction, "an unknown share PDU")),
+            }
+            at = end;
+            count = count.saturating_add(1);
+        }
+        // A PDU that shares its frame with others cannot be taken out of it.
+        if matches!(passage, Passage::Withheld) && count > 1 {
+            return Err(SessionError::Verdict("input"));
+        }
+        Ok(passage)
+    }
+
+    /// Returns whether the PDU is to be withheld.
+    fn share_data(
+        &mut self,
+        direction: Direction,
+        data: &[u8],
+        body: Range<usize>,
+        at: usize,
+        sink: &mut dyn Sink,
+    ) -> Result<bool, SessionError> {
+        let pdu =
+            share::data(data, body).ok_or_else(|| malformed(direction, "share data header"))?;
+        let raw = data.get(pdu.body.clone()).unwrap_or_default();
+        let compressed = pdu.compression & bulk::COMPRESSED != 0;
+        let plain = plain(&mut self.bulk, direction, raw, pdu.compression)?;
+        watch(
+            sink,
+            &Event::ShareData {
+                direction,
+                pdu_type2: pdu.pdu_type2,
+                data: plain,
+            },
+        )?;
+        match (pdu.pdu_type2, direction) {
+            (pdu_type2::INPUT, Direction::ToTarget) => {
+                let inputs =
+                    share::inputs(plain).ok_or_else(|| malformed(direction, "slow-path input"))?;
+                return Ok(matches!(report_inputs(sink, inputs)?, Passage::Withheld));
+            }
+            (pdu_type2::SAVE_SESSION_INFO, Direction::ToClient) => {
+                let info = share::session_info(plain)
+                    .ok_or_else(|| malformed(direction, "session info"))?;
+                if let Some(secret) = &info.secret {
+                    let secret = if compressed {
+                        pdu.body.clone()
+                    } else {
+                        shifted(secret, pdu.body.start)
+                    };
+                    self.secrets.push(shifted(&secret, at));
+                }
+                if let Some(logon) = info.logon {
+                    watch(sink, &Event::Logon(logon))?;
+                }
+                if let Some(cookie) = &info.cookie {
+                    watch(sink, &Event::AutoReconnectCookie(cookie))?;
+                }
+            }
+            (pdu_type2::SET_ERROR_INFO, Direction::ToClient) => {
+                let code =
+                    share::error_info(plain).ok_or_else(|| malformed(direction, "error info"))?;
+                watch(sink, &Event::ErrorInfo(code))?;
+            }
+            _ => {}
+        }
+        Ok(false)
+    }
+
+    fn redirection(
+        &mut self,
+        body: &[u8],
+        at: usize,
+        sink: &mut dyn Sink,
+    ) -> Result<(), SessionError> {
+        let redirection = share::redirection(body)
+            .ok_or_else(|| malformed(Direction::ToClient, "server redirection"))?;
+        // It may hold a password.
+        self.secrets.push(shifted(&(0..body.len()), at));
+        watch(sink, &Event::Redirection(&redirection))?;
+        let named: Vec<&String> = redirection
+            .target_net_address
+            .iter()
+            .chain(&redirection.target_fqdn)
+            .chain(&redirection.target_net_bios_name)
+            .chain(&redirection.target_net_addresses)
+            .collect();
+        let allowed = |host: &String| {
+            let mut hosts = self.settings.redirect_to.iter();
+            hosts.any(|candidate| candidate.eq_ignore_ascii_case(host))
+        };
+        if !named.is_empty() && named.iter().all(|host| allowed(host)) {
+            return Ok(());
+        }
+        let to: Vec<&str> = named.iter().map(|host| host.as_str()).collect();
+        Err(SessionError::Redirection { to: to.join(", ") })
+    }
+
+    fn enter(&mut self, phase: Phase, sink: &mut dyn Sink) -> Result<(), SessionError> {
+        if self.phase == phase {
+            return Ok(());
+        }
+        self.phase = phase;
+        watch(sink, &Event::Phase(phase))
+    }
+
+    fn out_of_place(&self, from: Direction, pdu: &'static str) -> SessionError {
+        SessionError::OutOfPlace {
+            from,
+            pdu,
+            phase: self.phase,
+        }
+    }
+}
+
+/// The MCS channel id of a server ([MS-RDPBCGR] 2.2.8.1.1.1.1, `pduSource`), until the target names its own.
+const SERVER_CHANNEL: u16 = 1002;
+
+/// License Error PDU, valid client ([MS-RDPBCGR] 2.2.1.12): security header, preamble, code, transition, empty blob.
+const LICENSE_VALID_CLIENT: [u8; 20] = [
+    0x80, 0, 0, 0, 0xff, 0x03, 16, 0, 7, 0, 0, 0, 2, 0, 0, 0, 4, 0, 0, 0,
+];
+
+/// A chunk of a channel as it came.
+struct Chunk<'a> {
+    direction: Direction,
+    frame: &'a [u8],
+    data: &'a [u8],
+}
+
+/// What a channel shares with the others.
+struct ChannelContext<'a> {
+    bulk: &'a mut PerDirection<Bulk>,
+    pending: &'a mut usize,
+    initiators: &'a mut PerDirection<u16>,
+    answers: &'a mut Vec<u8>,
+}
+
+impl Channel {
+    fn chunk(
+        &mut self,
+        chunk: &Chunk<'_>,
+        context: &mut ChannelContext<'_>,
+        sink: &mut dyn Sink,
+    ) -> Result<Passage, SessionError> {
+        let direction = chunk.direction;
+        let bad = || malformed(direction, "channel PDU");
+        let total = u32_at(chunk.data, 0).ok_or_else(bad)?;
+        let flags = u32_at(chunk.data, 4).ok_or_else(bad)?;
+        let data = chunk.data.get(CHANNEL_HEADER_BYTES..).unwrap_or_default();
+        let [_, _, compression, _] = flags.to_le_bytes();
+        if self.interest == Interest::Decide && compression & bulk::COMPRESSED != 0 {
+            return Err(SessionError::Compression {
+                from: direction,
+                why: "was declined",
+            });
+        }
+        // Followed even where nobody looks: the history is shared.
+        let data = plain(context.bulk, direction, data, compression)?;
+        if self.interest == Interest::Ignore {
+            return Ok(Passage::AsIs);
+        }
+        if flags & (channel_flag::SUSPEND | channel_flag::RESUME) != 0 && data.is_empty() {
+            return Ok(Passage::AsIs);
+        }
+        let total = usize::try_from(total).unwrap_or(usize::MAX);
+        let decides = self.interest == Interest::Decide;
+        let name = &self.info.name;
+        let partial = self.partial.of(direction);
+        let first = flags & channel_flag::FIRST != 0;
+        let last = flags & channel_flag::LAST != 0;
+        if first != partial.is_none() {
+            return Err(bad());
+        }
+        let too_long = |length, limit| SessionError::TooLong {
+            from: direction,
+            channel: name.clone(),
+            length,
+            limit,
+        };
+        if total > limits::CHANNEL_MESSAGE_BYTES {
+            return Err(too_long(total, limits::CHANNEL_MESSAGE_BYTES));
+        }
+        let (message, held) = if first && last {
+            (Cow::Borrowed(data), Vec::new())
+        } else {
+            let partial = partial.get_or_insert_with(|| Partial {
+                total,
+                data: Vec::new(),
+                held: Vec::new(),
+            });
+            let length = partial.data.len().saturating_add(data.len());
+            if length > partial.total {
+                return Err(bad());
+            }
+            let held = if decides { chunk.frame.len() } else { 0 };
+            *context.pending = context
+                .pending
+                .saturating_add(data.len())
+                .saturating_add(held);
+            if *context.pending > limits::CHANNEL_PENDING_BYTES {
+                return Err(too_long(*context.pending, limits::CHANNEL_PENDING_BYTES));
+            }
+            partial.data.extend_from_slice(data);
+            if decides {
+                partial.held.extend_from_slice(chunk.frame);
+            }
+            if !last {
+                return Ok(if decides {
+                    Passage::Withheld
+                } else {
+                    Passage::AsIs
+                });
+            }
+            let whole = self.partial.of(direction).take().ok_or_else(bad)?;
+            *context.pending = context
+                .pending
+                .saturating_sub(whole.data.len())
+                .saturating_sub(whole.held.len());
+            (Cow::Owned(whole.data), whole.held)
+        };
+        if message.len() != total {
+            return Err(bad());
+        }
+        let verdict = sink.on_event(&Event::ChannelMessage {
+            direction,
+            channel: &self.info,
+            data: &message,
+        });
+        match verdict {
+            Verdict::Forward if held.is_empty() => Ok(Passage::AsIs),
+            Verdict::Forward => Ok(Passage::Instead {
+                bytes: held,
+                secrets: Vec::new(),
+            }),
+            Verdict::Replace(message) if decides => Ok(Passage::Instead {
+                bytes: self.encode(direction, context, &message)?,
+                secrets: Vec::new(),
+            }),
+            Verdict::Deny { answers, .. } if decides => {
+                for answer in &answers {
+                    let bytes = self.encode(direction.opposite(), context, answer)?;
+                    context.answers.extend(bytes);
+                }
+                Ok(Passage::Withheld)
+            }
+            Verdict::Replace(_) | Verdict::Deny { .. } => {
+                Err(SessionError::Verdict("a message that has passed"))
+            }
+            Verdict::Terminate { reason, error_info } => {
+                Err(SessionError::Terminated { reason, error_info })
+            }
+        }
+    }
+
+    /// The frames of a message, in chunks that every peer accepts.
+    fn encode(
+        &self,
+        direction: Direction,
+        context: &mut ChannelContext<'_>,
+        message: &[u8],
+    ) -> Result<Vec<u8>, SessionError> {
+        // Between the chunks of another message it would destroy that one.
+        let busy = match direction {
+            Direction::ToTarget => self.partial.to_target.as_ref(),
+            Direction::ToClient => self.partial.to_client.as_ref(),
+        };
+        let passed = busy.is_some_and(|partial| partial.held.is_empty());
+        let total = u32::try_from(message.len()).ok();
+        let initiator = *context.initiators.of(direction);
+        let Some(total) = total.filter(|_| !passed && initiator != 0) else {
+            return Err(SessionError::Verdict("a channel message"));
+        };
+        let mut bytes = Vec::new();
+        let count = message.len().div_ceil(CHUNK_BYTES).max(1);
+        for position in 0..count {
+            let start = position.saturating_mul(CHUNK_BYTES);
+            let end = start.saturating_add(CHUNK_BYTES).min(message.len());
+            let mut flags = 0;
+            if position == 0 {
+                flags |= channel_flag::FIRST;
+            }
+            if end == message.len() {
+                flags |= channel_flag::LAST;
+            }
+            if self.info.options & CHANNEL_OPTION_SHOW_PROTOCOL != 0 {
+                flags |= channel_flag::SHOW_PROTOCOL;
+            }
+            let parts = [
+                &total.to_le_bytes()[..],
+                &flags.to_le_bytes(),
+                message.get(start..end).unwrap_or_default(),
+            ];
+            let request = direction == Direction::ToTarget;
+            let frame = mcs::encode_send_data(request, initiator, self.info.id, &parts)
+                .ok_or(SessionError::Verdict("a channel message"))?;
+            bytes.extend(frame);
+        }
+        Ok(bytes)
+    }
+}
+
+/// Reports what can be seen but not held up.
+fn watch(sink: &mut dyn Sink, event: &Event<'_>) -> Result<(), SessionError> {
+    match sink.on_event(event) {
+        Verdict::Forward => Ok(()),
+        Verdict::Terminate { reason, error_info } => {
+            Err(SessionError::Terminated { reason, error_info })
+        }
+        Verdict::Replace(_) | Verdict::Deny { .. } => {
+            Err(SessionError::Verdict("what is not a channel message"))
+        }
+    }
+}
+
+/// Reports the events of one input PDU, which passes whole or not at all.
+fn report_inputs(
+    sink: &mut dyn Sink,
+    inputs: Vec<super::event::Input>,
+) -> Result<Passage, SessionError> {
+    let mut passage = Passage::AsIs;
+    for input in inputs {
+        match sink.on_event(&Event::Input(input)) {
+            Verdict::Forward => {}
+            Verdict::Deny { answers, .. } if answers.is_empty() => passage = Passage::Withheld,
+            Verdict::Terminate { reason, error_info } => {
+                return Err(SessionError::Terminated { reason, error_info });
+            }
+            Verdict::Replace(_) | Verdict::Deny { .. } => {
+                return Err(SessionError::Verdict("input"));
+            }
+        }
+    }
+    Ok(passage)
+}
+
+/// Data without their compression.
+fn plain<'a>(
+    bulk: &'a mut PerDirection<Bulk>,
+    direction: Direction,
+    data: &'a [u8],
+    flags: u8,
+) -> Result<&'a [u8], SessionError> {
+    bulk.of(direction)
+        .decompress(data, flags)
+        .ok_or(SessionError::Compression {
+            from: direction,
+            why: "do not decompress",
+        })
+}
+
+fn malformed(from: Direction, pdu: &'static str) -> SessionError {
+    SessionError::Malformed { from, pdu }
+}
+
+/// Refuses what a security header may not say inside TLS.
+fn refuse_security(direction: Direction, flags: u16) -> Result<(), SessionError> {
+    if flags & security::ENCRYPT != 0 {
+        return Err(malformed(direction, "PDU that is encrypted once more"));
+    }
+    if flags & security::REDIRECTION_PKT != 0 {
+        return Err(malformed(direction, "server redirection"));
+    }
+    if flags & (security::TRANSPORT_REQ | security::TRANSPORT_RSP) != 0 {
+        return Err(SessionError::Multitransport);
+    }
+    Ok(())
+}
+
+fn write_u32(bytes: &mut [u8], field: Option<Range<usize>>, value: u32) {
+    let field = field
+        .and_then(|range| bytes.get_mut(range))
+        .and_then(|field| field.first_chunk_mut());
+    if let Some(field) = field {
+        *field = value.to_le_bytes();
+    }
+}
+
+/// The frame of a Send Data Request with other data; its headers stay, apart from the lengths.
+fn replace_user_data(frame: &[u8], data: &[u8]) -> Option<Vec<u8>> {
+    let Ok(Mcs::SendData { length, .. }) = mcs::decode(frame) else {
+        return None;
+    };
+    let size = u16::try_from(data.len())
+        .ok()
+        .filter(|&size| size < 0x8000)?;
+    let head = frame.get(..length.start)?;
+    let total = head.len().checked_add(2)?.checked_add(data.len())?;
+    let mut new = Vec::with_capacity(total);
+    new.extend_from_slice(head);
+    new.extend((size | 0x8000).to_be_bytes());
+    new.extend_from_slice(data);
+    let [high, low] = u16::try_from(total).ok()?.to_be_bytes();
+    *new.get_mut(2)? = high;
+    *new.get_mut(3)? = low;
+    Some(new)
+}

@@ -1,0 +1,34 @@
+//! What looks into sessions: small synchronous stages over typed events, in the order of a [`Pipeline`].
+//!
+//! A stage is one file here and one line where the pipeline of a session is built. It sees every event of both
+//! directions in order of arrival, must not block, and answers each with a [`Verdict`].
+
+mod pipeline;
+
+use std::fmt;
+
+pub use self::pipeline::Pipeline;
+pub use crate::rdp::Direction;
+pub use crate::rdp::event::{
+    AutoReconnectCookie, Event, Input, Interest, Logon, Phase, Redirection, StaticChannel, Verdict,
+};
+
+/// One observer or judge of a session.
+pub trait Stage: Send + fmt::Debug {
+    /// Short and stable, for logs: who gave a verdict.
+    fn name(&self) -> &'static str;
+
+    /// How much of a static channel this stage needs. Names are compared as sent; [MS-RDPBCGR] does not fold case.
+    fn interest(&self, channel: &str) -> Interest {
+        let _ = channel;
+        Interest::Ignore
+    }
+
+    /// Whether this stage answers [`Interest::Decide`] for any channel; bulk compression is then declined.
+    fn decides(&self) -> bool {
+        false
+    }
+
+    /// Sees one event.
+    fn on_event(&mut self, event: &Event<'_>) -> Verdict;
+}
