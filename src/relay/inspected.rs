@@ -1,0 +1,537 @@
+//! The inspected relay: whole PDUs between two legs that the gateway has both opened, each past the
+//! [`Tracker`] and the stages before it goes on.
+//!
+//! The rules are those of the opaque relay: the directions are independent, each reads only when what it read
+//! before has been written, ends are passed on as half-closes, and a direction that has nothing to move holds no
+//! buffer. A session that may not go on ends with a word to both sides: a code that the client shows to its user,
+//! and an orderly end for the target.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use zeroize::Zeroize;
+
+use super::copy::to_u64;
+use super::{
+    Alarm, Clock, Fault, LINGER_TIMEOUT, RelayEnd, RelayLimits, STEPS_PER_POLL, Side, Traffic,
+    linger,
+};
+use crate::rdp::Direction;
+use crate::rdp::event::Sink;
+use crate::rdp::session::{
+    ERRINFO_IDLE_TIMEOUT, ERRINFO_LOGON_TIMEOUT, ERRINFO_RPC_INITIATED_DISCONNECT, SessionError,
+    Tracker,
+};
+
+/// Bytes read at once.
+const READ_BYTES: usize = 64 * 1024;
+
+/// What may wait for a side, in answers of stages to it, before nothing more is read from it.
+const ANSWERS_BYTES: usize = 1024 * 1024;
+
+/// One side of an inspected session, past its security layer.
+#[derive(Debug)]
+pub struct Leg<S> {
+    /// The stream of RDP PDUs.
+    pub stream: S,
+    /// What was read from it already.
+    pub read_ahead: Vec<u8>,
+}
+
+/// Why an inspected relay ended.
+#[derive(Debug)]
+pub enum InspectedEnd {
+    /// As an opaque relay ends.
+    Relay(RelayEnd),
+    /// What a side sent may not or cannot pass.
+    Session(SessionError),
+}
+
+/// Relays between `client` and `target` until both are done, a limit is reached, `cancel` fires, or the session
+/// may not go on. What bytes are counted are those written to each side.
+///
+/// # Cancel safety
+/// Dropping the future closes both connections at once, without a word.
+pub async fn run<C, T>(
+    client: Leg<C>,
+    target: Leg<T>,
+    tracker: &mut Tracker,
+    sink: &mut (dyn Sink + Send),
+    traffic: &Traffic,
+    limits: RelayLimits,
+    cancel: CancellationToken,
+) -> InspectedEnd
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut relay = Relay {
+        client: client.stream,
+        target: target.stream,
+        up: Lane::new(client.read_ahead),
+        down: Lane::new(target.read_ahead),
+        to_client: Outbox::default(),
+        to_target: Outbox::default(),
+        dying: None,
+    };
+    let mut clock = Clock::new(limits);
+    let mut cancelled = pin!(cancel.cancelled());
+    let end = poll_fn(|cx| {
+        if cancelled.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(End::Told(
+                RelayEnd::Cancelled,
+                ERRINFO_RPC_INITIATED_DISCONNECT,
+            ));
+        }
+        let mut moved = false;
+        let ended = relay.poll(cx, tracker, sink, traffic, &mut moved);
+        if ended.is_ready() {
+            return ended;
+        }
+        if moved {
+            clock.note_activity();
+        }
+        if relay.dying.is_some() {
+            clock.start_last_words();
+        }
+        Poll::Ready(match ready!(clock.poll(cx)) {
+            Alarm::Idle => End::Told(RelayEnd::IdleTimeout, ERRINFO_IDLE_TIMEOUT),
+            Alarm::Total => End::Told(RelayEnd::TimeLimit, ERRINFO_LOGON_TIMEOUT),
+            Alarm::LastWords => relay.give_up(),
+        })
+    })
+    .await;
+    let Relay {
+        client,
+        target,
+        to_client,
+        to_target,
+        ..
+    } = relay;
+    let (end, code) = match end {
+        End::Over(end, left) => {
+            match left {
+                Some(Side::Client) => {
+                    drop(target);
+                    part(client, to_client, &[], &traffic.to_client).await;
+                }
+                Some(Side::Target) => {
+                    drop(client);
+                    part(target, to_target, &[], &traffic.to_target).await;
+                }
+                None => {}
+            }
+            return InspectedEnd::Relay(end);
+        }
+        End::Told(end, code) => (InspectedEnd::Relay(end), code),
+        End::Refused(error) => {
+            let code = error.error_info();
+            (InspectedEnd::Session(error), code)
+        }
+    };
+    let to_user = tracker.farewell(Direction::ToClient, code);
+    let to_server = tracker.farewell(Direction::ToTarget, code);
+    tokio::join!(
+        part(client, to_client, &to_user, &traffic.to_client),
+        part(target, to_target, &to_server, &traffic.to_target),
+    );
+    end
+}
+
+/// Says what is left to say to a side and ends its connection in order.
+async fn part<S>(mut stream: S, outbox: Outbox, farewell: &[u8], count: &AtomicU64)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    if outbox.closed {
+        return;
+    }
+    let saying = async {
+        stream.write_all(outbox.rest()).await?;
+        stream.write_all(farewell).await?;
+        stream.flush().await
+    };
+    // It has been as polite as it can be.
+    if let Ok(Ok(())) = timeout(LINGER_TIMEOUT, saying).await {
+        let said = to_u64(outbox.rest().len().saturating_add(farewell.len()));
+        count.fetch_add(said, Ordering::Relaxed);
+        linger(stream).await;
+    }
+}
+
+/// How the moving of PDUs ended.
+enum End {
+    /// On its own, with a side to part from, if there is one left.
+    Over(RelayEnd, Option<Side>),
+    /// By a limit or the caller; both sides are told.
+    Told(RelayEnd, u32),
+    /// By what a side sent.
+    Refused(SessionError),
+}
+
+struct Relay<C, T> {
+    client: C,
+    target: T,
+    /// Client to target.
+    up: Lane,
+    /// Target to client.
+    down: Lane,
+    to_client: Outbox,
+    to_target: Outbox,
+    /// The side that could not be written to any more, while what it said before is still passed on.
+    dying: Option<(Side, io::Error)>,
+}
+
+/// What one direction has read and not passed on.
+struct Lane {
+    state: LaneState,
+    /// The beginning of a frame; at the start also what was read ahead.
+    arrived: Vec<u8>,
+    /// Whether `arrived` may hold whole frames.
+    fresh: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LaneState {
+    Open,
+    /// The source has ended, and the sink is being told.
+    Ending,
+    /// The end was passed on.
+    Ended,
+    /// An end of it broke.
+    Abandoned,
+}
+
+/// What a side has not taken yet.
+#[derive(Default)]
+struct Outbox {
+    bytes: Vec<u8>,
+    sent: usize,
+    /// It holds credentials.
+    sensitive: bool,
+    /// The stream may have taken bytes without sending them, as TLS does.
+    unflushed: bool,
+    /// Nothing can be written any more: the stream broke or was shut down.
+    closed: bool,
+}
+
+impl<C, T> Relay<C, T>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        tracker: &mut Tracker,
+        sink: &mut dyn Sink,
+        traffic: &Traffic,
+        moved: &mut bool,
+    ) -> Poll<End> {
+        for _ in 0..STEPS_PER_POLL {
+            let mut progress = false;
+            let mut inspect = Inspect {
+                tracker: &mut *tracker,
+                sink: &mut *sink,
+                direction: Direction::ToTarget,
+            };
+            let up = advance(
+                cx,
+                &mut self.up,
+                (&mut self.client, &mut self.to_client),
+                (&mut self.target, &mut self.to_target, &traffic.to_target),
+                &mut inspect,
+                &mut progress,
+            );
+            if let Err(stop) = up
+                && let ended @ Poll::Ready(_) = self.stopped(stop, Side::Client)
+            {
+                return ended;
+            }
+            let mut inspect = Inspect {
+                tracker: &mut *tracker,
+                sink: &mut *sink,
+                direction: Direction::ToClient,
+            };
+            let down = advance(
+                cx,
+                &mut self.down,
+                (&mut self.target, &mut self.to_target),
+                (&mut self.client, &mut self.to_client, &traffic.to_client),
+                &mut inspect,
+                &mut progress,
+            );
+            if let Err(stop) = down
+                && let ended @ Poll::Ready(_) = self.stopped(stop, Side::Target)
+            {
+                return ended;
+            }
+            if self.up.is_over() && self.down.is_over() {
+                return Poll::Ready(self.give_up());
+            }
+            if !progress {
+                return Poll::Pending;
+            }
+            *moved = true;
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// The direction that reads from `reader` stopped. Ready with the end, unless the other direction may have
+    /// something left to pass on.
+    fn stopped(&mut self, stop: Stop, reader: Side) -> Poll<End> {
+        let fault = match stop {
+            Stop::Session(error) => return Poll::Ready(End::Refused(error)),
+            Stop::Fault(fault) => fault,
+        };
+        self.from(reader).state = LaneState::Abandoned;
+        let writer = reader.other();
+        match fault {
+            Fault::Reader(_) if self.dying.is_some() => Poll::Ready(self.give_up()),
+            Fault::Reader(_) if self.from(writer).state == LaneState::Ended => {
+                Poll::Ready(End::Over(RelayEnd::Closed, Some(writer)))
+            }
+            Fault::Reader(error) => {
+                Poll::Ready(End::Over(RelayEnd::of(reader, error), Some(writer)))
+            }
+            Fault::Writer(error) => {
+                match writer {
+                    Side::Client => self.to_client.closed = true,
+                    Side::Target => self.to_target.closed = true,
+                }
+                match self.dying.take() {
+                    Some((first, error)) => {
+                        Poll::Ready(End::Over(RelayEnd::of(first, error), None))
+                    }
+                    None if self.from(writer).state == LaneState::Ended => {
+                        Poll::Ready(End::Over(RelayEnd::Closed, Some(reader)))
+                    }
+                    None => {
+                        self.dying = Some((writer, error));
+                        Poll::Pending
+                    }
+                }
+            }
+        }
+    }
+
+    fn give_up(&mut self) -> End {
+        match self.dying.take() {
+            Some((side, error)) => End::Over(RelayEnd::of(side, error), Some(side.other())),
+            None => End::Over(RelayEnd::Closed, None),
+        }
+    }
+
+    fn from(&mut self, side: Side) -> &mut Lane {
+        match side {
+            Side::Client => &mut self.up,
+            Side::Target => &mut self.down,
+        }
+    }
+}
+
+/// Why a direction cannot go on.
+enum Stop {
+    Fault(Fault),
+    Session(SessionError),
+}
+
+/// What looks at the PDUs of one direction.
+struct Inspect<'a> {
+    tracker: &'a mut Tracker,
+    sink: &'a mut dyn Sink,
+    direction: Direction,
+}
+
+/// Moves what one direction can move now.
+fn advance<S, K>(
+    cx: &mut Context<'_>,
+    lane: &mut Lane,
+    (source, back): (&mut S, &mut Outbox),
+    (sink, outbox, count): (&mut K, &mut Outbox, &AtomicU64),
+    inspect: &mut Inspect<'_>,
+    progress: &mut bool,
+) -> Result<(), Stop>
+where
+    S: AsyncRead + Unpin,
+    K: AsyncWrite + Unpin,
+{
+    if lane.state == LaneState::Abandoned || outbox.closed {
+        return Ok(());
+    }
+    // Answers of a stage may wait here even after this direction has ended.
+    let empty = outbox
+        .write(cx, sink, count, progress)
+        .map_err(|error| Stop::Fault(Fault::Writer(error)))?;
+    if !empty {
+        return Ok(());
+    }
+    match lane.state {
+        LaneState::Open => {}
+        LaneState::Ending => {
+            if let Poll::Ready(shut) = Pin::new(sink).poll_shutdown(cx) {
+                shut.map_err(|error| Stop::Fault(Fault::Writer(error)))?;
+                lane.state = LaneState::Ended;
+                // Nor can an answer of a stage.
+                outbox.closed = true;
+                *progress = true;
+            }
+            return Ok(());
+        }
+        LaneState::Ended | LaneState::Abandoned => return Ok(()),
+    }
+    if back.waiting() > ANSWERS_BYTES {
+        return Ok(());
+    }
+    if !lane.fresh {
+        match lane.fill(cx, source) {
+            Poll::Pending => {
+                lane.rest();
+                outbox.rest_if_empty();
+                return Ok(());
+            }
+            Poll::Ready(Ok(0)) => {
+                // What is left of a frame that was cut off goes nowhere: nobody has seen what it says.
+                lane.arrived.zeroize();
+                lane.state = LaneState::Ending;
+                *progress = true;
+                return Ok(());
+            }
+            Poll::Ready(Ok(_)) => {}
+            Poll::Ready(Err(error)) => return Err(Stop::Fault(Fault::Reader(error))),
+        }
+    }
+    lane.fresh = false;
+    *progress = true;
+    // The outbox is empty here, so that a run of untouched frames is handed over without a copy.
+    let mut answers = Vec::new();
+    let fed = inspect.tracker.feed(
+        inspect.direction,
+        &mut lane.arrived,
+        inspect.sink,
+        &mut outbox.bytes,
+        &mut answers,
+    );
+    if !back.closed {
+        back.bytes.extend(answers);
+    }
+    let fed = fed.map_err(Stop::Session)?;
+    outbox.sensitive |= fed.sensitive;
+    outbox
+        .write(cx, sink, count, progress)
+        .map_err(|error| Stop::Fault(Fault::Writer(error)))?;
+    Ok(())
+}
+
+impl Lane {
+    fn new(read_ahead: Vec<u8>) -> Self {
+        Self {
+            state: LaneState::Open,
+            fresh: !read_ahead.is_empty(),
+            arrived: read_ahead,
+        }
+    }
+
+    /// Nothing will move any more.
+    fn is_over(&self) -> bool {
+        matches!(self.state, LaneState::Ended | LaneState::Abandoned)
+    }
+
+    /// Reads once.
+    fn fill<S: AsyncRead + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut S,
+    ) -> Poll<io::Result<usize>> {
+        self.arrived.reserve(READ_BYTES);
+        match pin!(source.read_buf(&mut self.arrived)).poll(cx) {
+            // TLS that ends without a close_notify alert, as RDP clients do. A frame that is cut off is not passed.
+            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Poll::Ready(Ok(0))
+            }
+            other => other,
+        }
+    }
+
+    /// Nothing to read: nothing is held but the beginning of a frame.
+    fn rest(&mut self) {
+        if self.arrived.is_empty() {
+            self.arrived = Vec::new();
+        } else {
+            self.arrived.shrink_to(self.arrived.len());
+        }
+    }
+}
+
+impl Outbox {
+    fn rest(&self) -> &[u8] {
+        self.bytes.get(self.sent..).unwrap_or_default()
+    }
+
+    fn waiting(&self) -> usize {
+        self.rest().len()
+    }
+
+    fn rest_if_empty(&mut self) {
+        if self.bytes.is_empty() {
+            self.bytes = Vec::new();
+        }
+    }
+
+    /// Writes what the stream takes; whether all is gone, though perhaps not flushed.
+    fn write<K: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut K,
+        count: &AtomicU64,
+        progress: &mut bool,
+    ) -> io::Result<bool> {
+        while self.sent < self.bytes.len() {
+            match Pin::new(&mut *stream).poll_write(cx, self.rest()) {
+                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(Ok(taken)) => {
+                    self.sent = self.sent.saturating_add(taken);
+                    self.unflushed = true;
+                    *progress = true;
+                    count.fetch_add(to_u64(taken), Ordering::Relaxed);
+                }
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => return Ok(false),
+            }
+        }
+        if self.sensitive {
+            self.bytes.zeroize();
+            self.sensitive = false;
+        }
+        self.bytes.clear();
+        self.sent = 0;
+        if self.unflushed
+            && let Poll::Ready(flushed) = Pin::new(stream).poll_flush(cx)
+        {
+            flushed?;
+            self.unflushed = false;
+        }
+        Ok(true)
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.arrived.zeroize();
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        if self.sensitive {
+            self.bytes.zeroize();
+        }
+    }
+}
