@@ -300,14 +300,18 @@ mod tests {
         };
         assert_eq!((read.initiator_id, read.channel_id), (1002, 1003));
         assert_eq!(&*read.user_data, b"abc");
-        for reason in [0, 1, 3] {
+        for (reason, words) in [
+            (0, "domain disconnected"),
+            (1, "server-initiated disconnect"),
+            (3, "user-requested disconnect"),
+        ] {
             let frame = encode_disconnect(reason);
             assert_eq!(decode(&frame), Ok(Mcs::Disconnect { reason }));
             let X224(message) = ironrdp_decode::<X224<McsMessage<'_>>>(&frame).unwrap();
             let McsMessage::DisconnectProviderUltimatum(read) = message else {
                 panic!("{message:?}");
             };
-            assert_eq!(read.reason.as_u8(), reason);
+            assert_eq!(read.reason.description(), words);
         }
     }
 

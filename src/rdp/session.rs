@@ -119,8 +119,8 @@ pub enum SessionError {
         /// What is wrong.
         why: &'static str,
     },
-    /// The target offers UDP although its settings were told not to.
-    #[error("target asks for a second transport, which would pass the gateway by")]
+    /// UDP is offered where it cannot be declined.
+    #[error("a second transport was asked for, which would pass the gateway by")]
     Multitransport,
     /// The target sends the client where its token does not.
     #[error("target redirects to {to}, which is not allowed")]
@@ -173,9 +173,6 @@ pub const ERRINFO_IDLE_TIMEOUT: u32 = 0x0000_0003;
 
 /// `ERRINFO_LOGON_TIMEOUT`, which clients show as the end of the time allowed.
 pub const ERRINFO_LOGON_TIMEOUT: u32 = 0x0000_0004;
-
-/// `RNS_UD_CS_SUPPORT_ERRINFO_PDU` of a client's early capabilities.
-const CS_SUPPORTS_ERROR_INFO: u16 = 0x0001;
 
 /// Flags of the basic security header ([MS-RDPBCGR] 2.2.8.1.1.2.1).
 mod security {
@@ -409,10 +406,8 @@ impl Tracker {
             Direction::ToClient => mcs::REASON_PROVIDER_INITIATED,
         };
         let mut bytes = Vec::new();
-        let client = self.client.as_ref();
-        let shows = client
-            .is_some_and(|client| client.early_capability_flags & CS_SUPPORTS_ERROR_INFO != 0);
-        if shows && self.phase >= Phase::Licensing {
+        // Whether the client announced it or not: FreeRDP does not, and shows it all the same.
+        if self.phase >= Phase::Licensing {
             let initiator = self.initiators.to_client;
             let mut say = |data: &[u8]| {
                 let frame = mcs::encode_send_data(false, initiator, ids.io, &[data]);
@@ -683,7 +678,6 @@ impl Tracker {
             let data = data
                 .get(4..)
                 .ok_or_else(|| malformed(direction, "security header"))?;
-            refuse_security(direction, flags)?;
             watch(
                 sink,
                 &Event::MessageChannel {
@@ -692,6 +686,11 @@ impl Tracker {
                     data,
                 },
             )?;
+            if flags & (security::TRANSPORT_REQ | security::TRANSPORT_RSP) != 0 {
+                self.decline_transport(direction, flags, data, channel)?;
+                return Ok(Passage::Withheld);
+            }
+            refuse_security(direction, flags)?;
             return Ok(Passage::AsIs);
         }
         let position = self
@@ -716,6 +715,31 @@ impl Tracker {
             answers: &mut self.answers,
         };
         channel.chunk(&chunk, &mut context, sink)
+    }
+
+    /// A target that asks for UDP, although it was told that the client has none, gets the answer of a client that
+    /// could not: the client itself never hears of it. What a client says of a request it cannot have had is dropped.
+    fn decline_transport(
+        &mut self,
+        direction: Direction,
+        flags: u16,
+        data: &[u8],
+        channel: u16,
+    ) -> Result<(), SessionError> {
+        if direction == Direction::ToTarget {
+            return Ok(());
+        }
+        let request_id = Reader::new(data)
+            .array::<4>()
+            .filter(|_| flags & security::TRANSPORT_REQ != 0)
+            .ok_or_else(|| malformed(direction, "multitransport request"))?;
+        let [low, high] = security::TRANSPORT_RSP.to_le_bytes();
+        let parts = [&[low, high, 0, 0][..], &request_id, &E_ABORT.to_le_bytes()];
+        let initiator = self.initiators.to_target;
+        let answer = mcs::encode_send_data(true, initiator, channel, &parts)
+            .ok_or(SessionError::Multitransport)?;
+        self.answers.extend(answer);
+        Ok(())
     }
 
     fn io_channel(
@@ -983,6 +1007,9 @@ impl Tracker {
 
 /// The MCS channel id of a server ([MS-RDPBCGR] 2.2.8.1.1.1.1, `pduSource`), until the target names its own.
 const SERVER_CHANNEL: u16 = 1002;
+
+/// `hrResponse` of a client that could not set up a transport ([MS-RDPBCGR] 2.2.15.2).
+const E_ABORT: u32 = 0x8000_4004;
 
 /// License Error PDU, valid client ([MS-RDPBCGR] 2.2.1.12): security header, preamble, code, transition, empty blob.
 const LICENSE_VALID_CLIENT: [u8; 20] = [
@@ -1262,4 +1289,549 @@ fn replace_user_data(frame: &[u8], data: &[u8]) -> Option<Vec<u8>> {
     *new.get_mut(2)? = high;
     *new.get_mut(3)? = low;
     Some(new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rdp::event::Redirection;
+
+    #[test]
+    fn nothing_but_the_client_info_may_come_before_it() {
+        let mut session = Session::until(Phase::ChannelConnection);
+        let share = io(Direction::ToTarget, &[18, 0, 0x17, 0, 0, 0, 0, 0]);
+        assert!(matches!(
+            session.feed(Direction::ToTarget, &share),
+            Err(SessionError::OutOfPlace { .. })
+        ));
+        let mut session = Session::until(Phase::ChannelConnection);
+        let input = [0x04, 0x04, 0x00, 0x1e];
+        assert!(matches!(
+            session.feed(Direction::ToTarget, &input),
+            Err(SessionError::OutOfPlace { .. })
+        ));
+        let mut session = Session::until(Phase::ChannelConnection);
+        let chunk = channel(Direction::ToTarget, CLIPRDR, 3, 3, b"abc");
+        assert!(matches!(
+            session.feed(Direction::ToTarget, &chunk),
+            Err(SessionError::OutOfPlace { .. })
+        ));
+    }
+
+    #[test]
+    fn the_basic_settings_come_once_and_from_their_side() {
+        let recording = recording();
+        let (_, initial) = &recording[0];
+        let (_, response) = &recording[1];
+        let mut session = Session::new();
+        assert!(session.feed(Direction::ToClient, initial).is_err());
+        let mut session = Session::new();
+        assert!(session.feed(Direction::ToClient, response).is_err());
+        let mut session = Session::new();
+        session.feed(Direction::ToTarget, initial).unwrap();
+        assert!(session.feed(Direction::ToTarget, initial).is_err());
+        let mut session = Session::new();
+        session.feed(Direction::ToTarget, initial).unwrap();
+        session.feed(Direction::ToClient, response).unwrap();
+        assert!(session.feed(Direction::ToClient, response).is_err());
+    }
+
+    #[test]
+    fn a_target_that_encrypts_by_itself_is_refused() {
+        let recording = recording();
+        let mut session = Session::new();
+        session.feed(Direction::ToTarget, &recording[0].1).unwrap();
+        let mut response = recording[1].1.clone();
+        let at = response
+            .windows(4)
+            .position(|window| window == [0x02, 0x0c, 0x0c, 0x00])
+            .unwrap();
+        response[at + 4] = 2;
+        assert_eq!(
+            session.feed(Direction::ToClient, &response),
+            Err(SessionError::Gcc {
+                from: Direction::ToClient,
+                error: GccError::Encryption
+            })
+        );
+    }
+
+    #[test]
+    fn data_for_a_channel_that_does_not_exist_end_the_session() {
+        let mut session = Session::until(Phase::Active);
+        let chunk = channel(Direction::ToClient, 1099, 3, 3, b"abc");
+        assert_eq!(
+            session.feed(Direction::ToClient, &chunk),
+            Err(SessionError::UnknownChannel {
+                from: Direction::ToClient,
+                channel: 1099
+            })
+        );
+    }
+
+    #[test]
+    fn chunks_are_put_together_and_pass_as_they_come() {
+        let mut session = Session::until(Phase::Active);
+        let chunks = [
+            channel(Direction::ToClient, CLIPRDR, 6, 0x11, b"ab"),
+            channel(Direction::ToClient, CLIPRDR, 6, 0x10, b"cd"),
+            channel(Direction::ToClient, CLIPRDR, 6, 0x12, b"ef"),
+        ];
+        for chunk in &chunks {
+            assert_eq!(session.feed(Direction::ToClient, chunk).unwrap(), *chunk);
+        }
+        assert_eq!(session.judge.messages, [b"abcdef".to_vec()]);
+    }
+
+    #[test]
+    fn chunks_that_do_not_fit_together_end_the_session() {
+        let first = |total| channel(Direction::ToClient, CLIPRDR, total, 1, b"ab");
+        let last = |total| channel(Direction::ToClient, CLIPRDR, total, 2, b"cd");
+        for chunks in [
+            // No beginning; two beginnings; too much; too little.
+            vec![last(4)],
+            vec![first(4), first(4)],
+            vec![first(3), last(3)],
+            vec![first(5), last(5)],
+            vec![channel(Direction::ToClient, CLIPRDR, 5, 3, b"abcd")],
+            vec![channel(Direction::ToClient, CLIPRDR, 3, 3, b"abcd")],
+        ] {
+            let mut session = Session::until(Phase::Active);
+            let result: Result<Vec<_>, _> = chunks
+                .iter()
+                .map(|chunk| session.feed(Direction::ToClient, chunk))
+                .collect();
+            assert_eq!(
+                result,
+                Err(malformed(Direction::ToClient, "channel PDU")),
+                "{chunks:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_message_above_the_limit_ends_the_session_before_it_is_held() {
+        let mut session = Session::until(Phase::Active);
+        let total = u32::try_from(limits::CHANNEL_MESSAGE_BYTES).unwrap() + 1;
+        let chunk = channel(Direction::ToClient, CLIPRDR, total, 1, b"ab");
+        assert!(matches!(
+            session.feed(Direction::ToClient, &chunk),
+            Err(SessionError::TooLong { .. })
+        ));
+    }
+
+    #[test]
+    fn nothing_of_a_message_passes_before_its_verdict() {
+        let chunks = [
+            channel(Direction::ToClient, CLIPRDR, 4, 1, b"ab"),
+            channel(Direction::ToClient, CLIPRDR, 4, 2, b"cd"),
+        ];
+        for (verdict, expected) in [
+            (Verdict::Forward, chunks.concat()),
+            (
+                Verdict::Replace(b"other".to_vec()),
+                // With CHANNEL_FLAG_SHOW_PROTOCOL, as this channel wants it.
+                channel(Direction::ToClient, CLIPRDR, 5, 0x13, b"other"),
+            ),
+        ] {
+            let mut session = Session::deciding(verdict);
+            assert!(
+                session
+                    .feed(Direction::ToClient, &chunks[0])
+                    .unwrap()
+                    .is_empty()
+            );
+            assert_eq!(
+                session.feed(Direction::ToClient, &chunks[1]).unwrap(),
+                expected
+            );
+            assert!(session.back.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_denied_message_is_answered_to_its_sender() {
+        let mut session = Session::deciding(Verdict::Deny {
+            answers: vec![vec![7; 2000]],
+            reason: "test".to_owned(),
+        });
+        let chunk = channel(Direction::ToTarget, CLIPRDR, 4, 3, b"abcd");
+        assert!(
+            session
+                .feed(Direction::ToTarget, &chunk)
+                .unwrap()
+                .is_empty()
+        );
+        let answer = |flags: u32, data: &[u8]| {
+            let parts = [&2000_u32.to_le_bytes()[..], &flags.to_le_bytes(), data];
+            let initiator = session.tracker.initiators.to_client;
+            mcs::encode_send_data(false, initiator, CLIPRDR, &parts).unwrap()
+        };
+        let expected = [answer(0x11, &[7; 1600]), answer(0x12, &[7; 400])];
+        assert_eq!(session.back, expected.concat());
+    }
+
+    #[test]
+    fn a_verdict_that_comes_too_late_ends_the_session() {
+        let mut session = Session::until(Phase::Active);
+        session.judge.verdict = Verdict::Replace(Vec::new());
+        let chunk = channel(Direction::ToClient, CLIPRDR, 4, 3, b"abcd");
+        assert!(matches!(
+            session.feed(Direction::ToClient, &chunk),
+            Err(SessionError::Verdict(_))
+        ));
+    }
+
+    #[test]
+    fn a_stage_ends_the_session_with_its_reason() {
+        let mut session = Session::until(Phase::Active);
+        session.judge.verdict = Verdict::Terminate {
+            reason: "enough".to_owned(),
+            error_info: 9,
+        };
+        let chunk = channel(Direction::ToClient, CLIPRDR, 4, 3, b"abcd");
+        let error = session.feed(Direction::ToClient, &chunk).unwrap_err();
+        assert_eq!(error.error_info(), 9);
+        assert_eq!(error.to_string(), "session ended by policy: enough");
+    }
+
+    #[test]
+    fn declined_compression_is_not_offered_and_not_accepted() {
+        let mut session = Session::deciding(Verdict::Forward);
+        assert_eq!(
+            session.judge.flags_sent & client_info::flags::COMPRESSION,
+            0
+        );
+        let chunk = channel(Direction::ToClient, CLIPRDR, 4, 0x0021_0003, b"abcd");
+        assert!(matches!(
+            session.feed(Direction::ToClient, &chunk),
+            Err(SessionError::Compression { .. })
+        ));
+    }
+
+    #[test]
+    fn a_redirection_is_refused_unless_every_host_it_names_is_allowed() {
+        let pdu = redirection(&["10.0.0.7", "Other.example"]);
+        for (allowed, passes) in [
+            (vec![], false),
+            (vec!["10.0.0.7"], false),
+            (vec!["10.0.0.7", "other.example"], true),
+        ] {
+            let mut session = Session::until(Phase::Active);
+            session.tracker.settings.redirect_to =
+                allowed.into_iter().map(ToOwned::to_owned).collect();
+            let result = session.feed(Direction::ToClient, &pdu);
+            assert_eq!(result.is_ok(), passes, "{result:?}");
+            let seen = session.judge.redirection.unwrap();
+            assert_eq!(seen.target_net_address.as_deref(), Some("10.0.0.7"));
+            assert_eq!(seen.target_fqdn.as_deref(), Some("Other.example"));
+            if let Err(error) = result {
+                let to = "10.0.0.7, Other.example".to_owned();
+                assert_eq!(error, SessionError::Redirection { to });
+            }
+        }
+        // To the same address, with a token: nothing says that it is allowed.
+        let mut session = Session::until(Phase::Active);
+        session.tracker.settings.redirect_to = vec!["10.0.0.7".to_owned()];
+        assert!(
+            session
+                .feed(Direction::ToClient, &redirection(&[]))
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn the_reconnect_cookie_is_reported_and_its_place_is_named() {
+        let mut session = Session::until(Phase::Active);
+        let mut data = vec![3, 0, 0, 0, 0, 0, 1, 0, 0, 0, 28, 0, 0, 0];
+        data.extend([28, 0, 0, 0, 1, 0, 0, 0, 5, 0, 0, 0]);
+        data.extend([0xaa; 16]);
+        let pdu = share_data(pdu_type2::SAVE_SESSION_INFO, &data);
+        assert_eq!(session.feed(Direction::ToClient, &pdu).unwrap(), pdu);
+        assert_eq!(session.judge.cookie, Some(5));
+        let [secret] = &session.judge.secrets[..] else {
+            panic!("{:?}", session.judge.secrets);
+        };
+        assert_eq!(pdu[secret.clone()], [0xaa; 16]);
+    }
+
+    #[test]
+    fn a_request_for_udp_is_declined_in_the_name_of_the_client() {
+        let mut session = Session::until(Phase::Active);
+        session.tracker.ids.as_mut().unwrap().message = Some(1050);
+        let mut request = vec![2, 0, 0, 0, 9, 0, 0, 0, 1, 0, 0, 0];
+        request.extend([0xbb; 16]);
+        let pdu = mcs::encode_send_data(false, 1002, 1050, &[&request]).unwrap();
+        assert!(session.feed(Direction::ToClient, &pdu).unwrap().is_empty());
+        let Ok(Mcs::SendData { user_data, .. }) = mcs::decode(&session.back) else {
+            panic!("{:?}", session.back);
+        };
+        let answer = [4, 0, 0, 0, 9, 0, 0, 0, 0x04, 0x40, 0x00, 0x80];
+        assert_eq!(session.back[user_data], answer);
+    }
+
+    #[test]
+    fn a_farewell_shows_a_code_as_soon_as_the_client_can_show_one() {
+        for (phase, pdus) in [
+            (Phase::BasicSettings, 0),
+            (Phase::ChannelConnection, 1),
+            (Phase::Licensing, 3),
+            (Phase::CapabilitiesExchange, 2),
+            (Phase::Active, 2),
+        ] {
+            let session = Session::until(phase);
+            let mut rest = session.tracker.farewell(Direction::ToClient, 7);
+            let mut count = 0;
+            while let Some(frame) = frame::find(&rest).unwrap() {
+                rest.drain(..frame.length);
+                count += 1;
+            }
+            assert_eq!(count, pdus, "{phase}");
+        }
+        // Another session reads it.
+        let session = Session::until(Phase::Active);
+        let farewell = session.tracker.farewell(Direction::ToClient, 7);
+        let mut reader = Session::until(Phase::Active);
+        reader.feed(Direction::ToClient, &farewell).unwrap();
+        assert_eq!(reader.judge.error_info, Some(7));
+        assert!(reader.judge.disconnected);
+    }
+
+    #[test]
+    fn every_way_to_say_what_is_not_understood_ends_an_active_session() {
+        let both = [Direction::ToTarget, Direction::ToClient];
+        for (directions, what, bytes) in [
+            (&both[..], "no frame", vec![0x16, 3, 3, 0, 9]),
+            (&both[..], "no MCS", vec![3, 0, 0, 8, 2, 0xf0, 0x80, 0xff]),
+            (&both[..1], "cut input", vec![0x08, 0x04, 0x00, 0x1e]),
+            (&both[1..], "cut update", vec![0x00, 0x06, 0x01, 9, 0, 0]),
+            (
+                &both[1..],
+                "broken compression",
+                vec![0x00, 0x08, 0x84, 0x23, 2, 0, 0xff, 0xff],
+            ),
+        ] {
+            for &direction in directions {
+                let mut session = Session::until(Phase::Active);
+                assert!(session.feed(direction, &bytes).is_err(), "{what}");
+            }
+        }
+        for data in [
+            // Not a share PDU; encrypted; unknown type; cut capabilities; cut session info.
+            vec![0; 12],
+            vec![0x08, 0, 0, 0, 1, 2, 3, 4],
+            vec![8, 0, 0x1f, 0, 0, 0, 0, 0],
+            vec![8, 0, 0x11, 0, 0, 0, 0, 0],
+            share_data(pdu_type2::SAVE_SESSION_INFO, &[3, 0, 0, 0, 9])[15..].to_vec(),
+        ] {
+            let mut session = Session::until(Phase::Active);
+            let pdu = io(Direction::ToClient, &data);
+            assert!(session.feed(Direction::ToClient, &pdu).is_err(), "{data:?}");
+        }
+    }
+
+    #[test]
+    fn what_came_before_a_fault_still_passes() {
+        let mut session = Session::until(Phase::Active);
+        let good = channel(Direction::ToClient, CLIPRDR, 3, 3, b"abc");
+        let bad = channel(Direction::ToClient, 1099, 3, 3, b"abc");
+        let mut arrived = [good.clone(), bad].concat();
+        let (mut onward, mut back) = (Vec::new(), Vec::new());
+        let result = session.tracker.feed(
+            Direction::ToClient,
+            &mut arrived,
+            &mut session.judge,
+            &mut onward,
+            &mut back,
+        );
+        assert!(result.is_err());
+        assert_eq!(onward, good);
+    }
+
+    /// `cliprdr` of the recording.
+    const CLIPRDR: u16 = 1006;
+
+    struct Session {
+        tracker: Tracker,
+        judge: Judge,
+        back: Vec<u8>,
+    }
+
+    impl Session {
+        fn new() -> Self {
+            Self {
+                tracker: Tracker::new(Settings {
+                    client_requested: 3,
+                    target_selected: 1,
+                    logon: None,
+                    redirect_to: Vec::new(),
+                }),
+                judge: Judge::default(),
+                back: Vec::new(),
+            }
+        }
+
+        /// A recorded session up to the first PDU behind the one that began this phase.
+        fn until(phase: Phase) -> Self {
+            Self::new().run(phase)
+        }
+
+        /// An active session whose stages decide, and say this of every message from then on.
+        fn deciding(verdict: Verdict) -> Self {
+            let mut session = Self::new();
+            session.judge.interest = Some(Interest::Decide);
+            let mut session = session.run(Phase::Active);
+            session.judge.verdict = verdict;
+            session
+        }
+
+        fn run(mut self, phase: Phase) -> Self {
+            for (direction, pdu) in recording() {
+                if self.tracker.phase >= phase {
+                    break;
+                }
+                self.feed(direction, &pdu).unwrap();
+            }
+            assert_eq!(self.tracker.phase, phase);
+            self.judge.messages.clear();
+            self.judge.secrets.clear();
+            self
+        }
+
+        fn feed(&mut self, direction: Direction, bytes: &[u8]) -> Result<Vec<u8>, SessionError> {
+            let (mut arrived, mut onward) = (bytes.to_vec(), Vec::new());
+            self.tracker.feed(
+                direction,
+                &mut arrived,
+                &mut self.judge,
+                &mut onward,
+                &mut self.back,
+            )?;
+            Ok(onward)
+        }
+    }
+
+    #[derive(Debug)]
+    struct Judge {
+        interest: Option<Interest>,
+        verdict: Verdict,
+        messages: Vec<Vec<u8>>,
+        secrets: Vec<Range<usize>>,
+        redirection: Option<Redirection>,
+        cookie: Option<u32>,
+        error_info: Option<u32>,
+        disconnected: bool,
+        flags_sent: u32,
+    }
+
+    impl Default for Judge {
+        fn default() -> Self {
+            Self {
+                interest: None,
+                verdict: Verdict::Forward,
+                messages: Vec::new(),
+                secrets: Vec::new(),
+                redirection: None,
+                cookie: None,
+                error_info: None,
+                disconnected: false,
+                flags_sent: 0,
+            }
+        }
+    }
+
+    impl Sink for Judge {
+        fn interest(&self, _: &str) -> Interest {
+            self.interest.unwrap_or(Interest::Observe)
+        }
+
+        fn decides(&self) -> bool {
+            self.interest == Some(Interest::Decide)
+        }
+
+        fn on_event(&mut self, event: &Event<'_>) -> Verdict {
+            match event {
+                Event::ChannelMessage { data, .. } => {
+                    self.messages.push(data.to_vec());
+                    return self.verdict.clone();
+                }
+                Event::Redirection(redirection) => {
+                    self.redirection = Some((*redirection).clone());
+                }
+                Event::AutoReconnectCookie(cookie) => self.cookie = Some(cookie.logon_id),
+                Event::ErrorInfo(code) => self.error_info = Some(*code),
+                Event::Disconnect { .. } => self.disconnected = true,
+                Event::Pdu { bytes, secrets, .. } => {
+                    self.secrets.extend(secrets.iter().cloned());
+                    if let Ok(Mcs::SendData { user_data, .. }) = mcs::decode(bytes)
+                        && u16_at(&bytes[user_data.clone()], 0) == Some(security::INFO_PKT)
+                    {
+                        self.flags_sent = u32_at(&bytes[user_data], 8).unwrap();
+                    }
+                }
+                _ => {}
+            }
+            Verdict::Forward
+        }
+    }
+
+    fn io(direction: Direction, data: &[u8]) -> Vec<u8> {
+        let request = direction == Direction::ToTarget;
+        mcs::encode_send_data(request, 1002, 1003, &[data]).unwrap()
+    }
+
+    fn channel(direction: Direction, id: u16, total: u32, flags: u32, data: &[u8]) -> Vec<u8> {
+        let request = direction == Direction::ToTarget;
+        let parts = [&total.to_le_bytes()[..], &flags.to_le_bytes(), data];
+        mcs::encode_send_data(request, 1002, id, &parts).unwrap()
+    }
+
+    fn share_data(pdu_type2: u8, data: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(data.len() + 18).unwrap();
+        let mut pdu = length.to_le_bytes().to_vec();
+        pdu.extend([0x17, 0, 0xea, 3, 0, 0, 0, 0, 0, 1, 0, 0, pdu_type2, 0, 0, 0]);
+        pdu.extend(data);
+        io(Direction::ToClient, &pdu)
+    }
+
+    fn redirection(hosts: &[&str]) -> Vec<u8> {
+        let flags = [0x0001_u32, 0x0100];
+        let present: u32 = hosts.iter().zip(flags).map(|(_, flag)| flag).sum();
+        let mut body = vec![0, 0, 0x00, 0x04, 0, 0, 1, 0, 0, 0];
+        body.extend((present | if hosts.is_empty() { 2 } else { 0 }).to_le_bytes());
+        for host in hosts {
+            let wide: Vec<u8> = host
+                .encode_utf16()
+                .chain([0])
+                .flat_map(u16::to_le_bytes)
+                .collect();
+            body.extend(u32::try_from(wide.len()).unwrap().to_le_bytes());
+            body.extend(wide);
+        }
+        if hosts.is_empty() {
+            body.extend([2, 0, 0, 0, b'x', b'y']);
+        }
+        let mut pdu = u16::try_from(body.len() + 6)
+            .unwrap()
+            .to_le_bytes()
+            .to_vec();
+        pdu.extend([0x1a, 0, 0xea, 3]);
+        pdu.extend(body);
+        io(Direction::ToClient, &pdu)
+    }
+
+    /// See `tests/golden/sessions/README.md`.
+    fn recording() -> Vec<(Direction, Vec<u8>)> {
+        let mut rest: &[u8] = include_bytes!("../../tests/golden/sessions/gdi-tls-shadow2.rec");
+        let mut records = Vec::new();
+        while let Some((&from, behind)) = rest.split_first() {
+            let (length, behind) = behind.split_first_chunk().unwrap();
+            let length = usize::try_from(u32::from_le_bytes(*length)).unwrap();
+            let (pdu, behind) = behind.split_at(length);
+            let directions = [Direction::ToTarget, Direction::ToClient];
+            records.push((directions[usize::from(from)], pdu.to_vec()));
+            rest = behind;
+        }
+        records
+    }
 }

@@ -69,3 +69,112 @@ impl Sink for Pipeline {
         replacement.map_or(Verdict::Forward, Verdict::Replace)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rdp::Direction;
+    use crate::stage::StaticChannel;
+
+    #[test]
+    fn the_strongest_interest_of_any_stage_counts() {
+        let pipeline = Pipeline::new()
+            .with(Fixed::new("observer", Interest::Observe, Verdict::Forward))
+            .with(Fixed::new("judge", Interest::Decide, Verdict::Forward));
+        assert_eq!(pipeline.interest("cliprdr"), Interest::Decide);
+        assert!(pipeline.decides());
+        assert_eq!(pipeline.names().collect::<Vec<_>>(), ["observer", "judge"]);
+        assert_eq!(Pipeline::new().interest("cliprdr"), Interest::Ignore);
+        assert!(!Pipeline::new().decides());
+    }
+
+    #[test]
+    fn a_later_stage_sees_what_an_earlier_one_put_in_place() {
+        let mut pipeline = Pipeline::new()
+            .with(Fixed::new(
+                "first",
+                Interest::Decide,
+                Verdict::Replace(b"new".to_vec()),
+            ))
+            .with(Expects(b"new"));
+        let verdict = pipeline.on_event(&message(b"old"));
+        assert_eq!(verdict, Verdict::Replace(b"new".to_vec()));
+    }
+
+    #[test]
+    fn the_first_stage_that_stops_a_message_has_the_last_word() {
+        let deny = Verdict::Deny {
+            answers: Vec::new(),
+            reason: "no".to_owned(),
+        };
+        let mut pipeline = Pipeline::new()
+            .with(Fixed::new("judge", Interest::Decide, deny.clone()))
+            .with(Expects(b"never asked"));
+        assert_eq!(pipeline.on_event(&message(b"old")), deny);
+    }
+
+    fn message(data: &[u8]) -> Event<'_> {
+        static CHANNEL: StaticChannel = StaticChannel {
+            name: String::new(),
+            id: 1004,
+            options: 0,
+        };
+        Event::ChannelMessage {
+            direction: Direction::ToClient,
+            channel: &CHANNEL,
+            data,
+        }
+    }
+
+    #[derive(Debug)]
+    struct Fixed {
+        name: &'static str,
+        interest: Interest,
+        verdict: Verdict,
+    }
+
+    impl Fixed {
+        fn new(name: &'static str, interest: Interest, verdict: Verdict) -> Self {
+            Self {
+                name,
+                interest,
+                verdict,
+            }
+        }
+    }
+
+    impl Stage for Fixed {
+        fn name(&self) -> &'static str {
+            self.name
+        }
+
+        fn interest(&self, _: &str) -> Interest {
+            self.interest
+        }
+
+        fn decides(&self) -> bool {
+            self.interest == Interest::Decide
+        }
+
+        fn on_event(&mut self, _: &Event<'_>) -> Verdict {
+            self.verdict.clone()
+        }
+    }
+
+    #[derive(Debug)]
+    struct Expects(&'static [u8]);
+
+    impl Stage for Expects {
+        fn name(&self) -> &'static str {
+            "expects"
+        }
+
+        fn on_event(&mut self, event: &Event<'_>) -> Verdict {
+            let Event::ChannelMessage { data, .. } = event else {
+                panic!("{event:?}");
+            };
+            assert_eq!(*data, self.0);
+            Verdict::Forward
+        }
+    }
+}

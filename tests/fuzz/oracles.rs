@@ -23,9 +23,13 @@ use jetway::application_protocol::{self, ApplicationProtocol, FirstBytes};
 use jetway::limits;
 use jetway::preamble::{self, Preamble, Recognition};
 use jetway::proxy_protocol::{self, ProxyHeader};
+use jetway::rdp::Direction;
+use jetway::rdp::client_info::Logon;
 use jetway::rdp::connection_request::{self, ConnectionRequestError};
+use jetway::rdp::event::{Event, Interest, Sink, Verdict};
 use jetway::rdp::negotiation;
 use jetway::rdp::preconnection::{self, PreconnectionPdu};
+use jetway::rdp::session::{SessionError, Settings, Tracker};
 use jetway::ticket::Ticket;
 use jetway::time::UnixTime;
 use jetway::token::claims::ConnectionMode;
@@ -34,6 +38,135 @@ use jetway::token::{KeyDocument, KeySet, Token, TokenRules, Verifier};
 use openssl::hash::MessageDigest;
 use openssl::pkey::PKey;
 use openssl::sign::Signer;
+
+/// A whole session of both directions, as records of who speaks (its lowest bit; with the next bit stages decide), a
+/// length of four bytes, and bytes: however it is cut into reads it passes, or ends, the same; frames go on whole;
+/// nothing that is fed comes out longer than it may.
+pub(crate) fn session(data: &[u8]) {
+    let decides = data.first().is_some_and(|first| first & 2 != 0);
+    let whole = run_session(data, decides, usize::MAX);
+    for size in [1, 7, 1500] {
+        let cut = run_session(data, decides, size);
+        assert_eq!(whole.error, cut.error);
+        assert_eq!(whole.sent, cut.sent);
+        assert_eq!(whole.events, cut.events);
+    }
+    for bytes in &whole.sent {
+        let mut rest = bytes.as_slice();
+        while let Ok(Some(frame)) = jetway::rdp::frame::find(rest) {
+            assert!(frame.length <= rest.len(), "half a frame was passed on");
+            rest = &rest[frame.length..];
+        }
+        assert!(rest.is_empty(), "what is no frame was passed on");
+    }
+}
+
+#[derive(Default)]
+struct Passed {
+    /// To the target, to the client, answers to the client, answers to the target.
+    sent: [Vec<u8>; 4],
+    events: Vec<u64>,
+    error: Option<SessionError>,
+}
+
+fn run_session(data: &[u8], decides: bool, size: usize) -> Passed {
+    let mut judge = Judge {
+        decides,
+        messages: 0,
+        events: Vec::new(),
+    };
+    let mut tracker = Tracker::new(Settings {
+        client_requested: 0x0b,
+        target_selected: 2,
+        logon: Some(Logon {
+            domain: "D".to_owned(),
+            user: "user".to_owned(),
+            password: "password".to_owned().into(),
+        }),
+        redirect_to: vec!["a".to_owned()],
+    });
+    let mut passed = Passed::default();
+    let mut arrived = [Vec::new(), Vec::new()];
+    let mut rest = data;
+    'session: while let Some((&from, behind)) = rest.split_first() {
+        let Some((length, behind)) = behind.split_first_chunk::<4>() else {
+            break;
+        };
+        let length = usize::try_from(u32::from_le_bytes(*length)).unwrap();
+        let (record, behind) = behind.split_at(length.min(behind.len()));
+        rest = behind;
+        let side = usize::from(from & 1);
+        let direction = [Direction::ToTarget, Direction::ToClient][side];
+        for read in record.chunks(size.min(record.len().max(1))) {
+            arrived[side].extend_from_slice(read);
+            let [to_target, to_client, back_to_client, back_to_target] = &mut passed.sent;
+            let (onward, back) = match direction {
+                Direction::ToTarget => (to_target, back_to_client),
+                Direction::ToClient => (to_client, back_to_target),
+            };
+            let result = tracker.feed(direction, &mut arrived[side], &mut judge, onward, back);
+            assert!(arrived[side].len() <= 65_535 || result.is_err());
+            if let Err(error) = result {
+                tracker.farewell(Direction::ToClient, error.error_info());
+                passed.error = Some(error);
+                break 'session;
+            }
+        }
+    }
+    passed.events = judge.events;
+    passed
+}
+
+struct Judge {
+    decides: bool,
+    messages: usize,
+    events: Vec<u64>,
+}
+
+impl Sink for Judge {
+    fn interest(&self, channel: &str) -> Interest {
+        match channel {
+            "rdpsnd" => Interest::Ignore,
+            "cliprdr" | "rdpdr" if self.decides => Interest::Decide,
+            _ => Interest::Observe,
+        }
+    }
+
+    fn decides(&self) -> bool {
+        self.decides
+    }
+
+    fn on_event(&mut self, event: &Event<'_>) -> Verdict {
+        let mut hash = std::hash::DefaultHasher::new();
+        std::hash::Hash::hash(&format!("{event:?}"), &mut hash);
+        self.events.push(std::hash::Hasher::finish(&hash));
+        match event {
+            Event::ChannelMessage { channel, data, .. }
+                if self.decides && matches!(channel.name.as_str(), "cliprdr" | "rdpdr") =>
+            {
+                self.messages += 1;
+                match self.messages % 3 {
+                    0 => Verdict::Forward,
+                    1 => Verdict::Replace(data.iter().rev().copied().collect()),
+                    _ => Verdict::Deny {
+                        answers: vec![data.to_vec()],
+                        reason: "fuzz".to_owned(),
+                    },
+                }
+            }
+            Event::Pdu { bytes, secrets, .. } => {
+                for secret in *secrets {
+                    assert!(
+                        bytes.get(secret.clone()).is_some(),
+                        "a secret out of bounds"
+                    );
+                }
+                Verdict::Forward
+            }
+            _ => Verdict::Forward,
+        }
+    }
+}
 
 /// An answer is final; what a decoder takes is recognised as its protocol.
 pub(crate) fn preamble(data: &[u8]) {

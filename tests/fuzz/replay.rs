@@ -34,6 +34,7 @@ replay!(
     preamble,
     preconnection,
     proxy_protocol,
+    session,
     ticket,
     token,
 );

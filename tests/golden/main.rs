@@ -7,6 +7,8 @@
     reason = "helpers of tests fail as tests do"
 )]
 
+mod sessions;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
