@@ -535,3 +535,435 @@ impl Drop for Outbox {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use tokio::io::{DuplexStream, duplex};
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::rdp::event::{Event, Interest, Phase, Verdict};
+    use crate::rdp::frame;
+    use crate::rdp::session::Settings;
+    use crate::relay::tests::{reset, tcp_pair, tls_pair};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_passes_and_each_side_may_finish_first() {
+        let mut lab = Lab::start(RelayLimits::default(), Judge::default());
+        lab.play(Phase::Active).await;
+        // The client has said all; the target finishes what it says.
+        lab.client.shutdown().await.unwrap();
+        assert_eq!(lab.target.read(&mut [0]).await.unwrap(), 0);
+        let update = fast_path(&[0x03, 0, 0]);
+        lab.target.write_all(&update).await.unwrap();
+        lab.target.shutdown().await.unwrap();
+        let mut got = Vec::new();
+        lab.client.read_to_end(&mut got).await.unwrap();
+        assert_eq!(got, update);
+        assert!(matches!(
+            lab.task.await.unwrap(),
+            InspectedEnd::Relay(RelayEnd::Closed)
+        ));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_read_ahead_goes_first() {
+        let (initial, rest) = recording().remove(0).1.split_at_checked(100).map_or_else(
+            || panic!("a short recording"),
+            |(a, b)| (a.to_vec(), b.to_vec()),
+        );
+        let mut lab = Lab::with_read_ahead(initial.clone());
+        lab.client.write_all(&rest).await.unwrap();
+        let mut got = vec![0; initial.len() + rest.len()];
+        lab.target.read_exact(&mut got).await.unwrap();
+        assert_eq!(got[..100], initial);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_side_that_does_not_read_holds_up_its_own_sender_and_nothing_else() {
+        let mut lab = Lab::start(RelayLimits::default(), Judge::default());
+        lab.play(Phase::Active).await;
+        let update = fast_path(&[&[0x03, 0xf0, 0x0f][..], &[7; 0x0ff0]].concat());
+        let mut sent = 0_usize;
+        while timeout(Duration::from_secs(1), lab.target.write_all(&update))
+            .await
+            .is_ok()
+        {
+            sent += update.len();
+            assert!(sent < 1024 * 1024, "nothing holds up the target");
+        }
+        let input = [0x04, 0x04, 0x00, 0x1e];
+        lab.client.write_all(&input).await.unwrap();
+        let mut got = [0; 4];
+        lab.target.read_exact(&mut got).await.unwrap();
+        assert_eq!(got, input);
+        let mut all = vec![0; sent];
+        lab.client.read_exact(&mut all).await.unwrap();
+        assert!(all.chunks(update.len()).all(|chunk| chunk == update));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_may_not_pass_ends_the_session_with_a_word_to_both_sides() {
+        let mut lab = Lab::start(RelayLimits::default(), Judge::default());
+        lab.play(Phase::Active).await;
+        lab.target.write_all(&[0x16, 3, 3, 0]).await.unwrap();
+        let mut got = Vec::new();
+        lab.client.read_to_end(&mut got).await.unwrap();
+        // Set Error Info and the ultimatum.
+        assert_eq!(frames(&got), 2);
+        let mut got = Vec::new();
+        lab.target.read_to_end(&mut got).await.unwrap();
+        assert_eq!(frames(&got), 1);
+        let end = lab.task.await.unwrap();
+        assert!(
+            matches!(&end, InspectedEnd::Session(SessionError::Frame { .. })),
+            "{end:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_denied_message_is_answered_and_does_not_arrive() {
+        let mut lab = Lab::start(
+            RelayLimits::default(),
+            Judge {
+                interest: Some(Interest::Decide),
+                ..Judge::default()
+            },
+        );
+        lab.play(Phase::Active).await;
+        let data = [4, 0, 0, 0, 3, 0, 0, 0, b'a', b'b', b'c', b'd'];
+        let mut message = vec![
+            3, 0, 0, 27, 2, 0xf0, 0x80, 0x64, 0, 1, 0x03, 0xee, 0x70, 0x80, 12,
+        ];
+        message.extend(data);
+        lab.client.write_all(&message).await.unwrap();
+        let mut answer = vec![0; 15 + 8 + 2];
+        lab.client.read_exact(&mut answer).await.unwrap();
+        assert!(answer.ends_with(b"no"));
+        // The next thing that the target hears is another.
+        let input = [0x04, 0x04, 0x00, 0x1e];
+        lab.client.write_all(&input).await.unwrap();
+        let mut got = [0; 4];
+        lab.target.read_exact(&mut got).await.unwrap();
+        assert_eq!(got, input);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn limits_and_the_caller_end_a_session_and_the_client_is_told() {
+        let limits = RelayLimits {
+            idle: Some(Duration::from_secs(60)),
+            total: None,
+        };
+        let mut lab = Lab::start(limits, Judge::default());
+        lab.play(Phase::Active).await;
+        let mut got = Vec::new();
+        lab.client.read_to_end(&mut got).await.unwrap();
+        assert_eq!(frames(&got), 2);
+        assert!(matches!(
+            lab.task.await.unwrap(),
+            InspectedEnd::Relay(RelayEnd::IdleTimeout)
+        ));
+
+        let limits = RelayLimits {
+            idle: None,
+            total: Some(Duration::from_secs(60)),
+        };
+        let lab = Lab::start(limits, Judge::default());
+        assert!(matches!(
+            lab.task.await.unwrap(),
+            InspectedEnd::Relay(RelayEnd::TimeLimit)
+        ));
+
+        let mut lab = Lab::start(RelayLimits::default(), Judge::default());
+        lab.play(Phase::Active).await;
+        lab.cancel.cancel();
+        let mut got = Vec::new();
+        lab.client.read_to_end(&mut got).await.unwrap();
+        assert_eq!(frames(&got), 2);
+        assert!(matches!(
+            lab.task.await.unwrap(),
+            InspectedEnd::Relay(RelayEnd::Cancelled)
+        ));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_frame_that_is_cut_off_goes_nowhere() {
+        let mut lab = Lab::start(RelayLimits::default(), Judge::default());
+        lab.play(Phase::Active).await;
+        lab.target.write_all(&[0x00, 0x20, 0x03, 1]).await.unwrap();
+        lab.target.shutdown().await.unwrap();
+        let mut got = Vec::new();
+        lab.client.read_to_end(&mut got).await.unwrap();
+        assert!(got.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_side_that_breaks_is_named_and_the_other_gets_an_orderly_end() {
+        let (client, near) = tcp_pair().await;
+        let (mut target, far) = tcp_pair().await;
+        let traffic = Arc::new(Traffic::default());
+        let task = start(
+            Leg {
+                stream: near,
+                read_ahead: Vec::new(),
+            },
+            Leg {
+                stream: far,
+                read_ahead: Vec::new(),
+            },
+            RelayLimits::default(),
+            Judge::default(),
+            CancellationToken::new(),
+            traffic,
+        );
+        reset(client);
+        assert_eq!(target.read(&mut [0]).await.unwrap(), 0);
+        drop(target);
+        assert!(matches!(
+            task.await.unwrap(),
+            InspectedEnd::Relay(RelayEnd::ClientFailed(_))
+        ));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn megabytes_pass_both_ways_through_tls() {
+        let (client, near) = tls_pair().await;
+        let (far, target) = tls_pair().await;
+        let (near, far) = (
+            Leg {
+                stream: near,
+                read_ahead: Vec::new(),
+            },
+            Leg {
+                stream: far,
+                read_ahead: Vec::new(),
+            },
+        );
+        let traffic = Arc::new(Traffic::default());
+        let task = start(
+            near,
+            far,
+            RelayLimits::default(),
+            Judge::default(),
+            CancellationToken::new(),
+            Arc::clone(&traffic),
+        );
+        let (mut client, mut target) = (client, target);
+        play(&mut client, &mut target, Phase::Active).await;
+        let already = traffic.to_client.load(Ordering::Relaxed);
+        let (mut client_reader, mut client_writer) = tokio::io::split(client);
+        let (mut target_reader, mut target_writer) = tokio::io::split(target);
+        const COUNT: usize = 2000;
+        let update = fast_path(&[&[0x03, 0xf0, 0x0f][..], &[7; 0x0ff0]].concat());
+        let input: Vec<u8> = [0x04, 0x04, 0x00, 0x1e].repeat(500);
+        let (down, up) = (update.clone(), input.clone());
+        let sending = tokio::spawn(async move {
+            for _ in 0..COUNT {
+                target_writer.write_all(&down).await.unwrap();
+            }
+            target_writer.shutdown().await.unwrap();
+        });
+        let typing = tokio::spawn(async move {
+            for _ in 0..COUNT {
+                client_writer.write_all(&up).await.unwrap();
+            }
+            client_writer.shutdown().await.unwrap();
+        });
+        let hearing = tokio::spawn(async move {
+            let mut all = Vec::new();
+            target_reader.read_to_end(&mut all).await.unwrap();
+            all
+        });
+        let mut all = Vec::new();
+        client_reader.read_to_end(&mut all).await.unwrap();
+        assert!(all == update.repeat(COUNT));
+        assert!(hearing.await.unwrap() == input.repeat(COUNT));
+        sending.await.unwrap();
+        typing.await.unwrap();
+        let counted = traffic.to_client.load(Ordering::Relaxed);
+        assert_eq!(counted, already + to_u64(all.len()));
+        drop((client_reader, task));
+    }
+
+    /// A relay between two ends in memory.
+    struct Lab {
+        client: DuplexStream,
+        target: DuplexStream,
+        cancel: CancellationToken,
+        task: JoinHandle<InspectedEnd>,
+    }
+
+    impl Lab {
+        fn start(limits: RelayLimits, judge: Judge) -> Self {
+            Self::start_with(limits, judge, Vec::new())
+        }
+
+        fn with_read_ahead(read_ahead: Vec<u8>) -> Self {
+            Self::start_with(RelayLimits::default(), Judge::default(), read_ahead)
+        }
+
+        fn start_with(limits: RelayLimits, judge: Judge, read_ahead: Vec<u8>) -> Self {
+            let (client, near) = duplex(8 * 1024);
+            let (target, far) = duplex(8 * 1024);
+            let cancel = CancellationToken::new();
+            let task = start(
+                Leg {
+                    stream: near,
+                    read_ahead,
+                },
+                Leg {
+                    stream: far,
+                    read_ahead: Vec::new(),
+                },
+                limits,
+                judge,
+                cancel.clone(),
+                Arc::default(),
+            );
+            Self {
+                client,
+                target,
+                cancel,
+                task,
+            }
+        }
+
+        async fn play(&mut self, phase: Phase) {
+            play(&mut self.client, &mut self.target, phase).await;
+        }
+    }
+
+    fn start<C, T>(
+        client: Leg<C>,
+        target: Leg<T>,
+        limits: RelayLimits,
+        mut judge: Judge,
+        cancel: CancellationToken,
+        traffic: Arc<Traffic>,
+    ) -> JoinHandle<InspectedEnd>
+    where
+        C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        tokio::spawn(async move {
+            let mut tracker = tracker();
+            run(
+                client,
+                target,
+                &mut tracker,
+                &mut judge,
+                &traffic,
+                limits,
+                cancel,
+            )
+            .await
+        })
+    }
+
+    /// Plays the recording until the session is in this phase; each side hears what the other said.
+    async fn play<C, T>(client: &mut C, target: &mut T, phase: Phase)
+    where
+        C: AsyncRead + AsyncWrite + Unpin,
+        T: AsyncRead + AsyncWrite + Unpin,
+    {
+        let (mut model, mut judge) = (tracker(), Judge::default());
+        for (direction, pdu) in recording() {
+            if model.phase() == phase {
+                break;
+            }
+            let (mut onward, mut back) = (Vec::new(), Vec::new());
+            model
+                .feed(
+                    direction,
+                    &mut pdu.clone(),
+                    &mut judge,
+                    &mut onward,
+                    &mut back,
+                )
+                .unwrap();
+            let mut got = vec![0; onward.len()];
+            match direction {
+                Direction::ToTarget => {
+                    client.write_all(&pdu).await.unwrap();
+                    client.flush().await.unwrap();
+                    target.read_exact(&mut got).await.unwrap();
+                }
+                Direction::ToClient => {
+                    target.write_all(&pdu).await.unwrap();
+                    target.flush().await.unwrap();
+                    client.read_exact(&mut got).await.unwrap();
+                }
+            }
+        }
+        assert_eq!(model.phase(), phase);
+    }
+
+    fn tracker() -> Tracker {
+        Tracker::new(Settings {
+            client_requested: 3,
+            target_selected: 1,
+            logon: None,
+            redirect_to: Vec::new(),
+        })
+    }
+
+    fn fast_path(updates: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(updates.len() + 3).unwrap() | 0x8000;
+        let mut frame = vec![0];
+        frame.extend(length.to_be_bytes());
+        frame.extend(updates);
+        frame
+    }
+
+    fn frames(mut bytes: &[u8]) -> usize {
+        let mut count = 0;
+        while let Some(frame) = frame::find(bytes).unwrap() {
+            bytes = &bytes[frame.length..];
+            count += 1;
+        }
+        assert!(bytes.is_empty());
+        count
+    }
+
+    #[derive(Debug, Default)]
+    struct Judge {
+        interest: Option<Interest>,
+    }
+
+    impl Sink for Judge {
+        fn interest(&self, _: &str) -> Interest {
+            self.interest.unwrap_or(Interest::Observe)
+        }
+
+        fn decides(&self) -> bool {
+            self.interest == Some(Interest::Decide)
+        }
+
+        fn on_event(&mut self, event: &Event<'_>) -> Verdict {
+            match event {
+                Event::ChannelMessage { data: b"abcd", .. } => Verdict::Deny {
+                    answers: vec![b"no".to_vec()],
+                    reason: "test".to_owned(),
+                },
+                _ => Verdict::Forward,
+            }
+        }
+    }
+
+    fn recording() -> Vec<(Direction, Vec<u8>)> {
+        let mut rest: &[u8] = include_bytes!("../../tests/golden/sessions/gdi-tls-shadow2.rec");
+        let mut records = Vec::new();
+        while let Some((&from, behind)) = rest.split_first() {
+            let (length, behind) = behind.split_first_chunk().unwrap();
+            let length = usize::try_from(u32::from_le_bytes(*length)).unwrap();
+            let (pdu, behind) = behind.split_at(length);
+            let directions = [Direction::ToTarget, Direction::ToClient];
+            records.push((directions[usize::from(from)], pdu.to_vec()));
+            rest = behind;
+        }
+        records
+    }
+}

@@ -1240,7 +1240,7 @@ mod tests {
         bytes
     }
 
-    fn reset(stream: TcpStream) {
+    pub(super) fn reset(stream: TcpStream) {
         SockRef::from(&stream)
             .set_linger(Some(Duration::ZERO))
             .unwrap();
@@ -1258,7 +1258,7 @@ mod tests {
         (near, far)
     }
 
-    async fn tls_pair() -> (client::TlsStream<TcpStream>, server::TlsStream<TcpStream>) {
+    pub(super) async fn tls_pair() -> (client::TlsStream<TcpStream>, server::TlsStream<TcpStream>) {
         let certified = rcgen::generate_simple_self_signed(vec!["gateway.test".into()]).unwrap();
         let certificate = certified.cert.der().clone();
         let key = PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
