@@ -1749,6 +1749,10 @@ mod tests {
             self.interest == Some(Interest::Decide)
         }
 
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "the other events are of no interest here"
+        )]
         fn on_event(&mut self, event: &Event<'_>) -> Verdict {
             match event {
                 Event::ChannelMessage { data, .. } => {

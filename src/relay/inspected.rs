@@ -456,7 +456,7 @@ impl Lane {
             Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 Poll::Ready(Ok(0))
             }
-            other => other,
+            read @ (Poll::Ready(_) | Poll::Pending) => read,
         }
     }
 
@@ -630,7 +630,6 @@ mod tests {
             RelayLimits::default(),
             Judge {
                 interest: Some(Interest::Decide),
-                ..Judge::default()
             },
         );
         lab.play(Phase::Active).await;
@@ -943,13 +942,13 @@ mod tests {
         }
 
         fn on_event(&mut self, event: &Event<'_>) -> Verdict {
-            match event {
-                Event::ChannelMessage { data: b"abcd", .. } => Verdict::Deny {
+            if let Event::ChannelMessage { data: b"abcd", .. } = event {
+                return Verdict::Deny {
                     answers: vec![b"no".to_vec()],
                     reason: "test".to_owned(),
-                },
-                _ => Verdict::Forward,
+                };
             }
+            Verdict::Forward
         }
     }
 

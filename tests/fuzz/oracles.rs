@@ -107,7 +107,8 @@ fn run_session(data: &[u8], decides: bool, size: usize) -> Passed {
             let result = tracker.feed(direction, &mut arrived[side], &mut judge, onward, back);
             assert!(arrived[side].len() <= 65_535 || result.is_err());
             if let Err(error) = result {
-                tracker.farewell(Direction::ToClient, error.error_info());
+                let farewell = tracker.farewell(Direction::ToClient, error.error_info());
+                assert!(farewell.len() < 200);
                 passed.error = Some(error);
                 break 'session;
             }
@@ -136,6 +137,10 @@ impl Sink for Judge {
         self.decides
     }
 
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the other events are of no interest here"
+    )]
     fn on_event(&mut self, event: &Event<'_>) -> Verdict {
         let mut hash = std::hash::DefaultHasher::new();
         std::hash::Hash::hash(&format!("{event:?}"), &mut hash);

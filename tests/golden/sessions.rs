@@ -503,6 +503,10 @@ impl Sink for Log {
         self.interest == Some(Interest::Decide)
     }
 
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the other events are of no interest here"
+    )]
     fn on_event(&mut self, event: &Event<'_>) -> Verdict {
         let mut line = String::new();
         match event {
