@@ -14,7 +14,8 @@ use super::gcc::{ClientData, ServerData};
 use super::share::CapabilitySets;
 
 /// What a PDU says.
-#[derive(Debug)]
+///
+/// `Debug` shows no bytes of PDUs and no keys: there are passwords among them.
 #[non_exhaustive]
 pub enum Event<'a> {
     /// The session entered a phase.
@@ -117,6 +118,63 @@ pub enum Event<'a> {
         /// Where secrets are in `bytes`: passwords and cookies. Whoever keeps bytes blanks these first.
         secrets: &'a [Range<usize>],
     },
+}
+
+impl Event<'_> {
+    /// Bytes that the event borrows, if any.
+    #[must_use]
+    pub fn data(&self) -> &[u8] {
+        match self {
+            Self::ShareData { data, .. }
+            | Self::FastPathUpdate { data, .. }
+            | Self::ChannelMessage { data, .. }
+            | Self::MessageChannel { data, .. } => data,
+            Self::Pdu { bytes, .. } => bytes,
+            Self::Phase(_)
+            | Self::ClientData(_)
+            | Self::ServerData { .. }
+            | Self::ClientInfo(_)
+            | Self::Licence { .. }
+            | Self::Capabilities { .. }
+            | Self::Deactivated
+            | Self::DesktopSize { .. }
+            | Self::Input(_)
+            | Self::Logon(_)
+            | Self::AutoReconnectCookie(_)
+            | Self::ErrorInfo(_)
+            | Self::Redirection(_)
+            | Self::Disconnect { .. } => &[],
+        }
+    }
+}
+
+impl fmt::Debug for Event<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, detail): (&str, &dyn fmt::Debug) = match self {
+            Self::Phase(phase) => ("Phase", phase),
+            Self::ClientData(data) => ("ClientData", data),
+            Self::ServerData { data, .. } => ("ServerData", data),
+            Self::ClientInfo(info) => ("ClientInfo", info),
+            Self::Licence { message_type, .. } => ("Licence", message_type),
+            Self::Capabilities { share_id, .. } => ("Capabilities", share_id),
+            Self::Deactivated => ("Deactivated", &()),
+            Self::DesktopSize { width, height } => {
+                return write!(f, "DesktopSize({width}, {height})");
+            }
+            Self::ShareData { pdu_type2, .. } => ("ShareData", pdu_type2),
+            Self::FastPathUpdate { code, .. } => ("FastPathUpdate", code),
+            Self::Input(_) => ("Input", &()),
+            Self::Logon(logon) => ("Logon", logon),
+            Self::AutoReconnectCookie(cookie) => ("AutoReconnectCookie", cookie),
+            Self::ErrorInfo(code) => ("ErrorInfo", code),
+            Self::Redirection(redirection) => ("Redirection", redirection),
+            Self::ChannelMessage { channel, .. } => ("ChannelMessage", &channel.name),
+            Self::MessageChannel { flags, .. } => ("MessageChannel", flags),
+            Self::Disconnect { reason, .. } => ("Disconnect", reason),
+            Self::Pdu { secrets, .. } => ("Pdu", secrets),
+        };
+        write!(f, "{name}({detail:?}, {} bytes)", self.data().len())
+    }
 }
 
 /// Where a session stands. Peers choose the order of their bytes, so a phase says what was seen, not what must come.

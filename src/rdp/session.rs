@@ -150,8 +150,8 @@ impl SessionError {
             // ERRINFO_SERVER_DENIED_CONNECTION.
             Self::Redirection { .. } | Self::Multitransport => 0x0000_0007,
             // ERRINFO_DATAPDUSEQUENCE.
-            Self::OutOfPlace { .. } => 0x0000_10d3,
-            // ERRINFO_SECURITYDATATOOSHORT2 and the like name one PDU each; this one is for any.
+            Self::OutOfPlace { .. } => 0x0000_10cb,
+            // The codes for broken PDUs name one kind each; this one is for any.
             Self::Frame { .. }
             | Self::Mcs { .. }
             | Self::Gcc { .. }
@@ -171,7 +171,7 @@ pub const ERRINFO_RPC_INITIATED_DISCONNECT: u32 = 0x0000_0001;
 /// `ERRINFO_IDLE_TIMEOUT`.
 pub const ERRINFO_IDLE_TIMEOUT: u32 = 0x0000_0003;
 
-/// `ERRINFO_LOGON_TIMEOUT`, which clients show as the end of the time allowed.
+/// `ERRINFO_LOGON_TIMEOUT`: the time allowed for the session is over.
 pub const ERRINFO_LOGON_TIMEOUT: u32 = 0x0000_0004;
 
 /// Flags of the basic security header ([MS-RDPBCGR] 2.2.8.1.1.2.1).

@@ -143,7 +143,7 @@ impl Sink for Judge {
     )]
     fn on_event(&mut self, event: &Event<'_>) -> Verdict {
         let mut hash = std::hash::DefaultHasher::new();
-        std::hash::Hash::hash(&format!("{event:?}"), &mut hash);
+        std::hash::Hash::hash(&(format!("{event:?}"), event.data()), &mut hash);
         self.events.push(std::hash::Hasher::finish(&hash));
         match event {
             Event::ChannelMessage { channel, data, .. }

@@ -545,7 +545,7 @@ impl Sink for Log {
             _ => {}
         }
         let text = format!("{event:?}");
-        let digest = sha256(text.as_bytes());
+        let digest = sha256(&[text.as_bytes(), event.data()].concat());
         write!(
             line,
             "{} {}",
