@@ -84,3 +84,33 @@ pub const CHANNEL_PENDING_BYTES: usize = 96 * 1024 * 1024;
 
 /// Static virtual channels of a session ([MS-RDPBCGR] 2.2.1.3.4).
 pub const STATIC_CHANNELS: usize = 31;
+
+/// Formats one clipboard may offer. Office programs offer about 30.
+pub const CLIPBOARD_FORMATS: usize = 1024;
+
+/// Files and folders copied at once; each takes 592 bytes of one message.
+pub const CLIPBOARD_FILES: usize = 16_384;
+
+/// Clipboard requests that one side may leave without an answer, of data and of file contents each.
+pub const CLIPBOARD_REQUESTS: usize = 256;
+
+/// File lists that one side may keep locked.
+pub const CLIPBOARD_LOCKS: usize = 64;
+
+/// Devices a client may announce.
+pub const DEVICES: usize = 256;
+
+/// Longest path on a redirected drive, bytes of UTF-16: 4,096 characters.
+pub const DEVICE_PATH_BYTES: usize = 8192;
+
+/// Files that may be open on all redirected devices together.
+pub const DEVICE_OPEN_FILES: usize = 4096;
+
+/// Device requests that may wait for their answer.
+pub const DEVICE_REQUESTS: usize = 1024;
+
+/// Dynamic channels open at one time. Windows opens about 20.
+pub const DYNAMIC_CHANNELS: usize = 1024;
+
+/// Largest message of a dynamic channel whose messages are read, bytes.
+pub const DYNAMIC_MESSAGE_BYTES: usize = 16 * 1024 * 1024;

@@ -10,6 +10,7 @@
 
 mod bulk;
 mod bytes;
+pub mod channel;
 pub mod client_info;
 pub mod connection_request;
 pub mod event;

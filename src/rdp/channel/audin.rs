@@ -1,0 +1,141 @@
+//! [MS-RDPEAI]: sound of the client's microphone, sent to the target.
+//!
+//! [MS-RDPEAI]: https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpeai/
+
+use serde::Serialize;
+
+use super::rdpsnd::{AudioFormat, audio_format};
+use super::{ChannelError, ChannelEvent, Reader, only, room, size, wide};
+use crate::rdp::Direction;
+
+/// What happened on the microphone channel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum MicrophoneEvent {
+    /// 2.2.2.1 Version PDU (MSG_SNDIN_VERSION).
+    Version {
+        /// Where it went.
+        direction: Direction,
+        /// `Version`.
+        version: u32,
+    },
+    /// 2.2.2.2 Sound Formats PDU (MSG_SNDIN_FORMATS).
+    Formats {
+        /// Where it went.
+        direction: Direction,
+        /// `SoundFormats`.
+        formats: Vec<AudioFormat>,
+    },
+    /// 2.2.2.3 Open PDU (MSG_SNDIN_OPEN): the target wants to listen.
+    OpenRequested {
+        /// `initialFormat` in the client's list.
+        format: Option<AudioFormat>,
+    },
+    /// 2.2.2.4 Open Reply PDU (MSG_SNDIN_OPEN_REPLY).
+    OpenAnswered {
+        /// `Result`: an HRESULT, negative where the microphone was not opened.
+        result: i32,
+    },
+    /// 2.2.3.1 Incoming Data PDU (MSG_SNDIN_DATA_INCOMING).
+    Incoming,
+    /// 2.2.3.2 Data PDU (MSG_SNDIN_DATA).
+    Heard {
+        /// Bytes of sound.
+        bytes: u64,
+    },
+    /// 2.2.4.1 Format Change PDU (MSG_SNDIN_FORMATCHANGE).
+    FormatChanged {
+        /// Where it went.
+        direction: Direction,
+    },
+    /// A `MessageId` that is not specified.
+    Unknown {
+        /// Where it went.
+        direction: Direction,
+        /// `MessageId`.
+        message_id: u8,
+        /// Bytes behind it.
+        bytes: u64,
+    },
+}
+
+/// The microphone channel of one session.
+#[derive(Debug, Default)]
+pub struct Audin {
+    /// What the client can record.
+    formats: Vec<AudioFormat>,
+}
+
+impl Audin {
+    /// Takes the next message.
+    ///
+    /// # Errors
+    ///
+    /// It is not a microphone message, or a bound was reached.
+    pub fn feed(
+        &mut self,
+        direction: Direction,
+        message: &[u8],
+    ) -> Result<Vec<ChannelEvent>, ChannelError> {
+        let mut reader = Reader::new(message);
+        let message_id = reader.u8("MessageId")?;
+        let event = match message_id {
+            MSG_SNDIN_VERSION => {
+                let version = reader.u32("Version")?;
+                MicrophoneEvent::Version { direction, version }
+            }
+            MSG_SNDIN_FORMATS => {
+                let count = size(reader.u32("NumFormats")?);
+                reader.skip(4, "cbSizeFormatsPacket")?;
+                let mut formats = Vec::new();
+                for _ in 0..count {
+                    room(formats.len(), FORMATS, "audio formats")?;
+                    formats.push(audio_format(&mut reader)?);
+                }
+                if direction == Direction::ToTarget {
+                    self.formats.clone_from(&formats);
+                }
+                MicrophoneEvent::Formats { direction, formats }
+            }
+            MSG_SNDIN_OPEN => {
+                only(direction, Direction::ToClient, "microphone Open")?;
+                reader.skip(4, "FramesPerPacket")?;
+                let number = size(reader.u32("initialFormat")?);
+                let format = self.formats.get(number).copied();
+                MicrophoneEvent::OpenRequested { format }
+            }
+            MSG_SNDIN_OPEN_REPLY => {
+                only(direction, Direction::ToTarget, "microphone Open Reply")?;
+                let result = reader.u32("Result")?.cast_signed();
+                MicrophoneEvent::OpenAnswered { result }
+            }
+            MSG_SNDIN_DATA_INCOMING => {
+                only(direction, Direction::ToTarget, "microphone Incoming Data")?;
+                MicrophoneEvent::Incoming
+            }
+            MSG_SNDIN_DATA => {
+                only(direction, Direction::ToTarget, "microphone Data")?;
+                let bytes = wide(reader.remaining());
+                MicrophoneEvent::Heard { bytes }
+            }
+            MSG_SNDIN_FORMATCHANGE => MicrophoneEvent::FormatChanged { direction },
+            _ => MicrophoneEvent::Unknown {
+                direction,
+                message_id,
+                bytes: wide(reader.remaining()),
+            },
+        };
+        Ok(vec![ChannelEvent::Microphone(event)])
+    }
+}
+
+const MSG_SNDIN_VERSION: u8 = 0x01;
+const MSG_SNDIN_FORMATS: u8 = 0x02;
+const MSG_SNDIN_OPEN: u8 = 0x03;
+const MSG_SNDIN_OPEN_REPLY: u8 = 0x04;
+const MSG_SNDIN_DATA_INCOMING: u8 = 0x05;
+const MSG_SNDIN_DATA: u8 = 0x06;
+const MSG_SNDIN_FORMATCHANGE: u8 = 0x07;
+
+/// Audio formats of one side; Windows offers about 20.
+const FORMATS: usize = 1024;

@@ -1,0 +1,586 @@
+//! [MS-RDPECLIP]: the clipboard that both sides share.
+//!
+//! Each side announces the formats that its clipboard has (Format List), the other asks for one of them (Format Data
+//! Request) and gets it. Files are a format of their own: their data is a list of names and sizes, and the contents
+//! are asked for piece by piece with indices into that list. A list that is locked stays valid after the next one.
+//!
+//! Answers carry no identifier of what they answer: they come in the order of the requests. An answer that nobody
+//! asked for is reported without a format.
+//!
+//! [MS-RDPECLIP]: https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpeclip/
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::{
+    ChannelError, ChannelEvent, Reader, narrow_text, only, room, size, utf16_text, within,
+};
+use crate::limits;
+use crate::rdp::Direction;
+
+/// What happened on the clipboard channel; `direction` is where the message went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum ClipboardEvent {
+    /// 2.2.2.1 Clipboard Capabilities PDU (CLIPRDR_CAPS): `generalFlags`, 0 without a general capability set.
+    Capabilities {
+        /// Where it went.
+        direction: Direction,
+        /// `generalFlags`.
+        general_flags: u32,
+    },
+    /// 2.2.2.2 Server Monitor Ready PDU (CLIPRDR_MONITOR_READY).
+    MonitorReady,
+    /// 2.2.2.3 Client Temporary Directory PDU (CLIPRDR_TEMP_DIRECTORY).
+    TemporaryDirectory {
+        /// `wszTempDir`.
+        path: String,
+    },
+    /// 2.2.3.1 Format List PDU (CLIPRDR_FORMAT_LIST): something was copied on the sender's side.
+    Offered {
+        /// Where it went.
+        direction: Direction,
+        /// What the clipboard holds.
+        formats: Vec<Format>,
+    },
+    /// 2.2.3.2 Format List Response PDU (FORMAT_LIST_RESPONSE).
+    OfferAnswered {
+        /// Where it went.
+        direction: Direction,
+        /// Whether the list was taken.
+        ok: bool,
+    },
+    /// 2.2.5.1 Format Data Request PDU (CLIPRDR_FORMAT_DATA_REQUEST): the sender wants to paste.
+    Requested {
+        /// Where it went.
+        direction: Direction,
+        /// What is wanted.
+        format: Format,
+    },
+    /// 2.2.5.2 Format Data Response PDU (CLIPRDR_FORMAT_DATA_RESPONSE).
+    Sent {
+        /// Where it went.
+        direction: Direction,
+        /// What was asked for; `None` where nobody did.
+        format: Option<Format>,
+        /// Whether it holds what was asked for.
+        ok: bool,
+        /// Bytes of it.
+        bytes: u64,
+    },
+    /// 2.2.5.2.3 Packed File List (CLIPRDR_FILELIST), the data of a Format Data Response.
+    FilesListed {
+        /// Where it went.
+        direction: Direction,
+        /// The files that the contents requests refer to by index.
+        files: Vec<ClipboardFile>,
+    },
+    /// 2.2.5.3 File Contents Request PDU (CLIPRDR_FILECONTENTS_REQUEST).
+    FileRequested {
+        /// Where it went.
+        direction: Direction,
+        /// Which part of which file.
+        part: FilePart,
+    },
+    /// 2.2.5.4 File Contents Response PDU (CLIPRDR_FILECONTENTS_RESPONSE).
+    FileSent {
+        /// Where it went.
+        direction: Direction,
+        /// What was asked for; `None` where nobody did.
+        part: Option<FilePart>,
+        /// Whether it holds what was asked for.
+        ok: bool,
+        /// Bytes of it.
+        bytes: u64,
+    },
+    /// 2.2.4.1 Lock Clipboard Data PDU (CLIPRDR_LOCK_CLIPDATA).
+    Locked {
+        /// Where it went.
+        direction: Direction,
+        /// `clipDataId`.
+        id: u32,
+    },
+    /// 2.2.4.2 Unlock Clipboard Data PDU (CLIPRDR_UNLOCK_CLIPDATA).
+    Unlocked {
+        /// Where it went.
+        direction: Direction,
+        /// `clipDataId`.
+        id: u32,
+    },
+    /// A `msgType` that is not specified.
+    Unknown {
+        /// Where it went.
+        direction: Direction,
+        /// `msgType`.
+        msg_type: u16,
+        /// Bytes behind the header.
+        bytes: u64,
+    },
+}
+
+/// A clipboard format: an identifier, and for those that are not predefined a name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Format {
+    /// `formatId`.
+    pub id: u32,
+    /// `formatName`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// 2.2.5.2.3.1 File Descriptor (CLIPRDR_FILEDESCRIPTOR).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ClipboardFile {
+    /// `fileName`, relative, with `\` between folders.
+    pub name: String,
+    /// Bytes, where the descriptor has them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// Whether it is a folder.
+    pub directory: bool,
+}
+
+/// Which part of which file is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FilePart {
+    /// `streamId`, which the answer repeats.
+    pub stream: u32,
+    /// `lindex`.
+    pub index: u32,
+    /// The file's name, if its list passed here.
+    pub name: Option<String>,
+    /// Its size or its contents.
+    pub range: FileRange,
+}
+
+/// `dwFlags` of a File Contents Request and what they say of the other fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "of", rename_all = "snake_case")]
+pub enum FileRange {
+    /// FILECONTENTS_SIZE.
+    Size,
+    /// FILECONTENTS_RANGE.
+    Contents {
+        /// `nPositionHigh` and `nPositionLow`.
+        offset: u64,
+        /// `cbRequested`.
+        length: u32,
+    },
+}
+
+/// The clipboard channel of one session.
+#[derive(Debug, Default)]
+pub struct Cliprdr {
+    /// What the client announced, and what it has copied.
+    client: Side,
+    /// What the target announced, and what it has copied.
+    target: Side,
+}
+
+/// What is known of one side.
+#[derive(Debug, Default)]
+struct Side {
+    /// CB_USE_LONG_FORMAT_NAMES.
+    long_names: bool,
+    /// The formats it offered last.
+    formats: Vec<Format>,
+    /// The files it listed last.
+    files: Option<Arc<[ClipboardFile]>>,
+    /// Lists that the other side locked, by `clipDataId`.
+    locked: HashMap<u32, Option<Arc<[ClipboardFile]>>>,
+    /// What the other side asked it for.
+    data: VecDeque<Format>,
+    /// What the other side asked it for, of files.
+    parts: VecDeque<FilePart>,
+}
+
+impl Cliprdr {
+    /// Takes the next PDU.
+    ///
+    /// # Errors
+    ///
+    /// It is not a clipboard PDU, or a bound was reached.
+    pub fn feed(
+        &mut self,
+        direction: Direction,
+        pdu: &[u8],
+    ) -> Result<Vec<ChannelEvent>, ChannelError> {
+        self.feed_head(direction, pdu, pdu.len())
+    }
+
+    /// Takes the next PDU of `total` bytes, of which only `head` is at hand.
+    ///
+    /// # Errors
+    ///
+    /// As [`feed`](Self::feed), or more than `head` is needed.
+    pub fn feed_head(
+        &mut self,
+        direction: Direction,
+        head: &[u8],
+        total: usize,
+    ) -> Result<Vec<ChannelEvent>, ChannelError> {
+        let mut reader = Reader::head(head, total);
+        let msg_type = reader.u16("msgType")?;
+        let msg_flags = reader.u16("msgFlags")?;
+        let data_len = reader.u32("dataLen")?;
+        reader.limit(size(data_len), "clipboard data")?;
+        let event = match msg_type {
+            CB_MONITOR_READY => {
+                only(direction, Direction::ToClient, "Monitor Ready")?;
+                ClipboardEvent::MonitorReady
+            }
+            CB_CLIP_CAPS => self.capabilities(direction, &mut reader)?,
+            CB_TEMP_DIRECTORY => {
+                only(direction, Direction::ToTarget, "Temporary Directory")?;
+                let path = reader.utf16_z(TEMP_DIRECTORY_BYTES, "wszTempDir")?;
+                ClipboardEvent::TemporaryDirectory { path }
+            }
+            CB_FORMAT_LIST => self.format_list(direction, msg_flags, &mut reader)?,
+            CB_FORMAT_LIST_RESPONSE => ClipboardEvent::OfferAnswered {
+                direction,
+                ok: succeeded(msg_flags)?,
+            },
+            CB_FORMAT_DATA_REQUEST => self.data_request(direction, &mut reader)?,
+            CB_FORMAT_DATA_RESPONSE => {
+                return self.data_response(direction, msg_flags, &mut reader);
+            }
+            CB_FILECONTENTS_REQUEST => self.file_request(direction, &mut reader)?,
+            CB_FILECONTENTS_RESPONSE => self.file_response(direction, msg_flags, &mut reader)?,
+            CB_LOCK_CLIPDATA => {
+                let id = reader.u32("clipDataId")?;
+                let owner = self.side(direction.opposite());
+                if !owner.locked.contains_key(&id) {
+                    room(
+                        owner.locked.len(),
+                        limits::CLIPBOARD_LOCKS,
+                        "clipboard locks",
+                    )?;
+                }
+                let files = owner.files.clone();
+                owner.locked.insert(id, files);
+                ClipboardEvent::Locked { direction, id }
+            }
+            CB_UNLOCK_CLIPDATA => {
+                let id = reader.u32("clipDataId")?;
+                self.side(direction.opposite()).locked.remove(&id);
+                ClipboardEvent::Unlocked { direction, id }
+            }
+            _ => ClipboardEvent::Unknown {
+                direction,
+                msg_type,
+                bytes: data_len.into(),
+            },
+        };
+        Ok(vec![ChannelEvent::Clipboard(event)])
+    }
+
+    /// The side that sends in `direction`.
+    fn side(&mut self, direction: Direction) -> &mut Side {
+        match direction {
+            Direction::ToTarget => &mut self.client,
+            Direction::ToClient => &mut self.target,
+        }
+    }
+
+    fn capabilities(
+        &mut self,
+        direction: Direction,
+        reader: &mut Reader<'_>,
+    ) -> Result<ClipboardEvent, ChannelError> {
+        let count = reader.u16("cCapabilitiesSets")?;
+        reader.skip(2, "pad1")?;
+        let mut general_flags = 0;
+        for _ in 0..count {
+            let set_type = reader.u16("capabilitySetType")?;
+            let length = usize::from(reader.u16("lengthCapability")?);
+            let length = length.checked_sub(4).ok_or(ChannelError::Invalid {
+                what: "lengthCapability",
+                value: super::wide(length),
+            })?;
+            let mut set = Reader::new(reader.take(length, "capability set")?);
+            if set_type == CB_CAPSTYPE_GENERAL {
+                set.skip(4, "version")?;
+                general_flags = set.u32("generalFlags")?;
+            }
+        }
+        self.side(direction).long_names = general_flags & CB_USE_LONG_FORMAT_NAMES != 0;
+        Ok(ClipboardEvent::Capabilities {
+            direction,
+            general_flags,
+        })
+    }
+
+    fn format_list(
+        &mut self,
+        direction: Direction,
+        msg_flags: u16,
+        reader: &mut Reader<'_>,
+    ) -> Result<ClipboardEvent, ChannelError> {
+        // 3.1.5.2.2: long names need both; without both they are short.
+        let formats = if self.client.long_names && self.target.long_names {
+            long_names(reader)?
+        } else {
+            short_names(msg_flags & CB_ASCII_NAMES != 0, reader)?
+        };
+        let owner = self.side(direction);
+        owner.formats.clone_from(&formats);
+        owner.files = None;
+        Ok(ClipboardEvent::Offered { direction, formats })
+    }
+
+    fn data_request(
+        &mut self,
+        direction: Direction,
+        reader: &mut Reader<'_>,
+    ) -> Result<ClipboardEvent, ChannelError> {
+        let id = reader.u32("requestedFormatId")?;
+        let owner = self.side(direction.opposite());
+        room(
+            owner.data.len(),
+            limits::CLIPBOARD_REQUESTS,
+            "clipboard requests without an answer",
+        )?;
+        let offered = owner.formats.iter().find(|format| format.id == id);
+        let format = offered.cloned().unwrap_or(Format { id, name: None });
+        owner.data.push_back(format.clone());
+        Ok(ClipboardEvent::Requested { direction, format })
+    }
+
+    fn data_response(
+        &mut self,
+        direction: Direction,
+        msg_flags: u16,
+        reader: &mut Reader<'_>,
+    ) -> Result<Vec<ChannelEvent>, ChannelError> {
+        let ok = succeeded(msg_flags)?;
+        let owner = self.side(direction);
+        let format = owner.data.pop_front();
+        let is_files = format
+            .as_ref()
+            .and_then(|format| format.name.as_deref())
+            .is_some_and(|name| name == FILE_LIST_FORMAT);
+        let bytes = super::wide(reader.remaining());
+        let mut events = vec![ChannelEvent::Clipboard(ClipboardEvent::Sent {
+            direction,
+            format,
+            ok,
+            bytes,
+        })];
+        if ok && is_files {
+            let files = file_list(reader)?;
+            owner.files = Some(files.as_slice().into());
+            events.push(ChannelEvent::Clipboard(ClipboardEvent::FilesListed {
+                direction,
+                files,
+            }));
+        }
+        Ok(events)
+    }
+
+    fn file_request(
+        &mut self,
+        direction: Direction,
+        reader: &mut Reader<'_>,
+    ) -> Result<ClipboardEvent, ChannelError> {
+        let stream = reader.u32("streamId")?;
+        let index = reader.u32("lindex")?;
+        let flags = reader.u32("dwFlags")?;
+        let low = reader.u32("nPositionLow")?;
+        let high = reader.u32("nPositionHigh")?;
+        let length = reader.u32("cbRequested")?;
+        let lock = match reader.remaining() {
+            0..4 => None,
+            _ => Some(reader.u32("clipDataId")?),
+        };
+        // 2.2.5.3: the two flags MUST NOT be set at the same time.
+        let range = match flags & (FILECONTENTS_SIZE | FILECONTENTS_RANGE) {
+            FILECONTENTS_SIZE => FileRange::Size,
+            FILECONTENTS_RANGE => FileRange::Contents {
+                offset: u64::from(high) << 32 | u64::from(low),
+                length,
+            },
+            _ => {
+                return Err(ChannelError::Invalid {
+                    what: "dwFlags",
+                    value: flags.into(),
+                });
+            }
+        };
+        let owner = self.side(direction.opposite());
+        room(
+            owner.parts.len(),
+            limits::CLIPBOARD_REQUESTS,
+            "clipboard requests without an answer",
+        )?;
+        let locked = lock.and_then(|id| owner.locked.get(&id)).cloned();
+        let files = locked.unwrap_or_else(|| owner.files.clone());
+        let name = files
+            .as_deref()
+            .and_then(|files| files.get(size(index)))
+            .map(|file| file.name.clone());
+        let part = FilePart {
+            stream,
+            index,
+            name,
+            range,
+        };
+        owner.parts.push_back(part.clone());
+        Ok(ClipboardEvent::FileRequested { direction, part })
+    }
+
+    fn file_response(
+        &mut self,
+        direction: Direction,
+        msg_flags: u16,
+        reader: &mut Reader<'_>,
+    ) -> Result<ClipboardEvent, ChannelError> {
+        let ok = succeeded(msg_flags)?;
+        // A failure may come without its stream.
+        let stream = match reader.remaining() {
+            0..4 if !ok => None,
+            _ => Some(reader.u32("streamId")?),
+        };
+        let owner = self.side(direction);
+        let at = match stream {
+            Some(stream) => owner.parts.iter().position(|part| part.stream == stream),
+            None => Some(0),
+        };
+        Ok(ClipboardEvent::FileSent {
+            direction,
+            part: at.and_then(|at| owner.parts.remove(at)),
+            ok,
+            bytes: super::wide(reader.remaining()),
+        })
+    }
+}
+
+/// 2.2.3.1.1.1 Short Format Name (CLIPRDR_SHORT_FORMAT_NAME): 32 bytes each.
+fn short_names(ascii: bool, reader: &mut Reader<'_>) -> Result<Vec<Format>, ChannelError> {
+    let mut formats = Vec::new();
+    while reader.remaining() > 0 {
+        room(
+            formats.len(),
+            limits::CLIPBOARD_FORMATS,
+            "clipboard formats",
+        )?;
+        let id = reader.u32("formatId")?;
+        let name = reader.take(SHORT_NAME_BYTES, "formatName")?;
+        let name = if ascii {
+            narrow_text(name)
+        } else {
+            utf16_text(name)
+        };
+        formats.push(Format::new(id, name));
+    }
+    Ok(formats)
+}
+
+/// 2.2.3.1.2.1 Long Format Name (CLIPRDR_LONG_FORMAT_NAME): each as long as it is.
+fn long_names(reader: &mut Reader<'_>) -> Result<Vec<Format>, ChannelError> {
+    let mut formats = Vec::new();
+    while reader.remaining() > 0 {
+        room(
+            formats.len(),
+            limits::CLIPBOARD_FORMATS,
+            "clipboard formats",
+        )?;
+        let id = reader.u32("formatId")?;
+        let name = reader.utf16_z(LONG_NAME_BYTES, "wszFormatName")?;
+        formats.push(Format::new(id, name));
+    }
+    Ok(formats)
+}
+
+impl Format {
+    fn new(id: u32, name: String) -> Self {
+        let name = (!name.is_empty()).then_some(name);
+        Self { id, name }
+    }
+}
+
+fn file_list(reader: &mut Reader<'_>) -> Result<Vec<ClipboardFile>, ChannelError> {
+    let count = size(reader.u32("cItems")?);
+    if count > limits::CLIPBOARD_FILES {
+        return Err(ChannelError::TooMany {
+            what: "files on the clipboard",
+            limit: limits::CLIPBOARD_FILES,
+        });
+    }
+    within(
+        count.saturating_mul(FILE_DESCRIPTOR_BYTES),
+        reader.remaining(),
+        "fileDescriptorArray",
+    )?;
+    let mut files = Vec::with_capacity(count);
+    for _ in 0..count {
+        let flags = reader.u32("flags")?;
+        reader.skip(32, "reserved1")?;
+        let attributes = reader.u32("fileAttributes")?;
+        reader.skip(16 + 8, "reserved2")?;
+        let high = reader.u32("fileSizeHigh")?;
+        let low = reader.u32("fileSizeLow")?;
+        let name = utf16_text(reader.take(FILE_NAME_BYTES, "fileName")?);
+        let has_size = flags & FD_FILESIZE != 0;
+        files.push(ClipboardFile {
+            name,
+            size: has_size.then(|| u64::from(high) << 32 | u64::from(low)),
+            directory: flags & FD_ATTRIBUTES != 0 && attributes & FILE_ATTRIBUTE_DIRECTORY != 0,
+        });
+    }
+    Ok(files)
+}
+
+/// An answer says one of CB_RESPONSE_OK and CB_RESPONSE_FAIL.
+fn succeeded(msg_flags: u16) -> Result<bool, ChannelError> {
+    match msg_flags & (CB_RESPONSE_OK | CB_RESPONSE_FAIL) {
+        CB_RESPONSE_OK => Ok(true),
+        CB_RESPONSE_FAIL => Ok(false),
+        _ => Err(ChannelError::Invalid {
+            what: "msgFlags",
+            value: msg_flags.into(),
+        }),
+    }
+}
+
+const CB_MONITOR_READY: u16 = 0x0001;
+const CB_FORMAT_LIST: u16 = 0x0002;
+const CB_FORMAT_LIST_RESPONSE: u16 = 0x0003;
+const CB_FORMAT_DATA_REQUEST: u16 = 0x0004;
+const CB_FORMAT_DATA_RESPONSE: u16 = 0x0005;
+const CB_TEMP_DIRECTORY: u16 = 0x0006;
+const CB_CLIP_CAPS: u16 = 0x0007;
+const CB_FILECONTENTS_REQUEST: u16 = 0x0008;
+const CB_FILECONTENTS_RESPONSE: u16 = 0x0009;
+const CB_LOCK_CLIPDATA: u16 = 0x000a;
+const CB_UNLOCK_CLIPDATA: u16 = 0x000b;
+
+const CB_RESPONSE_OK: u16 = 0x0001;
+const CB_RESPONSE_FAIL: u16 = 0x0002;
+const CB_ASCII_NAMES: u16 = 0x0004;
+
+const CB_CAPSTYPE_GENERAL: u16 = 0x0001;
+const CB_USE_LONG_FORMAT_NAMES: u32 = 0x0000_0002;
+
+const FILECONTENTS_SIZE: u32 = 0x0000_0001;
+const FILECONTENTS_RANGE: u32 = 0x0000_0002;
+
+const FD_ATTRIBUTES: u32 = 0x0000_0004;
+const FD_FILESIZE: u32 = 0x0000_0040;
+const FILE_ATTRIBUTE_DIRECTORY: u32 = 0x0000_0010;
+
+/// The registered name of the file list.
+const FILE_LIST_FORMAT: &str = "FileGroupDescriptorW";
+
+const SHORT_NAME_BYTES: usize = 32;
+
+/// Windows lets registered names have 255 characters; no name known has more than a few dozen.
+const LONG_NAME_BYTES: usize = 512;
+
+/// `wszTempDir` has 260 characters.
+const TEMP_DIRECTORY_BYTES: usize = 520;
+
+const FILE_NAME_BYTES: usize = 520;
+
+const FILE_DESCRIPTOR_BYTES: usize = 592;

@@ -1,0 +1,478 @@
+//! [MS-RDPEDYC]: dynamic channels, many in one static channel.
+//!
+//! The target opens a dynamic channel by name, and both sides then send messages on it, each in one PDU or cut into
+//! several. What passes on most of them (graphics above all) is only counted, never held. Messages of channels with
+//! a parser of their own are put together here, decompressed if need be, and handed to it: sound and microphone,
+//! display control, and static channels that the peers agreed to tunnel.
+//!
+//! [MS-RDPEDYC]: https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpedyc/
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::rdp8_lite::Rdp8Lite;
+use super::{ChannelError, ChannelEvent, Reader, narrow_text, only, room, size, wide, within};
+use super::{audin, cliprdr, display, rail, rdpdr, rdpsnd};
+use crate::limits;
+use crate::rdp::Direction;
+
+/// What happened to dynamic channels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum DynamicEvent {
+    /// 2.2.1 Initializing Dynamic Virtual Channels: capabilities of one side.
+    Capabilities {
+        /// Where it went.
+        direction: Direction,
+        /// `Version`.
+        version: u16,
+    },
+    /// 2.2.2.1 DVC Create Request PDU (DYNVC_CREATE_REQ).
+    Requested {
+        /// `ChannelId`.
+        id: u32,
+        /// `ChannelName`.
+        name: String,
+    },
+    /// 2.2.2.2 DVC Create Response PDU (DYNVC_CREATE_RSP).
+    Answered {
+        /// `ChannelId`.
+        id: u32,
+        /// `ChannelName` of the request; `None` where nobody asked.
+        name: Option<String>,
+        /// `CreationStatus`: an HRESULT, negative where the client has no such channel.
+        status: i32,
+    },
+    /// 2.2.4 Closing a DVC (DYNVC_CLOSE): the first of the two.
+    Closed {
+        /// Where it went.
+        direction: Direction,
+        /// `ChannelId`.
+        id: u32,
+        /// Its name.
+        name: String,
+        /// Bytes that went to the target and to the client.
+        traffic: DynamicTraffic,
+    },
+    /// Data for a channel that is not open: it crossed a close, or nobody opened it. The receiver drops it.
+    Stray {
+        /// Where it went.
+        direction: Direction,
+        /// `ChannelId`.
+        id: u32,
+        /// Bytes.
+        bytes: u64,
+    },
+    /// 2.2.5.1 Soft-Sync Request PDU (DYNVC_SOFT_SYNC_REQUEST): the target wants channels on a UDP tunnel.
+    SoftSyncRequested {
+        /// `Flags`.
+        flags: u16,
+        /// Tunnel types with the channels that move there.
+        tunnels: Vec<SoftSyncTunnel>,
+    },
+    /// 2.2.5.2 Soft-Sync Response PDU (DYNVC_SOFT_SYNC_RESPONSE).
+    SoftSyncAnswered {
+        /// `TunnelsToSwitch`.
+        tunnels: Vec<u32>,
+    },
+    /// A `Cmd` that is not specified.
+    Unknown {
+        /// Where it went.
+        direction: Direction,
+        /// `Cmd`.
+        cmd: u8,
+        /// Bytes of the PDU.
+        bytes: u64,
+    },
+}
+
+/// 2.2.5.1.1 Soft-Sync Channel List (DYNVC_SOFT_SYNC_CHANNEL_LIST).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SoftSyncTunnel {
+    /// `TunnelType`: 1 is reliable UDP, 3 is lossy.
+    pub tunnel_type: u32,
+    /// `ListOfDVCIds`.
+    pub channels: Vec<u32>,
+}
+
+/// What passed on a dynamic channel, bytes of data as sent (compressed where it was).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct DynamicTraffic {
+    /// From the client.
+    pub to_target: u64,
+    /// From the target.
+    pub to_client: u64,
+    /// Whether some of it was compressed.
+    pub compressed: bool,
+}
+
+/// The dynamic channels of one session.
+#[derive(Debug, Default)]
+pub struct Drdynvc {
+    channels: BTreeMap<u32, Channel>,
+}
+
+#[derive(Debug)]
+struct Channel {
+    name: String,
+    /// The client took it.
+    is_open: bool,
+    traffic: DynamicTraffic,
+    /// Where its messages are read, if anywhere.
+    parser: Option<Box<Inner>>,
+}
+
+/// A channel whose messages are read.
+#[derive(Debug)]
+struct Inner {
+    parser: Parser,
+    to_target: Assembly,
+    to_client: Assembly,
+}
+
+#[derive(Debug)]
+enum Parser {
+    Cliprdr(cliprdr::Cliprdr),
+    Rdpdr(rdpdr::Rdpdr),
+    Rdpsnd(rdpsnd::Rdpsnd),
+    Rail(rail::Rail),
+    Audin(audin::Audin),
+    Display(display::Display),
+}
+
+/// A message on its way.
+#[derive(Default)]
+struct Assembly {
+    /// What has arrived of it; empty between messages.
+    bytes: Vec<u8>,
+    /// Its length; 0 between messages.
+    expected: usize,
+    compression: Rdp8Lite,
+}
+
+// What has arrived is content.
+impl std::fmt::Debug for Assembly {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Assembly")
+            .field("bytes", &self.bytes.len())
+            .field("expected", &self.expected)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drdynvc {
+    /// Takes the next PDU.
+    ///
+    /// # Errors
+    ///
+    /// It is not a dynamic channel PDU, a bound was reached, or a message of an inner channel is malformed.
+    pub fn feed(
+        &mut self,
+        direction: Direction,
+        pdu: &[u8],
+    ) -> Result<Vec<ChannelEvent>, ChannelError> {
+        let mut reader = Reader::new(pdu);
+        let header = reader.u8("drdynvc header")?;
+        let (cb_id, second, cmd) = (header & 3, header >> 2 & 3, header >> 4);
+        let event = match cmd {
+            CREATE => {
+                let id = variable(cb_id, &mut reader, "ChannelId")?;
+                match direction {
+                    Direction::ToClient => self.create(id, &mut reader)?,
+                    Direction::ToTarget => self.created(id, &mut reader)?,
+                }
+            }
+            CLOSE => {
+                let id = variable(cb_id, &mut reader, "ChannelId")?;
+                // The answer to a close is a close: it closes nothing that is open, and says nothing new.
+                let Some(channel) = self.channels.remove(&id) else {
+                    return Ok(Vec::new());
+                };
+                DynamicEvent::Closed {
+                    direction,
+                    id,
+                    name: channel.name,
+                    traffic: channel.traffic,
+                }
+            }
+            DATA_FIRST | DATA_FIRST_COMPRESSED => {
+                let id = variable(cb_id, &mut reader, "ChannelId")?;
+                let length = variable(second, &mut reader, "Length")?;
+                let length = Some(size(length));
+                return self.data(direction, id, length, cmd == DATA_FIRST_COMPRESSED, &reader);
+            }
+            DATA | DATA_COMPRESSED => {
+                let id = variable(cb_id, &mut reader, "ChannelId")?;
+                return self.data(direction, id, None, cmd == DATA_COMPRESSED, &reader);
+            }
+            CAPABILITIES => {
+                reader.skip(1, "Pad")?;
+                DynamicEvent::Capabilities {
+                    direction,
+                    version: reader.u16("Version")?,
+                }
+            }
+            SOFT_SYNC_REQUEST => {
+                only(direction, Direction::ToClient, "Soft-Sync Request")?;
+                soft_sync_request(&mut reader)?
+            }
+            SOFT_SYNC_RESPONSE => {
+                only(direction, Direction::ToTarget, "Soft-Sync Response")?;
+                soft_sync_response(&mut reader)?
+            }
+            _ => DynamicEvent::Unknown {
+                direction,
+                cmd,
+                bytes: wide(pdu.len()),
+            },
+        };
+        Ok(vec![ChannelEvent::Dynamic(event)])
+    }
+
+    /// The channels that the client took, with what has passed on them.
+    pub fn open(&self) -> impl Iterator<Item = (&str, DynamicTraffic)> {
+        self.channels
+            .values()
+            .filter(|channel| channel.is_open)
+            .map(|channel| (channel.name.as_str(), channel.traffic))
+    }
+
+    fn create(&mut self, id: u32, reader: &mut Reader<'_>) -> Result<DynamicEvent, ChannelError> {
+        let end = reader.bytes.iter().position(|byte| *byte == 0);
+        let length = end.ok_or(ChannelError::Truncated("ChannelName"))?;
+        within(length, NAME_BYTES, "ChannelName")?;
+        let name = narrow_text(reader.take(length, "ChannelName")?);
+        if !self.channels.contains_key(&id) {
+            room(
+                self.channels.len(),
+                limits::DYNAMIC_CHANNELS,
+                "dynamic channels",
+            )?;
+        }
+        let channel = Channel {
+            name: name.clone(),
+            is_open: false,
+            traffic: DynamicTraffic::default(),
+            parser: Parser::of(&name).map(|parser| {
+                Box::new(Inner {
+                    parser,
+                    to_target: Assembly::default(),
+                    to_client: Assembly::default(),
+                })
+            }),
+        };
+        self.channels.insert(id, channel);
+        Ok(DynamicEvent::Requested { id, name })
+    }
+
+    fn created(&mut self, id: u32, reader: &mut Reader<'_>) -> Result<DynamicEvent, ChannelError> {
+        let status = reader.u32("CreationStatus")?.cast_signed();
+        let name = match self.channels.get_mut(&id) {
+            Some(channel) if status >= 0 => {
+                channel.is_open = true;
+                Some(channel.name.clone())
+            }
+            _ => self.channels.remove(&id).map(|channel| channel.name),
+        };
+        Ok(DynamicEvent::Answered { id, name, status })
+    }
+
+    /// Data, the first of a message of `length` bytes or what follows.
+    fn data(
+        &mut self,
+        direction: Direction,
+        id: u32,
+        length: Option<usize>,
+        compressed: bool,
+        reader: &Reader<'_>,
+    ) -> Result<Vec<ChannelEvent>, ChannelError> {
+        let data = reader.bytes;
+        let Some(channel) = self.channels.get_mut(&id) else {
+            return Ok(vec![ChannelEvent::Dynamic(DynamicEvent::Stray {
+                direction,
+                id,
+                bytes: wide(data.len()),
+            })]);
+        };
+        let traffic = &mut channel.traffic;
+        let count = match direction {
+            Direction::ToTarget => &mut traffic.to_target,
+            Direction::ToClient => &mut traffic.to_client,
+        };
+        *count = count.saturating_add(wide(data.len()));
+        traffic.compressed |= compressed;
+        let Some(inner) = &mut channel.parser else {
+            return Ok(Vec::new());
+        };
+        let assembly = match direction {
+            Direction::ToTarget => &mut inner.to_target,
+            Direction::ToClient => &mut inner.to_client,
+        };
+        let Some(message) = assembly.add(length, compressed, data)? else {
+            return Ok(Vec::new());
+        };
+        inner.parser.feed(direction, &message)
+    }
+}
+
+impl Assembly {
+    /// Takes the next part; the message once it is whole.
+    fn add(
+        &mut self,
+        length: Option<usize>,
+        compressed: bool,
+        data: &[u8],
+    ) -> Result<Option<Vec<u8>>, ChannelError> {
+        let plain = if compressed {
+            self.compression.decompress(data)?
+        } else {
+            data.to_vec()
+        };
+        match length {
+            Some(length) => {
+                within(
+                    length,
+                    limits::DYNAMIC_MESSAGE_BYTES,
+                    "dynamic channel message",
+                )?;
+                if self.expected != 0 {
+                    return Err(ChannelError::Truncated("dynamic channel message"));
+                }
+                self.expected = length;
+            }
+            // 2.2.3.2: without a first part it is the whole message.
+            None if self.expected == 0 => return Ok(Some(plain)),
+            None => {}
+        }
+        let arrived = self.bytes.len().saturating_add(plain.len());
+        within(arrived, self.expected, "dynamic channel data")?;
+        // Grows with what arrives, not with what is announced.
+        self.bytes.extend_from_slice(&plain);
+        if arrived < self.expected {
+            return Ok(None);
+        }
+        self.expected = 0;
+        Ok(Some(std::mem::take(&mut self.bytes)))
+    }
+}
+
+impl Parser {
+    fn of(name: &str) -> Option<Self> {
+        let is = |known: &str| name.eq_ignore_ascii_case(known);
+        if is("cliprdr") {
+            Some(Self::Cliprdr(cliprdr::Cliprdr::default()))
+        } else if is("rdpdr") {
+            Some(Self::Rdpdr(rdpdr::Rdpdr::default()))
+        } else if is("rdpsnd") || is("AUDIO_PLAYBACK_DVC") || is("AUDIO_PLAYBACK_LOSSY_DVC") {
+            Some(Self::Rdpsnd(rdpsnd::Rdpsnd::default()))
+        } else if is("rail") {
+            Some(Self::Rail(rail::Rail::default()))
+        } else if is("AUDIO_INPUT") {
+            Some(Self::Audin(audin::Audin::default()))
+        } else if is("Microsoft::Windows::RDS::DisplayControl") {
+            Some(Self::Display(display::Display::default()))
+        } else {
+            None
+        }
+    }
+
+    fn feed(
+        &mut self,
+        direction: Direction,
+        message: &[u8],
+    ) -> Result<Vec<ChannelEvent>, ChannelError> {
+        match self {
+            Self::Cliprdr(parser) => parser.feed(direction, message),
+            Self::Rdpdr(parser) => parser.feed(direction, message),
+            Self::Rdpsnd(parser) => parser.feed(direction, message),
+            Self::Rail(parser) => parser.feed(direction, message),
+            Self::Audin(parser) => parser.feed(direction, message),
+            Self::Display(parser) => parser.feed(direction, message),
+        }
+    }
+}
+
+/// A field of 1, 2 or 4 bytes.
+fn variable(
+    selector: u8,
+    reader: &mut Reader<'_>,
+    field: &'static str,
+) -> Result<u32, ChannelError> {
+    match selector {
+        0 => reader.u8(field).map(u32::from),
+        1 => reader.u16(field).map(u32::from),
+        2 => reader.u32(field),
+        _ => Err(ChannelError::Invalid {
+            what: field,
+            value: selector.into(),
+        }),
+    }
+}
+
+fn soft_sync_request(reader: &mut Reader<'_>) -> Result<DynamicEvent, ChannelError> {
+    reader.skip(1, "Pad")?;
+    let length = size(reader.u32("Length")?);
+    let rest = length.checked_sub(4).ok_or(ChannelError::Invalid {
+        what: "Length",
+        value: wide(length),
+    })?;
+    reader.limit(rest, "SoftSyncChannelLists")?;
+    let flags = reader.u16("Flags")?;
+    let count = reader.u16("NumberOfTunnels")?;
+    let mut tunnels = Vec::new();
+    if flags & SOFT_SYNC_CHANNEL_LIST_PRESENT != 0 {
+        for _ in 0..count {
+            room(tunnels.len(), TUNNELS, "multitransport tunnels")?;
+            let tunnel_type = reader.u32("TunnelType")?;
+            let count = usize::from(reader.u16("NumberOfDVCs")?);
+            if count > limits::DYNAMIC_CHANNELS {
+                return Err(ChannelError::TooMany {
+                    what: "dynamic channels",
+                    limit: limits::DYNAMIC_CHANNELS,
+                });
+            }
+            let channels = (0..count)
+                .map(|_| reader.u32("ListOfDVCIds"))
+                .collect::<Result<_, _>>()?;
+            tunnels.push(SoftSyncTunnel {
+                tunnel_type,
+                channels,
+            });
+        }
+    }
+    Ok(DynamicEvent::SoftSyncRequested { flags, tunnels })
+}
+
+fn soft_sync_response(reader: &mut Reader<'_>) -> Result<DynamicEvent, ChannelError> {
+    reader.skip(1, "Pad")?;
+    let count = size(reader.u32("NumberOfTunnels")?);
+    if count > TUNNELS {
+        return Err(ChannelError::TooMany {
+            what: "multitransport tunnels",
+            limit: TUNNELS,
+        });
+    }
+    let tunnels = (0..count)
+        .map(|_| reader.u32("TunnelsToSwitch"))
+        .collect::<Result<_, _>>()?;
+    Ok(DynamicEvent::SoftSyncAnswered { tunnels })
+}
+
+const CREATE: u8 = 0x1;
+const DATA_FIRST: u8 = 0x2;
+const DATA: u8 = 0x3;
+const CLOSE: u8 = 0x4;
+const CAPABILITIES: u8 = 0x5;
+const DATA_FIRST_COMPRESSED: u8 = 0x6;
+const DATA_COMPRESSED: u8 = 0x7;
+const SOFT_SYNC_REQUEST: u8 = 0x8;
+const SOFT_SYNC_RESPONSE: u8 = 0x9;
+
+const SOFT_SYNC_CHANNEL_LIST_PRESENT: u16 = 0x02;
+
+/// Tunnel types that exist: 2. Some room.
+const TUNNELS: usize = 8;
+
+/// The longest known name has 47 characters.
+const NAME_BYTES: usize = 256;

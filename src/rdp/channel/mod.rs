@@ -1,0 +1,382 @@
+//! Virtual channels as facts: what the peers do on the clipboard, with devices, with sound and on dynamic channels.
+//!
+//! Every parser takes whole channel PDUs, reassembled from their chunks ([MS-RDPBCGR] 3.1.5.2.2) and decompressed, of
+//! both directions in the order in which they arrived, and answers with typed facts. Names and sizes are facts;
+//! contents are not: no event holds what was copied, read, written, printed or played.
+//!
+//! Three answers are told apart. An event says what a message means. `Unknown` events say that a message has a type
+//! that the specification does not name: whoever decides may let it pass. An error says that a message cannot be
+//! what its type claims, or that a bound was reached: what the peers understand is then no longer known, and the
+//! session has to end. Bytes behind the end of a message are ignored, as the peers do (xrdp sends four of them).
+//!
+//! [MS-RDPBCGR]: https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpbcgr/
+
+use serde::Serialize;
+
+use super::Direction;
+
+pub mod audin;
+pub mod cliprdr;
+pub mod display;
+pub mod drdynvc;
+pub mod rail;
+pub mod rdp8_lite;
+pub mod rdpdr;
+pub mod rdpsnd;
+
+/// What happened on a virtual channel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "channel", content = "event", rename_all = "snake_case")]
+pub enum ChannelEvent {
+    /// `cliprdr`.
+    Clipboard(cliprdr::ClipboardEvent),
+    /// `rdpdr`: drives, printers, ports, smart cards.
+    Device(rdpdr::DeviceEvent),
+    /// `rdpsnd`: sound from the target.
+    Sound(rdpsnd::SoundEvent),
+    /// Sound to the target.
+    Microphone(audin::MicrophoneEvent),
+    /// `drdynvc`.
+    Dynamic(drdynvc::DynamicEvent),
+    /// Display control: the client asks for another desktop size.
+    Display(display::DisplayEvent),
+    /// `rail`: remote programs.
+    RemoteProgram(rail::RemoteProgramEvent),
+}
+
+/// The parsers of one session, one for each static channel that has one.
+#[derive(Debug, Default)]
+pub struct Channels {
+    cliprdr: cliprdr::Cliprdr,
+    rdpdr: rdpdr::Rdpdr,
+    rdpsnd: rdpsnd::Rdpsnd,
+    rail: rail::Rail,
+    drdynvc: drdynvc::Drdynvc,
+}
+
+impl Channels {
+    /// The parsers before the first PDU.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether what passes on the static channel `name` is parsed; what passes on others is not looked into.
+    pub fn knows(name: &str) -> bool {
+        Kind::of_static(name).is_some()
+    }
+
+    /// Takes the next PDU of the static channel `name` and says what it means; nothing for channels without a parser.
+    ///
+    /// # Errors
+    ///
+    /// What the peers understand is no longer known; the session has to end.
+    pub fn feed(
+        &mut self,
+        name: &str,
+        direction: Direction,
+        pdu: &[u8],
+    ) -> Result<Vec<ChannelEvent>, ChannelError> {
+        self.feed_head(name, direction, pdu, pdu.len())
+    }
+
+    /// The same for a PDU of `total` bytes of which only the first are at hand.
+    ///
+    /// The contents of a clipboard or of a file need not be held to know what they are: a PDU larger than what the
+    /// caller is ready to reassemble may be given by its head. If the parser needs more than the head, that is an
+    /// error. Never for `drdynvc`, whose PDUs are never larger than one chunk.
+    ///
+    /// # Errors
+    ///
+    /// As [`feed`](Self::feed).
+    pub fn feed_head(
+        &mut self,
+        name: &str,
+        direction: Direction,
+        head: &[u8],
+        total: usize,
+    ) -> Result<Vec<ChannelEvent>, ChannelError> {
+        match Kind::of_static(name) {
+            Some(Kind::Cliprdr) => self.cliprdr.feed_head(direction, head, total),
+            Some(Kind::Rdpdr) => self.rdpdr.feed_head(direction, head, total),
+            Some(Kind::Rdpsnd) => self.rdpsnd.feed_head(direction, head, total),
+            Some(Kind::Rail) => self.rail.feed_head(direction, head, total),
+            Some(Kind::Drdynvc) => {
+                if head.len() != total {
+                    return Err(ChannelError::TooLong {
+                        what: "drdynvc PDU",
+                        length: wide(total),
+                        limit: wide(head.len()),
+                    });
+                }
+                self.drdynvc.feed(direction, head)
+            }
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// The dynamic channels, for statistics.
+    pub fn dynamic(&self) -> &drdynvc::Drdynvc {
+        &self.drdynvc
+    }
+}
+
+/// Static channels that have a parser.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Cliprdr,
+    Rdpdr,
+    Rdpsnd,
+    Rail,
+    Drdynvc,
+}
+
+impl Kind {
+    /// Channel names are compared without case, as Windows does.
+    fn of_static(name: &str) -> Option<Self> {
+        [
+            ("cliprdr", Self::Cliprdr),
+            ("rdpdr", Self::Rdpdr),
+            ("rdpsnd", Self::Rdpsnd),
+            ("rail", Self::Rail),
+            ("drdynvc", Self::Drdynvc),
+        ]
+        .into_iter()
+        .find(|(known, _)| name.eq_ignore_ascii_case(known))
+        .map(|(_, kind)| kind)
+    }
+}
+
+/// Why a channel PDU is not what it claims to be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChannelError {
+    /// The PDU ends before the field.
+    #[error("{0} is cut off")]
+    Truncated(&'static str),
+    /// The field is longer than what is accepted.
+    #[error("{what} has {length} bytes, above the limit of {limit}")]
+    TooLong {
+        /// The field.
+        what: &'static str,
+        /// Its length, bytes.
+        length: u64,
+        /// What is accepted.
+        limit: u64,
+    },
+    /// There are more of them than what is accepted.
+    #[error("more than {limit} {what}")]
+    TooMany {
+        /// What is counted.
+        what: &'static str,
+        /// What is accepted.
+        limit: usize,
+    },
+    /// The field has a value that it cannot have.
+    #[error("{what} cannot be {value:#x}")]
+    Invalid {
+        /// The field.
+        what: &'static str,
+        /// What it holds.
+        value: u64,
+    },
+    /// The message is one that only the other side sends.
+    #[error("{0} comes from the wrong side")]
+    WrongDirection(&'static str),
+    /// Only the head of the PDU was given, and its end is needed.
+    #[error("{0} is needed whole")]
+    NeededWhole(&'static str),
+    /// Compressed data that does not decompress.
+    #[error("compressed data: {0}")]
+    Compression(#[from] rdp8_lite::Rdp8LiteError),
+}
+
+impl Serialize for Direction {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(match self {
+            Self::ToTarget => "to_target",
+            Self::ToClient => "to_client",
+        })
+    }
+}
+
+/// Reads the fields of one PDU, little endian, from the front; of the PDU at least the head is at hand.
+#[derive(Clone, Debug)]
+struct Reader<'a> {
+    bytes: &'a [u8],
+    /// Bytes of the PDU that follow `bytes` and are not at hand.
+    beyond: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, beyond: 0 }
+    }
+
+    /// The first bytes of a PDU of `total` bytes.
+    fn head(head: &'a [u8], total: usize) -> Self {
+        Self {
+            bytes: head,
+            beyond: total.saturating_sub(head.len()),
+        }
+    }
+
+    /// Bytes not read yet, whether at hand or not.
+    fn remaining(&self) -> usize {
+        self.bytes.len().saturating_add(self.beyond)
+    }
+
+    fn take(&mut self, count: usize, field: &'static str) -> Result<&'a [u8], ChannelError> {
+        let Some((taken, rest)) = self.bytes.split_at_checked(count) else {
+            return Err(if count <= self.remaining() {
+                ChannelError::NeededWhole(field)
+            } else {
+                ChannelError::Truncated(field)
+            });
+        };
+        self.bytes = rest;
+        Ok(taken)
+    }
+
+    /// Passes over bytes that need not be at hand.
+    fn skip(&mut self, count: usize, field: &'static str) -> Result<(), ChannelError> {
+        if let Some(rest) = self.bytes.get(count..) {
+            self.bytes = rest;
+            return Ok(());
+        }
+        let over = count.saturating_sub(self.bytes.len());
+        self.beyond = self
+            .beyond
+            .checked_sub(over)
+            .ok_or(ChannelError::Truncated(field))?;
+        self.bytes = &[];
+        Ok(())
+    }
+
+    /// Leaves only the next `count` bytes to be read.
+    fn limit(&mut self, count: usize, field: &'static str) -> Result<(), ChannelError> {
+        if let Some(kept) = self.bytes.get(..count) {
+            (self.bytes, self.beyond) = (kept, 0);
+            return Ok(());
+        }
+        let beyond = count.saturating_sub(self.bytes.len());
+        if beyond > self.beyond {
+            return Err(ChannelError::Truncated(field));
+        }
+        self.beyond = beyond;
+        Ok(())
+    }
+
+    fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], ChannelError> {
+        let taken = self.take(N, field)?;
+        taken
+            .first_chunk::<N>()
+            .copied()
+            .ok_or(ChannelError::Truncated(field))
+    }
+
+    fn u8(&mut self, field: &'static str) -> Result<u8, ChannelError> {
+        self.array::<1>(field).map(|[byte]| byte)
+    }
+
+    fn u16(&mut self, field: &'static str) -> Result<u16, ChannelError> {
+        self.array(field).map(u16::from_le_bytes)
+    }
+
+    fn u32(&mut self, field: &'static str) -> Result<u32, ChannelError> {
+        self.array(field).map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self, field: &'static str) -> Result<u64, ChannelError> {
+        self.array(field).map(u64::from_le_bytes)
+    }
+
+    /// UTF-16LE in exactly `length` bytes, up to the first NUL.
+    fn utf16(
+        &mut self,
+        length: usize,
+        limit: usize,
+        field: &'static str,
+    ) -> Result<String, ChannelError> {
+        within(length, limit, field)?;
+        if length % 2 != 0 {
+            return Err(ChannelError::Invalid {
+                what: field,
+                value: wide(length),
+            });
+        }
+        Ok(utf16_text(self.take(length, field)?))
+    }
+
+    /// UTF-16LE up to and with its NUL, or to the end of the PDU where the NUL is missing.
+    fn utf16_z(&mut self, limit: usize, field: &'static str) -> Result<String, ChannelError> {
+        let units = self.bytes.as_chunks::<2>().0;
+        let end = units.iter().position(|unit| *unit == [0, 0]);
+        let (length, terminator) = match end {
+            Some(end) => (end.saturating_mul(2), 2),
+            None => (self.remaining(), 0),
+        };
+        let text = self.utf16(length, limit, field)?;
+        self.skip(terminator, field)?;
+        Ok(text)
+    }
+}
+
+/// UTF-16LE up to the first NUL. What is not UTF-16 shows as U+FFFD.
+fn utf16_text(bytes: &[u8]) -> String {
+    let units = bytes
+        .as_chunks::<2>()
+        .0
+        .iter()
+        .map(|unit| u16::from_le_bytes(*unit))
+        .take_while(|unit| *unit != 0);
+    char::decode_utf16(units)
+        .map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER))
+        .collect()
+}
+
+/// Text of an unnamed 8-bit code page up to the first NUL: UTF-8 where it is, else byte by byte as Latin-1.
+fn narrow_text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0);
+    let text = bytes.get(..end.unwrap_or(bytes.len())).unwrap_or(bytes);
+    match std::str::from_utf8(text) {
+        Ok(text) => text.to_owned(),
+        Err(_) => text.iter().copied().map(char::from).collect(),
+    }
+}
+
+/// Checks the length of a field.
+fn within(length: usize, limit: usize, what: &'static str) -> Result<(), ChannelError> {
+    if length <= limit {
+        return Ok(());
+    }
+    Err(ChannelError::TooLong {
+        what,
+        length: wide(length),
+        limit: wide(limit),
+    })
+}
+
+/// Checks, before one more is added, that there is room for it.
+fn room(count: usize, limit: usize, what: &'static str) -> Result<(), ChannelError> {
+    if count < limit {
+        return Ok(());
+    }
+    Err(ChannelError::TooMany { what, limit })
+}
+
+/// A length or count that a peer gave, as a size; too large where the platform has no such size.
+fn size(value: u32) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
+}
+
+/// A size as 64 bits.
+fn wide(value: usize) -> u64 {
+    u64::try_from(value).unwrap_or(u64::MAX)
+}
+
+/// Only `expected` sends the message `what`.
+fn only(actual: Direction, expected: Direction, what: &'static str) -> Result<(), ChannelError> {
+    if actual == expected {
+        return Ok(());
+    }
+    Err(ChannelError::WrongDirection(what))
+}

@@ -1,0 +1,114 @@
+//! [MS-RDPERP]: remote programs. Only which program is started is read; windows and their moves are not.
+//!
+//! [MS-RDPERP]: https://learn.microsoft.com/openspecs/windows_protocols/ms-rdperp/
+
+use serde::Serialize;
+
+use super::{ChannelError, ChannelEvent, Reader, only, wide};
+use crate::rdp::Direction;
+
+/// What happened on the channel of remote programs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum RemoteProgramEvent {
+    /// 2.2.2.3.1 Client Execute PDU (TS_RAIL_ORDER_EXEC). Arguments may hold secrets: only their length is kept.
+    Requested {
+        /// `ExeOrFile`.
+        program: String,
+        /// `WorkingDir`.
+        working_directory: String,
+        /// `ArgumentsLen`.
+        argument_bytes: u16,
+    },
+    /// 2.2.2.3.2 Server Execute Result PDU (TS_RAIL_ORDER_EXEC_RESULT).
+    Answered {
+        /// `ExeOrFile`.
+        program: String,
+        /// `ExecResult`: 0 where it was started.
+        result: u16,
+    },
+    /// An `orderType` that is not specified.
+    Unknown {
+        /// Where it went.
+        direction: Direction,
+        /// `orderType`.
+        order_type: u16,
+        /// Bytes behind the header.
+        bytes: u64,
+    },
+}
+
+/// The channel of remote programs of one session.
+#[derive(Debug, Default)]
+pub struct Rail;
+
+impl Rail {
+    /// Takes the next PDU.
+    ///
+    /// # Errors
+    ///
+    /// It is not a PDU of remote programs.
+    pub fn feed(
+        &mut self,
+        direction: Direction,
+        pdu: &[u8],
+    ) -> Result<Vec<ChannelEvent>, ChannelError> {
+        self.feed_head(direction, pdu, pdu.len())
+    }
+
+    /// Takes the next PDU of `total` bytes, of which only `head` is at hand.
+    ///
+    /// # Errors
+    ///
+    /// As [`feed`](Self::feed), or more than `head` is needed.
+    pub fn feed_head(
+        &mut self,
+        direction: Direction,
+        head: &[u8],
+        total: usize,
+    ) -> Result<Vec<ChannelEvent>, ChannelError> {
+        let mut reader = Reader::head(head, total);
+        let order_type = reader.u16("orderType")?;
+        reader.skip(2, "orderLength")?;
+        let event = match order_type {
+            TS_RAIL_ORDER_EXEC => {
+                only(direction, Direction::ToTarget, "Client Execute")?;
+                reader.skip(2, "Flags")?;
+                let program = usize::from(reader.u16("ExeOrFileLength")?);
+                let directory = usize::from(reader.u16("WorkingDirLength")?);
+                let argument_bytes = reader.u16("ArgumentsLen")?;
+                let program = reader.utf16(program, PATH_BYTES, "ExeOrFile")?;
+                let working_directory = reader.utf16(directory, PATH_BYTES, "WorkingDir")?;
+                reader.skip(argument_bytes.into(), "Arguments")?;
+                RemoteProgramEvent::Requested {
+                    program,
+                    working_directory,
+                    argument_bytes,
+                }
+            }
+            TS_RAIL_ORDER_EXEC_RESULT => {
+                only(direction, Direction::ToClient, "Server Execute Result")?;
+                reader.skip(2, "Flags")?;
+                let result = reader.u16("ExecResult")?;
+                reader.skip(4 + 2, "RawResult")?;
+                let program = usize::from(reader.u16("ExeOrFileLength")?);
+                let program = reader.utf16(program, PATH_BYTES, "ExeOrFile")?;
+                RemoteProgramEvent::Answered { program, result }
+            }
+            // From TS_RAIL_ORDER_ACTIVATE to TS_RAIL_ORDER_CARETBLINKINFO: windows, and how they look.
+            0x0002..=0x001a => return Ok(Vec::new()),
+            _ => RemoteProgramEvent::Unknown {
+                direction,
+                order_type,
+                bytes: wide(reader.remaining()),
+            },
+        };
+        Ok(vec![ChannelEvent::RemoteProgram(event)])
+    }
+}
+
+const TS_RAIL_ORDER_EXEC: u16 = 0x0001;
+const TS_RAIL_ORDER_EXEC_RESULT: u16 = 0x0080;
+
+/// 2.2.2.3.1: 520 bytes.
+const PATH_BYTES: usize = 520;

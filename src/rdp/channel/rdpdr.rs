@@ -1,0 +1,905 @@
+//! [MS-RDPEFS]: drives, printers, ports and smart cards of the client, used by the target.
+//!
+//! The client announces its devices; the target then sends requests (open, read, write, rename, ...) and the client
+//! completes them, in any order. Printers ([MS-RDPEPC]), ports ([MS-RDPESP]) and smart cards ([MS-RDPESC]) use the
+//! same requests: a print job is written to a printer, a smart card is spoken to by device control.
+//!
+//! Requests name a file by what the client called it when it was opened: the path is remembered until it is closed.
+//!
+//! [MS-RDPEFS]: https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpefs/
+//! [MS-RDPEPC]: https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpepc/
+//! [MS-RDPESP]: https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpesp/
+//! [MS-RDPESC]: https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpesc/
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use serde::Serialize;
+
+use super::{
+    ChannelError, ChannelEvent, Reader, narrow_text, only, room, size, utf16_text, wide, within,
+};
+use crate::limits;
+use crate::rdp::Direction;
+
+/// What happened on the device channel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum DeviceEvent {
+    /// 2.2.2.2 Server Announce Request, 2.2.2.3 Client Announce Reply, 2.2.2.6 Server Client ID Confirm.
+    Announced {
+        /// Where it went.
+        direction: Direction,
+        /// `VersionMinor`.
+        version_minor: u16,
+    },
+    /// 2.2.2.4 Client Name Request (DR_CORE_CLIENT_NAME_REQ).
+    ClientNamed {
+        /// `ComputerName`.
+        name: String,
+    },
+    /// 2.2.2.7 Server Core Capability Request, 2.2.2.8 Client Core Capability Response: which sets are there.
+    Capabilities {
+        /// Where it went.
+        direction: Direction,
+        /// `CapabilityType` of each.
+        sets: Vec<u16>,
+    },
+    /// 2.2.2.5 Server User Logged On (DR_CORE_USER_LOGGEDON).
+    UserLoggedOn,
+    /// 2.2.2.9 Client Device List Announce Request, one event for each device.
+    DeviceAnnounced {
+        /// The device.
+        device: Device,
+    },
+    /// 2.2.2.1 Server Device Announce Response (DR_CORE_DEVICE_ANNOUNCE_RSP).
+    DeviceAnswered {
+        /// `DeviceId`.
+        device: u32,
+        /// `ResultCode`: an NTSTATUS.
+        status: u32,
+    },
+    /// 2.2.3.2 Client Drive Device List Remove, one event for each device.
+    DeviceRemoved {
+        /// `DeviceId`.
+        device: u32,
+    },
+    /// 2.2.1.4 Device I/O Request: the target asks.
+    Requested {
+        /// Which request of which device.
+        target: RequestTarget,
+        /// What it asks for.
+        request: Request,
+    },
+    /// 2.2.1.5 Device I/O Response: the client has done it, or not.
+    Completed {
+        /// Which request of which device.
+        target: RequestTarget,
+        /// What was asked for.
+        request: Request,
+        /// `IoStatus`: an NTSTATUS.
+        status: u32,
+        /// Bytes read or written, or of the answer.
+        bytes: u64,
+        /// After a close: all that was done with the file.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        closed: Option<FileUse>,
+    },
+    /// A response to a request that did not pass here, or that was given up.
+    Unmatched {
+        /// `DeviceId`.
+        device: u32,
+        /// `CompletionId`.
+        completion: u32,
+        /// `IoStatus`: an NTSTATUS.
+        status: u32,
+        /// Bytes behind the header.
+        bytes: u64,
+    },
+    /// [MS-RDPEPC] 2.2.2.3 to 2.2.2.6: the printer configuration that the client is to keep.
+    PrinterCache {
+        /// `EventId`: 1 add, 2 update, 3 delete, 4 rename.
+        event_id: u32,
+        /// Bytes behind it.
+        bytes: u64,
+    },
+    /// [MS-RDPEPC] 2.2.2.2 Server Printer Set XPS Mode (DR_PRN_USING_XPS).
+    PrinterUsesXps {
+        /// `PrinterId`.
+        device: u32,
+    },
+    /// A component or packet that is not specified.
+    Unknown {
+        /// Where it went.
+        direction: Direction,
+        /// `Component`.
+        component: u16,
+        /// `PacketId`.
+        packet_id: u16,
+        /// Bytes behind the header.
+        bytes: u64,
+    },
+}
+
+/// 2.2.1.3 Device Announce Header (DEVICE_ANNOUNCE) and what the data of the device says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Device {
+    /// `DeviceId`.
+    pub id: u32,
+    /// `DeviceType`.
+    pub kind: DeviceKind,
+    /// `PreferredDosName`.
+    pub dos_name: String,
+    /// The full name of a drive or printer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The driver of a printer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub driver: Option<String>,
+}
+
+/// `DeviceType`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceKind {
+    /// RDPDR_DTYP_SERIAL.
+    Serial,
+    /// RDPDR_DTYP_PARALLEL.
+    Parallel,
+    /// RDPDR_DTYP_PRINT.
+    Printer,
+    /// RDPDR_DTYP_FILESYSTEM.
+    Drive,
+    /// RDPDR_DTYP_SMARTCARD.
+    SmartCard,
+    /// Not specified.
+    Other(u32),
+}
+
+/// Which request of which device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RequestTarget {
+    /// `DeviceId`.
+    pub device: u32,
+    /// What kind of device it was announced as; `None` where it was not.
+    pub device_kind: Option<DeviceKind>,
+    /// `CompletionId`.
+    pub completion: u32,
+    /// `FileId`.
+    pub file: u32,
+    /// The path that was opened; `None` where that did not pass here.
+    pub path: Option<String>,
+}
+
+/// `MajorFunction` and what belongs to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "function", rename_all = "snake_case")]
+pub enum Request {
+    /// 2.2.1.4.1 Device Create Request (DR_CREATE_REQ).
+    Open {
+        /// `DesiredAccess`.
+        access: u32,
+        /// `CreateDisposition`.
+        disposition: u32,
+        /// `CreateOptions`.
+        options: u32,
+    },
+    /// 2.2.1.4.2 Device Close Request (DR_CLOSE_REQ).
+    Close,
+    /// 2.2.1.4.3 Device Read Request (DR_READ_REQ).
+    Read {
+        /// `Offset`.
+        offset: u64,
+        /// `Length`.
+        length: u32,
+    },
+    /// 2.2.1.4.4 Device Write Request (DR_WRITE_REQ).
+    Write {
+        /// `Offset`.
+        offset: u64,
+        /// `Length`.
+        length: u32,
+    },
+    /// 2.2.1.4.5 Device Control Request (DR_CONTROL_REQ).
+    Control {
+        /// `IoControlCode`.
+        code: u32,
+    },
+    /// 2.2.3.3.8 Server Drive Query Information Request.
+    QueryInformation {
+        /// `FsInformationClass`.
+        class: u32,
+    },
+    /// 2.2.3.3.9 Server Drive Set Information Request with FileRenameInformation.
+    Rename {
+        /// `FileName`.
+        to: String,
+        /// `ReplaceIfExists`.
+        replace: bool,
+    },
+    /// 2.2.3.3.9 Server Drive Set Information Request with FileDispositionInformation.
+    Delete {
+        /// `DeletePending`: false takes it back.
+        pending: bool,
+    },
+    /// 2.2.3.3.9 Server Drive Set Information Request with FileEndOfFileInformation.
+    Resize {
+        /// `EndOfFile`.
+        end_of_file: u64,
+    },
+    /// 2.2.3.3.9 Server Drive Set Information Request with another class.
+    SetInformation {
+        /// `FsInformationClass`.
+        class: u32,
+    },
+    /// 2.2.3.3.10 Server Drive Query Directory Request.
+    List {
+        /// `Path`, with wildcards; empty when the listing goes on.
+        pattern: String,
+    },
+    /// 2.2.3.3.11 Server Drive NotifyChange Directory Request.
+    Watch,
+    /// 2.2.3.3.6 Server Drive Query Volume Information Request.
+    QueryVolume {
+        /// `FsInformationClass`.
+        class: u32,
+    },
+    /// 2.2.3.3.7 Server Drive Set Volume Information Request.
+    SetVolume {
+        /// `FsInformationClass`.
+        class: u32,
+    },
+    /// 2.2.3.3.12 Server Drive Lock Control Request.
+    Lock {
+        /// `Operation`.
+        operation: u32,
+    },
+    /// A function that is not specified.
+    Other {
+        /// `MajorFunction`.
+        major: u32,
+        /// `MinorFunction`.
+        minor: u32,
+    },
+}
+
+impl Request {
+    /// Whether it can change what is on the device.
+    pub fn changes(&self) -> bool {
+        match self {
+            Self::Open {
+                access,
+                disposition,
+                options,
+            } => {
+                access & WRITE_ACCESS != 0
+                    || *disposition != FILE_OPEN
+                    || options & FILE_DELETE_ON_CLOSE != 0
+            }
+            Self::Write { .. }
+            | Self::Control { .. }
+            | Self::Rename { .. }
+            | Self::Delete { .. }
+            | Self::Resize { .. }
+            | Self::SetInformation { .. }
+            | Self::SetVolume { .. }
+            | Self::Other { .. } => true,
+            Self::Close
+            | Self::Read { .. }
+            | Self::QueryInformation { .. }
+            | Self::List { .. }
+            | Self::Watch
+            | Self::QueryVolume { .. }
+            | Self::Lock { .. } => false,
+        }
+    }
+}
+
+/// What was done with a file between open and close.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct FileUse {
+    /// Bytes the target read.
+    pub read: u64,
+    /// Bytes the target wrote.
+    pub written: u64,
+    /// Its size, where the target asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// It was a folder.
+    pub directory: bool,
+    /// It was opened to be deleted, or marked so.
+    pub deleted: bool,
+}
+
+/// The device channel of one session.
+#[derive(Debug, Default)]
+pub struct Rdpdr {
+    devices: BTreeMap<u32, DeviceKind>,
+    /// Open files, by device and file.
+    files: HashMap<(u32, u32), OpenFile>,
+    /// Requests without an answer, by device and completion.
+    pending: HashMap<(u32, u32), (RequestTarget, Request)>,
+    /// The same for those that are answered when something changes, or never; the oldest is forgotten first.
+    watches: VecDeque<RequestTarget>,
+}
+
+#[derive(Debug)]
+struct OpenFile {
+    path: String,
+    used: FileUse,
+}
+
+impl Rdpdr {
+    /// Takes the next PDU.
+    ///
+    /// # Errors
+    ///
+    /// It is not a device redirection PDU, or a bound was reached.
+    pub fn feed(
+        &mut self,
+        direction: Direction,
+        pdu: &[u8],
+    ) -> Result<Vec<ChannelEvent>, ChannelError> {
+        self.feed_head(direction, pdu, pdu.len())
+    }
+
+    /// Takes the next PDU of `total` bytes, of which only `head` is at hand.
+    ///
+    /// # Errors
+    ///
+    /// As [`feed`](Self::feed), or more than `head` is needed.
+    pub fn feed_head(
+        &mut self,
+        direction: Direction,
+        head: &[u8],
+        total: usize,
+    ) -> Result<Vec<ChannelEvent>, ChannelError> {
+        let mut reader = Reader::head(head, total);
+        let component = reader.u16("Component")?;
+        let packet_id = reader.u16("PacketId")?;
+        let event = match (component, packet_id) {
+            (RDPDR_CTYP_CORE, PAKID_CORE_SERVER_ANNOUNCE) => {
+                only(direction, Direction::ToClient, "Server Announce Request")?;
+                announced(direction, &mut reader)?
+            }
+            (RDPDR_CTYP_CORE, PAKID_CORE_CLIENTID_CONFIRM) => announced(direction, &mut reader)?,
+            (RDPDR_CTYP_CORE, PAKID_CORE_CLIENT_NAME) => {
+                only(direction, Direction::ToTarget, "Client Name Request")?;
+                client_name(&mut reader)?
+            }
+            (RDPDR_CTYP_CORE, PAKID_CORE_SERVER_CAPABILITY) => {
+                only(direction, Direction::ToClient, "Server Core Capability")?;
+                capabilities(direction, &mut reader)?
+            }
+            (RDPDR_CTYP_CORE, PAKID_CORE_CLIENT_CAPABILITY) => {
+                only(direction, Direction::ToTarget, "Client Core Capability")?;
+                capabilities(direction, &mut reader)?
+            }
+            (RDPDR_CTYP_CORE, PAKID_CORE_USER_LOGGEDON) => {
+                only(direction, Direction::ToClient, "Server User Logged On")?;
+                DeviceEvent::UserLoggedOn
+            }
+            (RDPDR_CTYP_CORE, PAKID_CORE_DEVICELIST_ANNOUNCE) => {
+                only(direction, Direction::ToTarget, "Device List Announce")?;
+                return self.device_list(&mut reader);
+            }
+            (RDPDR_CTYP_CORE, PAKID_CORE_DEVICELIST_REMOVE) => {
+                only(direction, Direction::ToTarget, "Device List Remove")?;
+                return self.devices_removed(&mut reader);
+            }
+            (RDPDR_CTYP_CORE, PAKID_CORE_DEVICE_REPLY) => {
+                only(direction, Direction::ToClient, "Device Announce Response")?;
+                DeviceEvent::DeviceAnswered {
+                    device: reader.u32("DeviceId")?,
+                    status: reader.u32("ResultCode")?,
+                }
+            }
+            (RDPDR_CTYP_CORE, PAKID_CORE_DEVICE_IOREQUEST) => {
+                only(direction, Direction::ToClient, "Device I/O Request")?;
+                self.request(&mut reader)?
+            }
+            (RDPDR_CTYP_CORE, PAKID_CORE_DEVICE_IOCOMPLETION) => {
+                only(direction, Direction::ToTarget, "Device I/O Response")?;
+                self.completion(&mut reader)?
+            }
+            (RDPDR_CTYP_PRN, PAKID_PRN_CACHE_DATA) => {
+                only(direction, Direction::ToClient, "printer cache data")?;
+                DeviceEvent::PrinterCache {
+                    event_id: reader.u32("EventId")?,
+                    bytes: wide(reader.remaining()),
+                }
+            }
+            (RDPDR_CTYP_PRN, PAKID_PRN_USING_XPS) => {
+                only(direction, Direction::ToClient, "Set XPS Mode")?;
+                let device = reader.u32("PrinterId")?;
+                DeviceEvent::PrinterUsesXps { device }
+            }
+            _ => DeviceEvent::Unknown {
+                direction,
+                component,
+                packet_id,
+                bytes: wide(reader.remaining()),
+            },
+        };
+        Ok(vec![ChannelEvent::Device(event)])
+    }
+
+    fn device_list(&mut self, reader: &mut Reader<'_>) -> Result<Vec<ChannelEvent>, ChannelError> {
+        let count = reader.u32("DeviceCount")?;
+        let mut events = Vec::new();
+        for _ in 0..count {
+            let device = device(reader)?;
+            if !self.devices.contains_key(&device.id) {
+                room(self.devices.len(), limits::DEVICES, "devices")?;
+            }
+            room(events.len(), limits::DEVICES, "devices")?;
+            self.devices.insert(device.id, device.kind);
+            events.push(ChannelEvent::Device(DeviceEvent::DeviceAnnounced {
+                device,
+            }));
+        }
+        Ok(events)
+    }
+
+    fn devices_removed(
+        &mut self,
+        reader: &mut Reader<'_>,
+    ) -> Result<Vec<ChannelEvent>, ChannelError> {
+        let count = reader.u32("DeviceCount")?;
+        let mut events = Vec::new();
+        for _ in 0..count {
+            room(events.len(), limits::DEVICES, "devices")?;
+            let device = reader.u32("DeviceIds")?;
+            self.devices.remove(&device);
+            self.files.retain(|(of, _), _| *of != device);
+            self.pending.retain(|(of, _), _| *of != device);
+            self.watches.retain(|target| target.device != device);
+            events.push(ChannelEvent::Device(DeviceEvent::DeviceRemoved { device }));
+        }
+        Ok(events)
+    }
+
+    fn request(&mut self, reader: &mut Reader<'_>) -> Result<DeviceEvent, ChannelError> {
+        let device = reader.u32("DeviceId")?;
+        let file = reader.u32("FileId")?;
+        let completion = reader.u32("CompletionId")?;
+        let major = reader.u32("MajorFunction")?;
+        let minor = reader.u32("MinorFunction")?;
+        let mut path = self
+            .files
+            .get(&(device, file))
+            .map(|open| open.path.clone());
+        let request = match major {
+            IRP_MJ_CREATE => {
+                let (request, opened) = create(reader)?;
+                path = Some(opened);
+                request
+            }
+            IRP_MJ_CLOSE => Request::Close,
+            IRP_MJ_READ => {
+                let (length, offset) = (reader.u32("Length")?, reader.u64("Offset")?);
+                Request::Read { offset, length }
+            }
+            IRP_MJ_WRITE => {
+                let (length, offset) = (reader.u32("Length")?, reader.u64("Offset")?);
+                reader.skip(20, "Padding")?;
+                reader.skip(size(length), "WriteData")?;
+                Request::Write { offset, length }
+            }
+            IRP_MJ_DEVICE_CONTROL => {
+                reader.skip(4 + 4, "OutputBufferLength")?;
+                let code = reader.u32("IoControlCode")?;
+                Request::Control { code }
+            }
+            IRP_MJ_QUERY_INFORMATION => {
+                let class = reader.u32("FsInformationClass")?;
+                Request::QueryInformation { class }
+            }
+            IRP_MJ_SET_INFORMATION => set_information(reader)?,
+            IRP_MJ_QUERY_VOLUME_INFORMATION => {
+                let class = reader.u32("FsInformationClass")?;
+                Request::QueryVolume { class }
+            }
+            IRP_MJ_SET_VOLUME_INFORMATION => {
+                let class = reader.u32("FsInformationClass")?;
+                Request::SetVolume { class }
+            }
+            IRP_MJ_DIRECTORY_CONTROL => match minor {
+                IRP_MN_QUERY_DIRECTORY => query_directory(reader)?,
+                IRP_MN_NOTIFY_CHANGE_DIRECTORY => Request::Watch,
+                _ => Request::Other { major, minor },
+            },
+            IRP_MJ_LOCK_CONTROL => {
+                let operation = reader.u32("Operation")?;
+                Request::Lock { operation }
+            }
+            _ => Request::Other { major, minor },
+        };
+        let target = RequestTarget {
+            device,
+            device_kind: self.devices.get(&device).copied(),
+            completion,
+            file,
+            path,
+        };
+        let key = (device, completion);
+        if request == Request::Watch {
+            if self.watches.len() >= WATCHES {
+                self.watches.pop_front();
+            }
+            self.watches.push_back(target.clone());
+        } else {
+            // An identifier that is used again: the target has given the first request up.
+            if !self.pending.contains_key(&key) {
+                room(
+                    self.pending.len(),
+                    limits::DEVICE_REQUESTS,
+                    "device requests without an answer",
+                )?;
+            }
+            self.pending.insert(key, (target.clone(), request.clone()));
+        }
+        Ok(DeviceEvent::Requested { target, request })
+    }
+
+    fn completion(&mut self, reader: &mut Reader<'_>) -> Result<DeviceEvent, ChannelError> {
+        let device = reader.u32("DeviceId")?;
+        let completion = reader.u32("CompletionId")?;
+        let status = reader.u32("IoStatus")?;
+        let found = self.pending.remove(&(device, completion)).or_else(|| {
+            let is_it =
+                |watch: &RequestTarget| (watch.device, watch.completion) == (device, completion);
+            let at = self.watches.iter().position(is_it)?;
+            Some((self.watches.remove(at)?, Request::Watch))
+        });
+        let Some((mut target, request)) = found else {
+            return Ok(DeviceEvent::Unmatched {
+                device,
+                completion,
+                status,
+                bytes: wide(reader.remaining()),
+            });
+        };
+        let mut bytes = 0;
+        let mut closed = None;
+        if is_error(status) {
+            // A failed close leaves nothing open either.
+            if request == Request::Close {
+                closed = self.closed(&target);
+            }
+            return Ok(DeviceEvent::Completed {
+                target,
+                request,
+                status,
+                bytes,
+                closed,
+            });
+        }
+        match &request {
+            Request::Open { options, .. } => {
+                target.file = reader.u32("FileId")?;
+                self.opened(&target, *options)?;
+            }
+            Request::Close => closed = self.closed(&target),
+            Request::Read { .. } => {
+                let length = reader.u32("Length")?;
+                reader.skip(size(length), "ReadData")?;
+                bytes = length.into();
+                if let Some(used) = self.used(&target) {
+                    used.read = used.read.saturating_add(bytes);
+                }
+            }
+            Request::Write { .. } => {
+                bytes = reader.u32("Length")?.into();
+                if let Some(used) = self.used(&target) {
+                    used.written = used.written.saturating_add(bytes);
+                }
+            }
+            Request::QueryInformation { class } => {
+                let length = reader.u32("Length")?;
+                reader.limit(size(length), "Buffer")?;
+                bytes = length.into();
+                if *class == FILE_STANDARD_INFORMATION && length >= 22 {
+                    reader.skip(8, "AllocationSize")?;
+                    let end = reader.u64("EndOfFile")?;
+                    reader.skip(4 + 1, "NumberOfLinks")?;
+                    let directory = reader.u8("Directory")? != 0;
+                    if let Some(used) = self.used(&target) {
+                        used.size = Some(end);
+                        used.directory |= directory;
+                    }
+                }
+            }
+            Request::Delete { pending } => {
+                if let Some(used) = self.used(&target) {
+                    used.deleted = *pending;
+                }
+            }
+            Request::Rename { to, .. } => {
+                if let Some(open) = self.files.get_mut(&(target.device, target.file)) {
+                    open.path.clone_from(to);
+                }
+            }
+            Request::Resize { .. }
+            | Request::SetInformation { .. }
+            | Request::Lock { .. }
+            | Request::SetVolume { .. } => {}
+            Request::Control { .. }
+            | Request::List { .. }
+            | Request::Watch
+            | Request::QueryVolume { .. }
+            | Request::Other { .. } => bytes = wide(reader.remaining()),
+        }
+        Ok(DeviceEvent::Completed {
+            target,
+            request,
+            status,
+            bytes,
+            closed,
+        })
+    }
+
+    fn used(&mut self, target: &RequestTarget) -> Option<&mut FileUse> {
+        let open = self.files.get_mut(&(target.device, target.file));
+        open.map(|open| &mut open.used)
+    }
+
+    fn opened(&mut self, target: &RequestTarget, options: u32) -> Result<(), ChannelError> {
+        let key = (target.device, target.file);
+        if !self.files.contains_key(&key) {
+            room(self.files.len(), limits::DEVICE_OPEN_FILES, "open files")?;
+        }
+        let used = FileUse {
+            directory: options & FILE_DIRECTORY_FILE != 0,
+            deleted: options & FILE_DELETE_ON_CLOSE != 0,
+            ..FileUse::default()
+        };
+        let path = target.path.clone().unwrap_or_default();
+        self.files.insert(key, OpenFile { path, used });
+        Ok(())
+    }
+
+    fn closed(&mut self, target: &RequestTarget) -> Option<FileUse> {
+        let key = (target.device, target.file);
+        self.watches
+            .retain(|watch| (watch.device, watch.file) != key);
+        self.files.remove(&key).map(|open| open.used)
+    }
+}
+
+fn announced(direction: Direction, reader: &mut Reader<'_>) -> Result<DeviceEvent, ChannelError> {
+    reader.skip(2, "VersionMajor")?;
+    let version_minor = reader.u16("VersionMinor")?;
+    reader.skip(4, "ClientId")?;
+    Ok(DeviceEvent::Announced {
+        direction,
+        version_minor,
+    })
+}
+
+fn client_name(reader: &mut Reader<'_>) -> Result<DeviceEvent, ChannelError> {
+    let unicode = reader.u32("UnicodeFlag")? & 1 != 0;
+    reader.skip(4, "CodePage")?;
+    let length = size(reader.u32("ComputerNameLen")?);
+    within(length, NAME_BYTES, "ComputerName")?;
+    let bytes = reader.take(length, "ComputerName")?;
+    // FreeRDP and rdesktop send UTF-16 and may leave the flag out.
+    let name = if unicode || is_wide(bytes) {
+        utf16_text(bytes)
+    } else {
+        narrow_text(bytes)
+    };
+    Ok(DeviceEvent::ClientNamed { name })
+}
+
+fn capabilities(
+    direction: Direction,
+    reader: &mut Reader<'_>,
+) -> Result<DeviceEvent, ChannelError> {
+    let count = reader.u16("numCapabilities")?;
+    reader.skip(2, "Padding")?;
+    let mut sets = Vec::new();
+    for _ in 0..count {
+        room(sets.len(), CAPABILITY_SETS, "capability sets")?;
+        sets.push(reader.u16("CapabilityType")?);
+        let length = usize::from(reader.u16("CapabilityLength")?);
+        let length = length.checked_sub(4).ok_or(ChannelError::Invalid {
+            what: "CapabilityLength",
+            value: wide(length),
+        })?;
+        reader.skip(length, "capability set")?;
+    }
+    Ok(DeviceEvent::Capabilities { direction, sets })
+}
+
+fn device(reader: &mut Reader<'_>) -> Result<Device, ChannelError> {
+    let device_type = reader.u32("DeviceType")?;
+    let id = reader.u32("DeviceId")?;
+    let dos_name = narrow_text(reader.take(8, "PreferredDosName")?);
+    let length = size(reader.u32("DeviceDataLength")?);
+    within(length, DEVICE_DATA_BYTES, "DeviceData")?;
+    let data = reader.take(length, "DeviceData")?;
+    let kind = match device_type {
+        0x01 => DeviceKind::Serial,
+        0x02 => DeviceKind::Parallel,
+        0x04 => DeviceKind::Printer,
+        0x08 => DeviceKind::Drive,
+        0x20 => DeviceKind::SmartCard,
+        other => DeviceKind::Other(other),
+    };
+    let (name, driver) = match kind {
+        DeviceKind::Printer if !data.is_empty() => printer(data)?,
+        DeviceKind::Drive if is_wide(data) => (Some(utf16_text(data)), None),
+        DeviceKind::Drive if !data.is_empty() => (Some(narrow_text(data)), None),
+        DeviceKind::Serial
+        | DeviceKind::Parallel
+        | DeviceKind::Printer
+        | DeviceKind::Drive
+        | DeviceKind::SmartCard
+        | DeviceKind::Other(_) => (None, None),
+    };
+    let names = name.iter().chain(&driver);
+    for text in names {
+        within(text.len(), NAME_BYTES, "device name")?;
+    }
+    Ok(Device {
+        id,
+        kind,
+        dos_name,
+        name,
+        driver,
+    })
+}
+
+/// [MS-RDPEPC] 2.2.2.1 Client Printer Announce (DR_PRN_DEVICE_ANNOUNCE): the printer's name and its driver's.
+fn printer(data: &[u8]) -> Result<(Option<String>, Option<String>), ChannelError> {
+    let mut reader = Reader::new(data);
+    let ascii = reader.u32("Flags")? & RDPDR_PRINTER_ANNOUNCE_FLAG_ASCII != 0;
+    reader.skip(4, "CodePage")?;
+    let pnp = size(reader.u32("PnPNameLen")?);
+    let driver = size(reader.u32("DriverNameLen")?);
+    let name = size(reader.u32("PrinterNameLen")?);
+    reader.skip(4, "CachedFieldsLen")?;
+    reader.skip(pnp, "PnPName")?;
+    let text = |bytes| {
+        Some(if ascii {
+            narrow_text(bytes)
+        } else {
+            utf16_text(bytes)
+        })
+    };
+    let driver = text(reader.take(driver, "DriverName")?);
+    let name = text(reader.take(name, "PrinterName")?);
+    Ok((name, driver))
+}
+
+/// Whether text of either width, ended by its NUL, is UTF-16: the full name of a drive should be and often is not.
+fn is_wide(bytes: &[u8]) -> bool {
+    let narrow = bytes
+        .iter()
+        .take_while(|byte| byte.is_ascii_graphic() || **byte == b' ')
+        .count();
+    let ends_wide = bytes.len() % 2 == 0 && bytes.ends_with(&[0, 0]);
+    ends_wide && (narrow < 2 || bytes.get(narrow) != Some(&0))
+}
+
+fn create(reader: &mut Reader<'_>) -> Result<(Request, String), ChannelError> {
+    let access = reader.u32("DesiredAccess")?;
+    reader.skip(8 + 4 + 4, "AllocationSize")?;
+    let disposition = reader.u32("CreateDisposition")?;
+    let options = reader.u32("CreateOptions")?;
+    let length = size(reader.u32("PathLength")?);
+    let path = path(length, reader)?;
+    let request = Request::Open {
+        access,
+        disposition,
+        options,
+    };
+    Ok((request, path))
+}
+
+fn set_information(reader: &mut Reader<'_>) -> Result<Request, ChannelError> {
+    let class = reader.u32("FsInformationClass")?;
+    let length = size(reader.u32("Length")?);
+    reader.skip(24, "Padding")?;
+    Ok(match class {
+        FILE_RENAME_INFORMATION => {
+            let replace = reader.u8("ReplaceIfExists")? != 0;
+            reader.skip(1, "RootDirectory")?;
+            let length = size(reader.u32("FileNameLength")?);
+            let to = path(length, reader)?;
+            Request::Rename { to, replace }
+        }
+        // 2.2.3.3.9: without a buffer DeletePending is to be taken as set.
+        FILE_DISPOSITION_INFORMATION => Request::Delete {
+            pending: length == 0 || reader.u8("DeletePending")? != 0,
+        },
+        FILE_END_OF_FILE_INFORMATION => Request::Resize {
+            end_of_file: reader.u64("EndOfFile")?,
+        },
+        _ => Request::SetInformation { class },
+    })
+}
+
+fn query_directory(reader: &mut Reader<'_>) -> Result<Request, ChannelError> {
+    reader.skip(4, "FsInformationClass")?;
+    let initial = reader.u8("InitialQuery")? != 0;
+    let length = size(reader.u32("PathLength")?);
+    reader.skip(23, "Padding")?;
+    // 2.2.3.3.10: of the later queries the path is to be ignored.
+    let pattern = if initial {
+        path(length, reader)?
+    } else {
+        String::new()
+    };
+    Ok(Request::List { pattern })
+}
+
+fn path(length: usize, reader: &mut Reader<'_>) -> Result<String, ChannelError> {
+    // [MS-RDPEFS] 4.12 has a path of one byte, of a smart card.
+    let length = if length == 1 { 0 } else { length };
+    reader.utf16(length, limits::DEVICE_PATH_BYTES, "path")
+}
+
+/// The severity of an NTSTATUS is "error"; warnings such as STATUS_BUFFER_OVERFLOW come with data.
+fn is_error(status: u32) -> bool {
+    status >> 30 == 3
+}
+
+const RDPDR_CTYP_CORE: u16 = 0x4472;
+const RDPDR_CTYP_PRN: u16 = 0x5052;
+
+const PAKID_CORE_SERVER_ANNOUNCE: u16 = 0x496e;
+const PAKID_CORE_CLIENTID_CONFIRM: u16 = 0x4343;
+const PAKID_CORE_CLIENT_NAME: u16 = 0x434e;
+const PAKID_CORE_DEVICELIST_ANNOUNCE: u16 = 0x4441;
+const PAKID_CORE_DEVICE_REPLY: u16 = 0x6472;
+const PAKID_CORE_DEVICE_IOREQUEST: u16 = 0x4952;
+const PAKID_CORE_DEVICE_IOCOMPLETION: u16 = 0x4943;
+const PAKID_CORE_SERVER_CAPABILITY: u16 = 0x5350;
+const PAKID_CORE_CLIENT_CAPABILITY: u16 = 0x4350;
+const PAKID_CORE_DEVICELIST_REMOVE: u16 = 0x444d;
+const PAKID_CORE_USER_LOGGEDON: u16 = 0x554c;
+const PAKID_PRN_CACHE_DATA: u16 = 0x5043;
+const PAKID_PRN_USING_XPS: u16 = 0x5543;
+
+const IRP_MJ_CREATE: u32 = 0x00;
+const IRP_MJ_CLOSE: u32 = 0x02;
+const IRP_MJ_READ: u32 = 0x03;
+const IRP_MJ_WRITE: u32 = 0x04;
+const IRP_MJ_QUERY_INFORMATION: u32 = 0x05;
+const IRP_MJ_SET_INFORMATION: u32 = 0x06;
+const IRP_MJ_QUERY_VOLUME_INFORMATION: u32 = 0x0a;
+const IRP_MJ_SET_VOLUME_INFORMATION: u32 = 0x0b;
+const IRP_MJ_DIRECTORY_CONTROL: u32 = 0x0c;
+const IRP_MJ_DEVICE_CONTROL: u32 = 0x0e;
+const IRP_MJ_LOCK_CONTROL: u32 = 0x11;
+const IRP_MN_QUERY_DIRECTORY: u32 = 0x01;
+const IRP_MN_NOTIFY_CHANGE_DIRECTORY: u32 = 0x02;
+
+const FILE_STANDARD_INFORMATION: u32 = 0x05;
+const FILE_RENAME_INFORMATION: u32 = 0x0a;
+const FILE_DISPOSITION_INFORMATION: u32 = 0x0d;
+const FILE_END_OF_FILE_INFORMATION: u32 = 0x14;
+
+/// `CreateDisposition`: open what exists.
+const FILE_OPEN: u32 = 1;
+const FILE_DIRECTORY_FILE: u32 = 0x0000_0001;
+const FILE_DELETE_ON_CLOSE: u32 = 0x0000_1000;
+
+/// GENERIC_ALL, GENERIC_WRITE, MAXIMUM_ALLOWED, WRITE_OWNER, WRITE_DAC, DELETE, FILE_WRITE_ATTRIBUTES,
+/// FILE_DELETE_CHILD, FILE_WRITE_EA, FILE_APPEND_DATA, FILE_WRITE_DATA.
+const WRITE_ACCESS: u32 = 0x520d_0156;
+
+const RDPDR_PRINTER_ANNOUNCE_FLAG_ASCII: u32 = 0x0000_0001;
+
+/// Watches that are remembered; FreeRDP never answers one.
+const WATCHES: usize = 256;
+
+/// Computer, printer and driver names have at most 255 characters.
+const NAME_BYTES: usize = 1024;
+
+/// A printer's data holds its cached configuration.
+const DEVICE_DATA_BYTES: usize = 1024 * 1024;
+
+/// Five are specified.
+const CAPABILITY_SETS: usize = 32;

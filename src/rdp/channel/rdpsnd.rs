@@ -1,0 +1,263 @@
+//! [MS-RDPEA]: sound of the target, played by the client.
+//!
+//! Both sides say which audio formats they have; the target then sends waves, each with the number of a format in the
+//! client's list. A wave of the older kind comes in two PDUs: one says how long the other is.
+//!
+//! [MS-RDPEA]: https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpea/
+
+use serde::Serialize;
+
+use super::{ChannelError, ChannelEvent, Reader, only, wide};
+use crate::rdp::Direction;
+
+/// What happened on the sound channel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum SoundEvent {
+    /// 2.2.2.1 Server Audio Formats and Version PDU, 2.2.2.2 Client Audio Formats and Version PDU.
+    Formats {
+        /// Where it went.
+        direction: Direction,
+        /// `wVersion`.
+        version: u16,
+        /// `sndFormats`.
+        formats: Vec<AudioFormat>,
+    },
+    /// 2.2.2.3 Quality Mode PDU (AUDIO_QUALITY_MODE).
+    QualityMode {
+        /// `wQualityMode`.
+        mode: u16,
+    },
+    /// 2.2.3.1 Training PDU (SNDTRAINING), 2.2.3.2 Training Confirm PDU (SNDTRAININGCONFIRM).
+    Training {
+        /// Where it went.
+        direction: Direction,
+    },
+    /// 2.2.3.3 WaveInfo PDU (SNDWAVINFO), 2.2.3.6 Wave Encrypt PDU, 2.2.3.10 Wave2 PDU (SNDWAVE2).
+    Wave {
+        /// The format; `None` where the client's list has no such number.
+        format: Option<AudioFormat>,
+        /// Bytes of sound.
+        bytes: u64,
+    },
+    /// 2.2.3.8 Wave Confirm PDU (SNDWAV_CONFIRM).
+    WaveConfirmed {
+        /// `cConfirmedBlockNo`.
+        block: u8,
+    },
+    /// 2.2.3.9 Close PDU (SNDCLOSE).
+    Closed,
+    /// 2.2.4.1 Volume PDU (SNDVOL).
+    Volume {
+        /// `Volume`: left in the low half, right in the high half.
+        volume: u32,
+    },
+    /// 2.2.4.2 Pitch PDU (SNDPITCH).
+    Pitch,
+    /// 2.2.2.4 Crypt Key PDU (SNDCRYPT); the key is not kept.
+    EncryptionKey,
+    /// A `msgType` that is not specified for this channel.
+    Unknown {
+        /// Where it went.
+        direction: Direction,
+        /// `msgType`.
+        msg_type: u8,
+        /// Bytes behind the header.
+        bytes: u64,
+    },
+}
+
+/// 2.2.2.1.1 Audio Format (AUDIO_FORMAT).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct AudioFormat {
+    /// `wFormatTag`: 1 is PCM.
+    pub tag: u16,
+    /// `nChannels`.
+    pub channels: u16,
+    /// `nSamplesPerSec`.
+    pub samples_per_s: u32,
+    /// `wBitsPerSample`.
+    pub bits_per_sample: u16,
+}
+
+/// The sound channel of one session.
+#[derive(Debug, Default)]
+pub struct Rdpsnd {
+    /// What the client can play.
+    formats: Vec<AudioFormat>,
+    /// Bytes of the PDU that a WaveInfo PDU announced.
+    wave: Option<usize>,
+}
+
+impl Rdpsnd {
+    /// Takes the next PDU.
+    ///
+    /// # Errors
+    ///
+    /// It is not a sound PDU.
+    pub fn feed(
+        &mut self,
+        direction: Direction,
+        pdu: &[u8],
+    ) -> Result<Vec<ChannelEvent>, ChannelError> {
+        self.feed_head(direction, pdu, pdu.len())
+    }
+
+    /// Takes the next PDU of `total` bytes, of which only `head` is at hand.
+    ///
+    /// # Errors
+    ///
+    /// As [`feed`](Self::feed), or more than `head` is needed.
+    pub fn feed_head(
+        &mut self,
+        direction: Direction,
+        head: &[u8],
+        total: usize,
+    ) -> Result<Vec<ChannelEvent>, ChannelError> {
+        if direction == Direction::ToClient
+            && let Some(expected) = self.wave.take()
+        {
+            // 2.2.3.4 Wave PDU (SNDWAV): no header, four bytes of padding and the rest of the sound.
+            return if total < expected {
+                Err(ChannelError::Truncated("Wave PDU"))
+            } else {
+                Ok(Vec::new())
+            };
+        }
+        let mut reader = Reader::head(head, total);
+        let msg_type = reader.u8("msgType")?;
+        reader.skip(1, "bPad")?;
+        let body_size = usize::from(reader.u16("BodySize")?);
+        if msg_type != SNDC_WAVE {
+            reader.limit(body_size, "sound PDU")?;
+        }
+        let from_target = |what| only(direction, Direction::ToClient, what);
+        let event = match msg_type {
+            SNDC_FORMATS => self.formats(direction, &mut reader)?,
+            SNDC_QUALITYMODE => {
+                only(direction, Direction::ToTarget, "Quality Mode")?;
+                let mode = reader.u16("wQualityMode")?;
+                SoundEvent::QualityMode { mode }
+            }
+            SNDC_TRAINING => SoundEvent::Training { direction },
+            SNDC_WAVE => {
+                from_target("WaveInfo")?;
+                reader.skip(2, "wTimeStamp")?;
+                let format = self.format(reader.u16("wFormatNo")?);
+                reader.skip(1 + 3 + 4, "Data")?;
+                // 2.2.3.3: the body is 8 bytes of fields and the sound, of which the first 4 are here.
+                let bytes = body_size.checked_sub(8).ok_or(ChannelError::Invalid {
+                    what: "BodySize",
+                    value: wide(body_size),
+                })?;
+                self.wave = Some(bytes);
+                SoundEvent::Wave {
+                    format,
+                    bytes: wide(bytes),
+                }
+            }
+            SNDC_WAVE2 => {
+                from_target("Wave2")?;
+                reader.skip(2, "wTimeStamp")?;
+                let format = self.format(reader.u16("wFormatNo")?);
+                reader.skip(1 + 3 + 4, "dwAudioTimeStamp")?;
+                let bytes = wide(reader.remaining());
+                SoundEvent::Wave { format, bytes }
+            }
+            SNDC_WAVEENCRYPT => {
+                from_target("Wave Encrypt")?;
+                reader.skip(2, "wTimeStamp")?;
+                let format = self.format(reader.u16("wFormatNo")?);
+                reader.skip(1 + 3, "bPad")?;
+                let bytes = wide(reader.remaining());
+                SoundEvent::Wave { format, bytes }
+            }
+            SNDC_WAVECONFIRM => {
+                only(direction, Direction::ToTarget, "Wave Confirm")?;
+                reader.skip(2, "wTimeStamp")?;
+                let block = reader.u8("cConfirmedBlockNo")?;
+                SoundEvent::WaveConfirmed { block }
+            }
+            SNDC_CLOSE => {
+                from_target("Close")?;
+                SoundEvent::Closed
+            }
+            SNDC_SETVOLUME => {
+                from_target("Volume")?;
+                let volume = reader.u32("Volume")?;
+                SoundEvent::Volume { volume }
+            }
+            SNDC_SETPITCH => {
+                from_target("Pitch")?;
+                SoundEvent::Pitch
+            }
+            SNDC_CRYPTKEY => {
+                from_target("Crypt Key")?;
+                SoundEvent::EncryptionKey
+            }
+            _ => SoundEvent::Unknown {
+                direction,
+                msg_type,
+                bytes: wide(reader.remaining()),
+            },
+        };
+        Ok(vec![ChannelEvent::Sound(event)])
+    }
+
+    fn format(&self, number: u16) -> Option<AudioFormat> {
+        self.formats.get(usize::from(number)).copied()
+    }
+
+    fn formats(
+        &mut self,
+        direction: Direction,
+        reader: &mut Reader<'_>,
+    ) -> Result<SoundEvent, ChannelError> {
+        reader.skip(4 + 4 + 4 + 2, "dwFlags")?;
+        let count = reader.u16("wNumberOfFormats")?;
+        reader.skip(1, "cLastBlockConfirmed")?;
+        let version = reader.u16("wVersion")?;
+        reader.skip(1, "bPad")?;
+        // At most 64 KiB of body, so at most 3,640 formats.
+        let formats = (0..count)
+            .map(|_| audio_format(reader))
+            .collect::<Result<Vec<_>, _>>()?;
+        if direction == Direction::ToTarget {
+            self.formats.clone_from(&formats);
+        }
+        Ok(SoundEvent::Formats {
+            direction,
+            version,
+            formats,
+        })
+    }
+}
+
+/// An AUDIO_FORMAT, which microphones share.
+pub(super) fn audio_format(reader: &mut Reader<'_>) -> Result<AudioFormat, ChannelError> {
+    let tag = reader.u16("wFormatTag")?;
+    let channels = reader.u16("nChannels")?;
+    let samples_per_s = reader.u32("nSamplesPerSec")?;
+    reader.skip(4 + 2, "nAvgBytesPerSec")?;
+    let bits_per_sample = reader.u16("wBitsPerSample")?;
+    let extra = usize::from(reader.u16("cbSize")?);
+    reader.skip(extra, "data")?;
+    Ok(AudioFormat {
+        tag,
+        channels,
+        samples_per_s,
+        bits_per_sample,
+    })
+}
+
+const SNDC_CLOSE: u8 = 0x01;
+const SNDC_WAVE: u8 = 0x02;
+const SNDC_SETVOLUME: u8 = 0x03;
+const SNDC_SETPITCH: u8 = 0x04;
+const SNDC_WAVECONFIRM: u8 = 0x05;
+const SNDC_TRAINING: u8 = 0x06;
+const SNDC_FORMATS: u8 = 0x07;
+const SNDC_CRYPTKEY: u8 = 0x08;
+const SNDC_WAVEENCRYPT: u8 = 0x09;
+const SNDC_QUALITYMODE: u8 = 0x0c;
+const SNDC_WAVE2: u8 = 0x0d;
