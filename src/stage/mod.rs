@@ -3,6 +3,7 @@
 //! A stage is one file here and one line where the pipeline of a session is built. It sees every event of both
 //! directions in order of arrival, must not block, and answers each with a [`Verdict`].
 
+pub mod inspector;
 mod pipeline;
 
 use std::fmt;

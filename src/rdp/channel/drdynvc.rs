@@ -238,6 +238,11 @@ impl Drdynvc {
             .map(|channel| (channel.name.as_str(), channel.traffic))
     }
 
+    /// The name of the channel `id`, open or asked for.
+    pub fn name(&self, id: u32) -> Option<&str> {
+        self.channels.get(&id).map(|channel| channel.name.as_str())
+    }
+
     fn create(&mut self, id: u32, reader: &mut Reader<'_>) -> Result<DynamicEvent, ChannelError> {
         let end = reader.bytes.iter().position(|byte| *byte == 0);
         let length = end.ok_or(ChannelError::Truncated("ChannelName"))?;

@@ -114,6 +114,11 @@ impl Channels {
         }
     }
 
+    /// The devices, for what is still open when the session ends.
+    pub fn devices(&self) -> &rdpdr::Rdpdr {
+        &self.rdpdr
+    }
+
     /// The dynamic channels, for statistics.
     pub fn dynamic(&self) -> &drdynvc::Drdynvc {
         &self.drdynvc

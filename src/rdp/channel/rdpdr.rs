@@ -306,6 +306,8 @@ pub struct FileUse {
     pub size: Option<u64>,
     /// It was a folder.
     pub directory: bool,
+    /// It was opened in a way that lets it be changed, or creates it.
+    pub writable: bool,
     /// It was opened to be deleted, or marked so.
     pub deleted: bool,
 }
@@ -421,6 +423,14 @@ impl Rdpdr {
             },
         };
         Ok(vec![ChannelEvent::Device(event)])
+    }
+
+    /// Files that are open, with what was done with them so far: kind of the device, device, path.
+    pub fn open_files(&self) -> impl Iterator<Item = (Option<DeviceKind>, u32, &str, FileUse)> {
+        self.files.iter().map(|((device, _), open)| {
+            let kind = self.devices.get(device).copied();
+            (kind, *device, open.path.as_str(), open.used)
+        })
     }
 
     fn device_list(&mut self, reader: &mut Reader<'_>) -> Result<Vec<ChannelEvent>, ChannelError> {
@@ -577,7 +587,7 @@ impl Rdpdr {
         match &request {
             Request::Open { options, .. } => {
                 target.file = reader.u32("FileId")?;
-                self.opened(&target, *options)?;
+                self.opened(&target, *options, request.changes())?;
             }
             Request::Close => closed = self.closed(&target),
             Request::Read { .. } => {
@@ -643,13 +653,19 @@ impl Rdpdr {
         open.map(|open| &mut open.used)
     }
 
-    fn opened(&mut self, target: &RequestTarget, options: u32) -> Result<(), ChannelError> {
+    fn opened(
+        &mut self,
+        target: &RequestTarget,
+        options: u32,
+        writable: bool,
+    ) -> Result<(), ChannelError> {
         let key = (target.device, target.file);
         if !self.files.contains_key(&key) {
             room(self.files.len(), limits::DEVICE_OPEN_FILES, "open files")?;
         }
         let used = FileUse {
             directory: options & FILE_DIRECTORY_FILE != 0,
+            writable,
             deleted: options & FILE_DELETE_ON_CLOSE != 0,
             ..FileUse::default()
         };

@@ -1,0 +1,1123 @@
+//! The inspector: what happened in a session, as records for the audit log and as live statistics.
+//!
+//! It judges nothing. Records tell what people did (who logged on, what was copied, which file was read, what was
+//! printed), not every message that it took: reads and writes are added up until the file is closed. Names and sizes
+//! are recorded, contents, passwords and keys are not.
+//!
+//! A message that a parser cannot read ends the session: nothing passes unseen.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+
+use super::{Direction, Event, Input, Interest, Logon, Phase, Stage, Verdict};
+use crate::rdp::channel::audin::MicrophoneEvent;
+use crate::rdp::channel::cliprdr::{ClipboardEvent, ClipboardFile, FilePart, FileRange, Format};
+use crate::rdp::channel::display::{DisplayEvent, Monitor};
+use crate::rdp::channel::drdynvc::{DynamicEvent, DynamicTraffic};
+use crate::rdp::channel::rail::RemoteProgramEvent;
+use crate::rdp::channel::rdpdr::{
+    Device, DeviceEvent, DeviceKind, FileUse, Request, RequestTarget,
+};
+use crate::rdp::channel::rdpsnd::{AudioFormat, SoundEvent};
+use crate::rdp::channel::{ChannelError, ChannelEvent, Channels};
+
+/// One thing that happened in a session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum AuditEvent {
+    /// The session entered a phase.
+    Phase {
+        /// Its name.
+        phase: String,
+    },
+    /// What the client says of itself.
+    Client {
+        /// `clientName`.
+        name: String,
+        /// `clientBuild`.
+        build: u32,
+        /// Desktop that it asks for, pixels.
+        width: u16,
+        /// Desktop that it asks for, pixels.
+        height: u16,
+    },
+    /// What the client typed, or the gateway for it, to log on.
+    LogonRequested {
+        /// User.
+        user: String,
+        /// Domain.
+        domain: String,
+        /// Whether there was a password.
+        has_password: bool,
+        /// Program in place of a desktop.
+        #[serde(skip_serializing_if = "String::is_empty")]
+        alternate_shell: String,
+    },
+    /// The target says that somebody logged on.
+    LoggedOn {
+        /// User, where the target says who.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        user: Option<String>,
+        /// Domain.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        domain: Option<String>,
+    },
+    /// The target reports an error, or a notice, of the logon.
+    LogonNotice {
+        /// `ErrorNotificationType`.
+        kind: u32,
+        /// `ErrorNotificationData`.
+        data: u32,
+    },
+    /// The size of the desktop from now on.
+    DesktopSize {
+        /// Pixels.
+        width: u16,
+        /// Pixels.
+        height: u16,
+    },
+    /// The client asks for another size or other monitors.
+    MonitorsRequested {
+        /// The monitors.
+        monitors: Vec<Monitor>,
+    },
+    /// A channel is open.
+    ChannelOpened {
+        /// Its name.
+        channel: String,
+        /// Whether it is a dynamic one.
+        dynamic: bool,
+    },
+    /// The client does not have the dynamic channel that the target asked for.
+    ChannelRefused {
+        /// Its name.
+        channel: String,
+        /// `CreationStatus`.
+        status: i32,
+    },
+    /// A dynamic channel was closed.
+    ChannelClosed {
+        /// Its name.
+        channel: String,
+        /// What passed on it.
+        traffic: DynamicTraffic,
+    },
+    /// The target wants to move dynamic channels to UDP, which does not pass the gateway.
+    TunnelRequested {
+        /// Dynamic channels that would move.
+        channels: Vec<String>,
+    },
+    /// Something was copied.
+    ClipboardOffered {
+        /// Where it can be pasted.
+        direction: Direction,
+        /// What the clipboard holds: the first of them.
+        formats: Vec<Format>,
+        /// How many formats there are.
+        count: usize,
+    },
+    /// What was copied went over.
+    ClipboardSent {
+        /// Where it went.
+        direction: Direction,
+        /// As what; `None` where nobody had asked.
+        format: Option<Format>,
+        /// Bytes.
+        bytes: u64,
+        /// False where the answer was that it cannot be had.
+        ok: bool,
+    },
+    /// Files were copied: their names went over, their contents not yet.
+    ClipboardFilesListed {
+        /// Where they can be pasted.
+        direction: Direction,
+        /// The first of them.
+        files: Vec<ClipboardFile>,
+        /// How many there are.
+        count: usize,
+        /// Bytes of those that have a size.
+        bytes: u64,
+    },
+    /// Contents of a copied file went over.
+    ClipboardFileSent {
+        /// Where they went.
+        direction: Direction,
+        /// The file's name, if its list was seen.
+        name: Option<String>,
+        /// Bytes.
+        bytes: u64,
+    },
+    /// The client offers a device.
+    DeviceAnnounced {
+        /// The device.
+        device: Device,
+    },
+    /// The target answered the offer.
+    DeviceAnswered {
+        /// `DeviceId`.
+        device: u32,
+        /// `ResultCode`: 0 where it took it.
+        status: u32,
+    },
+    /// The client took a device away.
+    DeviceRemoved {
+        /// `DeviceId`.
+        device: u32,
+    },
+    /// The target is done with a file of the client: read, written, created or deleted.
+    FileClosed {
+        /// `DeviceId`.
+        device: u32,
+        /// Its path on the device.
+        path: String,
+        /// What was done.
+        #[serde(flatten)]
+        used: FileUse,
+        /// False where the session ended first.
+        closed: bool,
+    },
+    /// The client did not let the target open a file for changing it.
+    FileRefused {
+        /// `DeviceId`.
+        device: u32,
+        /// Its path on the device.
+        path: String,
+        /// `IoStatus`.
+        status: u32,
+    },
+    /// The target renamed or moved a file of the client.
+    FileRenamed {
+        /// `DeviceId`.
+        device: u32,
+        /// From.
+        path: Option<String>,
+        /// To.
+        to: String,
+        /// `IoStatus`.
+        status: u32,
+    },
+    /// The target marked a file of the client to be deleted, or took that back.
+    FileDeleted {
+        /// `DeviceId`.
+        device: u32,
+        /// Its path on the device.
+        path: Option<String>,
+        /// False: taken back.
+        pending: bool,
+        /// `IoStatus`.
+        status: u32,
+    },
+    /// The target changed the length of a file of the client.
+    FileResized {
+        /// `DeviceId`.
+        device: u32,
+        /// Its path on the device.
+        path: Option<String>,
+        /// Bytes.
+        size: u64,
+        /// `IoStatus`.
+        status: u32,
+    },
+    /// The target listed a folder of the client.
+    DirectoryListed {
+        /// `DeviceId`.
+        device: u32,
+        /// With wildcards.
+        pattern: String,
+    },
+    /// A print job is complete.
+    Printed {
+        /// `DeviceId`.
+        device: u32,
+        /// Bytes.
+        bytes: u64,
+        /// False where the session ended first.
+        closed: bool,
+    },
+    /// A serial or parallel port, or a device of an unknown kind, was used.
+    PortUsed {
+        /// `DeviceId`.
+        device: u32,
+        /// What was done.
+        #[serde(flatten)]
+        used: FileUse,
+        /// False where the session ended first.
+        closed: bool,
+    },
+    /// The target spoke to smart cards: the first time for each device.
+    SmartCardUsed {
+        /// `DeviceId`.
+        device: u32,
+    },
+    /// Sound is played: the first time for each format.
+    SoundPlayed {
+        /// The format, if the client has it.
+        format: Option<AudioFormat>,
+    },
+    /// The target wants to listen.
+    MicrophoneRequested {
+        /// The format, if the client has it.
+        format: Option<AudioFormat>,
+    },
+    /// The client answered.
+    MicrophoneOpened {
+        /// Negative where it did not let the target listen.
+        result: i32,
+    },
+    /// The client asks for a program to be started.
+    RemoteProgramRequested {
+        /// `ExeOrFile`.
+        program: String,
+        /// `WorkingDir`.
+        working_directory: String,
+        /// Length of the arguments, which are not kept.
+        argument_bytes: u16,
+    },
+    /// The target answered.
+    RemoteProgramAnswered {
+        /// `ExeOrFile`.
+        program: String,
+        /// 0 where it was started.
+        result: u16,
+    },
+    /// The target sends the client elsewhere.
+    Redirected {
+        /// Name or address.
+        to: String,
+    },
+    /// The target says why it is about to end the session.
+    ErrorInfo {
+        /// `errorInfo`.
+        code: u32,
+    },
+    /// A message that the specification does not know.
+    Unknown {
+        /// The channel.
+        channel: &'static str,
+        /// Where it went.
+        direction: Direction,
+        /// Its type.
+        message: u32,
+        /// Its length.
+        bytes: u64,
+    },
+    /// A message that cannot be read; the session ends.
+    Malformed {
+        /// The channel.
+        channel: String,
+        /// Who sent it is where it did not go.
+        direction: Direction,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// One side ended the session.
+    Disconnected {
+        /// Where the message went.
+        direction: Direction,
+        /// T.125 `Reason`.
+        reason: u8,
+    },
+}
+
+/// What a session has done so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SessionStatistics {
+    /// The phase it is in.
+    pub phase: Option<String>,
+    /// User, as the target says, or else as the client asked.
+    pub user: Option<String>,
+    /// `clientName`.
+    pub client_name: Option<String>,
+    /// Pixels.
+    pub desktop: Option<(u16, u16)>,
+    /// Static channels.
+    pub static_channels: Vec<String>,
+    /// Dynamic channels that were opened.
+    pub dynamic_channels: BTreeSet<String>,
+    /// How the picture came: updates or messages of each kind.
+    pub graphics: BTreeMap<&'static str, u64>,
+    /// Keys pressed.
+    pub keys: u64,
+    /// Movements and clicks of the pointer.
+    pub pointer: u64,
+    /// Bytes of clipboard data, files included, that went to the target.
+    pub clipboard_to_target: u64,
+    /// Bytes of clipboard data, files included, that went to the client.
+    pub clipboard_to_client: u64,
+    /// Bytes that the target read from the client's drives.
+    pub device_read: u64,
+    /// Bytes that the target wrote to the client's drives, printers and ports.
+    pub device_written: u64,
+    /// Bytes of sound that were played.
+    pub sound_played: u64,
+    /// Bytes of sound that the microphone sent.
+    pub sound_heard: u64,
+}
+
+/// Takes the records of one session. It must not block for long: the session waits.
+pub trait AuditSink: Send {
+    /// Takes one record.
+    fn record(&mut self, event: AuditEvent);
+}
+
+impl<F: FnMut(AuditEvent) + Send> AuditSink for F {
+    fn record(&mut self, event: AuditEvent) {
+        self(event);
+    }
+}
+
+/// The statistics of a session that others may look at while it lives.
+pub type SharedStatistics = Arc<Mutex<SessionStatistics>>;
+
+/// The stage.
+pub struct Inspector {
+    channels: Channels,
+    statistics: SharedStatistics,
+    sink: Box<dyn AuditSink>,
+    /// Contents of copied files that have gone over, by direction and index in the list.
+    copied: HashMap<(Direction, u32), Copied>,
+    /// Sizes of the files listed last, in either direction.
+    listed: HashMap<Direction, Vec<Option<u64>>>,
+    /// Smart card devices that were used.
+    smart_cards: BTreeSet<u32>,
+    /// Formats of sound that was played.
+    sounds: Vec<Option<AudioFormat>>,
+}
+
+impl fmt::Debug for Inspector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inspector").finish_non_exhaustive()
+    }
+}
+
+/// A copied file on its way.
+#[derive(Debug)]
+struct Copied {
+    name: Option<String>,
+    bytes: u64,
+}
+
+impl Inspector {
+    /// Gives the records of one session to `sink`.
+    pub fn new(sink: impl AuditSink + 'static) -> Self {
+        Self {
+            channels: Channels::new(),
+            statistics: SharedStatistics::default(),
+            sink: Box::new(sink),
+            copied: HashMap::new(),
+            listed: HashMap::new(),
+            smart_cards: BTreeSet::new(),
+            sounds: Vec::new(),
+        }
+    }
+
+    /// What the session has done so far; stays readable after its end.
+    pub fn statistics(&self) -> SharedStatistics {
+        Arc::clone(&self.statistics)
+    }
+
+    /// Takes one message of a static channel, whole and decompressed.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read; the session has to end. The record of it has been made.
+    pub fn channel_message(
+        &mut self,
+        channel: &str,
+        direction: Direction,
+        message: &[u8],
+    ) -> Result<(), ChannelError> {
+        match self.channels.feed(channel, direction, message) {
+            Ok(events) => {
+                for event in events {
+                    self.channel_event(event);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                self.sink.record(AuditEvent::Malformed {
+                    channel: channel.to_owned(),
+                    direction,
+                    reason: error.to_string(),
+                });
+                Err(error)
+            }
+        }
+    }
+
+    /// Records what is still open. Dropping the inspector does so, too.
+    pub fn finish(&mut self) {
+        self.flush_copied(None);
+        let channels = std::mem::take(&mut self.channels);
+        for (kind, device, path, used) in channels.devices().open_files() {
+            self.closed(kind, device, path.to_owned(), used, false);
+        }
+    }
+
+    fn statistics_mut(&self) -> MutexGuard<'_, SessionStatistics> {
+        // Counters are valid whoever panicked while adding to them.
+        self.statistics
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn channel_event(&mut self, event: ChannelEvent) {
+        match event {
+            ChannelEvent::Clipboard(event) => self.clipboard(event),
+            ChannelEvent::Device(event) => self.device(event),
+            ChannelEvent::Sound(event) => self.sound(event),
+            ChannelEvent::Microphone(event) => self.microphone(event),
+            ChannelEvent::Dynamic(event) => self.dynamic(event),
+            ChannelEvent::Display(event) => self.display(event),
+            ChannelEvent::RemoteProgram(event) => self.remote_program(event),
+        }
+    }
+
+    fn clipboard(&mut self, event: ClipboardEvent) {
+        match event {
+            ClipboardEvent::Offered {
+                direction,
+                mut formats,
+            } => {
+                self.flush_copied(Some(direction));
+                self.listed.remove(&direction);
+                let count = formats.len();
+                formats.truncate(LISTED);
+                self.sink.record(AuditEvent::ClipboardOffered {
+                    direction,
+                    formats,
+                    count,
+                });
+            }
+            ClipboardEvent::Sent {
+                direction,
+                format,
+                ok,
+                bytes,
+            } => {
+                self.copied_bytes(direction, bytes);
+                self.sink.record(AuditEvent::ClipboardSent {
+                    direction,
+                    format,
+                    bytes,
+                    ok,
+                });
+            }
+            ClipboardEvent::FilesListed {
+                direction,
+                mut files,
+            } => {
+                let sizes: Vec<_> = files.iter().map(|file| file.size).collect();
+                let bytes = sizes.iter().flatten().copied().fold(0, u64::saturating_add);
+                let count = files.len();
+                files.truncate(LISTED);
+                self.listed.insert(direction, sizes);
+                self.sink.record(AuditEvent::ClipboardFilesListed {
+                    direction,
+                    files,
+                    count,
+                    bytes,
+                });
+            }
+            ClipboardEvent::FileSent {
+                direction,
+                part,
+                ok: true,
+                bytes,
+            } => {
+                self.copied_bytes(direction, bytes);
+                self.file_part(direction, part, bytes);
+            }
+            ClipboardEvent::Unknown {
+                direction,
+                msg_type,
+                bytes,
+            } => self.unknown("cliprdr", direction, msg_type.into(), bytes),
+            ClipboardEvent::Capabilities { .. }
+            | ClipboardEvent::MonitorReady
+            | ClipboardEvent::TemporaryDirectory { .. }
+            | ClipboardEvent::OfferAnswered { .. }
+            | ClipboardEvent::Requested { .. }
+            | ClipboardEvent::FileRequested { .. }
+            | ClipboardEvent::FileSent { ok: false, .. }
+            | ClipboardEvent::Locked { .. }
+            | ClipboardEvent::Unlocked { .. } => {}
+        }
+    }
+
+    fn copied_bytes(&self, direction: Direction, bytes: u64) {
+        let mut statistics = self.statistics_mut();
+        let count = match direction {
+            Direction::ToTarget => &mut statistics.clipboard_to_target,
+            Direction::ToClient => &mut statistics.clipboard_to_client,
+        };
+        *count = count.saturating_add(bytes);
+    }
+
+    /// Adds up the parts of a file, and records it once they are as many as its size.
+    fn file_part(&mut self, direction: Direction, part: Option<FilePart>, bytes: u64) {
+        let Some(part) = part else {
+            self.sink.record(AuditEvent::ClipboardFileSent {
+                direction,
+                name: None,
+                bytes,
+            });
+            return;
+        };
+        if part.range == FileRange::Size {
+            return;
+        }
+        if self.copied.len() >= COPIED_FILES {
+            self.flush_copied(None);
+        }
+        let key = (direction, part.index);
+        let copied = self.copied.entry(key).or_insert(Copied {
+            name: None,
+            bytes: 0,
+        });
+        copied.name = part.name.or(copied.name.take());
+        copied.bytes = copied.bytes.saturating_add(bytes);
+        let size = usize::try_from(part.index).ok().and_then(|index| {
+            let sizes = self.listed.get(&direction)?;
+            sizes.get(index).copied().flatten()
+        });
+        if size.is_some_and(|size| copied.bytes >= size)
+            && let Some(copied) = self.copied.remove(&key)
+        {
+            self.sink.record(AuditEvent::ClipboardFileSent {
+                direction,
+                name: copied.name,
+                bytes: copied.bytes,
+            });
+        }
+    }
+
+    /// Records the files of which contents went over and nobody said that it was all; of one direction or of both.
+    fn flush_copied(&mut self, only: Option<Direction>) {
+        let is_meant = |direction| only.is_none_or(|only| only == direction);
+        let mut keys: Vec<_> = self.copied.keys().copied().collect();
+        keys.retain(|(direction, _)| is_meant(*direction));
+        keys.sort_unstable_by_key(|(_, index)| *index);
+        for key in keys {
+            if let Some(copied) = self.copied.remove(&key) {
+                self.sink.record(AuditEvent::ClipboardFileSent {
+                    direction: key.0,
+                    name: copied.name,
+                    bytes: copied.bytes,
+                });
+            }
+        }
+    }
+
+    fn device(&mut self, event: DeviceEvent) {
+        match event {
+            DeviceEvent::DeviceAnnounced { device } => {
+                self.sink.record(AuditEvent::DeviceAnnounced { device });
+            }
+            DeviceEvent::DeviceAnswered { device, status } => {
+                self.sink
+                    .record(AuditEvent::DeviceAnswered { device, status });
+            }
+            DeviceEvent::DeviceRemoved { device } => {
+                self.sink.record(AuditEvent::DeviceRemoved { device });
+            }
+            DeviceEvent::Requested { target, request } => {
+                if target.device_kind == Some(DeviceKind::SmartCard)
+                    && matches!(request, Request::Control { .. })
+                    && self.smart_cards.len() < crate::limits::DEVICES
+                    && self.smart_cards.insert(target.device)
+                {
+                    let device = target.device;
+                    self.sink.record(AuditEvent::SmartCardUsed { device });
+                }
+            }
+            DeviceEvent::Completed {
+                target,
+                request,
+                status,
+                bytes,
+                closed,
+            } => self.completed(target, request, status, bytes, closed),
+            DeviceEvent::Unknown {
+                direction,
+                packet_id,
+                bytes,
+                ..
+            } => self.unknown("rdpdr", direction, packet_id.into(), bytes),
+            DeviceEvent::Announced { .. }
+            | DeviceEvent::ClientNamed { .. }
+            | DeviceEvent::Capabilities { .. }
+            | DeviceEvent::UserLoggedOn
+            | DeviceEvent::Unmatched { .. }
+            | DeviceEvent::PrinterCache { .. }
+            | DeviceEvent::PrinterUsesXps { .. } => {}
+        }
+    }
+
+    fn completed(
+        &mut self,
+        target: RequestTarget,
+        request: Request,
+        status: u32,
+        bytes: u64,
+        closed: Option<FileUse>,
+    ) {
+        let RequestTarget {
+            device,
+            device_kind,
+            path,
+            ..
+        } = target;
+        // The severity "error" is 3.
+        let refused = status >> 30 == 3;
+        let record = match request {
+            Request::Close => {
+                if let Some(used) = closed {
+                    self.closed(device_kind, device, path.unwrap_or_default(), used, true);
+                }
+                return;
+            }
+            Request::Read { .. } => {
+                let mut statistics = self.statistics_mut();
+                statistics.device_read = statistics.device_read.saturating_add(bytes);
+                return;
+            }
+            Request::Write { .. } => {
+                let mut statistics = self.statistics_mut();
+                statistics.device_written = statistics.device_written.saturating_add(bytes);
+                return;
+            }
+            Request::Open { .. } if refused && request.changes() => AuditEvent::FileRefused {
+                device,
+                path: path.unwrap_or_default(),
+                status,
+            },
+            Request::Rename { to, .. } => AuditEvent::FileRenamed {
+                device,
+                path,
+                to,
+                status,
+            },
+            Request::Delete { pending } => AuditEvent::FileDeleted {
+                device,
+                path,
+                pending,
+                status,
+            },
+            Request::Resize { end_of_file } => AuditEvent::FileResized {
+                device,
+                path,
+                size: end_of_file,
+                status,
+            },
+            Request::List { pattern } if !pattern.is_empty() && !refused => {
+                AuditEvent::DirectoryListed { device, pattern }
+            }
+            Request::Open { .. }
+            | Request::Control { .. }
+            | Request::QueryInformation { .. }
+            | Request::SetInformation { .. }
+            | Request::List { .. }
+            | Request::Watch
+            | Request::QueryVolume { .. }
+            | Request::SetVolume { .. }
+            | Request::Lock { .. }
+            | Request::Other { .. } => return,
+        };
+        self.sink.record(record);
+    }
+
+    fn closed(
+        &mut self,
+        kind: Option<DeviceKind>,
+        device: u32,
+        path: String,
+        used: FileUse,
+        closed: bool,
+    ) {
+        let record = match kind {
+            Some(DeviceKind::Printer) => AuditEvent::Printed {
+                device,
+                bytes: used.written,
+                closed,
+            },
+            Some(DeviceKind::SmartCard) => return,
+            Some(DeviceKind::Serial | DeviceKind::Parallel | DeviceKind::Other(_)) => {
+                AuditEvent::PortUsed {
+                    device,
+                    used,
+                    closed,
+                }
+            }
+            // Looking at a file, as file managers do all the time, is not worth a record.
+            Some(DeviceKind::Drive) | None => {
+                if used.read == 0 && used.written == 0 && !used.writable && !used.deleted {
+                    return;
+                }
+                AuditEvent::FileClosed {
+                    device,
+                    path,
+                    used,
+                    closed,
+                }
+            }
+        };
+        self.sink.record(record);
+    }
+
+    fn sound(&mut self, event: SoundEvent) {
+        match event {
+            SoundEvent::Wave { format, bytes } => {
+                {
+                    let mut statistics = self.statistics_mut();
+                    statistics.sound_played = statistics.sound_played.saturating_add(bytes);
+                }
+                if self.sounds.len() < SOUND_FORMATS && !self.sounds.contains(&format) {
+                    self.sounds.push(format);
+                    self.sink.record(AuditEvent::SoundPlayed { format });
+                }
+            }
+            SoundEvent::Unknown {
+                direction,
+                msg_type,
+                bytes,
+            } => self.unknown("rdpsnd", direction, msg_type.into(), bytes),
+            SoundEvent::Formats { .. }
+            | SoundEvent::QualityMode { .. }
+            | SoundEvent::Training { .. }
+            | SoundEvent::WaveConfirmed { .. }
+            | SoundEvent::Closed
+            | SoundEvent::Volume { .. }
+            | SoundEvent::Pitch
+            | SoundEvent::EncryptionKey => {}
+        }
+    }
+
+    fn microphone(&mut self, event: MicrophoneEvent) {
+        match event {
+            MicrophoneEvent::OpenRequested { format } => {
+                self.sink.record(AuditEvent::MicrophoneRequested { format });
+            }
+            MicrophoneEvent::OpenAnswered { result } => {
+                self.sink.record(AuditEvent::MicrophoneOpened { result });
+            }
+            MicrophoneEvent::Heard { bytes } => {
+                let mut statistics = self.statistics_mut();
+                statistics.sound_heard = statistics.sound_heard.saturating_add(bytes);
+            }
+            MicrophoneEvent::Unknown {
+                direction,
+                message_id,
+                bytes,
+            } => self.unknown("AUDIO_INPUT", direction, message_id.into(), bytes),
+            MicrophoneEvent::Version { .. }
+            | MicrophoneEvent::Formats { .. }
+            | MicrophoneEvent::Incoming
+            | MicrophoneEvent::FormatChanged { .. } => {}
+        }
+    }
+
+    fn dynamic(&mut self, event: DynamicEvent) {
+        match event {
+            DynamicEvent::Answered {
+                name: Some(channel),
+                status,
+                ..
+            } => {
+                if status < 0 {
+                    self.sink
+                        .record(AuditEvent::ChannelRefused { channel, status });
+                    return;
+                }
+                {
+                    let mut statistics = self.statistics_mut();
+                    if statistics.dynamic_channels.len() < crate::limits::DYNAMIC_CHANNELS {
+                        statistics.dynamic_channels.insert(channel.clone());
+                    }
+                }
+                self.sink.record(AuditEvent::ChannelOpened {
+                    channel,
+                    dynamic: true,
+                });
+            }
+            DynamicEvent::Closed { name, traffic, .. } => {
+                self.sink.record(AuditEvent::ChannelClosed {
+                    channel: name,
+                    traffic,
+                });
+            }
+            DynamicEvent::SoftSyncRequested { tunnels, .. } => {
+                let dynamic = self.channels.dynamic();
+                let mut channels: Vec<String> = tunnels
+                    .iter()
+                    .flat_map(|tunnel| &tunnel.channels)
+                    .filter_map(|id| dynamic.name(*id))
+                    .map(str::to_owned)
+                    .take(LISTED)
+                    .collect();
+                channels.dedup();
+                self.sink.record(AuditEvent::TunnelRequested { channels });
+            }
+            DynamicEvent::Unknown {
+                direction,
+                cmd,
+                bytes,
+            } => self.unknown("drdynvc", direction, cmd.into(), bytes),
+            DynamicEvent::Capabilities { .. }
+            | DynamicEvent::Requested { .. }
+            | DynamicEvent::Answered { name: None, .. }
+            | DynamicEvent::Stray { .. }
+            | DynamicEvent::SoftSyncAnswered { .. } => {}
+        }
+    }
+
+    fn display(&mut self, event: DisplayEvent) {
+        match event {
+            DisplayEvent::Layout { monitors } => {
+                self.sink.record(AuditEvent::MonitorsRequested { monitors });
+            }
+            DisplayEvent::Unknown {
+                direction,
+                pdu_type,
+                bytes,
+            } => self.unknown("DisplayControl", direction, pdu_type, bytes),
+            DisplayEvent::Capabilities { .. } => {}
+        }
+    }
+
+    fn remote_program(&mut self, event: RemoteProgramEvent) {
+        match event {
+            RemoteProgramEvent::Requested {
+                program,
+                working_directory,
+                argument_bytes,
+            } => self.sink.record(AuditEvent::RemoteProgramRequested {
+                program,
+                working_directory,
+                argument_bytes,
+            }),
+            RemoteProgramEvent::Answered { program, result } => self
+                .sink
+                .record(AuditEvent::RemoteProgramAnswered { program, result }),
+            RemoteProgramEvent::Unknown {
+                direction,
+                order_type,
+                bytes,
+            } => self.unknown("rail", direction, order_type.into(), bytes),
+        }
+    }
+
+    fn unknown(&mut self, channel: &'static str, direction: Direction, message: u32, bytes: u64) {
+        self.sink.record(AuditEvent::Unknown {
+            channel,
+            direction,
+            message,
+            bytes,
+        });
+    }
+
+    fn graphics(&self, kind: &'static str) {
+        let mut statistics = self.statistics_mut();
+        let count = statistics.graphics.entry(kind).or_default();
+        *count = count.saturating_add(1);
+    }
+
+    fn input(&self, input: Input) {
+        let mut statistics = self.statistics_mut();
+        let count = match input {
+            Input::ScanCode { release: false, .. } | Input::Unicode { release: false, .. } => {
+                &mut statistics.keys
+            }
+            Input::Mouse { .. } | Input::ExtendedMouse { .. } | Input::RelativeMouse { .. } => {
+                &mut statistics.pointer
+            }
+            Input::ScanCode { release: true, .. }
+            | Input::Unicode { release: true, .. }
+            | Input::Synchronize { .. }
+            | Input::QoeTimestamp(_) => return,
+        };
+        *count = count.saturating_add(1);
+    }
+
+    fn logon(&mut self, logon: &Logon) {
+        let record = match logon {
+            Logon::User { domain, user, .. } => {
+                self.statistics_mut().user = Some(user.clone());
+                AuditEvent::LoggedOn {
+                    user: Some(user.clone()),
+                    domain: Some(domain.clone()),
+                }
+            }
+            Logon::Plain => AuditEvent::LoggedOn {
+                user: None,
+                domain: None,
+            },
+            Logon::Notice { kind, data } => AuditEvent::LogonNotice {
+                kind: *kind,
+                data: *data,
+            },
+        };
+        self.sink.record(record);
+    }
+
+    fn phase(&mut self, phase: Phase) {
+        let phase = phase.to_string();
+        self.statistics_mut().phase = Some(phase.clone());
+        self.sink.record(AuditEvent::Phase { phase });
+    }
+}
+
+impl Stage for Inspector {
+    fn name(&self) -> &'static str {
+        "inspector"
+    }
+
+    fn interest(&self, channel: &str) -> Interest {
+        if Channels::knows(channel) {
+            Interest::Observe
+        } else {
+            Interest::Ignore
+        }
+    }
+
+    fn on_event(&mut self, event: &Event<'_>) -> Verdict {
+        match event {
+            Event::ChannelMessage {
+                direction,
+                channel,
+                data,
+            } => {
+                if let Err(error) = self.channel_message(&channel.name, *direction, data) {
+                    return Verdict::Terminate {
+                        reason: format!("{} on channel {}", error, channel.name),
+                        error_info: ERRINFO_VC_DECODING_ERROR,
+                    };
+                }
+            }
+            Event::Phase(phase) => self.phase(*phase),
+            Event::ClientData(data) => {
+                self.statistics_mut().client_name = Some(data.client_name.clone());
+                self.sink.record(AuditEvent::Client {
+                    name: data.client_name.clone(),
+                    build: data.client_build,
+                    width: data.desktop_width,
+                    height: data.desktop_height,
+                });
+            }
+            Event::ServerData { channels, .. } => {
+                let names: Vec<_> = channels
+                    .iter()
+                    .map(|channel| channel.name.clone())
+                    .collect();
+                self.statistics_mut().static_channels.clone_from(&names);
+                for channel in names {
+                    self.sink.record(AuditEvent::ChannelOpened {
+                        channel,
+                        dynamic: false,
+                    });
+                }
+            }
+            Event::ClientInfo(info) => {
+                self.statistics_mut().user = Some(info.user.clone());
+                self.sink.record(AuditEvent::LogonRequested {
+                    user: info.user.clone(),
+                    domain: info.domain.clone(),
+                    has_password: info.has_password,
+                    alternate_shell: info.alternate_shell.clone(),
+                });
+            }
+            Event::DesktopSize { width, height } => {
+                self.statistics_mut().desktop = Some((*width, *height));
+                self.sink.record(AuditEvent::DesktopSize {
+                    width: *width,
+                    height: *height,
+                });
+            }
+            Event::ShareData {
+                direction: Direction::ToClient,
+                pdu_type2: PDUTYPE2_UPDATE,
+                data,
+            } => {
+                if let Some(kind) = slow_path(data) {
+                    self.graphics(kind);
+                }
+            }
+            Event::FastPathUpdate { code, .. } => {
+                if let Some(kind) = fast_path(*code) {
+                    self.graphics(kind);
+                }
+            }
+            Event::Input(input) => self.input(*input),
+            Event::Logon(logon) => self.logon(logon),
+            Event::ErrorInfo(code) => self.sink.record(AuditEvent::ErrorInfo { code: *code }),
+            Event::Redirection(redirection) => {
+                let names = [
+                    &redirection.target_fqdn,
+                    &redirection.target_net_address,
+                    &redirection.target_net_bios_name,
+                ];
+                let to = names.into_iter().flatten().next().cloned();
+                self.sink.record(AuditEvent::Redirected {
+                    to: to.unwrap_or_default(),
+                });
+            }
+            Event::Disconnect { direction, reason } => {
+                self.sink.record(AuditEvent::Disconnected {
+                    direction: *direction,
+                    reason: *reason,
+                });
+            }
+            // The cookie is a secret; the others say nothing that people did.
+            Event::AutoReconnectCookie(_)
+            | Event::Licence { .. }
+            | Event::Capabilities { .. }
+            | Event::Deactivated
+            | Event::ShareData { .. }
+            | Event::MessageChannel { .. }
+            | Event::Pdu { .. } => {}
+        }
+        Verdict::Forward
+    }
+}
+
+impl Drop for Inspector {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+/// `updateType` of a slow-path graphics update ([MS-RDPBCGR] 2.2.9.1.1.3.1).
+fn slow_path(data: &[u8]) -> Option<&'static str> {
+    match data.first_chunk::<2>().copied().map(u16::from_le_bytes)? {
+        0 => Some("orders"),
+        1 => Some("bitmap"),
+        _ => None,
+    }
+}
+
+/// `updateCode` of a fast-path update ([MS-RDPBCGR] 2.2.9.1.2.1).
+fn fast_path(code: u8) -> Option<&'static str> {
+    match code {
+        0 => Some("orders"),
+        1 => Some("bitmap"),
+        4 => Some("surface commands"),
+        _ => None,
+    }
+}
+
+const PDUTYPE2_UPDATE: u8 = 2;
+
+/// [MS-RDPBCGR] 2.2.5.1.1: data received over a virtual channel could not be decoded.
+const ERRINFO_VC_DECODING_ERROR: u32 = 0x1133;
+
+/// Formats, files and channels that one record lists; it counts them all.
+const LISTED: usize = 256;
+
+/// Copied files of which parts are added up at one time.
+const COPIED_FILES: usize = 1024;
+
+/// Formats of sound that are told apart.
+const SOUND_FORMATS: usize = 64;
