@@ -139,3 +139,52 @@ const MSG_SNDIN_FORMATCHANGE: u8 = 0x07;
 
 /// Audio formats of one side; Windows offers about 20.
 const FORMATS: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use Direction::{ToClient, ToTarget};
+
+    use super::*;
+
+    const PCM: [u8; 18] = [1, 0, 1, 0, 0x22, 0x56, 0, 0, 0, 0, 0, 0, 2, 0, 16, 0, 0, 0];
+
+    #[test]
+    fn a_microphone_is_followed_from_its_formats_to_its_sound() {
+        let mut channel = Audin::default();
+        let formats = [&[2, 1, 0, 0, 0, 27, 0, 0, 0][..], &PCM].concat();
+        channel.feed(ToTarget, &formats).unwrap();
+        let open = [&[3, 0, 1, 0, 0, 0, 0, 0, 0][..], &PCM].concat();
+        let events = channel.feed(ToClient, &open).unwrap();
+        let format = AudioFormat {
+            tag: 1,
+            channels: 1,
+            samples_per_s: 22_050,
+            bits_per_sample: 16,
+        };
+        let requested = MicrophoneEvent::OpenRequested {
+            format: Some(format),
+        };
+        assert_eq!(events, [ChannelEvent::Microphone(requested)]);
+        let events = channel.feed(ToTarget, &[4, 5, 0x40, 0, 0x80]).unwrap();
+        let refused = MicrophoneEvent::OpenAnswered {
+            result: -0x7fff_bffb,
+        };
+        assert_eq!(events, [ChannelEvent::Microphone(refused)]);
+        let events = channel.feed(ToTarget, &[6, 1, 2, 3]).unwrap();
+        let heard = MicrophoneEvent::Heard { bytes: 3 };
+        assert_eq!(events, [ChannelEvent::Microphone(heard)]);
+    }
+
+    #[test]
+    fn formats_are_bounded_and_sound_comes_from_the_client_only() {
+        let formats = [&[2, 0xff, 0xff, 0, 0, 0, 0, 0, 0][..], &[0; 18 * 1025]].concat();
+        assert_eq!(
+            Audin::default().feed(ToTarget, &formats),
+            Err(ChannelError::TooMany {
+                what: "audio formats",
+                limit: FORMATS
+            })
+        );
+        Audin::default().feed(ToClient, &[6, 1]).unwrap_err();
+    }
+}

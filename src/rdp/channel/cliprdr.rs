@@ -584,3 +584,243 @@ const TEMP_DIRECTORY_BYTES: usize = 520;
 const FILE_NAME_BYTES: usize = 520;
 
 const FILE_DESCRIPTOR_BYTES: usize = 592;
+
+#[cfg(test)]
+mod tests {
+    use Direction::{ToClient, ToTarget};
+
+    use super::*;
+
+    /// [MS-RDPECLIP] 4.1.3 Client Clipboard Capabilities PDU.
+    const CAPABILITIES: &[u8] = b"\x07\0\0\0\x10\0\0\0\x01\0\0\0\x01\0\x0c\0\x02\0\0\0\x0e\0\0\0";
+
+    /// [MS-RDPECLIP] 4.4.3.1 Requesting the Size of a File.
+    const SIZE_REQUEST: &[u8] =
+        b"\x08\0\0\0\x18\0\0\0\x02\0\0\0\x01\0\0\0\x01\0\0\0\0\0\0\0\0\0\0\0\x08\0\0\0";
+
+    #[test]
+    fn the_examples_of_the_specification_are_read() {
+        let mut channel = Cliprdr::default();
+        assert_eq!(
+            channel.one(ToTarget, CAPABILITIES),
+            ClipboardEvent::Capabilities {
+                direction: ToTarget,
+                general_flags: 0x0e
+            }
+        );
+        let part = FilePart {
+            stream: 2,
+            index: 1,
+            name: None,
+            range: FileRange::Size,
+        };
+        assert_eq!(
+            channel.one(ToTarget, SIZE_REQUEST),
+            ClipboardEvent::FileRequested {
+                direction: ToTarget,
+                part
+            }
+        );
+    }
+
+    #[test]
+    fn short_names_are_read_in_both_forms() {
+        let mut channel = Cliprdr::default();
+        let narrow = [&[9, 0xc0, 0, 0][..], b"Rich Text", &[0; 23]].concat();
+        let wide = [&[9, 0xc0, 0, 0][..], b"R\0T\0F\0", &[0; 26]].concat();
+        for (flags, body, name) in [(CB_ASCII_NAMES, &narrow, "Rich Text"), (0, &wide, "RTF")] {
+            assert_eq!(
+                channel.one(ToTarget, &pdu(CB_FORMAT_LIST, flags, body)),
+                ClipboardEvent::Offered {
+                    direction: ToTarget,
+                    formats: vec![Format {
+                        id: 0xc009,
+                        name: Some(name.to_owned())
+                    }]
+                }
+            );
+        }
+        // Not a whole number of entries.
+        let error = channel.feed(ToTarget, &pdu(CB_FORMAT_LIST, 0, &wide[..35]));
+        assert_eq!(error, Err(ChannelError::Truncated("formatName")));
+    }
+
+    #[test]
+    fn a_locked_list_still_names_its_files_after_the_next_copy() {
+        let mut channel = with_files(&["old.txt"]);
+        channel.one(ToTarget, &pdu(CB_LOCK_CLIPDATA, 0, &7_u32.to_le_bytes()));
+        offer_files(&mut channel, &["new.txt"]);
+        assert_eq!(requested(&mut channel, Some(7)).as_deref(), Some("old.txt"));
+        assert_eq!(requested(&mut channel, None).as_deref(), Some("new.txt"));
+        channel.one(ToTarget, &pdu(CB_UNLOCK_CLIPDATA, 0, &7_u32.to_le_bytes()));
+        assert_eq!(requested(&mut channel, Some(7)).as_deref(), Some("new.txt"));
+    }
+
+    #[test]
+    fn an_answer_nobody_asked_for_is_reported_without_a_format() {
+        let event = Cliprdr::default().one(
+            ToClient,
+            &pdu(CB_FORMAT_DATA_RESPONSE, CB_RESPONSE_OK, b"data"),
+        );
+        assert_eq!(
+            event,
+            ClipboardEvent::Sent {
+                direction: ToClient,
+                format: None,
+                ok: true,
+                bytes: 4
+            }
+        );
+    }
+
+    #[test]
+    fn contents_need_not_be_at_hand_but_a_file_list_must() {
+        let mut channel = Cliprdr::default();
+        let head = &pdu(CB_FORMAT_DATA_RESPONSE, CB_RESPONSE_OK, &[0; 1000])[..8];
+        channel.feed_head(ToClient, head, 1008).unwrap();
+        channel = with_files(&["a"]);
+        channel.one(ToTarget, &pdu(CB_FORMAT_DATA_REQUEST, 0, &FILES_ID));
+        let whole = files_pdu(&["a", "b"]);
+        assert_eq!(
+            channel.feed_head(ToClient, &whole[..600], whole.len()),
+            Err(ChannelError::NeededWhole("flags"))
+        );
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_an_error() {
+        let feed = |direction, pdu: &[u8]| Cliprdr::default().feed(direction, pdu);
+        let both = CB_RESPONSE_OK | CB_RESPONSE_FAIL;
+        for flags in [0, both] {
+            feed(ToClient, &pdu(CB_FORMAT_LIST_RESPONSE, flags, b"")).unwrap_err();
+        }
+        let mut request = SIZE_REQUEST.to_vec();
+        for flags in [0, 3] {
+            request[16] = flags;
+            feed(ToTarget, &request).unwrap_err();
+        }
+        assert_eq!(
+            feed(ToTarget, &pdu(CB_MONITOR_READY, 0, b"")),
+            Err(ChannelError::WrongDirection("Monitor Ready"))
+        );
+        let mut longer = pdu(CB_MONITOR_READY, 0, b"");
+        longer[4] = 1;
+        assert_eq!(
+            feed(ToClient, &longer),
+            Err(ChannelError::Truncated("clipboard data"))
+        );
+    }
+
+    #[test]
+    fn what_a_peer_can_make_us_hold_is_bounded() {
+        let mut channel = Cliprdr::default();
+        let request = pdu(CB_FORMAT_DATA_REQUEST, 0, &[1, 0, 0, 0]);
+        for _ in 0..limits::CLIPBOARD_REQUESTS {
+            channel.one(ToTarget, &request);
+            channel.one(ToTarget, SIZE_REQUEST);
+        }
+        channel.feed(ToTarget, &request).unwrap_err();
+        channel.feed(ToTarget, SIZE_REQUEST).unwrap_err();
+        for id in 0..u32::try_from(limits::CLIPBOARD_LOCKS).unwrap() {
+            channel.one(ToTarget, &pdu(CB_LOCK_CLIPDATA, 0, &id.to_le_bytes()));
+        }
+        channel.one(ToTarget, &pdu(CB_LOCK_CLIPDATA, 0, &[0; 4]));
+        channel
+            .feed(ToTarget, &pdu(CB_LOCK_CLIPDATA, 0, &[0xff; 4]))
+            .unwrap_err();
+        let formats = vec![0; 36 * (limits::CLIPBOARD_FORMATS + 1)];
+        channel
+            .feed(ToTarget, &pdu(CB_FORMAT_LIST, 0, &formats))
+            .unwrap_err();
+        let mut channel = with_files(&[]);
+        channel.one(ToTarget, &pdu(CB_FORMAT_DATA_REQUEST, 0, &FILES_ID));
+        let many = u32::try_from(limits::CLIPBOARD_FILES + 1).unwrap();
+        channel
+            .feed(
+                ToClient,
+                &pdu(CB_FORMAT_DATA_RESPONSE, CB_RESPONSE_OK, &many.to_le_bytes()),
+            )
+            .unwrap_err();
+    }
+
+    #[test]
+    fn an_unknown_message_is_told_from_a_broken_one() {
+        assert_eq!(
+            Cliprdr::default().one(ToTarget, &pdu(0x77, 0, b"xyz")),
+            ClipboardEvent::Unknown {
+                direction: ToTarget,
+                msg_type: 0x77,
+                bytes: 3
+            }
+        );
+    }
+
+    const FILES_ID: [u8; 4] = [0x34, 0xc0, 0, 0];
+
+    impl Cliprdr {
+        fn one(&mut self, direction: Direction, pdu: &[u8]) -> ClipboardEvent {
+            match self.feed(direction, pdu).unwrap().remove(0) {
+                ChannelEvent::Clipboard(event) => event,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// The target has copied these files.
+    fn with_files(names: &[&str]) -> Cliprdr {
+        let mut channel = Cliprdr::default();
+        channel.one(ToTarget, CAPABILITIES);
+        channel.one(ToClient, CAPABILITIES);
+        offer_files(&mut channel, names);
+        channel
+    }
+
+    fn offer_files(channel: &mut Cliprdr, names: &[&str]) {
+        let name: Vec<u8> = FILE_LIST_FORMAT
+            .encode_utf16()
+            .chain([0])
+            .flat_map(u16::to_le_bytes)
+            .collect();
+        let list = [&FILES_ID[..], &name].concat();
+        channel.one(ToClient, &pdu(CB_FORMAT_LIST, 0, &list));
+        channel.one(ToTarget, &pdu(CB_FORMAT_DATA_REQUEST, 0, &FILES_ID));
+        let events = channel.feed(ToClient, &files_pdu(names)).unwrap();
+        assert_eq!(events.len(), 2);
+    }
+
+    fn files_pdu(names: &[&str]) -> Vec<u8> {
+        let mut body = u32::try_from(names.len()).unwrap().to_le_bytes().to_vec();
+        for name in names {
+            body.extend([0; 72]);
+            let name: Vec<u8> = name.encode_utf16().flat_map(u16::to_le_bytes).collect();
+            body.extend(&name);
+            body.resize(body.len() + FILE_NAME_BYTES - name.len(), 0);
+        }
+        pdu(CB_FORMAT_DATA_RESPONSE, CB_RESPONSE_OK, &body)
+    }
+
+    /// Which file the client gets when it asks for the first one.
+    fn requested(channel: &mut Cliprdr, lock: Option<u32>) -> Option<String> {
+        let mut request = SIZE_REQUEST.to_vec();
+        request[12] = 0;
+        if let Some(lock) = lock {
+            request.extend(lock.to_le_bytes());
+            request[4] = 28;
+        }
+        match channel.one(ToTarget, &request) {
+            ClipboardEvent::FileRequested { part, .. } => part.name,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn pdu(msg_type: u16, flags: u16, body: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(body.len()).unwrap();
+        [
+            &msg_type.to_le_bytes()[..],
+            &flags.to_le_bytes(),
+            &length.to_le_bytes(),
+            body,
+        ]
+        .concat()
+    }
+}

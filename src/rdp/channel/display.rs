@@ -130,3 +130,40 @@ const MONITOR_LAYOUT_READ: usize = 20;
 
 /// 16 is what the protocol allows; some room.
 const MONITORS: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layout_has_as_many_monitors_as_it_says_and_not_too_many() {
+        let mut layout = vec![2, 0, 0, 0, 56, 0, 0, 0, 40, 0, 0, 0, 1, 0, 0, 0];
+        layout.extend([1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]);
+        layout.extend([0, 4, 0, 0, 0, 3, 0, 0]);
+        layout.extend([0; 20]);
+        let monitor = Monitor {
+            left: -1,
+            top: 0,
+            width: 1024,
+            height: 768,
+            primary: true,
+        };
+        assert_eq!(
+            Display.feed(Direction::ToTarget, &layout),
+            Ok(vec![ChannelEvent::Display(DisplayEvent::Layout {
+                monitors: vec![monitor]
+            })])
+        );
+        Display.feed(Direction::ToClient, &layout).unwrap_err();
+        for count in [2, 65, 255] {
+            layout[12] = count;
+            Display.feed(Direction::ToTarget, &layout).unwrap_err();
+        }
+        layout[12] = 1;
+        for length in 0..layout.len() {
+            Display
+                .feed(Direction::ToTarget, &layout[..length])
+                .unwrap_err();
+        }
+    }
+}

@@ -481,3 +481,174 @@ const TUNNELS: usize = 8;
 
 /// The longest known name has 47 characters.
 const NAME_BYTES: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use Direction::{ToClient, ToTarget};
+
+    use super::*;
+
+    #[test]
+    fn graphics_are_counted_and_never_held() {
+        let mut manager = Drdynvc::default();
+        open(&mut manager, 7, "Microsoft::Windows::RDS::Graphics");
+        // Announced as 4 GiB.
+        let first = [&[0x28, 7, 0xff, 0xff, 0xff, 0xff][..], &[1; 100]].concat();
+        assert_eq!(manager.feed(ToClient, &first), Ok(vec![]));
+        let next = [&[0x30, 7][..], &[1; 50]].concat();
+        assert_eq!(manager.feed(ToClient, &next), Ok(vec![]));
+        // Compressed, and not even well.
+        assert_eq!(manager.feed(ToTarget, &[0x70, 7, 1, 2, 3]), Ok(vec![]));
+        let traffic = DynamicTraffic {
+            to_target: 3,
+            to_client: 150,
+            compressed: true,
+        };
+        assert_eq!(
+            manager.open().collect::<Vec<_>>(),
+            [("Microsoft::Windows::RDS::Graphics", traffic)]
+        );
+        let closed = DynamicEvent::Closed {
+            direction: ToClient,
+            id: 7,
+            name: "Microsoft::Windows::RDS::Graphics".to_owned(),
+            traffic,
+        };
+        assert_eq!(one(&mut manager, ToClient, &[0x40, 7]), closed);
+        // The answer to the close, and what crossed it.
+        assert_eq!(manager.feed(ToTarget, &[0x40, 7]), Ok(vec![]));
+        let stray = DynamicEvent::Stray {
+            direction: ToTarget,
+            id: 7,
+            bytes: 1,
+        };
+        assert_eq!(one(&mut manager, ToTarget, &[0x30, 7, 1]), stray);
+    }
+
+    #[test]
+    fn a_message_in_parts_is_read_when_it_is_whole() {
+        let mut manager = Drdynvc::default();
+        open(&mut manager, 0x1234, "AUDIO_INPUT");
+        let heard = |bytes| {
+            let event = audin::MicrophoneEvent::Heard { bytes };
+            vec![ChannelEvent::Microphone(event)]
+        };
+        assert_eq!(
+            manager.feed(ToTarget, &[0x21, 0x34, 0x12, 5, 6, 1]),
+            Ok(vec![])
+        );
+        // The other direction has messages of its own.
+        manager
+            .feed(ToClient, &[0x31, 0x34, 0x12, 1, 1, 0, 0, 0])
+            .unwrap();
+        assert_eq!(
+            manager.feed(ToTarget, &[0x31, 0x34, 0x12, 2, 3]),
+            Ok(vec![])
+        );
+        assert_eq!(manager.feed(ToTarget, &[0x31, 0x34, 0x12, 4]), Ok(heard(4)));
+        assert_eq!(
+            manager.feed(ToTarget, &[0x31, 0x34, 0x12, 6, 1, 2]),
+            Ok(heard(2))
+        );
+        // Compressed parts: each direction has its history.
+        let part = [0x61, 0x34, 0x12, 4, 0xe0, 0x06, 6, 1];
+        assert_eq!(manager.feed(ToTarget, &part), Ok(vec![]));
+        let part = [0x71, 0x34, 0x12, 0xe0, 0x06, 2, 3];
+        assert_eq!(manager.feed(ToTarget, &part), Ok(heard(3)));
+    }
+
+    #[test]
+    fn more_than_announced_and_a_message_inside_a_message_are_errors() {
+        for second in [&[0x30, 1, 1, 2, 3, 4][..], &[0x20, 1, 5, 6]] {
+            let mut manager = Drdynvc::default();
+            open(&mut manager, 1, "AUDIO_INPUT");
+            manager.feed(ToTarget, &[0x20, 1, 4, 6]).unwrap();
+            manager.feed(ToTarget, second).unwrap_err();
+        }
+        let mut manager = Drdynvc::default();
+        open(&mut manager, 1, "AUDIO_INPUT");
+        let error = manager.feed(ToTarget, &[0x28, 1, 0xff, 0xff, 0xff, 0xff, 6]);
+        assert!(matches!(error, Err(ChannelError::TooLong { .. })));
+    }
+
+    #[test]
+    fn a_channel_that_the_client_does_not_have_is_not_open() {
+        let mut manager = Drdynvc::default();
+        manager.feed(ToClient, b"\x10\x03echo\0").unwrap();
+        assert_eq!(manager.open().count(), 0);
+        let refused = DynamicEvent::Answered {
+            id: 3,
+            name: Some("echo".to_owned()),
+            status: -1,
+        };
+        let answer = [0x10, 3, 0xff, 0xff, 0xff, 0xff];
+        assert_eq!(one(&mut manager, ToTarget, &answer), refused);
+        assert_eq!(manager.name(3), None);
+    }
+
+    #[test]
+    fn soft_sync_says_which_channels_would_leave() {
+        let mut request = vec![0x80, 0, 22, 0, 0, 0, 3, 0, 1, 0];
+        request.extend([1, 0, 0, 0, 2, 0, 7, 0, 0, 0, 9, 0, 0, 0]);
+        let event = DynamicEvent::SoftSyncRequested {
+            flags: 3,
+            tunnels: vec![SoftSyncTunnel {
+                tunnel_type: 1,
+                channels: vec![7, 9],
+            }],
+        };
+        let mut manager = Drdynvc::default();
+        assert_eq!(one(&mut manager, ToClient, &request), event);
+        manager.feed(ToTarget, &request).unwrap_err();
+        for length in 0..request.len() {
+            manager.feed(ToClient, &request[..length]).unwrap_err();
+        }
+        let answer = [0x90, 0, 1, 0, 0, 0, 1, 0, 0, 0];
+        let event = DynamicEvent::SoftSyncAnswered { tunnels: vec![1] };
+        assert_eq!(one(&mut manager, ToTarget, &answer), event);
+        let many = [0x90, 0, 0xff, 0xff, 0xff, 0xff];
+        manager.feed(ToTarget, &many).unwrap_err();
+    }
+
+    #[test]
+    fn channels_and_names_are_bounded() {
+        let mut manager = Drdynvc::default();
+        for id in 0..u32::try_from(limits::DYNAMIC_CHANNELS).unwrap() {
+            open(&mut manager, id, "x");
+        }
+        open(&mut manager, 0, "y");
+        manager
+            .feed(ToClient, b"\x12\xff\xff\xff\xffx\0")
+            .unwrap_err();
+        let mut manager = Drdynvc::default();
+        manager.feed(ToClient, b"\x10\x01no end").unwrap_err();
+        let long = [b"\x10\x01".as_slice(), &[b'x'; NAME_BYTES + 1], b"\0"].concat();
+        manager.feed(ToClient, &long).unwrap_err();
+        manager.feed(ToClient, &[0x13, 1]).unwrap_err();
+    }
+
+    #[test]
+    fn an_unknown_command_is_reported() {
+        let event = DynamicEvent::Unknown {
+            direction: ToTarget,
+            cmd: 0xa,
+            bytes: 2,
+        };
+        assert_eq!(one(&mut Drdynvc::default(), ToTarget, &[0xa0, 1]), event);
+    }
+
+    fn open(manager: &mut Drdynvc, id: u32, name: &str) {
+        let id = id.to_le_bytes();
+        let request = [&[0x12][..], &id, name.as_bytes(), &[0]].concat();
+        manager.feed(ToClient, &request).unwrap();
+        let answer = [&[0x12][..], &id, &[0; 4]].concat();
+        manager.feed(ToTarget, &answer).unwrap();
+    }
+
+    fn one(manager: &mut Drdynvc, direction: Direction, pdu: &[u8]) -> DynamicEvent {
+        match manager.feed(direction, pdu).unwrap().remove(0) {
+            ChannelEvent::Dynamic(event) => event,
+            other => panic!("{other:?}"),
+        }
+    }
+}

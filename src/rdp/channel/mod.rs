@@ -385,3 +385,59 @@ fn only(actual: Direction, expected: Direction, what: &'static str) -> Result<()
     }
     Err(ChannelError::WrongDirection(what))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn channels_without_a_parser_are_not_looked_into() {
+        let mut channels = Channels::new();
+        assert!(!Channels::knows("snddbg"));
+        assert_eq!(
+            channels.feed("snddbg", Direction::ToTarget, &[0xff]),
+            Ok(Vec::new())
+        );
+        assert!(Channels::knows("CLIPRDR"));
+        assert_eq!(
+            channels.feed("CLIPRDR", Direction::ToTarget, &[0xff]),
+            Err(ChannelError::Truncated("msgType"))
+        );
+    }
+
+    #[test]
+    fn a_reader_of_a_head_knows_what_is_there_and_what_is_at_hand() {
+        let mut reader = Reader::head(&[1, 2, 3], 10);
+        assert_eq!(reader.remaining(), 10);
+        assert_eq!(reader.u8("a"), Ok(1));
+        assert_eq!(reader.u32("b"), Err(ChannelError::NeededWhole("b")));
+        assert_eq!(reader.take(10, "c"), Err(ChannelError::Truncated("c")));
+        let mut limited = reader.clone();
+        limited.limit(1, "d").unwrap();
+        assert_eq!(limited.remaining(), 1);
+        limited = reader.clone();
+        limited.limit(5, "d").unwrap();
+        assert_eq!(limited.remaining(), 5);
+        assert_eq!(limited.skip(6, "e"), Err(ChannelError::Truncated("e")));
+        assert_eq!(reader.limit(10, "f"), Err(ChannelError::Truncated("f")));
+        reader.skip(8, "g").unwrap();
+        assert_eq!(reader.remaining(), 1);
+        assert_eq!(reader.u8("h"), Err(ChannelError::NeededWhole("h")));
+    }
+
+    #[test]
+    fn text_ends_at_its_nul_and_never_fails_on_bad_units() {
+        assert_eq!(utf16_text(b"a\0\x3d\xd8b\0\0\0c\0"), "a\u{fffd}b");
+        assert_eq!(narrow_text(b"\xe9\0x"), "é");
+        assert_eq!(narrow_text("é".as_bytes()), "é");
+        let mut reader = Reader::new(b"a\0b\0");
+        assert_eq!(reader.utf16_z(4, "name").unwrap(), "ab");
+        assert_eq!(
+            Reader::new(b"a\0b").utf16_z(4, "name"),
+            Err(ChannelError::Invalid {
+                what: "name",
+                value: 3
+            })
+        );
+    }
+}

@@ -112,3 +112,46 @@ const TS_RAIL_ORDER_EXEC_RESULT: u16 = 0x0080;
 
 /// 2.2.2.3.1: 520 bytes.
 const PATH_BYTES: usize = 520;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// [MS-RDPERP] 4.3.1 TS_RAIL_ORDER_EXEC, up to the arguments, which have 24 bytes.
+    const EXEC: &[u8] = b"\x01\0\x5e\0\x08\0\x14\0\x26\0\x18\0|\0|\0i\0e\0x\0p\0l\0o\0r\0e\0\
+        f\0:\0\\\0w\0i\0n\0d\0o\0w\0s\0\\\0s\0y\0s\0t\0e\0m\x003\x002\0w\0w\0w\0.\0b\0i\0n\0g\0.\0c\0o\0m\0";
+
+    #[test]
+    fn the_example_of_the_specification_is_read_without_its_arguments() {
+        let events = Rail.feed(Direction::ToTarget, EXEC).unwrap();
+        let expected = RemoteProgramEvent::Requested {
+            program: "||iexplore".to_owned(),
+            working_directory: "f:\\windows\\system32".to_owned(),
+            argument_bytes: 24,
+        };
+        assert_eq!(events, [ChannelEvent::RemoteProgram(expected)]);
+    }
+
+    #[test]
+    fn windows_and_their_moves_are_passed_over_and_the_unknown_is_reported() {
+        assert_eq!(Rail.feed(Direction::ToTarget, &[8, 0, 12, 0]), Ok(vec![]));
+        let events = Rail.feed(Direction::ToTarget, &[0x99, 0, 4, 0]).unwrap();
+        assert!(matches!(
+            events[..],
+            [ChannelEvent::RemoteProgram(
+                RemoteProgramEvent::Unknown { .. }
+            )]
+        ));
+    }
+
+    #[test]
+    fn a_cut_or_misdirected_request_is_an_error() {
+        for length in 0..EXEC.len() {
+            Rail.feed(Direction::ToTarget, &EXEC[..length]).unwrap_err();
+        }
+        assert_eq!(
+            Rail.feed(Direction::ToClient, EXEC),
+            Err(ChannelError::WrongDirection("Client Execute"))
+        );
+    }
+}

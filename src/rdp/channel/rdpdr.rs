@@ -919,3 +919,299 @@ const DEVICE_DATA_BYTES: usize = 1024 * 1024;
 
 /// Five are specified.
 const CAPABILITY_SETS: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use Direction::{ToClient, ToTarget};
+
+    use super::*;
+
+    /// [MS-RDPEPC] 4.1.1: two printers and a port of a Windows client.
+    const PRINTERS: &str = "7244414403000000\
+        040000000400000050524e34000000005000000010000000000000000000000 01c0000001c00000000000000\
+        410070006f006c006c006f00200050002d0031003200300030000000\
+        410070006f006c006c006f00200050002d0031003200300030000000\
+        040000000300000050524e33000000007400000012000000000000000000000 02e0000002e00000000000000\
+        430061006e006f006e00200042007500620062006c0065002d004a0065007400200042004a002d00330030000000\
+        430061006e006f006e00200042007500620062006c0065002d004a0065007400200042004a002d00330030000000\
+        02000000020000004c5054310000000000000000";
+
+    /// [MS-RDPEFS] 4.12 Server Create Drive Request.
+    const CREATE: &str = "724452490300000000000000010000000000000000000000\
+        800000000000000000000000000000000000000007000000010000000100000000000000";
+
+    #[test]
+    fn the_announcement_of_the_specification_is_read() {
+        let mut channel = Rdpdr::default();
+        let devices: Vec<_> = channel
+            .feed(ToTarget, &unhex(PRINTERS))
+            .unwrap()
+            .into_iter()
+            .map(|event| match event {
+                ChannelEvent::Device(DeviceEvent::DeviceAnnounced { device }) => device,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        let printer = |id, dos_name: &str, name: &str| Device {
+            id,
+            kind: DeviceKind::Printer,
+            dos_name: dos_name.to_owned(),
+            name: Some(name.to_owned()),
+            driver: Some(name.to_owned()),
+        };
+        let port = Device {
+            id: 2,
+            kind: DeviceKind::Parallel,
+            dos_name: "LPT1".to_owned(),
+            name: None,
+            driver: None,
+        };
+        let expected = [
+            printer(4, "PRN4", "Apollo P-1200"),
+            printer(3, "PRN3", "Canon Bubble-Jet BJ-30"),
+            port,
+        ];
+        assert_eq!(devices, expected);
+    }
+
+    #[test]
+    fn the_create_request_of_the_specification_is_read() {
+        let event = Rdpdr::default().one(ToClient, &unhex(CREATE));
+        let DeviceEvent::Requested { target, request } = event else {
+            panic!("{event:?}")
+        };
+        assert_eq!((target.device, target.completion), (3, 1));
+        assert_eq!(target.path.as_deref(), Some(""));
+        let expected = Request::Open {
+            access: 0x80,
+            disposition: 7,
+            options: 1,
+        };
+        assert_eq!(request, expected);
+    }
+
+    #[test]
+    fn a_print_job_is_what_was_written_until_the_close() {
+        let mut channel = Rdpdr::default();
+        channel.feed(ToTarget, &unhex(PRINTERS)).unwrap();
+        open(&mut channel, 4, 9, FILE_OPEN, "");
+        for length in [100_u32, 23] {
+            let data = vec![0x55; 100];
+            let body = [
+                &length.to_le_bytes()[..],
+                &[0; 28],
+                &data[..usize::try_from(length).unwrap()],
+            ]
+            .concat();
+            channel.one(ToClient, &request(4, 9, 5, IRP_MJ_WRITE, 0, &body));
+            channel.one(ToTarget, &completion(4, 5, 0, &length.to_le_bytes()));
+        }
+        let used = close(&mut channel, 4, 9).unwrap();
+        assert_eq!(used.written, 123);
+    }
+
+    #[test]
+    fn a_delete_without_a_buffer_is_a_delete() {
+        let mut channel = Rdpdr::default();
+        open(&mut channel, 1, 1, FILE_OPEN, "\\gone");
+        let body = [&13_u32.to_le_bytes()[..], &[0; 28]].concat();
+        let event = channel.one(
+            ToClient,
+            &request(1, 1, 2, IRP_MJ_SET_INFORMATION, 0, &body),
+        );
+        let DeviceEvent::Requested { target, request } = event else {
+            panic!("{event:?}")
+        };
+        assert_eq!(request, Request::Delete { pending: true });
+        assert_eq!(target.path.as_deref(), Some("\\gone"));
+        channel.one(ToTarget, &completion(1, 2, 0, &[0; 4]));
+        assert!(close(&mut channel, 1, 1).unwrap().deleted);
+    }
+
+    #[test]
+    fn a_refused_open_opens_nothing_and_a_failed_close_leaves_nothing_open() {
+        let mut channel = Rdpdr::default();
+        channel.one(ToClient, &create(1, 1, FILE_OPEN, "\\no"));
+        channel.one(ToTarget, &completion(1, 1, 0xc000_0022, &[0; 5]));
+        assert_eq!(channel.files.len(), 0);
+        open(&mut channel, 1, 1, FILE_OPEN, "\\yes");
+        channel.one(ToClient, &request(1, 1, 1, IRP_MJ_CLOSE, 0, &[0; 32]));
+        channel.one(ToTarget, &completion(1, 1, 0xc000_0001, &[]));
+        assert_eq!(channel.files.len(), 0);
+    }
+
+    #[test]
+    fn watches_that_are_never_answered_do_not_end_a_session() {
+        let mut channel = Rdpdr::default();
+        for id in 0..10_000 {
+            let watch = request(1, 1, id, IRP_MJ_DIRECTORY_CONTROL, 2, &[0; 32]);
+            channel.one(ToClient, &watch);
+        }
+        assert_eq!(channel.watches.len(), WATCHES);
+        assert_eq!(channel.pending.len(), 0);
+        assert!(matches!(
+            channel.one(ToTarget, &completion(1, 9_999, 0x0000_010c, &[0; 4])),
+            DeviceEvent::Completed {
+                request: Request::Watch,
+                ..
+            }
+        ));
+        assert!(matches!(
+            channel.one(ToTarget, &completion(1, 3, 0, &[])),
+            DeviceEvent::Unmatched { completion: 3, .. }
+        ));
+    }
+
+    #[test]
+    fn what_a_peer_can_make_us_hold_is_bounded() {
+        let mut channel = Rdpdr::default();
+        for id in 0..u32::try_from(limits::DEVICE_REQUESTS).unwrap() {
+            channel.one(ToClient, &create(1, id, FILE_OPEN, "x"));
+        }
+        // Used again, given up: no more than before.
+        channel.one(ToClient, &create(1, 0, FILE_OPEN, "x"));
+        channel
+            .feed(ToClient, &create(1, u32::MAX, FILE_OPEN, "x"))
+            .unwrap_err();
+
+        let mut channel = Rdpdr::default();
+        for id in 0..u32::try_from(limits::DEVICE_OPEN_FILES).unwrap() {
+            open(&mut channel, 1, id, FILE_OPEN, "x");
+        }
+        channel.one(ToClient, &create(1, 1, FILE_OPEN, "x"));
+        channel
+            .feed(ToTarget, &completion(1, 1, 0, &[0xff, 0xff, 0xff, 0xff, 1]))
+            .unwrap_err();
+
+        let path = "x".repeat(limits::DEVICE_PATH_BYTES / 2 + 1);
+        Rdpdr::default()
+            .feed(ToClient, &create(1, 1, FILE_OPEN, &path))
+            .unwrap_err();
+        let mut list = unhex("7244414401010000");
+        for id in 0..257_u32 {
+            list.extend([0x20, 0, 0, 0]);
+            list.extend(id.to_le_bytes());
+            list.extend(b"SCARD\0\0\0\0\0\0\0");
+        }
+        Rdpdr::default().feed(ToTarget, &list).unwrap_err();
+    }
+
+    #[test]
+    fn the_wrong_side_and_the_unknown_are_told_apart() {
+        assert_eq!(
+            Rdpdr::default().feed(ToTarget, &unhex(CREATE)),
+            Err(ChannelError::WrongDirection("Device I/O Request"))
+        );
+        assert_eq!(
+            Rdpdr::default().one(ToTarget, b"rDxx123"),
+            DeviceEvent::Unknown {
+                direction: ToTarget,
+                component: RDPDR_CTYP_CORE,
+                packet_id: 0x7878,
+                bytes: 3
+            }
+        );
+    }
+
+    #[test]
+    fn the_name_of_a_drive_is_read_in_either_width() {
+        for (data, wide) in [
+            (&b"lab\0"[..], false),
+            (b"l\0a\0b\0\0\0", true),
+            (b"C\0\0\0", true),
+            (b"\x22\x6f\0\0", true),
+            (b"C\0", false),
+            (b"ab\0\0", false),
+        ] {
+            assert_eq!(is_wide(data), wide, "{data:02x?}");
+        }
+    }
+
+    #[test]
+    fn what_can_change_a_device_is_known() {
+        let open = |access, disposition, options| Request::Open {
+            access,
+            disposition,
+            options,
+        };
+        assert!(!open(0x0012_0089, FILE_OPEN, 0x60).changes());
+        assert!(open(0x0012_019f, FILE_OPEN, 0x60).changes());
+        assert!(open(0x0012_0089, 2, 0x60).changes());
+        assert!(open(0x0001_0000, FILE_OPEN, 0).changes());
+        assert!(open(0x80, FILE_OPEN, FILE_DELETE_ON_CLOSE).changes());
+    }
+
+    impl Rdpdr {
+        fn one(&mut self, direction: Direction, pdu: &[u8]) -> DeviceEvent {
+            match self.feed(direction, pdu).unwrap().remove(0) {
+                ChannelEvent::Device(event) => event,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn open(channel: &mut Rdpdr, device: u32, file: u32, disposition: u32, path: &str) {
+        channel.one(ToClient, &create(device, 77, disposition, path));
+        let body = [&file.to_le_bytes()[..], &[1]].concat();
+        channel.one(ToTarget, &completion(device, 77, 0, &body));
+    }
+
+    fn close(channel: &mut Rdpdr, device: u32, file: u32) -> Option<FileUse> {
+        channel.one(
+            ToClient,
+            &request(device, file, 78, IRP_MJ_CLOSE, 0, &[0; 32]),
+        );
+        match channel.one(ToTarget, &completion(device, 78, 0, &[0; 4])) {
+            DeviceEvent::Completed { closed, .. } => closed,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn create(device: u32, completion: u32, disposition: u32, path: &str) -> Vec<u8> {
+        let path: Vec<u8> = path
+            .encode_utf16()
+            .chain([0])
+            .flat_map(u16::to_le_bytes)
+            .collect();
+        let length = u32::try_from(path.len()).unwrap();
+        let body = [
+            &0x80_u32.to_le_bytes()[..],
+            &[0; 16],
+            &disposition.to_le_bytes(),
+            &[0; 4],
+            &length.to_le_bytes(),
+            &path,
+        ]
+        .concat();
+        request(device, 0, completion, IRP_MJ_CREATE, 0, &body)
+    }
+
+    fn request(
+        device: u32,
+        file: u32,
+        completion: u32,
+        major: u32,
+        minor: u32,
+        body: &[u8],
+    ) -> Vec<u8> {
+        let mut bytes = b"rDRI".to_vec();
+        for field in [device, file, completion, major, minor] {
+            bytes.extend(field.to_le_bytes());
+        }
+        bytes.extend(body);
+        bytes
+    }
+
+    fn completion(device: u32, completion: u32, status: u32, body: &[u8]) -> Vec<u8> {
+        let mut bytes = b"rDCI".to_vec();
+        for field in [device, completion, status] {
+            bytes.extend(field.to_le_bytes());
+        }
+        bytes.extend(body);
+        bytes
+    }
+
+    fn unhex(text: &str) -> Vec<u8> {
+        hex::decode(text.replace(' ', "")).unwrap()
+    }
+}

@@ -261,3 +261,76 @@ const SNDC_CRYPTKEY: u8 = 0x08;
 const SNDC_WAVEENCRYPT: u8 = 0x09;
 const SNDC_QUALITYMODE: u8 = 0x0c;
 const SNDC_WAVE2: u8 = 0x0d;
+
+#[cfg(test)]
+mod tests {
+    use Direction::{ToClient, ToTarget};
+
+    use super::*;
+
+    #[test]
+    fn a_wave_in_two_pdus_is_one_event_and_its_sound_is_never_taken_for_a_message() {
+        let mut channel = Rdpsnd::default();
+        let info = [2, 0, 20, 0, 0, 0, 5, 0, 1, 0, 0, 0, 1, 2, 3, 4];
+        let events = channel.feed(ToClient, &info).unwrap();
+        let wave = SoundEvent::Wave {
+            format: None,
+            bytes: 12,
+        };
+        assert_eq!(events, [ChannelEvent::Sound(wave)]);
+        // Another direction is not the sound.
+        channel.feed(ToTarget, &[5, 0, 4, 0, 0, 0, 1, 0]).unwrap();
+        assert_eq!(channel.feed(ToClient, &[0xff; 12]), Ok(vec![]));
+        channel.feed(ToClient, &info).unwrap();
+        assert_eq!(
+            channel.feed(ToClient, &[0xff; 11]),
+            Err(ChannelError::Truncated("Wave PDU"))
+        );
+    }
+
+    #[test]
+    fn the_format_of_a_wave_is_the_one_of_the_clients_list() {
+        let mut channel = Rdpsnd::default();
+        let mut list = vec![7, 0, 38, 0];
+        list.extend([0; 14]);
+        list.extend([1, 0, 0, 8, 0, 0]);
+        list.extend([1, 0, 2, 0, 0x44, 0xac, 0, 0, 0, 0, 0, 0, 4, 0, 16, 0, 0, 0]);
+        channel.feed(ToTarget, &list).unwrap();
+        let wave2 = [13, 0, 14, 0, 0, 0, 0, 0, 1, 0, 0, 0, 9, 9, 9, 9, 1, 2];
+        let wave = SoundEvent::Wave {
+            format: Some(AudioFormat {
+                tag: 1,
+                channels: 2,
+                samples_per_s: 44_100,
+                bits_per_sample: 16,
+            }),
+            bytes: 2,
+        };
+        assert_eq!(
+            channel.feed(ToClient, &wave2),
+            Ok(vec![ChannelEvent::Sound(wave)])
+        );
+        assert_eq!(
+            channel.feed(ToTarget, &wave2),
+            Err(ChannelError::WrongDirection("Wave2"))
+        );
+    }
+
+    #[test]
+    fn a_key_is_not_kept() {
+        let pdu = [&[8, 0, 36, 0][..], &[0x41; 36]].concat();
+        let events = Rdpsnd::default().feed(ToClient, &pdu).unwrap();
+        assert_eq!(events, [ChannelEvent::Sound(SoundEvent::EncryptionKey)]);
+    }
+
+    #[test]
+    fn what_a_formats_pdu_announces_has_to_be_there() {
+        let mut list = vec![7, 0, 20, 0];
+        list.extend([0; 14]);
+        list.extend([0xff, 0xff, 0, 8, 0, 0]);
+        assert_eq!(
+            Rdpsnd::default().feed(ToClient, &list),
+            Err(ChannelError::Truncated("wFormatTag"))
+        );
+    }
+}
