@@ -11,7 +11,7 @@
 
 use std::fmt::Debug;
 use std::net::SocketAddr;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock, Mutex};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -25,11 +25,14 @@ use jetway::preamble::{self, Preamble, Recognition};
 use jetway::proxy_protocol::{self, ProxyHeader};
 use jetway::rdp::Direction;
 use jetway::rdp::client_info::Logon;
+use jetway::rdp::channel::Channels;
+use jetway::rdp::channel::rdp8_lite::Rdp8Lite;
 use jetway::rdp::connection_request::{self, ConnectionRequestError};
 use jetway::rdp::event::{Event, Interest, Sink, Verdict};
 use jetway::rdp::negotiation;
 use jetway::rdp::preconnection::{self, PreconnectionPdu};
 use jetway::rdp::session::{SessionError, Settings, Tracker};
+use jetway::stage::inspector::{AuditEvent, Inspector};
 use jetway::ticket::Ticket;
 use jetway::time::UnixTime;
 use jetway::token::claims::ConnectionMode;
@@ -196,6 +199,94 @@ pub(crate) fn preamble(data: &[u8]) {
         flags && matches!(preconnection::decode(data), Ok(Some(_))),
         Preamble::PreconnectionPdu,
     );
+}
+
+/// See [`channel`].
+pub(crate) fn channel_cliprdr(data: &[u8]) {
+    channel("cliprdr", data);
+}
+
+/// See [`channel`].
+pub(crate) fn channel_rdpdr(data: &[u8]) {
+    channel("rdpdr", data);
+}
+
+/// See [`channel`].
+pub(crate) fn channel_rdpsnd(data: &[u8]) {
+    channel("rdpsnd", data);
+}
+
+/// See [`channel`]. Remote programs, microphones, displays and tunnelled channels are reached from here.
+pub(crate) fn channel_drdynvc(data: &[u8]) {
+    channel("drdynvc", data);
+}
+
+/// The PDUs of a channel mean the same each time; the head of a PDU means what all of it means, or is not enough;
+/// every PDU is recorded or ends the session, with a record of why; what is told is of the order of what was sent.
+fn channel(name: &str, data: &[u8]) {
+    let (mut whole, mut again, mut heads) =
+        (Channels::new(), Channels::new(), Some(Channels::new()));
+    let told = Arc::new(Mutex::new((0, false)));
+    let mut inspector = {
+        let told = Arc::clone(&told);
+        Inspector::new(move |record| {
+            let mut told = told.lock().unwrap();
+            told.0 += serde_json::to_string(&record).unwrap().len();
+            told.1 |= matches!(record, AuditEvent::Malformed { .. });
+        })
+    };
+    let mut sent = 0;
+    for (direction, pdu) in pdus(data) {
+        sent += pdu.len();
+        let events = whole.feed(name, direction, pdu);
+        assert_eq!(again.feed(name, direction, pdu), events);
+        if let Some(parser) = &mut heads {
+            let head = &pdu[..pdu.len().min(48)];
+            match parser.feed_head(name, direction, head, pdu.len()) {
+                Ok(told) => assert_eq!(Ok(told), events),
+                Err(_) => heads = None,
+            }
+        }
+        let recorded = inspector.channel_message(name, direction, pdu);
+        assert_eq!(recorded.is_err(), events.is_err());
+        assert_eq!(told.lock().unwrap().1, events.is_err());
+        if events.is_err() {
+            break;
+        }
+    }
+    drop(inspector);
+    // The path of a file may come again with each of its requests.
+    let told = told.lock().unwrap().0;
+    assert!(told <= 4096 + sent * 1024, "{told} for {sent}");
+}
+
+/// PDUs one behind the other: direction (1), length (2, little endian), bytes.
+fn pdus(mut data: &[u8]) -> impl Iterator<Item = (Direction, &[u8])> {
+    std::iter::from_fn(move || {
+        let (&[direction, low, high], rest) = data.split_first_chunk()?;
+        let length = usize::from(u16::from_le_bytes([low, high])).min(rest.len());
+        let (pdu, rest) = rest.split_at(length);
+        data = rest;
+        let direction = match direction & 1 {
+            0 => Direction::ToTarget,
+            _ => Direction::ToClient,
+        };
+        Some((direction, pdu))
+    })
+}
+
+/// What comes out of a segment is bounded, is the same each time, and is what went in where it is not compressed.
+pub(crate) fn rdp8_lite(data: &[u8]) {
+    let (mut first, mut second) = (Rdp8Lite::default(), Rdp8Lite::default());
+    for (_, segment) in pdus(data) {
+        let plain = first.decompress(segment);
+        assert_eq!(second.decompress(segment), plain);
+        let Ok(plain) = plain else { return };
+        assert!(plain.len() <= 8192);
+        if segment[1] & 0x20 == 0 {
+            assert_eq!(plain, segment[2..]);
+        }
+    }
 }
 
 /// Decoding is final and bounded, round trips, and agrees with `ironrdp-pdu`.

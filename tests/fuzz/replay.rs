@@ -29,11 +29,16 @@ macro_rules! replay {
 
 replay!(
     application_protocol,
+    channel_cliprdr,
+    channel_drdynvc,
+    channel_rdpdr,
+    channel_rdpsnd,
     connection_confirm,
     connection_request,
     preamble,
     preconnection,
     proxy_protocol,
+    rdp8_lite,
     session,
     ticket,
     token,

@@ -683,7 +683,7 @@ mod tests {
         let whole = files_pdu(&["a", "b"]);
         assert_eq!(
             channel.feed_head(ToClient, &whole[..600], whole.len()),
-            Err(ChannelError::NeededWhole("flags"))
+            Err(ChannelError::NeededWhole("fileName"))
         );
     }
 

