@@ -866,10 +866,13 @@ impl Inspector {
                 cmd,
                 bytes,
             } => self.unknown("drdynvc", direction, cmd.into(), bytes),
+            // Nobody reads it, and nobody should have sent it.
+            DynamicEvent::Stray {
+                direction, bytes, ..
+            } => self.unknown("drdynvc", direction, DATA, bytes),
             DynamicEvent::Capabilities { .. }
             | DynamicEvent::Requested { .. }
             | DynamicEvent::Answered { name: None, .. }
-            | DynamicEvent::Stray { .. }
             | DynamicEvent::SoftSyncAnswered { .. } => {}
         }
     }
@@ -1112,6 +1115,9 @@ const PDUTYPE2_UPDATE: u8 = 2;
 
 /// [MS-RDPBCGR] 2.2.5.1.1: data received over a virtual channel could not be decoded.
 const ERRINFO_VC_DECODING_ERROR: u32 = 0x1133;
+
+/// `Cmd` of DYNVC_DATA.
+const DATA: u32 = 3;
 
 /// Formats, files and channels that one record lists; it counts them all.
 const LISTED: usize = 256;

@@ -759,10 +759,11 @@ mod tests {
 
     impl Cliprdr {
         fn one(&mut self, direction: Direction, pdu: &[u8]) -> ClipboardEvent {
-            match self.feed(direction, pdu).unwrap().remove(0) {
-                ChannelEvent::Clipboard(event) => event,
-                other => panic!("{other:?}"),
-            }
+            let event = self.feed(direction, pdu).unwrap().remove(0);
+            let ChannelEvent::Clipboard(event) = event else {
+                panic!("{event:?}")
+            };
+            event
         }
     }
 
@@ -807,10 +808,11 @@ mod tests {
             request.extend(lock.to_le_bytes());
             request[4] = 28;
         }
-        match channel.one(ToTarget, &request) {
-            ClipboardEvent::FileRequested { part, .. } => part.name,
-            other => panic!("{other:?}"),
-        }
+        let event = channel.one(ToTarget, &request);
+        let ClipboardEvent::FileRequested { part, .. } = event else {
+            panic!("{event:?}")
+        };
+        part.name
     }
 
     fn pdu(msg_type: u16, flags: u16, body: &[u8]) -> Vec<u8> {

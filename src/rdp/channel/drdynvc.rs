@@ -248,13 +248,18 @@ impl Drdynvc {
         let length = end.ok_or(ChannelError::Truncated("ChannelName"))?;
         within(length, NAME_BYTES, "ChannelName")?;
         let name = narrow_text(reader.take(length, "ChannelName")?);
-        if !self.channels.contains_key(&id) {
-            room(
-                self.channels.len(),
-                limits::DYNAMIC_CHANNELS,
-                "dynamic channels",
-            )?;
+        // The client would refuse it and keep the one it has; its data must not become strays here.
+        if self.channels.contains_key(&id) {
+            return Err(ChannelError::Invalid {
+                what: "ChannelId of a channel that is open",
+                value: id.into(),
+            });
         }
+        room(
+            self.channels.len(),
+            limits::DYNAMIC_CHANNELS,
+            "dynamic channels",
+        )?;
         let channel = Channel {
             name: name.clone(),
             is_open: false,
@@ -273,6 +278,17 @@ impl Drdynvc {
 
     fn created(&mut self, id: u32, reader: &mut Reader<'_>) -> Result<DynamicEvent, ChannelError> {
         let status = reader.u32("CreationStatus")?.cast_signed();
+        // A second answer could hide a channel that the target has open.
+        if self
+            .channels
+            .get(&id)
+            .is_some_and(|channel| channel.is_open)
+        {
+            return Err(ChannelError::Invalid {
+                what: "ChannelId of an answered request",
+                value: id.into(),
+            });
+        }
         let name = match self.channels.get_mut(&id) {
             Some(channel) if status >= 0 => {
                 channel.is_open = true;
@@ -372,11 +388,11 @@ impl Parser {
         } else if is("rdpsnd") || is("AUDIO_PLAYBACK_DVC") || is("AUDIO_PLAYBACK_LOSSY_DVC") {
             Some(Self::Rdpsnd(rdpsnd::Rdpsnd::default()))
         } else if is("rail") {
-            Some(Self::Rail(rail::Rail::default()))
+            Some(Self::Rail(rail::Rail))
         } else if is("AUDIO_INPUT") {
             Some(Self::Audin(audin::Audin::default()))
         } else if is("Microsoft::Windows::RDS::DisplayControl") {
-            Some(Self::Display(display::Display::default()))
+            Some(Self::Display(display::Display))
         } else {
             None
         }
@@ -587,6 +603,19 @@ mod tests {
     }
 
     #[test]
+    fn a_channel_that_is_open_cannot_be_made_to_look_closed() {
+        let mut manager = Drdynvc::default();
+        open(&mut manager, 1, "AUDIO_INPUT");
+        manager.feed(ToClient, b"\x10\x01other\0").unwrap_err();
+        let refusal = [0x10, 1, 0xff, 0xff, 0xff, 0xff];
+        manager.feed(ToTarget, &refusal).unwrap_err();
+        assert_eq!(manager.name(1), Some("AUDIO_INPUT"));
+        // Closed, its id is free again.
+        manager.feed(ToTarget, &[0x40, 1]).unwrap();
+        open(&mut manager, 1, "other");
+    }
+
+    #[test]
     fn soft_sync_says_which_channels_would_leave() {
         let mut request = vec![0x80, 0, 22, 0, 0, 0, 3, 0, 1, 0];
         request.extend([1, 0, 0, 0, 2, 0, 7, 0, 0, 0, 9, 0, 0, 0]);
@@ -616,7 +645,6 @@ mod tests {
         for id in 0..u32::try_from(limits::DYNAMIC_CHANNELS).unwrap() {
             open(&mut manager, id, "x");
         }
-        open(&mut manager, 0, "y");
         manager
             .feed(ToClient, b"\x12\xff\xff\xff\xffx\0")
             .unwrap_err();
@@ -646,9 +674,10 @@ mod tests {
     }
 
     fn one(manager: &mut Drdynvc, direction: Direction, pdu: &[u8]) -> DynamicEvent {
-        match manager.feed(direction, pdu).unwrap().remove(0) {
-            ChannelEvent::Dynamic(event) => event,
-            other => panic!("{other:?}"),
-        }
+        let event = manager.feed(direction, pdu).unwrap().remove(0);
+        let ChannelEvent::Dynamic(event) = event else {
+            panic!("{event:?}")
+        };
+        event
     }
 }

@@ -302,7 +302,7 @@ impl<'a> Reader<'a> {
         field: &'static str,
     ) -> Result<String, ChannelError> {
         within(length, limit, field)?;
-        if length % 2 != 0 {
+        if !length.is_multiple_of(2) {
             return Err(ChannelError::Invalid {
                 what: field,
                 value: wide(length),

@@ -795,7 +795,7 @@ fn is_wide(bytes: &[u8]) -> bool {
         .iter()
         .take_while(|byte| byte.is_ascii_graphic() || **byte == b' ')
         .count();
-    let ends_wide = bytes.len() % 2 == 0 && bytes.ends_with(&[0, 0]);
+    let ends_wide = bytes.len().is_multiple_of(2) && bytes.ends_with(&[0, 0]);
     ends_wide && (narrow < 2 || bytes.get(narrow) != Some(&0))
 }
 
@@ -948,9 +948,11 @@ mod tests {
             .feed(ToTarget, &unhex(PRINTERS))
             .unwrap()
             .into_iter()
-            .map(|event| match event {
-                ChannelEvent::Device(DeviceEvent::DeviceAnnounced { device }) => device,
-                other => panic!("{other:?}"),
+            .map(|event| {
+                let ChannelEvent::Device(DeviceEvent::DeviceAnnounced { device }) = event else {
+                    panic!("{event:?}")
+                };
+                device
             })
             .collect();
         let printer = |id, dos_name: &str, name: &str| Device {
@@ -997,7 +999,7 @@ mod tests {
         channel.feed(ToTarget, &unhex(PRINTERS)).unwrap();
         open(&mut channel, 4, 9, FILE_OPEN, "");
         for length in [100_u32, 23] {
-            let data = vec![0x55; 100];
+            let data = [0x55; 100];
             let body = [
                 &length.to_le_bytes()[..],
                 &[0; 28],
@@ -1144,10 +1146,11 @@ mod tests {
 
     impl Rdpdr {
         fn one(&mut self, direction: Direction, pdu: &[u8]) -> DeviceEvent {
-            match self.feed(direction, pdu).unwrap().remove(0) {
-                ChannelEvent::Device(event) => event,
-                other => panic!("{other:?}"),
-            }
+            let event = self.feed(direction, pdu).unwrap().remove(0);
+            let ChannelEvent::Device(event) = event else {
+                panic!("{event:?}")
+            };
+            event
         }
     }
 
@@ -1162,10 +1165,11 @@ mod tests {
             ToClient,
             &request(device, file, 78, IRP_MJ_CLOSE, 0, &[0; 32]),
         );
-        match channel.one(ToTarget, &completion(device, 78, 0, &[0; 4])) {
-            DeviceEvent::Completed { closed, .. } => closed,
-            other => panic!("{other:?}"),
-        }
+        let event = channel.one(ToTarget, &completion(device, 78, 0, &[0; 4]));
+        let DeviceEvent::Completed { closed, .. } = event else {
+            panic!("{event:?}")
+        };
+        closed
     }
 
     fn create(device: u32, completion: u32, disposition: u32, path: &str) -> Vec<u8> {
