@@ -1127,3 +1127,128 @@ const COPIED_FILES: usize = 1024;
 
 /// Formats of sound that are told apart.
 const SOUND_FORMATS: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{self, Receiver};
+
+    use super::*;
+    use crate::rdp::event::StaticChannel;
+
+    #[test]
+    fn a_message_that_cannot_be_read_ends_the_session_and_is_recorded() {
+        let (mut inspector, records) = inspector();
+        let verdict = message(&mut inspector, "cliprdr", Direction::ToTarget, &[2, 0]);
+        let Verdict::Terminate { reason, error_info } = verdict else {
+            panic!("{verdict:?}")
+        };
+        assert_eq!(reason, "msgFlags is cut off on channel cliprdr");
+        assert_eq!(error_info, ERRINFO_VC_DECODING_ERROR);
+        assert!(matches!(
+            records.try_iter().next(),
+            Some(AuditEvent::Malformed { .. })
+        ));
+    }
+
+    #[test]
+    fn only_channels_that_are_read_are_asked_for_and_nothing_is_decided() {
+        let (inspector, _records) = inspector();
+        for channel in ["cliprdr", "rdpdr", "rdpsnd", "drdynvc", "rail", "RAIL"] {
+            assert_eq!(inspector.interest(channel), Interest::Observe, "{channel}");
+        }
+        assert_eq!(inspector.interest("snddbg"), Interest::Ignore);
+        assert!(!inspector.decides());
+    }
+
+    #[test]
+    fn what_is_open_when_the_session_ends_is_recorded_once() {
+        let (mut inspector, records) = inspector();
+        let (to_client, to_target) = (Direction::ToClient, Direction::ToTarget);
+        // A smart card reader and a file that is opened to be written, and not closed.
+        let list = b"rDAD\x01\0\0\0\x20\0\0\0\x09\0\0\0SCARD\0\0\0\0\0\0\0";
+        let open = b"rDRI\x01\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\
+            \x05\0\0\0\0\0\0\0\x04\0\0\0a\0\0\0";
+        let opened = b"rDCI\x01\0\0\0\x05\0\0\0\0\0\0\0\x07\0\0\0\0";
+        let control = [
+            &b"rDRI\x09\0\0\0\0\0\0\0\x06\0\0\0\x0e\0\0\0\0\0\0\0"[..],
+            &[0; 32],
+        ]
+        .concat();
+        for (direction, pdu) in [
+            (to_target, &list[..]),
+            (to_client, open),
+            (to_target, opened),
+            (to_client, &control),
+            (to_client, &control),
+        ] {
+            assert_eq!(
+                message(&mut inspector, "rdpdr", direction, pdu),
+                Verdict::Forward
+            );
+        }
+        inspector.finish();
+        drop(inspector);
+        let records: Vec<_> = records.iter().skip(1).collect();
+        assert_eq!(
+            records,
+            [
+                AuditEvent::SmartCardUsed { device: 9 },
+                AuditEvent::FileClosed {
+                    device: 1,
+                    path: "a".to_owned(),
+                    used: FileUse {
+                        writable: true,
+                        ..FileUse::default()
+                    },
+                    closed: false
+                }
+            ]
+        );
+    }
+
+    #[test]
+    fn keys_are_counted_and_not_told() {
+        let (mut inspector, records) = inspector();
+        for release in [false, true] {
+            let input = Input::Unicode {
+                release,
+                unit: 0x41,
+            };
+            inspector.on_event(&Event::Input(input));
+        }
+        inspector.on_event(&Event::Input(Input::Mouse {
+            flags: 0,
+            x: 1,
+            y: 2,
+        }));
+        let statistics = inspector.statistics();
+        drop(inspector);
+        assert_eq!(records.iter().count(), 0);
+        let statistics = statistics.lock().unwrap();
+        assert_eq!((statistics.keys, statistics.pointer), (1, 1));
+    }
+
+    fn inspector() -> (Inspector, Receiver<AuditEvent>) {
+        let (sender, records) = mpsc::channel();
+        let inspector = Inspector::new(move |record| sender.send(record).unwrap());
+        (inspector, records)
+    }
+
+    fn message(
+        inspector: &mut Inspector,
+        name: &str,
+        direction: Direction,
+        data: &[u8],
+    ) -> Verdict {
+        let channel = StaticChannel {
+            name: name.to_owned(),
+            id: 1004,
+            options: 0,
+        };
+        inspector.on_event(&Event::ChannelMessage {
+            direction,
+            channel: &channel,
+            data,
+        })
+    }
+}
