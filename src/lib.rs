@@ -140,6 +140,8 @@ pub mod store;
 #[cfg(feature = "shell")]
 pub mod stream;
 #[cfg(feature = "shell")]
+pub mod target_certificate;
+#[cfg(feature = "shell")]
 pub mod tls;
 #[cfg(feature = "shell")]
 pub mod upstream;

@@ -18,6 +18,8 @@ pub mod fast_path;
 pub mod frame;
 pub mod gcc;
 pub mod mcs;
+pub mod credssp;
+pub mod farewell;
 pub mod negotiation;
 pub mod preconnection;
 pub mod session;

@@ -17,6 +17,7 @@ pub mod identify;
 pub mod open;
 pub mod refuse;
 pub mod registry;
+pub mod secure;
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,0 +1,1263 @@
+//! Step 5 of an inspected session: TLS, and CredSSP where it was negotiated, on both legs.
+//!
+//! 1. The target is asked which security it wants.
+//! 2. The client is answered: NLA where the token has a proxy credential and the client offers it, else TLS.
+//! 3. The client leg is completed: TLS with the listener's certificate, and the client's proof.
+//! 4. Only then the target leg: TLS, the certificate judged, the logon with the credentials of the token.
+//!
+//! So nobody reaches the target's logon who has not completed their own. Every wait ends at the deadline. What a peer
+//! sent behind its last message of a step (clients pipeline MCS Connect Initial) is handed on.
+//!
+//! A failure says what the log needs ([`SecureError`]) and in which state it leaves the client ([`Remaining`]): still
+//! without an answer, so that an RDP Negotiation Failure can be sent, or in TLS, where [`say_farewell`] tells the
+//! reason.
+
+use std::io;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use secrecy::SecretString;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_rustls::rustls::client::Resumption;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use tokio_rustls::rustls::sign::CertifiedKey;
+use tokio_rustls::rustls::{self, ClientConfig, ServerConfig};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+
+use crate::rdp::connection_request::{
+    self, ConnectionRequest, NegotiationRequest, PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX, PROTOCOL_SSL,
+    REDIRECTED_AUTHENTICATION_MODE_REQUIRED, RESTRICTED_ADMIN_MODE_REQUIRED,
+};
+use crate::rdp::credssp::client::{
+    Client as LogonClient, LogonError, Package, Progress, status_name,
+};
+use crate::rdp::credssp::server::{Cause, Progress as ServerProgress, Server as LogonServer};
+use crate::rdp::credssp::{EarlyUserAuth, SubjectPublicKeyInfo, frame_length};
+use crate::rdp::farewell::{Farewell, FarewellError, Reason};
+use crate::rdp::negotiation::{ConnectionConfirm, FailureCode, decode_confirm};
+use crate::target_certificate::{
+    CertificateRefusal, Remembered, TargetCertificate, Verifier, thumbprint,
+};
+use crate::token::claims::{Credentials, Thumbprint};
+use crate::token::target::TargetAddr;
+
+/// What an operator configures for the target leg.
+#[derive(Clone, Debug)]
+pub struct SecureConfig {
+    /// How certificates of targets are judged, unless a token pins one.
+    pub target_certificate: TargetCertificate,
+    /// Kerberos to the target; NTLM without it.
+    pub kerberos: Option<Kerberos>,
+}
+
+/// Kerberos to targets that were named, not addressed: there is no ticket for an IP address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kerberos {
+    /// `host:port` of the KDCs, in the order to try them; TCP.
+    pub kdcs: Vec<String>,
+    /// The realm of user names that name none.
+    pub realm: Option<String>,
+    /// Whether NTLM may be used where there is no Kerberos: no KDC answers, the KDC does not know the target, the
+    /// target has no name or wants NTLM. Wrong credentials never lead to a second attempt.
+    pub ntlm_fallback: bool,
+}
+
+/// What one session needs.
+#[derive(Clone, Debug)]
+pub struct SecureRequest<'a> {
+    /// The operator's part.
+    pub config: &'a SecureConfig,
+    /// The certificate of the listener that the client came in by.
+    pub server_tls: &'a Arc<ServerConfig>,
+    /// The target as the token names it.
+    pub target: &'a TargetAddr,
+    /// `dst_usr` and `dst_pwd`; without them only a target that takes TLS alone can be had.
+    pub target_credentials: Option<&'a Credentials>,
+    /// `prx_usr` and `prx_pwd`; without them the client leg is TLS alone.
+    pub proxy_credentials: Option<&'a Credentials>,
+    /// `cert_thumb256`.
+    pub certificate_pin: Option<Thumbprint>,
+    /// When all of it must be done.
+    pub deadline: Instant,
+}
+
+/// How the client's part begins.
+#[derive(Debug)]
+pub enum Opening {
+    /// This Connection Request was taken from the stream.
+    X224(ConnectionRequest),
+    /// TLS at once; X.224 will follow inside ([MS-RDPBCGR] 5.4.2.2).
+    DirectTls,
+}
+
+/// TLS to the client.
+pub type ClientTls<C> = server::TlsStream<Rewound<C>>;
+/// TLS to the target.
+pub type TargetTls = client::TlsStream<TcpStream>;
+
+/// Both legs, complete.
+#[derive(Debug)]
+pub struct Secured<C> {
+    /// The client.
+    pub client: Box<ClientTls<C>>,
+    /// What it sent behind its last message: the beginning of MCS Connect Initial.
+    pub client_read_ahead: Vec<u8>,
+    /// The target.
+    pub target: Box<TargetTls>,
+    /// What it sent behind its last message; empty with targets that keep to the protocol.
+    pub target_read_ahead: Vec<u8>,
+    /// What was agreed.
+    pub legs: Legs,
+    /// The certificate of the target, judged.
+    pub target_certificate: Thumbprint,
+    /// What became of it where trust on first use is the policy.
+    pub remembered: Remembered,
+}
+
+/// What was agreed on both legs: the GCC data of each has to say the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Legs {
+    /// `requestedProtocols` of the client: goes back to it in the server core data.
+    pub client_requested: u32,
+    /// `selectedProtocol` that the client was told.
+    pub client_selected: u32,
+    /// `requestedProtocols` that the target was told.
+    pub target_requested: u32,
+    /// `selectedProtocol` of the target: goes back to it in the client core data.
+    pub target_selected: u32,
+    /// TLS to the client.
+    pub client_tls: TlsFacts,
+    /// TLS to the target.
+    pub target_tls: TlsFacts,
+}
+
+/// Version and cipher of a TLS connection, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFacts {
+    /// For example `TLSv1_3`.
+    pub version: String,
+    /// For example `TLS13_AES_256_GCM_SHA384`.
+    pub cipher: String,
+}
+
+impl TlsFacts {
+    fn of(connection: &rustls::CommonState) -> Self {
+        let unknown = || "unknown".to_owned();
+        let version = connection.protocol_version();
+        let suite = connection.negotiated_cipher_suite();
+        Self {
+            version: version.map_or_else(unknown, |version| format!("{version:?}")),
+            cipher: suite.map_or_else(unknown, |suite| format!("{:?}", suite.suite())),
+        }
+    }
+}
+
+/// A failure, and what can still be done for the client.
+#[derive(Debug)]
+pub struct Failed<C> {
+    /// Why.
+    pub error: SecureError,
+    /// In which state the client is.
+    pub client: Remaining<C>,
+}
+
+/// The client of a session that was not secured.
+#[derive(Debug)]
+pub enum Remaining<C> {
+    /// It waits for the answer to its Connection Request, or has sent none: see [`SecureError::failure_code`].
+    Unanswered {
+        /// The transport.
+        client: C,
+        /// What was read from it and not consumed.
+        read_ahead: Vec<u8>,
+    },
+    /// Its leg is complete: see [`say_farewell`] and [`SecureError::farewell`].
+    Secured {
+        /// The client.
+        client: Box<ClientTls<C>>,
+        /// What it sent behind its last message.
+        read_ahead: Vec<u8>,
+        /// `requestedProtocols` of its Connection Request.
+        requested: u32,
+    },
+    /// It was told, or cannot be told.
+    Gone,
+}
+
+/// Where a session was when it failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Step {
+    /// X.224 with the target.
+    TargetNegotiation,
+    /// TLS with the client.
+    ClientTls,
+    /// CredSSP with the client.
+    ClientLogon,
+    /// X.224 inside TLS with the client.
+    ClientNegotiation,
+    /// TLS with the target.
+    TargetTls,
+    /// CredSSP with the target.
+    TargetLogon,
+}
+
+impl std::fmt::Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::TargetNegotiation => "negotiation with the target",
+            Self::ClientTls => "TLS with the client",
+            Self::ClientLogon => "CredSSP with the client",
+            Self::ClientNegotiation => "negotiation with the client",
+            Self::TargetTls => "TLS with the target",
+            Self::TargetLogon => "CredSSP with the target",
+        })
+    }
+}
+
+/// Why a session was not secured.
+#[derive(Debug, thiserror::Error)]
+pub enum SecureError {
+    /// The deadline passed.
+    #[error("{0}: not done in time")]
+    TimedOut(Step),
+    /// The socket failed, or was closed.
+    #[error("{step}: {error}")]
+    Io {
+        /// Where.
+        step: Step,
+        /// How.
+        #[source]
+        error: io::Error,
+    },
+    /// A message that does not belong there, or is malformed.
+    #[error("{step}: {problem}")]
+    Protocol {
+        /// Where.
+        step: Step,
+        /// What.
+        problem: String,
+    },
+    /// The client offers no TLS.
+    #[error("the client does not offer TLS")]
+    ClientWithoutTls,
+    /// The client wants Restricted Admin or Remote Credential Guard, which bring no credentials for a second leg.
+    #[error("the client demands Restricted Admin or Remote Credential Guard")]
+    CredentialLess,
+    /// The client uses NLA where the token has no proxy credential.
+    #[error("the client uses NLA and the token has no credential for it")]
+    UnexpectedNla,
+    /// The client did not prove that it knows the proxy credential.
+    #[error("the client's logon: {0}")]
+    ClientDenied(Cause),
+    /// The target has RDP's own security only.
+    #[error("the target offers nothing but standard RDP security")]
+    StandardSecurityOnly,
+    /// The target demands NLA and the token has no credentials for it.
+    #[error("the target demands NLA and the token has no credentials for it")]
+    NlaWithoutCredentials,
+    /// The target refuses to negotiate.
+    #[error("the target answers RDP_NEG_FAILURE {0}")]
+    NegotiationFailure(u32),
+    /// The certificate of the target is refused.
+    #[error("{0}")]
+    Certificate(#[from] CertificateRefusal),
+    /// The target does not accept the credentials.
+    #[error("the target does not accept the credentials: {0}")]
+    WrongCredentials(String),
+    /// The account is locked.
+    #[error("the account is locked: {0}")]
+    AccountLocked(String),
+    /// The account is disabled or expired, its password is, or it may not log on here or now.
+    #[error("the account may not log on: {0}")]
+    AccountRestricted(String),
+    /// No KDC answers.
+    #[error("no KDC can be reached: {0}")]
+    KdcUnreachable(String),
+    /// Another failure of the logon.
+    #[error("the target's logon: {0}")]
+    TargetLogon(LogonError),
+    /// The gateway's own settings do not allow it.
+    #[error("{0}")]
+    Settings(String),
+}
+
+/// Whose matter a failure is: what users, operators and counters tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// Wrong credentials for the target.
+    WrongCredentials,
+    /// The account is locked.
+    AccountLocked,
+    /// The account may not log on.
+    AccountRestricted,
+    /// The KDC cannot be reached.
+    KdcUnreachable,
+    /// The target is not who it should be.
+    CertificateMismatch,
+    /// The target has no security that can be had.
+    StandardSecurityOnly,
+    /// The target is gone, silent or breaks the protocol.
+    Target,
+    /// The client's own leg.
+    ClientLeg,
+    /// The gateway itself.
+    Gateway,
+}
+
+impl SecureError {
+    /// Whose matter it is.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self {
+            Self::TimedOut(step) | Self::Io { step, .. } | Self::Protocol { step, .. } => {
+                match step {
+                    Step::TargetNegotiation | Step::TargetTls | Step::TargetLogon => Class::Target,
+                    Step::ClientTls | Step::ClientLogon | Step::ClientNegotiation => {
+                        Class::ClientLeg
+                    }
+                }
+            }
+            Self::ClientWithoutTls
+            | Self::CredentialLess
+            | Self::UnexpectedNla
+            | Self::ClientDenied(_) => Class::ClientLeg,
+            Self::StandardSecurityOnly
+            | Self::NlaWithoutCredentials
+            | Self::NegotiationFailure(_) => Class::StandardSecurityOnly,
+            Self::Certificate(CertificateRefusal::Store(_)) | Self::Settings(_) => Class::Gateway,
+            Self::Certificate(_) | Self::TargetLogon(LogonError::PublicKey) => {
+                Class::CertificateMismatch
+            }
+            Self::WrongCredentials(_) => Class::WrongCredentials,
+            Self::AccountLocked(_) => Class::AccountLocked,
+            Self::AccountRestricted(_) => Class::AccountRestricted,
+            Self::KdcUnreachable(_) => Class::KdcUnreachable,
+            Self::TargetLogon(_) => Class::Target,
+        }
+    }
+
+    /// The name of the rule, for the log: stable, one word, safe to count by.
+    #[must_use]
+    pub fn rule(&self) -> &'static str {
+        match self.class() {
+            Class::WrongCredentials => "target-credentials",
+            Class::AccountLocked => "target-account-locked",
+            Class::AccountRestricted => "target-account-restricted",
+            Class::KdcUnreachable => "kdc",
+            Class::CertificateMismatch => "target-certificate",
+            Class::StandardSecurityOnly => "target-security",
+            Class::Target => "target",
+            Class::ClientLeg => "client-leg",
+            Class::Gateway => "settings",
+        }
+    }
+
+    /// What a client is told whose Connection Request waits for its answer ([`Remaining::Unanswered`]).
+    #[must_use]
+    pub fn failure_code(&self) -> FailureCode {
+        if matches!(self, Self::ClientWithoutTls) {
+            FailureCode::SslRequired
+        } else {
+            FailureCode::SslCertNotOnServer
+        }
+    }
+
+    /// What a client is told that is in TLS ([`Remaining::Secured`]).
+    #[must_use]
+    pub fn farewell(&self) -> Reason {
+        match self.class() {
+            Class::WrongCredentials => Reason::WrongCredentials,
+            Class::AccountLocked | Class::AccountRestricted => Reason::AccountRefused,
+            Class::KdcUnreachable => Reason::LogonServerUnavailable,
+            Class::CertificateMismatch | Class::StandardSecurityOnly => Reason::TargetNotTrusted,
+            Class::Target => Reason::TargetUnavailable,
+            Class::ClientLeg | Class::Gateway => Reason::Denied,
+        }
+    }
+}
+
+/// Secures both legs.
+///
+/// `read_ahead` is what was read from the client behind the Connection Request, or the beginning of its TLS.
+///
+/// # Cancel safety
+/// Dropping the future closes both connections.
+///
+/// # Errors
+/// See [`Failed`].
+pub async fn secure<C>(
+    client: C,
+    read_ahead: Vec<u8>,
+    opening: Opening,
+    mut target: TcpStream,
+    request: &SecureRequest<'_>,
+) -> Result<Secured<C>, Box<Failed<C>>>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+{
+    let unanswered = |error, client, read_ahead| {
+        let client = Remaining::Unanswered { client, read_ahead };
+        Box::new(Failed { error, client })
+    };
+    let selection = match ClientSelection::of(&opening, request) {
+        Ok(selection) => selection,
+        Err(error) => return Err(unanswered(error, client, read_ahead)),
+    };
+    let negotiated = match negotiate(&mut target, request).await {
+        Ok(negotiated) => negotiated,
+        Err(error) => return Err(unanswered(error, client, read_ahead)),
+    };
+    let gone = |error| {
+        let client = Remaining::Gone;
+        Box::new(Failed { error, client })
+    };
+    let leg = client_leg(client, read_ahead, opening, selection, &negotiated, request)
+        .await
+        .map_err(gone)?;
+    match target_leg(target, &negotiated, request).await {
+        Ok(leg_to_target) => {
+            let legs = Legs {
+                client_requested: leg.requested,
+                client_selected: leg.selected,
+                target_requested: negotiated.requested,
+                target_selected: negotiated.selected,
+                client_tls: TlsFacts::of(leg.stream.get_ref().1),
+                target_tls: TlsFacts::of(leg_to_target.stream.get_ref().1),
+            };
+            Ok(Secured {
+                client: leg.stream,
+                client_read_ahead: leg.read_ahead,
+                target: leg_to_target.stream,
+                target_read_ahead: leg_to_target.read_ahead,
+                legs,
+                target_certificate: leg_to_target.certificate,
+                remembered: leg_to_target.remembered,
+            })
+        }
+        Err(error) => Err(Box::new(Failed {
+            error,
+            client: Remaining::Secured {
+                client: leg.stream,
+                read_ahead: leg.read_ahead,
+                requested: leg.requested,
+            },
+        })),
+    }
+}
+
+// ---- step 1: the target's security ----
+
+/// What was agreed with the target in X.224.
+#[derive(Clone, Copy, Debug)]
+struct Negotiated {
+    requested: u32,
+    selected: u32,
+    /// The flags that a client may see: what the target says of graphics and of client data.
+    flags: u8,
+}
+
+async fn negotiate(
+    target: &mut TcpStream,
+    request: &SecureRequest<'_>,
+) -> Result<Negotiated, SecureError> {
+    let step = Step::TargetNegotiation;
+    let requested = if request.target_credentials.is_some() {
+        PROTOCOL_SSL | PROTOCOL_HYBRID | PROTOCOL_HYBRID_EX
+    } else {
+        PROTOCOL_SSL
+    };
+    let frame = target_request(request.target_credentials, requested)?;
+    let exchange = async {
+        target.write_all(&frame).await?;
+        let mut bytes = Vec::with_capacity(CONFIRM_BYTES);
+        loop {
+            match decode_confirm(&bytes) {
+                Ok(Some((confirm, consumed))) if consumed == bytes.len() => return Ok(Ok(confirm)),
+                Ok(Some(_)) => return Ok(Err("more than a Connection Confirm".to_owned())),
+                Ok(None) => fill(target, &mut bytes).await?,
+                Err(error) => return Ok(Err(error.to_string())),
+            }
+        }
+    };
+    let confirm = within(request.deadline, step, exchange)
+        .await?
+        .map_err(|problem| SecureError::Protocol { step, problem })?;
+    match confirm {
+        ConnectionConfirm::Selected { protocol: 0, .. } | ConnectionConfirm::Plain => {
+            Err(SecureError::StandardSecurityOnly)
+        }
+        ConnectionConfirm::Selected { flags, protocol } => {
+            let is_one = [PROTOCOL_SSL, PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX].contains(&protocol);
+            if !is_one || protocol & requested == 0 {
+                let problem = format!("selected protocol {protocol:#x} of {requested:#x}");
+                return Err(SecureError::Protocol { step, problem });
+            }
+            Ok(Negotiated {
+                requested,
+                selected: protocol,
+                flags: flags & (EXTENDED_CLIENT_DATA_SUPPORTED | DYNVC_GFX_PROTOCOL_SUPPORTED),
+            })
+        }
+        ConnectionConfirm::Failure { code } => Err(match code {
+            code if code == FailureCode::SslNotAllowed.code() => SecureError::StandardSecurityOnly,
+            code if code == FailureCode::HybridRequired.code() => {
+                SecureError::NlaWithoutCredentials
+            }
+            code => SecureError::NegotiationFailure(code),
+        }),
+    }
+}
+
+/// The Connection Request of the gateway, with the name of the target's user where it fits a cookie.
+fn target_request(
+    credentials: Option<&Credentials>,
+    requested_protocols: u32,
+) -> Result<Vec<u8>, SecureError> {
+    let name = credentials.map(|credentials| credentials.username.as_str());
+    let cookie = name.filter(|name| {
+        name.len() <= COOKIE_BYTES && name.bytes().all(|byte| byte.is_ascii_graphic())
+    });
+    let mut request = ConnectionRequest {
+        mstshash: cookie.map(str::to_owned),
+        negotiation: Some(NegotiationRequest {
+            flags: 0,
+            requested_protocols,
+        }),
+        ..ConnectionRequest::default()
+    };
+    let frame = request.encode().or_else(|_| {
+        request.mstshash = None;
+        request.encode()
+    });
+    frame.map_err(|error| SecureError::Settings(error.to_string()))
+}
+
+// ---- steps 2 and 3: the client's leg ----
+
+/// What the client will be told.
+#[derive(Clone, Copy, Debug)]
+struct ClientSelection {
+    requested: u32,
+    selected: u32,
+    /// Told no: it is answered and the connection ends.
+    credential_less: bool,
+}
+
+impl ClientSelection {
+    fn of(opening: &Opening, request: &SecureRequest<'_>) -> Result<Self, SecureError> {
+        let Opening::X224(connection_request) = opening else {
+            return Ok(Self {
+                requested: 0,
+                selected: PROTOCOL_SSL,
+                credential_less: false,
+            });
+        };
+        let negotiation = connection_request.negotiation.unwrap_or_default();
+        let credential_less = is_credential_less(negotiation);
+        let nla = request.proxy_credentials.is_some() || credential_less;
+        let selected = if nla && negotiation.offers(PROTOCOL_HYBRID_EX) {
+            PROTOCOL_HYBRID_EX
+        } else if nla && negotiation.offers(PROTOCOL_HYBRID) {
+            PROTOCOL_HYBRID
+        } else if negotiation.offers(PROTOCOL_SSL) {
+            PROTOCOL_SSL
+        } else {
+            return Err(SecureError::ClientWithoutTls);
+        };
+        Ok(Self {
+            requested: negotiation.requested_protocols,
+            selected,
+            credential_less,
+        })
+    }
+}
+
+fn is_credential_less(negotiation: NegotiationRequest) -> bool {
+    negotiation.has(RESTRICTED_ADMIN_MODE_REQUIRED)
+        || negotiation.has(REDIRECTED_AUTHENTICATION_MODE_REQUIRED)
+}
+
+struct ClientLeg<C> {
+    stream: Box<ClientTls<C>>,
+    read_ahead: Vec<u8>,
+    requested: u32,
+    selected: u32,
+}
+
+async fn client_leg<C>(
+    mut client: C,
+    read_ahead: Vec<u8>,
+    opening: Opening,
+    selection: ClientSelection,
+    negotiated: &Negotiated,
+    request: &SecureRequest<'_>,
+) -> Result<ClientLeg<C>, SecureError>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+{
+    let deadline = request.deadline;
+    let direct = matches!(opening, Opening::DirectTls);
+    if !direct {
+        let confirm = ConnectionConfirm::Selected {
+            flags: negotiated.flags,
+            protocol: selection.selected,
+        };
+        let answer = confirm.encode();
+        let answer = client.write_all(&answer);
+        within(deadline, Step::ClientNegotiation, answer).await?;
+    }
+    if selection.credential_less {
+        // The answer lacks the flag that such a client asks for: it says so and closes.
+        drain(&mut client, deadline).await;
+        return Err(SecureError::CredentialLess);
+    }
+    let (tls, chosen) = recording(request.server_tls);
+    let accept = TlsAcceptor::from(tls).accept(Rewound::new(read_ahead, client));
+    let mut stream = Box::new(within(deadline, Step::ClientTls, accept).await?);
+    let mut read_ahead = Vec::new();
+    let mut leg = selection;
+    if direct {
+        let begins = within(deadline, Step::ClientNegotiation, async {
+            fill(&mut *stream, &mut read_ahead).await?;
+            Ok(read_ahead.first().copied())
+        });
+        if begins.await? == Some(DER_SEQUENCE) {
+            leg.selected = PROTOCOL_HYBRID;
+        }
+    }
+    if leg.selected != PROTOCOL_SSL {
+        let proof = client_logon(
+            &mut *stream,
+            &mut read_ahead,
+            leg.selected,
+            &chosen,
+            request,
+        );
+        let proof = timeout_at(deadline, proof).await;
+        proof.unwrap_or(Err(SecureError::TimedOut(Step::ClientLogon)))?;
+    }
+    if direct {
+        let negotiation = direct_negotiation(&mut *stream, &mut read_ahead, leg, negotiated);
+        let negotiation = timeout_at(deadline, negotiation).await;
+        leg.requested =
+            negotiation.unwrap_or(Err(SecureError::TimedOut(Step::ClientNegotiation)))?;
+    }
+    Ok(ClientLeg {
+        stream,
+        read_ahead,
+        requested: leg.requested,
+        selected: leg.selected,
+    })
+}
+
+/// X.224 inside TLS. Clients that leave it out begin with MCS at once, and are let.
+async fn direct_negotiation<S>(
+    stream: &mut S,
+    read_ahead: &mut Vec<u8>,
+    leg: ClientSelection,
+    negotiated: &Negotiated,
+) -> Result<u32, SecureError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let step = Step::ClientNegotiation;
+    let failed = |error| SecureError::Io { step, error };
+    while read_ahead.len() < X224_CODE_AT.saturating_add(1) {
+        fill(stream, read_ahead).await.map_err(failed)?;
+    }
+    if read_ahead.get(X224_CODE_AT) != Some(&X224_CONNECTION_REQUEST) {
+        return Ok(leg.selected);
+    }
+    let (asked, consumed) = loop {
+        match connection_request::decode(read_ahead) {
+            Ok(Some(decoded)) => break decoded,
+            Ok(None) => fill(stream, read_ahead).await.map_err(failed)?,
+            Err(error) => {
+                let problem = error.to_string();
+                return Err(SecureError::Protocol { step, problem });
+            }
+        }
+    };
+    read_ahead.drain(..consumed);
+    let confirm = match asked.negotiation {
+        Some(_) => ConnectionConfirm::Selected {
+            flags: negotiated.flags,
+            protocol: leg.selected,
+        },
+        None => ConnectionConfirm::Plain,
+    };
+    stream.write_all(&confirm.encode()).await.map_err(failed)?;
+    stream.flush().await.map_err(failed)?;
+    let negotiation = asked.negotiation.unwrap_or_default();
+    if is_credential_less(negotiation) {
+        return Err(SecureError::CredentialLess);
+    }
+    Ok(negotiation.requested_protocols)
+}
+
+async fn client_logon<S>(
+    stream: &mut S,
+    read_ahead: &mut Vec<u8>,
+    selected: u32,
+    chosen: &Recorded,
+    request: &SecureRequest<'_>,
+) -> Result<(), SecureError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let step = Step::ClientLogon;
+    let failed = |error| SecureError::Io { step, error };
+    let credentials = request
+        .proxy_credentials
+        .ok_or(SecureError::UnexpectedNla)?;
+    let certificate = chosen
+        .end_entity()
+        .ok_or_else(|| SecureError::Settings("the listener has no certificate".to_owned()))?;
+    let info = SubjectPublicKeyInfo::of_certificate(&certificate)
+        .map_err(|error| SecureError::Settings(error.to_string()))?;
+    let mut logon = LogonServer::new(info.key, &credentials.username, &credentials.password);
+    loop {
+        let frame = read_ts_request(stream, read_ahead, step).await?;
+        match logon.process(&frame) {
+            Ok(ServerProgress::Reply(reply)) => {
+                stream.write_all(&reply).await.map_err(failed)?;
+                stream.flush().await.map_err(failed)?;
+            }
+            Ok(ServerProgress::Finished) => break,
+            Err(denied) => {
+                if let Some(reply) = denied.reply {
+                    // It may be gone already; the cause matters, not this.
+                    let _ = stream.write_all(&reply).await;
+                    let _ = stream.shutdown().await;
+                    drain(stream, request.deadline).await;
+                }
+                return Err(SecureError::ClientDenied(denied.cause));
+            }
+        }
+    }
+    if selected == PROTOCOL_HYBRID_EX {
+        let result = EarlyUserAuth::Success.encode();
+        stream.write_all(&result).await.map_err(failed)?;
+        stream.flush().await.map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// The listener's TLS settings, with a note of the certificate they choose: CredSSP binds its key. Without resumption,
+/// where the client would bind the key of an earlier certificate.
+fn recording(tls: &Arc<ServerConfig>) -> (Arc<ServerConfig>, Arc<Recorded>) {
+    let recorded = Arc::new(Recorded {
+        inner: Arc::clone(&tls.cert_resolver),
+        chosen: OnceLock::new(),
+    });
+    let mut config = ServerConfig::clone(tls);
+    config.cert_resolver = Arc::<Recorded>::clone(&recorded);
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    (Arc::new(config), recorded)
+}
+
+#[derive(Debug)]
+struct Recorded {
+    inner: Arc<dyn ResolvesServerCert>,
+    chosen: OnceLock<Arc<CertifiedKey>>,
+}
+
+impl Recorded {
+    fn end_entity(&self) -> Option<CertificateDer<'_>> {
+        self.chosen.get()?.end_entity_cert().ok().cloned()
+    }
+}
+
+impl ResolvesServerCert for Recorded {
+    fn resolve(&self, client_hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let key = self.inner.resolve(client_hello)?;
+        Some(Arc::clone(self.chosen.get_or_init(|| key)))
+    }
+}
+
+// ---- step 4: the target's leg ----
+
+struct TargetLeg {
+    stream: Box<TargetTls>,
+    read_ahead: Vec<u8>,
+    certificate: Thumbprint,
+    remembered: Remembered,
+}
+
+async fn target_leg(
+    target: TcpStream,
+    negotiated: &Negotiated,
+    request: &SecureRequest<'_>,
+) -> Result<TargetLeg, SecureError> {
+    let pinned = request.certificate_pin.map(TargetCertificate::Pin);
+    let policy = pinned
+        .as_ref()
+        .unwrap_or(&request.config.target_certificate);
+    let mut stream = Box::new(target_tls(target, policy, request).await?);
+    let certificate = {
+        let certificates = stream.get_ref().1.peer_certificates();
+        certificates
+            .and_then(<[_]>::first)
+            .map(|certificate| certificate.clone().into_owned())
+            .ok_or(CertificateRefusal::NoPublicKey)?
+    };
+    let mut read_ahead = Vec::new();
+    if negotiated.selected != PROTOCOL_SSL {
+        let credentials = request
+            .target_credentials
+            .ok_or(SecureError::NlaWithoutCredentials)?;
+        let info = SubjectPublicKeyInfo::of_certificate(&certificate)
+            .map_err(|_| CertificateRefusal::NoPublicKey)?;
+        let logon = Box::pin(target_logon(
+            &mut stream,
+            &mut read_ahead,
+            negotiated.selected,
+            info.key,
+            credentials,
+            request,
+        ));
+        let logon = timeout_at(request.deadline, logon).await;
+        logon.unwrap_or(Err(SecureError::TimedOut(Step::TargetLogon)))?;
+    }
+    let remembered = policy.remember(request.target, &certificate)?;
+    Ok(TargetLeg {
+        stream,
+        read_ahead,
+        certificate: thumbprint(&certificate),
+        remembered,
+    })
+}
+
+async fn target_tls(
+    target: TcpStream,
+    policy: &TargetCertificate,
+    request: &SecureRequest<'_>,
+) -> Result<TargetTls, SecureError> {
+    let verifier = policy.verifier(request.target)?;
+    let mut config = ClientConfig::builder_with_provider(verifier.provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| SecureError::Settings(error.to_string()))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::<Verifier>::clone(&verifier))
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    let (name, sni) = server_name(&request.target.host);
+    config.enable_sni = sni;
+    let connect = TlsConnector::from(Arc::new(config)).connect(name, target);
+    let connected = within(request.deadline, Step::TargetTls, connect).await;
+    connected.map_err(|error| match verifier.refusal() {
+        Some(refusal) => SecureError::Certificate(refusal.clone()),
+        None => error,
+    })
+}
+
+/// The name for SNI and for the certificate; a host that is no DNS name gets none, and fits no certificate.
+fn server_name(host: &str) -> (ServerName<'static>, bool) {
+    match ServerName::try_from(host.to_owned()) {
+        Ok(name) => (name, true),
+        Err(_) => (ServerName::from(IpAddr::from([0, 0, 0, 0])), false),
+    }
+}
+
+async fn target_logon(
+    stream: &mut TargetTls,
+    read_ahead: &mut Vec<u8>,
+    selected: u32,
+    public_key: &[u8],
+    credentials: &Credentials,
+    request: &SecureRequest<'_>,
+) -> Result<(), SecureError> {
+    let step = Step::TargetLogon;
+    let failed = |error| SecureError::Io { step, error };
+    let host = request.target.host.as_str();
+    let kerberos = request.config.kerberos.as_ref();
+    // There is no ticket for an address.
+    let kerberos = match kerberos {
+        Some(_) if host.parse::<IpAddr>().is_ok() => match kerberos {
+            Some(kerberos) if kerberos.ntlm_fallback => None,
+            _ => {
+                let problem = "Kerberos needs a target with a name, and NTLM is not allowed";
+                return Err(SecureError::Settings(problem.to_owned()));
+            }
+        },
+        other => other,
+    };
+    let mut kdc = Kdc {
+        addresses: kerberos.map_or(&[], |kerberos| kerberos.kdcs.as_slice()),
+        failure: None,
+    };
+    let (username, password) = (credentials.username.as_str(), &credentials.password);
+    let mut logon = new_logon(public_key, username, password, host, kerberos)
+        .map_err(|error| judge(error, &kdc))?;
+    let mut frame = None;
+    loop {
+        let mut exchange = logon
+            .exchange(frame.as_deref())
+            .map_err(|error| judge(error, &kdc))?;
+        let mut progress = exchange.start();
+        let (answer, last) = loop {
+            match progress.map_err(|error| judge(error, &kdc))? {
+                Progress::AskKdc(message) => {
+                    let answer = kdc.ask(&message, request.deadline).await;
+                    progress = exchange.resume(answer);
+                }
+                Progress::Send { frame, last } => break (frame, last),
+            }
+        };
+        stream.write_all(&answer).await.map_err(failed)?;
+        stream.flush().await.map_err(failed)?;
+        if last {
+            break;
+        }
+        frame = Some(read_ts_request(stream, read_ahead, step).await?);
+    }
+    if selected == PROTOCOL_HYBRID_EX {
+        while read_ahead.len() < EarlyUserAuth::BYTES {
+            fill(stream, read_ahead).await.map_err(failed)?;
+        }
+        let result = read_ahead
+            .first_chunk()
+            .and_then(|bytes| EarlyUserAuth::decode(*bytes));
+        match result {
+            Some(EarlyUserAuth::Success) => {}
+            Some(EarlyUserAuth::AccessDenied) => {
+                let text = "the Early User Authorization Result is access denied";
+                return Err(SecureError::AccountRestricted(text.to_owned()));
+            }
+            None => {
+                let problem = "not an Early User Authorization Result".to_owned();
+                return Err(SecureError::Protocol { step, problem });
+            }
+        }
+        read_ahead.drain(..EarlyUserAuth::BYTES);
+    }
+    Ok(())
+}
+
+fn new_logon(
+    public_key: &[u8],
+    username: &str,
+    password: &SecretString,
+    host: &str,
+    kerberos: Option<&Kerberos>,
+) -> Result<LogonClient, LogonError> {
+    let package = match kerberos {
+        None => Package::Ntlm,
+        Some(kerberos) => Package::Kerberos {
+            // Which one is really asked is decided below, where the network is.
+            kdc: kerberos.kdcs.first().map_or("", String::as_str),
+            realm: kerberos.realm.as_deref(),
+            ntlm_fallback: kerberos.ntlm_fallback,
+        },
+    };
+    LogonClient::new(public_key, username, password, host, package)
+}
+
+/// What a failed logon means.
+fn judge(error: LogonError, kdc: &Kdc<'_>) -> SecureError {
+    if let LogonError::Status(status) = error {
+        let name = status_name(status);
+        return match status {
+            0xc000_006d | 0xc000_006a | 0xc000_0064 => SecureError::WrongCredentials(name),
+            0xc000_0234 => SecureError::AccountLocked(name),
+            0xc000_006e..=0xc000_0072 | 0xc000_0193 | 0xc000_0224 | 0xc000_015b | 0xc000_0413 => {
+                SecureError::AccountRestricted(name)
+            }
+            0xc000_005e => SecureError::KdcUnreachable(name),
+            _ => SecureError::TargetLogon(error),
+        };
+    }
+    if let LogonError::Kdc { code, .. } = error {
+        let text = error.to_string();
+        return match code {
+            KDC_ERR_C_PRINCIPAL_UNKNOWN | KDC_ERR_PREAUTH_FAILED | KRB_AP_ERR_BAD_INTEGRITY => {
+                SecureError::WrongCredentials(text)
+            }
+            KDC_ERR_CLIENT_REVOKED => SecureError::AccountLocked(text),
+            KDC_ERR_NAME_EXP | KDC_ERR_POLICY | KDC_ERR_KEY_EXPIRED => {
+                SecureError::AccountRestricted(text)
+            }
+            _ => SecureError::TargetLogon(error),
+        };
+    }
+    match &kdc.failure {
+        Some(failure) => SecureError::KdcUnreachable(failure.clone()),
+        None => SecureError::TargetLogon(error),
+    }
+}
+
+/// The network of Kerberos: one question, one answer, over TCP, from the first KDC that gives one.
+struct Kdc<'a> {
+    addresses: &'a [String],
+    failure: Option<String>,
+}
+
+impl Kdc<'_> {
+    async fn ask(&mut self, message: &[u8], deadline: Instant) -> Option<Vec<u8>> {
+        let mut failures = Vec::new();
+        for address in self.addresses {
+            let patience = KDC_TIMEOUT.min(deadline.saturating_duration_since(Instant::now()));
+            match timeout(patience, Self::ask_one(address, message)).await {
+                Ok(Ok(answer)) => {
+                    self.failure = None;
+                    return Some(answer);
+                }
+                Ok(Err(error)) => failures.push(format!("{address}: {error}")),
+                Err(_elapsed) => failures.push(format!("{address}: no answer in time")),
+            }
+        }
+        self.failure = Some(failures.join("; "));
+        None
+    }
+
+    async fn ask_one(address: &str, message: &[u8]) -> io::Result<Vec<u8>> {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        stream.write_all(message).await?;
+        let mut header = [0; 4];
+        stream.read_exact(&mut header).await?;
+        let length = usize::try_from(u32::from_be_bytes(header)).unwrap_or(usize::MAX);
+        if length > KDC_ANSWER_BYTES {
+            let text = format!("an answer of {length} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        let mut answer = header.to_vec();
+        answer.resize(header.len().saturating_add(length), 0);
+        let (_, body) = answer.split_at_mut(header.len());
+        stream.read_exact(body).await?;
+        Ok(answer)
+    }
+}
+
+// ---- the last word ----
+
+/// Leads a client whose leg is complete to a message that it shows to its user, and waits until it goes.
+///
+/// # Errors
+/// The client was not to be led there, or not in time: it was not told.
+pub async fn say_farewell<S>(
+    client: &mut S,
+    read_ahead: &[u8],
+    client_requested: u32,
+    reason: Reason,
+    deadline: Instant,
+) -> Result<(), SayError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let said = async {
+        let mut farewell = Farewell::new(reason.error_info(), client_requested);
+        let mut answer = farewell.feed(read_ahead)?;
+        // Holds the client's password for a moment.
+        let mut bytes = zeroize::Zeroizing::new(vec![0; READ_BYTES]);
+        loop {
+            client.write_all(&answer).await?;
+            client.flush().await?;
+            if farewell.is_done() {
+                break;
+            }
+            let count = client.read(&mut bytes).await?;
+            if count == 0 {
+                return Err(SayError::Io(io::ErrorKind::UnexpectedEof.into()));
+            }
+            answer = farewell.feed(bytes.get(..count).unwrap_or_default())?;
+        }
+        client.shutdown().await?;
+        Ok(())
+    };
+    timeout_at(deadline, said)
+        .await
+        .unwrap_or_else(|_| Err(SayError::Io(io::ErrorKind::TimedOut.into())))?;
+    // Closing with unread bytes would make the client's system throw away what it was told.
+    drain(client, deadline).await;
+    Ok(())
+}
+
+/// The client was not told.
+#[derive(Debug, thiserror::Error)]
+pub enum SayError {
+    /// The connection.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// What the client says.
+    #[error("{0}")]
+    Farewell(#[from] FarewellError),
+}
+
+// ---- reading and writing ----
+
+/// A transport, and bytes that were read from it before.
+#[derive(Debug)]
+pub struct Rewound<C> {
+    before: Vec<u8>,
+    at: usize,
+    inner: C,
+}
+
+impl<C> Rewound<C> {
+    /// `inner`, with `before` to be read first.
+    #[must_use]
+    pub fn new(before: Vec<u8>, inner: C) -> Self {
+        let at = 0;
+        Self { before, at, inner }
+    }
+
+    /// The transport.
+    #[must_use]
+    pub fn get_ref(&self) -> &C {
+        &self.inner
+    }
+}
+
+impl<C: AsyncRead + Unpin> AsyncRead for Rewound<C> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let rest = this.before.get(this.at..).unwrap_or_default();
+        if rest.is_empty() {
+            return Pin::new(&mut this.inner).poll_read(cx, buf);
+        }
+        let (now, later) = rest.split_at(rest.len().min(buf.remaining()));
+        buf.put_slice(now);
+        if later.is_empty() {
+            this.before = Vec::new();
+            this.at = 0;
+        } else {
+            this.at = this.at.saturating_add(now.len());
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<C: AsyncWrite + Unpin> AsyncWrite for Rewound<C> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().inner).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().inner).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+    }
+}
+
+async fn within<T>(
+    deadline: Instant,
+    step: Step,
+    work: impl Future<Output = io::Result<T>>,
+) -> Result<T, SecureError> {
+    match timeout_at(deadline, work).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(SecureError::Io { step, error }),
+        Err(_elapsed) => Err(SecureError::TimedOut(step)),
+    }
+}
+
+/// One whole `TSRequest`; what comes behind it stays in `read_ahead`.
+async fn read_ts_request<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    read_ahead: &mut Vec<u8>,
+    step: Step,
+) -> Result<Vec<u8>, SecureError> {
+    loop {
+        let length = frame_length(read_ahead).map_err(|error| {
+            let problem = error.to_string();
+            SecureError::Protocol { step, problem }
+        })?;
+        if let Some(length) = length
+            && length <= read_ahead.len()
+        {
+            let rest = read_ahead.split_off(length);
+            return Ok(std::mem::replace(read_ahead, rest));
+        }
+        fill(stream, read_ahead)
+            .await
+            .map_err(|error| SecureError::Io { step, error })?;
+    }
+}
+
+/// Reads once; the end of the stream is an error.
+async fn fill<S: AsyncRead + Unpin>(stream: &mut S, bytes: &mut Vec<u8>) -> io::Result<()> {
+    bytes.reserve(READ_BYTES);
+    if stream.read_buf(bytes).await? == 0 {
+        let text = "the peer closed the connection";
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
+    }
+    Ok(())
+}
+
+/// Throws away what the peer still says, until it closes.
+async fn drain<S: AsyncRead + Unpin>(stream: &mut S, deadline: Instant) {
+    let until = deadline.min(Instant::now() + crate::limits::REFUSAL_LINGER);
+    let read = async {
+        let mut bytes = zeroize::Zeroizing::new(vec![0; READ_BYTES]);
+        let mut total = 0_usize;
+        while let Ok(count) = stream.read(&mut bytes).await {
+            total = total.saturating_add(count);
+            if count == 0 || total > DRAIN_BYTES {
+                break;
+            }
+        }
+    };
+    // Either way it was told.
+    let _ = timeout_at(until, read).await;
+}
+
+/// Bytes of one read.
+const READ_BYTES: usize = 4096;
+/// A peer that was told and goes on talking is not listened to for longer.
+const DRAIN_BYTES: usize = 256 * 1024;
+/// Real Connection Confirms have 11 or 19 bytes.
+const CONFIRM_BYTES: usize = 64;
+/// Longest user name in a cookie, bytes: what mstsc would put there is cut to fewer.
+const COOKIE_BYTES: usize = 64;
+/// Where X.224 says which TPDU it is, behind TPKT and LI.
+const X224_CODE_AT: usize = 5;
+const X224_CONNECTION_REQUEST: u8 = 0xe0;
+/// How a `TSRequest` begins.
+const DER_SEQUENCE: u8 = 0x30;
+/// For one KDC to answer one question.
+const KDC_TIMEOUT: Duration = Duration::from_secs(5);
+/// Largest answer of a KDC, bytes: Windows allows tickets of 48,000.
+const KDC_ANSWER_BYTES: usize = 64 * 1024;
+
+/// RDP_NEG_RSP `flags`: the client may send extended client data.
+const EXTENDED_CLIENT_DATA_SUPPORTED: u8 = 0x01;
+/// RDP_NEG_RSP `flags`: the target supports the graphics pipeline.
+const DYNVC_GFX_PROTOCOL_SUPPORTED: u8 = 0x02;
+
+const KDC_ERR_NAME_EXP: i32 = 1;
+const KDC_ERR_C_PRINCIPAL_UNKNOWN: i32 = 6;
+const KDC_ERR_POLICY: i32 = 12;
+const KDC_ERR_CLIENT_REVOKED: i32 = 18;
+const KDC_ERR_KEY_EXPIRED: i32 = 23;
+const KDC_ERR_PREAUTH_FAILED: i32 = 24;
+const KRB_AP_ERR_BAD_INTEGRITY: i32 = 31;

@@ -1,0 +1,418 @@
+//! Which certificate a target may show on the inspected path, where TLS to the target ends at the gateway.
+//!
+//! | policy | the target's certificate must |
+//! |---|---|
+//! | [`TargetCertificate::Ca`] | chain to a root, be valid now and name the target |
+//! | [`TargetCertificate::Pin`] | be this one (SHA-256 of its DER) |
+//! | [`TargetCertificate::TrustOnFirstUse`] | be the one that this target showed at its first logon |
+//! | [`TargetCertificate::AcceptAny`] | be any; for laboratories, asked for by name and logged each time |
+//!
+//! A token's `cert_thumb256` goes before the configured policy. Whatever the policy, the target proves in the handshake
+//! that it has the key of the certificate, and CredSSP proves once more that nobody is between.
+//!
+//! Trust on first use remembers a certificate when the logon is complete ([`TargetCertificate::remember`]), not when it
+//! is shown: who only shows a certificate cannot occupy the place.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use openssl::sha::sha256;
+use tokio_rustls::rustls::client::WebPkiServerVerifier;
+use tokio_rustls::rustls::client::danger::{
+    HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
+};
+use tokio_rustls::rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio_rustls::rustls::{
+    CertificateError, DigitallySignedStruct, Error as TlsError, OtherError, PeerMisbehaved,
+    RootCertStore, SignatureScheme,
+};
+
+use crate::rdp::credssp::SubjectPublicKeyInfo;
+use crate::token::claims::Thumbprint;
+use crate::token::target::TargetAddr;
+
+/// How a target's certificate is judged.
+#[derive(Clone, Debug)]
+pub enum TargetCertificate {
+    /// By certificate authorities, validity and name.
+    Ca {
+        /// The authorities.
+        roots: Arc<RootCertStore>,
+        /// The name to find in the certificate; the target's own by default.
+        name: Option<ServerName<'static>>,
+    },
+    /// By its SHA-256.
+    Pin(Thumbprint),
+    /// By what the target showed before.
+    TrustOnFirstUse(Arc<dyn PinStore>),
+    /// Not at all.
+    AcceptAny,
+}
+
+impl TargetCertificate {
+    /// The name of the policy, for logs and the configuration: `ca`, `pin`, `first-use`, `any`.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Ca { .. } => "ca",
+            Self::Pin(_) => "pin",
+            Self::TrustOnFirstUse(_) => "first-use",
+            Self::AcceptAny => "any",
+        }
+    }
+
+    /// A verifier for one connection to `target`.
+    ///
+    /// # Errors
+    /// `Ca` without a single root.
+    pub fn verifier(&self, target: &TargetAddr) -> Result<Arc<Verifier>, CertificateRefusal> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let rule = match self {
+            Self::Ca { roots, name } => {
+                let chain = WebPkiServerVerifier::builder_with_provider(
+                    Arc::clone(roots),
+                    Arc::clone(&provider),
+                )
+                .build()
+                .map_err(|error| CertificateRefusal::NotTrusted(error.to_string()))?;
+                Rule::Chain {
+                    chain,
+                    name: name.clone(),
+                }
+            }
+            Self::Pin(pin) => Rule::Known(*pin),
+            Self::TrustOnFirstUse(store) => match store
+                .pin(target)
+                .map_err(|error| CertificateRefusal::Store(error.to_string()))?
+            {
+                Some(pin) => Rule::Known(pin),
+                None => Rule::Any,
+            },
+            Self::AcceptAny => Rule::Any,
+        };
+        Ok(Arc::new(Verifier {
+            rule,
+            algorithms: provider.signature_verification_algorithms,
+            provider,
+            refusal: OnceLock::new(),
+        }))
+    }
+
+    /// Called when the logon is complete: remembers the certificate, where the policy is to do so.
+    ///
+    /// # Errors
+    /// Another session was first and saw another certificate, or the store failed: the session must not go on.
+    pub fn remember(
+        &self,
+        target: &TargetAddr,
+        certificate: &CertificateDer<'_>,
+    ) -> Result<Remembered, CertificateRefusal> {
+        let Self::TrustOnFirstUse(store) = self else {
+            return Ok(Remembered::Nothing);
+        };
+        let seen = thumbprint(certificate);
+        let pin = store
+            .pin_if_new(target, &seen)
+            .map_err(|error| CertificateRefusal::Store(error.to_string()))?;
+        match pin {
+            None => Ok(Remembered::First),
+            Some(pin) if pin.0 == seen.0 => Ok(Remembered::Same),
+            Some(expected) => Err(CertificateRefusal::Mismatch { expected, seen }),
+        }
+    }
+}
+
+/// What [`TargetCertificate::remember`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remembered {
+    /// The policy remembers nothing.
+    Nothing,
+    /// The certificate is pinned from now on: worth a line in the log.
+    First,
+    /// It was pinned already.
+    Same,
+}
+
+/// SHA-256 of the certificate.
+#[must_use]
+pub fn thumbprint(certificate: &CertificateDer<'_>) -> Thumbprint {
+    Thumbprint(sha256(certificate))
+}
+
+/// Why a target's certificate is refused.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CertificateRefusal {
+    /// Not the pinned one.
+    #[error("the target shows certificate {seen}, pinned is {expected}")]
+    Mismatch {
+        /// Pinned by token, configuration or first use.
+        expected: Thumbprint,
+        /// What the target shows.
+        seen: Thumbprint,
+    },
+    /// The authorities, the dates or the name do not fit.
+    #[error("the target's certificate is not trusted: {0}")]
+    NotTrusted(String),
+    /// No key can be found in it.
+    #[error("the target's certificate shows no public key")]
+    NoPublicKey,
+    /// The pins cannot be read or written: refused rather than trusted.
+    #[error("the store of certificate pins failed: {0}")]
+    Store(String),
+}
+
+#[derive(Debug)]
+enum Rule {
+    Chain {
+        chain: Arc<WebPkiServerVerifier>,
+        name: Option<ServerName<'static>>,
+    },
+    Known(Thumbprint),
+    Any,
+}
+
+/// The verifier of one connection; remembers why it refused.
+#[derive(Debug)]
+pub struct Verifier {
+    rule: Rule,
+    algorithms: WebPkiSupportedAlgorithms,
+    provider: Arc<CryptoProvider>,
+    refusal: OnceLock<CertificateRefusal>,
+}
+
+impl Verifier {
+    /// Why the certificate was refused, once it was.
+    #[must_use]
+    pub fn refusal(&self) -> Option<&CertificateRefusal> {
+        self.refusal.get()
+    }
+
+    /// The cryptography to connect with.
+    #[must_use]
+    pub fn provider(&self) -> Arc<CryptoProvider> {
+        Arc::clone(&self.provider)
+    }
+
+    fn judge(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<(), CertificateRefusal> {
+        match &self.rule {
+            Rule::Any => Ok(()),
+            Rule::Known(expected) => {
+                let seen = thumbprint(end_entity);
+                if seen.0 == expected.0 {
+                    Ok(())
+                } else {
+                    let expected = *expected;
+                    Err(CertificateRefusal::Mismatch { expected, seen })
+                }
+            }
+            Rule::Chain { chain, name } => chain
+                .verify_server_cert(
+                    end_entity,
+                    intermediates,
+                    name.as_ref().unwrap_or(server_name),
+                    ocsp_response,
+                    now,
+                )
+                .map(|_| ())
+                .map_err(|error| CertificateRefusal::NotTrusted(error.to_string())),
+        }
+    }
+
+    /// Verifies with the key alone: certificates of targets are old, odd and self-signed, and only their key counts
+    /// here. Whether the certificate itself will do was judged before.
+    fn verify_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+        tls13: bool,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        let bad_encoding = TlsError::InvalidCertificate(CertificateError::BadEncoding);
+        let info = SubjectPublicKeyInfo::of_certificate(certificate).map_err(|_| bad_encoding)?;
+        let mapping = self.algorithms.mapping.iter();
+        let (_, candidates) = mapping
+            .into_iter()
+            .find(|(scheme, _)| *scheme == signed.scheme)
+            .ok_or(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme)?;
+        // In TLS 1.3 a scheme names one curve, in TLS 1.2 any of them.
+        let count = if tls13 { 1 } else { candidates.len() };
+        let fits = candidates
+            .iter()
+            .take(count)
+            .filter(|algorithm| algorithm.public_key_alg_id().as_ref() == info.algorithm)
+            .any(|algorithm| {
+                algorithm
+                    .verify_signature(info.key, message, signed.signature())
+                    .is_ok()
+            });
+        if fits {
+            Ok(HandshakeSignatureValid::assertion())
+        } else {
+            Err(TlsError::InvalidCertificate(CertificateError::BadSignature))
+        }
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, TlsError> {
+        match self.judge(end_entity, intermediates, server_name, ocsp_response, now) {
+            Ok(()) => Ok(ServerCertVerified::assertion()),
+            Err(refusal) => {
+                let told = OtherError(Arc::new(refusal.clone()));
+                // A handshake asks once.
+                let _ = self.refusal.set(refusal);
+                Err(CertificateError::Other(told).into())
+            }
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        self.verify_signature(message, cert, dss, false)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        use SignatureScheme as S;
+        if matches!(
+            dss.scheme,
+            S::RSA_PKCS1_SHA1 | S::RSA_PKCS1_SHA256 | S::RSA_PKCS1_SHA384 | S::RSA_PKCS1_SHA512
+        ) {
+            return Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into());
+        }
+        self.verify_signature(message, cert, dss, true)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// Where the certificates of first use are kept.
+pub trait PinStore: fmt::Debug + Send + Sync {
+    /// The pin of a target, if it has one.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    fn pin(&self, target: &TargetAddr) -> io::Result<Option<Thumbprint>>;
+
+    /// Pins `seen` unless the target has a pin; that one is returned then. One step: of two sessions, one is first.
+    ///
+    /// # Errors
+    /// The store cannot be read or written.
+    fn pin_if_new(&self, target: &TargetAddr, seen: &Thumbprint) -> io::Result<Option<Thumbprint>>;
+}
+
+/// Pins in a text file that people may read and edit: one line for each target, `host:port sha256`.
+///
+/// Lines that begin with `#` and empty lines are skipped; a line that is malformed makes the file unusable. The file is
+/// read once; a line removed from it counts after a restart.
+#[derive(Debug)]
+pub struct FilePins {
+    path: PathBuf,
+    pins: Mutex<HashMap<String, Thumbprint>>,
+}
+
+impl FilePins {
+    /// Reads the file; one that does not exist holds no pins and is made when the first is set.
+    ///
+    /// # Errors
+    /// It cannot be read, is too large, or has a malformed line (which is named).
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let mut text = String::new();
+        match File::open(path) {
+            Ok(file) => {
+                let read = file.take(PIN_FILE_BYTES).read_to_string(&mut text)?;
+                if u64::try_from(read).is_ok_and(|read| read == PIN_FILE_BYTES) {
+                    return Err(invalid("too large"));
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let mut pins = HashMap::new();
+        for (number, line) in (1_usize..).zip(text.lines()) {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let pin = line
+                .split_once(char::is_whitespace)
+                .and_then(|(target, pin)| {
+                    let target = TargetAddr::from_str(target).ok()?;
+                    let pin = Thumbprint::from_str(pin.trim()).ok()?;
+                    Some((key(&target), pin))
+                });
+            let (target, pin) = pin.ok_or_else(|| invalid(&format!("line {number}")))?;
+            pins.insert(target, pin);
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            pins: Mutex::new(pins),
+        })
+    }
+}
+
+impl PinStore for FilePins {
+    fn pin(&self, target: &TargetAddr) -> io::Result<Option<Thumbprint>> {
+        let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(pins.get(&key(target)).copied())
+    }
+
+    fn pin_if_new(&self, target: &TargetAddr, seen: &Thumbprint) -> io::Result<Option<Thumbprint>> {
+        let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = key(target);
+        if let Some(pin) = pins.get(&key) {
+            return Ok(Some(*pin));
+        }
+        let mut file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.path)?;
+        // In one write, so that a crash leaves no half of a line with a longer file behind it.
+        file.write_all(format!("{key} {seen}\n").as_bytes())?;
+        file.sync_data()?;
+        pins.insert(key, *seen);
+        Ok(None)
+    }
+}
+
+/// Host names are compared without regard to case.
+fn key(target: &TargetAddr) -> String {
+    target.to_string().to_ascii_lowercase()
+}
+
+fn invalid(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("pins: {what}"))
+}
+
+/// Largest file of pins, bytes: more than 50,000 targets.
+const PIN_FILE_BYTES: u64 = 8 * 1024 * 1024;
