@@ -25,8 +25,8 @@ use std::fmt;
 
 use ironrdp_core::{Encode, decode, encode_vec};
 use ironrdp_pdu::gcc::{
-    ClientEarlyCapabilityFlags, ConferenceCreateResponse, RdpVersion, ServerCoreData,
-    ServerCoreOptionalData, ServerGccBlocks, ServerNetworkData, ServerSecurityData,
+    ConferenceCreateResponse, RdpVersion, ServerCoreData, ServerCoreOptionalData, ServerGccBlocks,
+    ServerNetworkData, ServerSecurityData,
 };
 use ironrdp_pdu::mcs::{
     AttachUserConfirm, ChannelJoinConfirm, ConnectInitial, ConnectResponse, DisconnectReason,
@@ -105,10 +105,7 @@ enum State {
     /// Before MCS Connect Initial.
     Initial,
     /// Until the Client Info PDU.
-    Joining {
-        /// RNS_UD_CS_SUPPORT_ERRINFO_PDU.
-        understands_error_info: bool,
-    },
+    Joining,
     /// Everything was said.
     Done,
 }
@@ -156,10 +153,11 @@ impl Farewell {
             let (taken, left) = rest.split_at(missing.min(rest.len()));
             self.input.extend_from_slice(taken);
             rest = left;
-            if self.input.len() < wanted {
-                break;
-            }
-            if wanted == TPKT_HEADER_BYTES {
+            // Asked again: the first byte may be wrong already.
+            if self.input.len() < self.wanted()? {
+                if rest.is_empty() {
+                    break;
+                }
                 continue;
             }
             self.frames = self.frames.saturating_add(1);
@@ -195,14 +193,10 @@ impl Farewell {
     fn answer(&mut self, frame: &[u8], answer: &mut Vec<u8>) -> Result<(), FarewellError> {
         match self.state {
             State::Initial => {
-                let understands_error_info = self.connect(frame, answer)?;
-                self.state = State::Joining {
-                    understands_error_info,
-                };
+                self.connect(frame, answer)?;
+                self.state = State::Joining;
             }
-            State::Joining {
-                understands_error_info,
-            } => match decode::<X224<McsMessage<'_>>>(frame)
+            State::Joining => match decode::<X224<McsMessage<'_>>>(frame)
                 .map_err(|_| FarewellError::Message("MCS PDU"))?
                 .0
             {
@@ -224,7 +218,7 @@ impl Farewell {
                     put(answer, &X224(confirm), "Channel Join Confirm")?;
                 }
                 McsMessage::SendDataRequest(data) if data.channel_id == IO_CHANNEL => {
-                    self.say(understands_error_info, answer)?;
+                    self.say(answer)?;
                     self.state = State::Done;
                 }
                 // Some other channel: not what is waited for.
@@ -241,9 +235,8 @@ impl Farewell {
         Ok(())
     }
 
-    /// MCS Connect Response with GCC Conference Create Response ([MS-RDPBCGR] 2.2.1.4); says whether the client
-    /// understands Set Error Info.
-    fn connect(&self, frame: &[u8], answer: &mut Vec<u8>) -> Result<bool, FarewellError> {
+    /// MCS Connect Response with GCC Conference Create Response ([MS-RDPBCGR] 2.2.1.4).
+    fn connect(&self, frame: &[u8], answer: &mut Vec<u8>) -> Result<(), FarewellError> {
         let malformed = |_| FarewellError::Message("MCS Connect Initial");
         let data = decode::<X224<X224Data<'_>>>(frame).map_err(malformed)?.0;
         let initial = decode::<ConnectInitial>(&data.data).map_err(malformed)?;
@@ -252,9 +245,6 @@ impl Farewell {
         let channel_ids = (IO_CHANNEL.saturating_add(1)..)
             .take(channels.min(STATIC_CHANNELS))
             .collect();
-        let flags = blocks.core.optional_data.early_capability_flags;
-        let understands_error_info = flags
-            .is_some_and(|flags| flags.contains(ClientEarlyCapabilityFlags::SUPPORT_ERR_INFO_PDU));
         let blocks = ServerGccBlocks {
             core: ServerCoreData {
                 version: RdpVersion::V5_PLUS,
@@ -285,18 +275,18 @@ impl Farewell {
             data: Cow::Owned(response),
         };
         put(answer, &X224(data), "X.224 Data")?;
-        Ok(understands_error_info)
+        Ok(())
     }
 
-    fn say(&self, understands_error_info: bool, answer: &mut Vec<u8>) -> Result<(), FarewellError> {
+    /// Set Error Info goes to clients without RNS_UD_CS_SUPPORT_ERRINFO_PDU, too: FreeRDP 3 does not set that flag and
+    /// shows the reason, and who does not know the PDU has nothing to lose when the ultimatum follows.
+    fn say(&self, answer: &mut Vec<u8>) -> Result<(), FarewellError> {
         let valid_client = LicensingErrorMessage::new_valid_client()
             .map_err(|_| FarewellError::Encode("licence"))?;
         let valid_client = encode_vec(&LicensePdu::from(valid_client))
             .map_err(|_| FarewellError::Encode("licence"))?;
         put_data(answer, valid_client)?;
-        if understands_error_info {
-            put_data(answer, set_error_info(self.error_info))?;
-        }
+        put_data(answer, set_error_info(self.error_info))?;
         let ultimatum = McsMessage::DisconnectProviderUltimatum(
             ironrdp_pdu::mcs::DisconnectProviderUltimatum {
                 reason: DisconnectReason::ProviderInitiated,
@@ -351,3 +341,87 @@ const SERVER_CHANNEL: u16 = 1002;
 const IO_CHANNEL: u16 = 1003;
 /// The MCS user id given to the client: behind every static channel.
 const USER_CHANNEL: u16 = 1003 + 40;
+
+#[cfg(test)]
+mod tests {
+    use ironrdp_pdu::rdp::headers::{ShareControlHeader, ShareControlPdu, ShareDataPdu};
+
+    use super::*;
+
+    #[test]
+    fn set_error_info_is_what_the_specification_says() {
+        for reason in [
+            Reason::WrongCredentials,
+            Reason::AccountRefused,
+            Reason::TargetUnavailable,
+            Reason::TargetNotTrusted,
+            Reason::LogonServerUnavailable,
+            Reason::Denied,
+        ] {
+            let pdu = set_error_info(reason.error_info());
+            let header: ShareControlHeader = decode(&pdu).unwrap();
+            let ShareControlPdu::Data(data) = header.share_control_pdu else {
+                panic!("not a data PDU");
+            };
+            let ShareDataPdu::ServerSetErrorInfo(info) = data.share_data_pdu else {
+                panic!("not Set Error Info");
+            };
+            let code = encode_vec(&info).unwrap();
+            assert_eq!(code, reason.error_info().to_le_bytes());
+        }
+    }
+
+    #[test]
+    fn what_is_no_frame_ends_the_farewell() {
+        for bytes in [
+            b"\x16\x03\x01\x00".as_slice(),
+            b"\x30\x00",
+            b"\x03\x00\x00\x04",
+            b"\x03\x00\x00\x00",
+        ] {
+            let fed = Farewell::new(7, 0).feed(bytes);
+            assert_eq!(fed, Err(FarewellError::Frame), "{bytes:02x?}");
+        }
+        let fed = Farewell::new(7, 0).feed(b"\x03\x00\x00\x08\x02\xf0\x80\x00");
+        assert_eq!(fed, Err(FarewellError::Message("MCS Connect Initial")));
+    }
+
+    #[test]
+    fn a_client_that_joins_for_ever_is_given_up() {
+        let mut farewell = Farewell::new(7, 0);
+        farewell.state = State::Joining;
+        let erect_domain = b"\x03\x00\x00\x0c\x02\xf0\x80\x04\x01\x00\x01\x00";
+        let fed = farewell.feed(&erect_domain.repeat(FRAMES + 1));
+        assert_eq!(fed, Err(FarewellError::TooMany));
+    }
+
+    #[test]
+    fn the_same_is_said_however_the_bytes_arrive() {
+        let frames = [
+            b"\x03\x00\x00\x0c\x02\xf0\x80\x04\x01\x00\x01\x00".as_slice(), // Erect Domain
+            b"\x03\x00\x00\x08\x02\xf0\x80\x28",                            // Attach User
+            b"\x03\x00\x00\x0c\x02\xf0\x80\x38\x00\x2a\x03\xeb",            // Join 1003
+            b"\x03\x00\x00\x10\x02\xf0\x80\x64\x00\x2a\x03\xeb\x70\x02\x40\x00", // Client Info
+        ]
+        .concat();
+        let joining = || {
+            let mut farewell = Farewell::new(Reason::Denied.error_info(), 3);
+            farewell.state = State::Joining;
+            farewell
+        };
+        let mut at_once = joining();
+        let expected = at_once.feed(&frames).unwrap();
+        assert!(at_once.is_done());
+        assert!(expected.ends_with(b"\x03\x00\x00\x09\x02\xf0\x80\x20\x80"));
+        let code = Reason::Denied.error_info().to_le_bytes();
+        assert!(expected.windows(4).any(|bytes| bytes == code));
+
+        let mut byte_by_byte = joining();
+        let said: Vec<u8> = frames
+            .iter()
+            .flat_map(|byte| byte_by_byte.feed(&[*byte]).unwrap())
+            .collect();
+        assert_eq!(said, expected);
+        assert!(byte_by_byte.feed(b"more").unwrap().is_empty());
+    }
+}

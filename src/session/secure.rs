@@ -898,17 +898,19 @@ async fn target_logon(
         .map_err(|error| judge(error, &kdc))?;
     let mut frame = None;
     loop {
-        let mut exchange = logon
-            .exchange(frame.as_deref())
-            .map_err(|error| judge(error, &kdc))?;
-        let mut progress = exchange.start();
-        let (answer, last) = loop {
-            match progress.map_err(|error| judge(error, &kdc))? {
-                Progress::AskKdc(message) => {
-                    let answer = kdc.ask(&message, request.deadline).await;
-                    progress = exchange.resume(answer);
+        let (answer, last) = {
+            let mut exchange = logon
+                .exchange(frame.as_deref())
+                .map_err(|error| judge(error, &kdc))?;
+            let mut progress = exchange.start();
+            loop {
+                match progress.map_err(|error| judge(error, &kdc))? {
+                    Progress::AskKdc(message) => {
+                        let answer = kdc.ask(&message, request.deadline).await;
+                        progress = exchange.resume(answer);
+                    }
+                    Progress::Send { frame, last } => break (frame, last),
                 }
-                Progress::Send { frame, last } => break (frame, last),
             }
         };
         stream.write_all(&answer).await.map_err(failed)?;
@@ -916,7 +918,8 @@ async fn target_logon(
         if last {
             break;
         }
-        frame = Some(read_ts_request(stream, read_ahead, step).await?);
+        let answer = read_ts_request(stream, read_ahead, step).await;
+        frame = Some(answer.map_err(|error| closed_as_answer(error, &logon))?);
     }
     if selected == PROTOCOL_HYBRID_EX {
         while read_ahead.len() < EarlyUserAuth::BYTES {
@@ -939,6 +942,23 @@ async fn target_logon(
         read_ahead.drain(..EarlyUserAuth::BYTES);
     }
     Ok(())
+}
+
+/// The end of the connection, where an answer to the credentials was due.
+fn closed_as_answer(error: SecureError, logon: &LogonClient) -> SecureError {
+    match error {
+        SecureError::Io { error, .. }
+            if logon.has_proven()
+                && matches!(
+                    error.kind(),
+                    io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset
+                ) =>
+        {
+            let text = "it closed the connection instead of an answer";
+            SecureError::WrongCredentials(text.to_owned())
+        }
+        other => other,
+    }
 }
 
 fn new_logon(

@@ -4,6 +4,7 @@
 
 mod direct;
 mod lab;
+mod legs;
 mod lives;
 mod opens;
 mod refuses;

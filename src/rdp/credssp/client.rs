@@ -187,6 +187,15 @@ impl Client {
     }
 }
 
+impl Client {
+    /// Whether the target has all it needs to judge the password. Targets that then close the connection without a
+    /// word (old Windows, FreeRDP 2) mean that it is wrong.
+    #[must_use]
+    pub fn has_proven(&self) -> bool {
+        self.binding_sent
+    }
+}
+
 type Work<'a> = Generator<'a, NetworkRequest, sspi::Result<Vec<u8>>, sspi::Result<ClientState>>;
 
 /// The work on one `TSRequest`.

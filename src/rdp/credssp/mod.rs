@@ -199,3 +199,341 @@ fn unlogged<T>(work: impl FnOnce() -> T) -> T {
 /// The name by which the gateway calls itself in NTLM and Kerberos messages.
 #[cfg(feature = "shell")]
 const COMPUTER_NAME: &str = "JETWAY";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_is_as_long_as_its_header_says() {
+        for (bytes, length) in [
+            (b"\x30\x00".as_slice(), Some(2)),
+            (b"\x30\x7f", Some(0x81)),
+            (b"\x30\x81\x80", Some(0x83)),
+            (b"\x30\x82\x01\x00", Some(0x104)),
+            (b"\x30\x82\x3f\xfc", Some(TS_REQUEST_BYTES)),
+            (b"", None),
+            (b"\x30", None),
+            (b"\x30\x81", None),
+            (b"\x30\x82\x3f", None),
+        ] {
+            assert_eq!(frame_length(bytes), Ok(length), "{bytes:02x?}");
+        }
+    }
+
+    #[test]
+    fn an_oversized_or_foreign_frame_is_refused_by_its_first_bytes() {
+        let length = TS_REQUEST_BYTES + 1;
+        assert_eq!(
+            frame_length(b"\x30\x82\x3f\xfd"),
+            Err(TsRequestError::TooLong { length })
+        );
+        let length = 0xffff + 4;
+        assert_eq!(
+            frame_length(b"\x30\x82\xff\xff"),
+            Err(TsRequestError::TooLong { length })
+        );
+        for header in [b"\x30\x80", b"\x30\x83", b"\x30\x84", b"\x30\xff"] {
+            assert_eq!(frame_length(header), Err(TsRequestError::LengthForm));
+        }
+        for first in [0x03, 0x16, 0x31] {
+            assert_eq!(
+                frame_length(&[first]),
+                Err(TsRequestError::NotASequence(first))
+            );
+        }
+    }
+
+    #[test]
+    fn the_first_token_tells_the_mechanism() {
+        assert_eq!(Mechanism::of(b"NTLMSSP\0\x01\0\0\0"), Some(Mechanism::Ntlm));
+        assert_eq!(Mechanism::of(b"\x60\x82\x02\x00"), Some(Mechanism::Spnego));
+        assert_eq!(Mechanism::of(b"\xa0\x82"), Some(Mechanism::Spnego));
+        for other in [b"".as_slice(), b"NTLM", b"\x30\x00"] {
+            assert_eq!(Mechanism::of(other), None);
+        }
+    }
+
+    #[test]
+    fn the_early_user_authorization_result_is_four_bytes() {
+        assert_eq!(EarlyUserAuth::Success.encode(), [0, 0, 0, 0]);
+        assert_eq!(EarlyUserAuth::AccessDenied.encode(), [5, 0, 0, 0]);
+        for result in [EarlyUserAuth::Success, EarlyUserAuth::AccessDenied] {
+            assert_eq!(EarlyUserAuth::decode(result.encode()), Some(result));
+        }
+        assert_eq!(EarlyUserAuth::decode([1, 0, 0, 0]), None);
+    }
+
+    #[test]
+    fn the_key_of_a_certificate_is_what_openssl_finds() {
+        for algorithm in [
+            &rcgen::PKCS_ECDSA_P256_SHA256,
+            &rcgen::PKCS_ED25519,
+            &rcgen::PKCS_RSA_SHA256,
+        ] {
+            let key = rcgen::KeyPair::generate_for(algorithm).unwrap();
+            let names = vec!["target.test".to_owned()];
+            let certificate = rcgen::CertificateParams::new(names)
+                .unwrap()
+                .self_signed(&key)
+                .unwrap();
+            let info = SubjectPublicKeyInfo::of_certificate(certificate.der()).unwrap();
+            let whole = openssl::x509::X509::from_der(certificate.der())
+                .and_then(|certificate| certificate.public_key())
+                .and_then(|key| key.public_key_to_der())
+                .unwrap();
+            assert!(whole.ends_with(info.key));
+            assert!(
+                whole
+                    .windows(info.algorithm.len())
+                    .any(|part| part == info.algorithm)
+            );
+            for cut in 0..certificate.der().len() {
+                // Never a panic; a key only once all of it is there.
+                let part = &certificate.der()[..cut];
+                assert_eq!(SubjectPublicKeyInfo::of_certificate(part), Err(NoPublicKey));
+            }
+        }
+    }
+
+    /// Version 1 of X.509 has no version field; old targets show such certificates.
+    #[test]
+    fn the_key_of_a_version_1_certificate_is_found() {
+        use openssl::{hash::MessageDigest, pkey::PKey, rsa::Rsa, x509::X509Builder};
+        let key = PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap();
+        let mut builder = X509Builder::new().unwrap();
+        builder.set_version(0).unwrap();
+        builder.set_pubkey(&key).unwrap();
+        builder.sign(&key, MessageDigest::sha256()).unwrap();
+        let certificate = builder.build().to_der().unwrap();
+        let info = SubjectPublicKeyInfo::of_certificate(&certificate).unwrap();
+        assert_eq!(
+            info.key,
+            key.rsa().unwrap().public_key_to_der_pkcs1().unwrap()
+        );
+    }
+}
+
+/// Both halves glued together, without a network.
+#[cfg(all(test, feature = "shell"))]
+mod glued {
+    use secrecy::SecretString;
+
+    use super::client::{Client, LogonError, Package, Progress};
+    use super::server::{Cause, Progress as Served, Server};
+    use super::*;
+
+    const KEY: &[u8] = b"the bits of a public key";
+
+    struct Logon<'a> {
+        given: (&'a str, &'a str),
+        expected: (&'a str, &'a str),
+        client_key: &'a [u8],
+        server_key: &'a [u8],
+    }
+
+    impl Default for Logon<'_> {
+        fn default() -> Self {
+            Self {
+                given: ("alice", "Secret-1"),
+                expected: ("alice", "Secret-1"),
+                client_key: KEY,
+                server_key: KEY,
+            }
+        }
+    }
+
+    /// How both ended; the server with the last bytes it sent.
+    #[derive(Debug)]
+    enum End {
+        Finished,
+        Denied(Cause, LogonError),
+        ClientRefused(LogonError),
+    }
+
+    impl Logon<'_> {
+        fn run(&self) -> End {
+            let secret = |text: &str| SecretString::from(text);
+            let mut client = Client::new(
+                self.client_key,
+                self.given.0,
+                &secret(self.given.1),
+                "target.test",
+                Package::Ntlm,
+            )
+            .unwrap();
+            let mut server =
+                Server::new(self.server_key, self.expected.0, &secret(self.expected.1));
+            let mut reply: Option<Vec<u8>> = None;
+            loop {
+                let progress = client
+                    .exchange(reply.as_deref())
+                    .and_then(|mut exchange| exchange.start());
+                let (frame, last) = match progress {
+                    Ok(Progress::Send { frame, last }) => (frame, last),
+                    Ok(Progress::AskKdc(_)) => panic!("NTLM asks nobody"),
+                    Err(error) => return End::ClientRefused(error),
+                };
+                assert_eq!(frame_length(&frame), Ok(Some(frame.len())));
+                match server.process(&frame) {
+                    Ok(Served::Reply(frame)) if !last => reply = Some(frame),
+                    Ok(Served::Finished) if last => return End::Finished,
+                    Ok(other) => panic!("{other:?}"),
+                    Err(denied) => {
+                        let told = denied.reply.expect("the client is told");
+                        let error = client
+                            .exchange(Some(&told))
+                            .and_then(|mut exchange| exchange.start())
+                            .unwrap_err();
+                        return End::Denied(denied.cause, error);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_right_password_logs_on() {
+        for (given, expected) in [
+            ("alice", "alice"),
+            ("Alice", "alice"),
+            ("LAPTOP\\alice", "alice"),
+            ("alice@corp.example", "alice@corp.example"),
+            ("CORP\\alice", "corp\\alice"),
+            ("alice", "CORP\\alice"),
+        ] {
+            let logon = Logon {
+                given: (given, "Secret-1"),
+                expected: (expected, "Secret-1"),
+                ..Logon::default()
+            };
+            assert!(
+                matches!(logon.run(), End::Finished),
+                "{given} as {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_password_of_any_characters_logs_on() {
+        for password in ["", "pässwörd", "🔑🔑", &"x".repeat(256)] {
+            let logon = Logon {
+                given: ("alice", password),
+                expected: ("alice", password),
+                ..Logon::default()
+            };
+            assert!(matches!(logon.run(), End::Finished), "{password}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_password_or_user_is_denied_with_logon_failure() {
+        for (given, expected) in [
+            (("alice", "Secret-2"), ("alice", "Secret-1")),
+            (("alice", ""), ("alice", "Secret-1")),
+            (("mallory", "Secret-1"), ("alice", "Secret-1")),
+            (("OTHER\\alice", "Secret-1"), ("CORP\\alice", "Secret-1")),
+            (("alice@other", "Secret-1"), ("alice@corp", "Secret-1")),
+        ] {
+            let end = Logon {
+                given,
+                expected,
+                ..Logon::default()
+            }
+            .run();
+            let logon_failure = LogonError::Status(0xc000_006d);
+            assert!(
+                matches!(&end, End::Denied(Cause::WrongCredentials, told) if *told == logon_failure),
+                "{given:?}: {end:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn who_saw_another_tls_key_is_denied() {
+        let end = Logon {
+            client_key: b"the key of somebody between",
+            ..Logon::default()
+        }
+        .run();
+        assert!(matches!(end, End::Denied(Cause::PublicKey, _)), "{end:?}");
+    }
+
+    /// What a target answers that does not know the password but lets everybody pass.
+    #[test]
+    fn a_target_that_cannot_prove_its_key_gets_no_credentials() {
+        let secret = SecretString::from("Secret-1");
+        let mut client = Client::new(KEY, "alice", &secret, "target.test", Package::Ntlm).unwrap();
+        let mut server = Server::new(KEY, "alice", &secret);
+        let mut reply = None;
+        // Up to the client's proof.
+        for _ in 0..2 {
+            let mut exchange = client.exchange(reply.as_deref()).unwrap();
+            let Progress::Send { frame, .. } = exchange.start().unwrap() else {
+                panic!("NTLM asks nobody");
+            };
+            let Served::Reply(frame) = server.process(&frame).unwrap() else {
+                panic!("too early");
+            };
+            reply = Some(frame);
+        }
+        let mut forged = reply.unwrap();
+        // Behind the proof there is nothing but the nonce, which comes back as it was sent.
+        let at = forged.len() - 40;
+        forged[at] ^= 1;
+        let refused = client.exchange(Some(&forged)).unwrap().start().unwrap_err();
+        assert_eq!(refused, LogonError::PublicKey);
+    }
+
+    #[test]
+    fn malformed_requests_are_denied_and_never_panic() {
+        let secret = SecretString::from("Secret-1");
+        let mut client = Client::new(KEY, "alice", &secret, "target.test", Package::Ntlm).unwrap();
+        let Progress::Send { frame, .. } = client.exchange(None).unwrap().start().unwrap() else {
+            panic!("NTLM asks nobody");
+        };
+        for cut in 0..frame.len() {
+            let denied = Server::new(KEY, "alice", &secret)
+                .process(&frame[..cut])
+                .unwrap_err();
+            assert!(matches!(denied.cause, Cause::TsRequest(_)), "{cut}");
+        }
+        let mut longer = frame.to_vec();
+        longer.push(0);
+        let denied = Server::new(KEY, "alice", &secret).process(&longer);
+        assert!(matches!(denied.unwrap_err().cause, Cause::TsRequest(_)));
+        for at in 0..frame.len() {
+            for bit in 0..8 {
+                let mut bent = frame.to_vec();
+                bent[at] ^= 1 << bit;
+                let _ = Server::new(KEY, "alice", &secret).process(&bent);
+                let mut client =
+                    Client::new(KEY, "alice", &secret, "target.test", Package::Ntlm).unwrap();
+                let _ = client.exchange(None).unwrap().start();
+                if let Ok(mut exchange) = client.exchange(Some(&bent)) {
+                    let _ = exchange.start();
+                }
+            }
+        }
+        let denied = Server::new(KEY, "alice", &secret)
+            .process(b"\x30\x11\xa0\x03\x02\x01\x06\xa1\x0a\x30\x08\x30\x06\xa0\x04\x04\x02hi");
+        assert!(matches!(denied.unwrap_err().cause, Cause::Mechanism));
+    }
+
+    #[test]
+    fn a_client_that_never_comes_to_the_point_is_denied() {
+        let secret = SecretString::from("Secret-1");
+        let mut server = Server::new(KEY, "alice", &secret);
+        let mut client = Client::new(KEY, "alice", &secret, "target.test", Package::Ntlm).unwrap();
+        let Progress::Send { frame, .. } = client.exchange(None).unwrap().start().unwrap() else {
+            panic!("NTLM asks nobody");
+        };
+        let causes: Vec<_> = (0..=TS_REQUESTS)
+            .map(|_| server.process(&frame).map_err(|denied| denied.cause))
+            .collect();
+        assert!(matches!(
+            causes.last(),
+            Some(Err(Cause::TsRequest(TsRequestError::TooMany)))
+        ));
+    }
+}
