@@ -9,7 +9,7 @@ use jetway::rdp::connection_request::{
     self, ConnectionRequest, NegotiationRequest, PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX, PROTOCOL_SSL,
 };
 use jetway::rdp::farewell::Reason;
-use jetway::rdp::negotiation::{ConnectionConfirm, decode_confirm};
+use jetway::rdp::negotiation::decode_confirm;
 use jetway::session::secure::{
     Class, Failed, Opening, Remaining, SecureConfig, SecureError, SecureRequest, Secured,
     say_farewell, secure,
@@ -19,7 +19,7 @@ use jetway::token::claims::{Credentials, Thumbprint};
 use jetway::token::target::TargetAddr;
 use rcgen::generate_simple_self_signed;
 use secrecy::SecretString;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{AsyncReadExt, DuplexStream, duplex};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
