@@ -1930,19 +1930,21 @@ mod tests {
         b"\x30\x25\xa0\x03\x02\x01\x06\xa1\x1e\x30\x1c\x30\x1a\xa0\x18\x04\x16\
 \xa1\x14\x30\x12\xa0\x03\x0a\x01\x01\xa1\x0b\x06\x09\x2a\x86\x48\x86\xf7\x12\x01\x02\x02";
 
-    /// A KDC of one answer.
+    /// A KDC that knows one answer.
     async fn kdc(answer: &'static [u8]) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         tokio::spawn(async move {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut header = [0; 4];
-            stream.read_exact(&mut header).await.unwrap();
-            let length = u32::from_be_bytes(header).try_into().unwrap();
-            let mut question = vec![0; length];
-            stream.read_exact(&mut question).await.unwrap();
-            assert_eq!(question[0], 0x6a, "AS-REQ");
-            stream.write_all(answer).await.unwrap();
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut header = [0; 4];
+                stream.read_exact(&mut header).await.unwrap();
+                let length = u32::from_be_bytes(header).try_into().unwrap();
+                let mut question = vec![0; length];
+                stream.read_exact(&mut question).await.unwrap();
+                assert_eq!(question[0], 0x6a, "AS-REQ");
+                stream.write_all(answer).await.unwrap();
+            }
         });
         address
     }
