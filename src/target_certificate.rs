@@ -416,3 +416,121 @@ fn invalid(what: &str) -> io::Error {
 
 /// Largest file of pins, bytes: more than 50,000 targets.
 const PIN_FILE_BYTES: u64 = 8 * 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+
+    use super::*;
+
+    fn target(text: &str) -> TargetAddr {
+        text.parse().unwrap()
+    }
+
+    fn self_signed() -> CertificateDer<'static> {
+        let names = vec!["rdp.corp.example".to_owned()];
+        let certified = rcgen::generate_simple_self_signed(names).unwrap();
+        certified.cert.der().clone()
+    }
+
+    /// A root, and a certificate for `rdp.corp.example` that it signed.
+    fn signed() -> (CertificateDer<'static>, CertificateDer<'static>) {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let root_key = KeyPair::generate().unwrap();
+        let root = params.self_signed(&root_key).unwrap().der().clone();
+        let issuer = Issuer::new(params, root_key);
+        let leaf = CertificateParams::new(vec!["rdp.corp.example".to_owned()]).unwrap();
+        let leaf = leaf
+            .signed_by(&KeyPair::generate().unwrap(), &issuer)
+            .unwrap();
+        (root, leaf.der().clone())
+    }
+
+    fn judged(
+        policy: &TargetCertificate,
+        host: &str,
+        certificate: &CertificateDer<'_>,
+    ) -> Result<(), CertificateRefusal> {
+        let verifier = policy.verifier(&target(&format!("{host}:3389"))).unwrap();
+        let name = ServerName::try_from(host).unwrap();
+        // 2026.
+        let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_780_000_000));
+        let told = verifier.verify_server_cert(certificate, &[], &name, &[], now);
+        assert_eq!(told.is_err(), verifier.refusal().is_some());
+        verifier.refusal().cloned().map_or(Ok(()), Err)
+    }
+
+    #[test]
+    fn an_authority_vouches_for_a_name() {
+        let (root, leaf) = signed();
+        let mut roots = RootCertStore::empty();
+        roots.add(root).unwrap();
+        let ca = |name| TargetCertificate::Ca {
+            roots: Arc::new(roots.clone()),
+            name,
+        };
+        assert!(judged(&ca(None), "rdp.corp.example", &leaf).is_ok());
+        let elsewhere = judged(&ca(None), "other.corp.example", &leaf);
+        assert!(matches!(elsewhere, Err(CertificateRefusal::NotTrusted(_))));
+        let name = ServerName::try_from("rdp.corp.example").unwrap();
+        assert!(judged(&ca(Some(name)), "192.0.2.1", &leaf).is_ok());
+        let unknown = judged(&ca(None), "rdp.corp.example", &self_signed());
+        assert!(matches!(unknown, Err(CertificateRefusal::NotTrusted(_))));
+    }
+
+    #[test]
+    fn a_pin_lets_one_certificate_pass() {
+        let (first, second) = (self_signed(), self_signed());
+        let pin = TargetCertificate::Pin(thumbprint(&first));
+        assert!(judged(&pin, "rdp.corp.example", &first).is_ok());
+        let refused = judged(&pin, "rdp.corp.example", &second);
+        assert!(matches!(
+            refused,
+            Err(CertificateRefusal::Mismatch { expected, seen })
+                if expected == thumbprint(&first) && seen == thumbprint(&second)
+        ));
+        assert!(judged(&TargetCertificate::AcceptAny, "rdp.corp.example", &second).is_ok());
+    }
+
+    #[test]
+    fn the_first_certificate_that_is_remembered_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pins");
+        let policy =
+            || TargetCertificate::TrustOnFirstUse(Arc::new(FilePins::open(&path).unwrap()));
+        let (first, second) = (self_signed(), self_signed());
+        let place = target("RDP.corp.example:3389");
+        let open = policy();
+        // To show a certificate pins nothing.
+        assert!(judged(&open, "rdp.corp.example", &second).is_ok());
+        assert_eq!(open.remember(&place, &first).unwrap(), Remembered::First);
+        assert_eq!(open.remember(&place, &first).unwrap(), Remembered::Same);
+        // Two sessions at once, of which the other was first.
+        assert!(matches!(
+            open.remember(&place, &second),
+            Err(CertificateRefusal::Mismatch { .. })
+        ));
+        for policy in [open, policy()] {
+            assert!(judged(&policy, "rdp.corp.example", &first).is_ok());
+            assert!(judged(&policy, "rdp.corp.example", &second).is_err());
+            assert!(judged(&policy, "other.corp.example", &second).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_malformed_file_of_pins_is_refused_with_its_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pins");
+        let pin = "7".repeat(64);
+        std::fs::write(&path, format!("# by hand\n\n[2001:db8::1]:3389 {pin}\n")).unwrap();
+        let pins = FilePins::open(&path).unwrap();
+        let known = pins.pin(&target("[2001:db8::1]:3389")).unwrap();
+        assert_eq!(known, Some(pin.parse().unwrap()));
+        for bad in ["host 77", "host:3389", &format!("host {pin}"), &pin] {
+            std::fs::write(&path, format!("# by hand\n{bad}\n")).unwrap();
+            let error = FilePins::open(&path).unwrap_err().to_string();
+            assert!(error.contains("line 2"), "{error}");
+        }
+    }
+}

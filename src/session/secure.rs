@@ -1983,6 +1983,24 @@ mod tests {
         }
     }
 
+    /// SPNEGO: Kerberos is offered first, the target takes NTLM.
+    #[tokio::test]
+    async fn a_target_without_kerberos_is_reached_by_ntlm_where_that_is_allowed() {
+        let target = FakeTarget::selecting(PROTOCOL_HYBRID);
+        let mut lab = Lab::new(FakeClient::offering(PROTOCOL_SSL), target);
+        let kerberos = |ntlm_fallback| {
+            Some(Kerberos {
+                kdcs: vec!["127.0.0.1:1".to_owned()],
+                realm: None,
+                ntlm_fallback,
+            })
+        };
+        lab.config.kerberos = kerberos(false);
+        assert_eq!(lab.error().await.class(), Class::Target);
+        lab.config.kerberos = kerberos(true);
+        lab.secured().await;
+    }
+
     #[tokio::test]
     async fn an_address_has_no_ticket() {
         let target = FakeTarget::selecting(PROTOCOL_HYBRID);

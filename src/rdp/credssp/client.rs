@@ -2,6 +2,12 @@
 //!
 //! NTLM as it is, or Kerberos in SPNEGO. What Kerberos has to ask its KDC is handed to the caller
 //! ([`Progress::AskKdc`]), who owns the network.
+//!
+//! sspi 0.23.0 takes an AS-REP only in the form that [MS-KILE] KDCs give it. MIT krb5 tags the encrypted part as that of
+//! a TGS-REP, and Heimdal leaves PA-ETYPE-INFO2 out: with those KDCs a right password ends in
+//! [`LogonError::Package`], while wrong, unknown and locked users are told apart. sspi 0.23.1 takes both forms.
+//!
+//! [MS-KILE]: https://learn.microsoft.com/en-us/openspecs/windows_protocols/ms-kile/2a32282e-dd48-4ad9-a542-609804b02cc9
 
 use std::fmt;
 

@@ -520,6 +520,38 @@ mod glued {
         assert!(matches!(denied.unwrap_err().cause, Cause::Mechanism));
     }
 
+    /// sspi writes the delegated credentials to its spans, as a list of numbers that no search for the password finds.
+    #[test]
+    fn nothing_of_a_logon_is_logged_at_any_level() {
+        use std::io::Write;
+        use std::sync::{Arc, Mutex};
+
+        #[derive(Clone, Default)]
+        struct Log(Arc<Mutex<Vec<u8>>>);
+        impl Write for Log {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0.lock().unwrap().write(bytes)
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_span_events(tracing_subscriber::fmt::format::FmtSpan::FULL)
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::trace!("Before");
+            assert!(matches!(Logon::default().run(), End::Finished));
+            tracing::trace!("After");
+        });
+        let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.lines().count(), 2, "{text}");
+    }
+
     #[test]
     fn a_client_that_never_comes_to_the_point_is_denied() {
         let secret = SecretString::from("Secret-1");
