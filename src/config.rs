@@ -41,6 +41,9 @@ pub struct Config {
     /// Time limits of a session.
     #[serde(default)]
     pub session: SessionConfig,
+    /// How the gateway meets targets in sessions that it stands inside of.
+    #[serde(default)]
+    pub target: TargetConfig,
     /// What must survive a restart.
     #[serde(default)]
     pub store: StoreConfig,
@@ -237,10 +240,80 @@ pub enum PlainHttp {
     Any,
 }
 
+/// How the gateway meets targets in sessions that it stands inside of.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TargetConfig {
+    /// How certificates are judged, unless a token pins one (`cert_thumb256`).
+    pub verify: VerifyTarget,
+    /// For `ca`: certificate authorities, PEM.
+    pub ca: Option<PathBuf>,
+    /// For `first-use`: the file that remembers which certificate each target showed first.
+    pub pins: PathBuf,
+    /// Kerberos for the logon to targets; NTLM without it.
+    pub kerberos: Option<KerberosConfig>,
+}
+
+impl Default for TargetConfig {
+    fn default() -> Self {
+        Self {
+            verify: VerifyTarget::default(),
+            ca: None,
+            pins: PathBuf::from("jetway.pins"),
+            kerberos: None,
+        }
+    }
+}
+
+/// How a target's certificate is judged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VerifyTarget {
+    /// By certificate authorities and name.
+    Ca,
+    /// By what the target showed the first time.
+    #[default]
+    FirstUse,
+    /// Not at all; announced at start-up and for each session.
+    AcceptAny,
+}
+
+/// Kerberos to targets.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KerberosConfig {
+    /// `host:port` of the KDCs, in the order in which to try them.
+    pub kdcs: Vec<String>,
+    /// The realm of user names that name none.
+    pub realm: Option<String>,
+    /// Whether NTLM may be used where there is no Kerberos.
+    #[serde(default = "KerberosConfig::default_ntlm_fallback")]
+    pub ntlm_fallback: bool,
+}
+
+impl KerberosConfig {
+    fn default_ntlm_fallback() -> bool {
+        true
+    }
+}
+
+/// When the gateway stands inside a session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Inspect {
+    /// Where a token asks for what only works inside.
+    #[default]
+    WhenNeeded,
+    /// In every RDP session.
+    Always,
+}
+
 /// Time limits of a session.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SessionConfig {
+    /// When the gateway stands inside a session.
+    pub inspect: Inspect,
     /// Both directions silent for so long, seconds: the session ends. Zero: never.
     pub idle_timeout_s: u64,
     /// A session ends after so long, seconds, whatever its token says. Zero: never.
@@ -254,6 +327,7 @@ pub struct SessionConfig {
 impl Default for SessionConfig {
     fn default() -> Self {
         Self {
+            inspect: Inspect::default(),
             idle_timeout_s: 0,
             time_limit_s: 0,
             connect_timeout_s: 10,
@@ -469,7 +543,8 @@ impl Config {
             .flat_map(|tls| [&mut tls.certificate, &mut tls.key])
             .chain(self.token.keys.iter_mut().map(|key| &mut key.path))
             .chain(self.token.revoked.as_mut())
-            .chain(Some(&mut self.store.path));
+            .chain(self.target.ca.as_mut())
+            .chain([&mut self.store.path, &mut self.target.pins]);
         for path in paths {
             *path = folder.join(&*path);
         }
@@ -488,6 +563,14 @@ impl Config {
         }
         if self.token.keys.is_empty() && !self.development.accept_unsigned_tokens {
             return Err(file.error(&["token", "keys"], "at least one key is needed"));
+        }
+        if self.target.verify == VerifyTarget::Ca && self.target.ca.is_none() {
+            return Err(file.error(&["target", "ca"], "needed for verify = \"ca\""));
+        }
+        if let Some(kerberos) = &self.target.kerberos
+            && kerberos.kdcs.is_empty()
+        {
+            return Err(file.error(&["target", "kerberos", "kdcs"], "names no KDC"));
         }
         if self.tickets.lifetime_s == 0 {
             return Err(file.error(&["tickets", "lifetime_s"], "a ticket needs a lifetime"));

@@ -5,24 +5,28 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
+use tokio_rustls::rustls::RootCertStore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::clock;
-use crate::config::{Config, TlsConfig};
+use crate::config::{Config, TlsConfig, VerifyTarget};
 use crate::keyring::{KeyFile, Keyring, ReloadOutcome};
 use crate::listener::admission::Door;
 use crate::listener::{self, Listener};
+use crate::policy::Inspecting;
 use crate::policy::work::WorkLimiter;
 use crate::refusal::Refusal;
 use crate::session::registry::{EndCause, Registry};
+use crate::session::secure::{Kerberos, SecureConfig};
 use crate::store::disk::Disk;
 use crate::store::refusals::Refusals;
 use crate::store::revoked::Revoked;
 use crate::store::tickets::Tickets;
 use crate::store::usage::Usages;
-use crate::tls::ServerTls;
+use crate::target_certificate::{FilePins, TargetCertificate};
+use crate::tls::{self, ServerTls};
 use crate::token::{Protection, Token, UnsignedJwe};
 
 /// How often files are looked at for changes.
@@ -59,6 +63,8 @@ pub struct Gateway {
     pub connections: TaskTracker,
     /// The tasks that accept and look after files.
     chores: TaskTracker,
+    /// How inspected sessions meet their targets.
+    pub secure: SecureConfig,
     work: Mutex<WorkLimiter>,
     tls: Vec<Arc<ServerTls>>,
 }
@@ -88,6 +94,16 @@ impl Gateway {
             warn!(token = %token.id, peer = %client, "Accepted an unsigned token (development.accept_unsigned_tokens)");
         }
         Ok(token)
+    }
+
+    /// Whether a session through any of the listeners could be inspected.
+    #[must_use]
+    pub fn inspecting(&self) -> Inspecting {
+        if self.tls.is_empty() {
+            Inspecting::Unavailable
+        } else {
+            Inspecting::WhenNeeded
+        }
     }
 
     /// Reads changed files again.
@@ -148,6 +164,7 @@ impl Running {
         let (listeners, tls) = make_listeners(&config)?;
         let (disk, records) = Disk::open(&config.store.path, now)?;
         let usages = Arc::new(Usages::new(disk, records, now));
+        let secure = make_secure(&config)?;
         warn_of_switches(&config);
         let limits = &config.limits;
         let gateway = Arc::new(Gateway {
@@ -156,6 +173,7 @@ impl Running {
             tickets: Tickets::default(),
             usages,
             refusals: Refusals::default(),
+            secure,
             registry: Arc::new(Registry::new(limits.sessions_per_address)),
             door: Door::new(
                 limits.connections,
@@ -243,6 +261,7 @@ pub fn check_files(config: &Config) -> anyhow::Result<(usize, usize)> {
     let keyring = load_keys(config)?;
     Revoked::load(config.token.revoked.clone())?;
     make_listeners(config)?;
+    make_secure(config)?;
     Ok(keyring.verifier().keys().counts())
 }
 
@@ -279,10 +298,48 @@ fn make_listeners(config: &Config) -> anyhow::Result<(Vec<Listener>, Vec<Arc<Ser
     Ok((listeners, known.into_iter().map(|(_, tls)| tls).collect()))
 }
 
+/// How inspected sessions meet their targets.
+fn make_secure(config: &Config) -> anyhow::Result<SecureConfig> {
+    let target = &config.target;
+    let target_certificate = match target.verify {
+        VerifyTarget::Ca => {
+            let mut roots = RootCertStore::empty();
+            if let Some(path) = &target.ca {
+                for certificate in tls::read_certificates(path)? {
+                    let added = roots.add(certificate);
+                    added.with_context(|| path.display().to_string())?;
+                }
+            }
+            TargetCertificate::Ca {
+                roots: Arc::new(roots),
+                name: None,
+            }
+        }
+        VerifyTarget::FirstUse => {
+            let pins = FilePins::open(&target.pins);
+            let pins = pins.with_context(|| target.pins.display().to_string())?;
+            TargetCertificate::TrustOnFirstUse(Arc::new(pins))
+        }
+        VerifyTarget::AcceptAny => TargetCertificate::AcceptAny,
+    };
+    let kerberos = target.kerberos.clone().map(|kerberos| Kerberos {
+        kdcs: kerberos.kdcs,
+        realm: kerberos.realm,
+        ntlm_fallback: kerberos.ntlm_fallback,
+    });
+    Ok(SecureConfig {
+        target_certificate,
+        kerberos,
+    })
+}
+
 /// Switches that weaken the gateway are announced where nobody can miss them.
 fn warn_of_switches(config: &Config) {
     if config.development.accept_unsigned_tokens {
         warn!("DEVELOPMENT SWITCH: tokens with alg none are accepted; anybody can make them");
+    }
+    if config.target.verify == VerifyTarget::AcceptAny {
+        warn!("Certificates of targets are not verified (target.verify = accept-any)");
     }
     if config.token.unsigned_jwe == UnsignedJwe::Accept {
         warn!(

@@ -98,10 +98,14 @@ pub enum Refusal {
     #[error("the token demands filtering, which this gateway cannot do")]
     Filtering,
     /// `dst_usr`, `dst_pwd`, `prx_usr` or `prx_pwd` ask for what cannot be delivered.
-    #[error("the token carries credentials, which this gateway cannot inject")]
+    #[error(
+        "the token carries credentials, which cannot be injected: the listener has no certificate, or the protocol is not RDP"
+    )]
     Injection,
     /// `cert_thumb256` asks for what cannot be delivered.
-    #[error("the token pins the target's certificate, which an opaque session does not show")]
+    #[error(
+        "the token pins the target's certificate, which cannot be judged: the listener has no certificate, or the protocol is not RDP"
+    )]
     Pinning,
     /// One address asks for too much.
     #[error("too many tokens from this address")]
@@ -121,6 +125,16 @@ pub enum Refusal {
     /// No target could be reached.
     #[error("target: {0}")]
     Target(String),
+    /// The legs of an inspected session could not be secured.
+    #[error("{reason}")]
+    Unsecured {
+        /// Whose matter it is.
+        rule: &'static str,
+        /// For the log.
+        reason: String,
+        /// For a client that waits for the answer to its Connection Request.
+        code: FailureCode,
+    },
     /// Not the protocol that the token announced.
     #[error("the {side} does not speak {protocol}, which the token announces")]
     Protocol {
@@ -172,6 +186,7 @@ impl Refusal {
             Self::ShuttingDown => "shutting-down",
             Self::Egress(_) => "egress",
             Self::Target(_) => "target",
+            Self::Unsecured { rule, .. } => rule,
             Self::Protocol { .. } => "protocol",
             Self::NotOffered(_) => "not-offered",
         }
@@ -212,6 +227,7 @@ impl Refusal {
             | Self::ShuttingDown
             | Self::Egress(_)
             | Self::Target(_) => Some(FailureCode::SslCertNotOnServer),
+            Self::Unsecured { code, .. } => Some(*code),
             Self::Preconnection(_)
             | Self::ConnectionRequest(_)
             | Self::Contradiction

@@ -90,6 +90,12 @@ impl Stream {
         }
     }
 
+    /// A stream of which `read_ahead` was read before.
+    #[must_use]
+    pub fn rewound(io: Io, read_ahead: Vec<u8>) -> Self {
+        Self { io, read_ahead }
+    }
+
     /// What has arrived and was not consumed.
     #[must_use]
     pub fn buffered(&self) -> &[u8] {

@@ -115,7 +115,12 @@ fn issue(state: &ApiState, text: &str, lifetime_s: Option<u64>) -> Result<Create
     if let Some(rule) = gateway.revoked.rules().revokes(&token.id, &token.claims) {
         return Err(Refusal::Revoked(rule));
     }
-    policy::decide(&token.claims, SessionLimits::default())?;
+    // Any listener may be the one that the ticket is shown to; that one decides again.
+    policy::decide(
+        &token.claims,
+        SessionLimits::default(),
+        gateway.inspecting(),
+    )?;
     let now = clock::unix_now();
     let token_end = token
         .claims

@@ -68,9 +68,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 /// # Errors
 /// The filter is malformed.
 pub fn start_log(config: &LogConfig) -> anyhow::Result<()> {
-    // sspi tells of every security context at INFO.
-    let filter =
-        EnvFilter::try_new(format!("sspi=warn,{}", config.filter)).context("log.filter")?;
+    // sspi tells of every security context at INFO, rustls of every client that names an address in its SNI at WARN.
+    let filter = EnvFilter::try_new(format!("sspi=warn,rustls::msgs=error,{}", config.filter))
+        .context("log.filter")?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         // The name is taken: a session's target is the machine it leads to.
@@ -83,7 +83,12 @@ pub fn start_log(config: &LogConfig) -> anyhow::Result<()> {
         LogFormat::Auto => !terminal,
     };
     if json {
-        builder.json().flatten_event(true).init();
+        // One span for each session, so a list of spans would say it twice.
+        builder
+            .json()
+            .flatten_event(true)
+            .with_span_list(false)
+            .init();
     } else {
         builder.with_ansi(terminal).init();
     }

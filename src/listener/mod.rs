@@ -14,10 +14,11 @@ use tracing::field::Empty;
 use tracing::{Instrument, debug, info_span, warn};
 
 use crate::clock;
-use crate::config::{Arrival, ListenerConfig};
+use crate::config::{Arrival, Inspect, ListenerConfig};
 use crate::gateway::Gateway;
 use crate::limits;
 use crate::listener::admission::Admission;
+use crate::policy::Inspecting;
 use crate::session::identify::Client;
 use crate::session::{self, SessionId};
 use crate::stream::{Io, Stream};
@@ -73,6 +74,16 @@ impl Listener {
     #[must_use]
     pub fn tls(&self) -> Option<Arc<ServerConfig>> {
         self.tls.as_ref().map(|tls| tls.current())
+    }
+
+    /// Whether sessions that came in here can be inspected, and whether they all are.
+    #[must_use]
+    pub fn inspecting(&self, inspect: Inspect) -> Inspecting {
+        match (&self.tls, inspect) {
+            (None, _) => Inspecting::Unavailable,
+            (Some(_), Inspect::WhenNeeded) => Inspecting::WhenNeeded,
+            (Some(_), Inspect::Always) => Inspecting::Always,
+        }
     }
 
     /// Opens the port.

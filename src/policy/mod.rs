@@ -9,7 +9,8 @@ pub mod work;
 
 use std::time::Duration;
 
-use crate::policy::permit::Permit;
+use crate::application_protocol::ApplicationProtocol;
+use crate::policy::permit::{Inspection, Permit};
 use crate::refusal::Refusal;
 use crate::token::claims::{Claims, ConnectionMode, RecordingPolicy};
 
@@ -22,11 +23,27 @@ pub struct SessionLimits {
     pub time_limit: Option<Duration>,
 }
 
+/// Whether the gateway can stand inside a session, and whether it is told to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Inspecting {
+    /// The listener has no certificate to end TLS with.
+    #[default]
+    Unavailable,
+    /// Where a token asks for what only works inside.
+    WhenNeeded,
+    /// Every RDP session.
+    Always,
+}
+
 /// Decides over a forward session (`jet_cm: fwd`).
 ///
 /// # Errors
 /// The claim that cannot be honoured.
-pub fn decide(claims: &Claims, limits: SessionLimits) -> Result<Permit, Refusal> {
+pub fn decide(
+    claims: &Claims,
+    limits: SessionLimits,
+    inspecting: Inspecting,
+) -> Result<Permit, Refusal> {
     match claims.jet_cm {
         ConnectionMode::Rdv => return Err(Refusal::Rendezvous),
         ConnectionMode::Fwd => {}
@@ -39,12 +56,6 @@ pub fn decide(claims: &Claims, limits: SessionLimits) -> Result<Permit, Refusal>
     if claims.jet_flt {
         return Err(Refusal::Filtering);
     }
-    if claims.target_credentials.is_some() || claims.proxy_credentials.is_some() {
-        return Err(Refusal::Injection);
-    }
-    if claims.cert_thumb256.is_some() {
-        return Err(Refusal::Pinning);
-    }
     Ok(Permit {
         targets: claims.targets.clone(),
         idle_timeout: limits.idle_timeout,
@@ -52,5 +63,30 @@ pub fn decide(claims: &Claims, limits: SessionLimits) -> Result<Permit, Refusal>
             (Some(token), Some(limit)) => Some(token.min(limit)),
             (token, limit) => token.or(limit),
         },
+        inspection: inspection(claims, inspecting)?,
     })
+}
+
+/// What the token wants done inside the session.
+fn inspection(claims: &Claims, inspecting: Inspecting) -> Result<Option<Inspection>, Refusal> {
+    let is_rdp = matches!(claims.jet_ap, None | Some(ApplicationProtocol::Rdp));
+    let needed = if claims.target_credentials.is_some() || claims.proxy_credentials.is_some() {
+        Err(Refusal::Injection)
+    } else if claims.cert_thumb256.is_some() {
+        Err(Refusal::Pinning)
+    } else {
+        Ok(())
+    };
+    match (needed, inspecting) {
+        (Ok(()), Inspecting::Unavailable | Inspecting::WhenNeeded) => return Ok(None),
+        (Ok(()), Inspecting::Always) if !is_rdp => return Ok(None),
+        (Err(refusal), Inspecting::Unavailable) => return Err(refusal),
+        (Err(refusal), _) if !is_rdp => return Err(refusal),
+        (_, Inspecting::WhenNeeded | Inspecting::Always) => {}
+    }
+    Ok(Some(Inspection {
+        target_credentials: claims.target_credentials.clone(),
+        proxy_credentials: claims.proxy_credentials.clone(),
+        certificate_pin: claims.cert_thumb256,
+    }))
 }

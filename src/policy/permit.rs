@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::token::claims::{Credentials, Thumbprint};
 use crate::token::target::TargetAddr;
 
 /// A decision to let one session through.
@@ -12,6 +13,18 @@ pub struct Permit {
     pub(super) targets: Vec<TargetAddr>,
     pub(super) idle_timeout: Option<Duration>,
     pub(super) time_limit: Option<Duration>,
+    pub(super) inspection: Option<Inspection>,
+}
+
+/// What a session needs of a gateway that stands inside it.
+#[derive(Clone, Debug)]
+pub struct Inspection {
+    /// `dst_usr` and `dst_pwd`: the gateway logs on to the target with them.
+    pub target_credentials: Option<Credentials>,
+    /// `prx_usr` and `prx_pwd`: the client proves that it knows them.
+    pub proxy_credentials: Option<Credentials>,
+    /// `cert_thumb256`: the target's certificate, and no other.
+    pub certificate_pin: Option<Thumbprint>,
 }
 
 impl Permit {
@@ -25,6 +38,12 @@ impl Permit {
     #[must_use]
     pub fn idle_timeout(&self) -> Option<Duration> {
         self.idle_timeout
+    }
+
+    /// What the gateway does inside the session; `None` where it passes on bytes that it cannot read.
+    #[must_use]
+    pub fn inspection(&self) -> Option<&Inspection> {
+        self.inspection.as_ref()
     }
 
     /// How long the session may last.

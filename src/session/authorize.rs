@@ -62,7 +62,11 @@ async fn decide(
         idle_timeout: config.session.idle_timeout(),
         time_limit: config.session.time_limit(),
     };
-    let permit = policy::decide(&token.claims, limits)?;
+    let permit = policy::decide(
+        &token.claims,
+        limits,
+        client.listener.inspecting(config.session.inspect),
+    )?;
     let session = gateway
         .registry
         .register(client.id, token.clone(), client.peer)?;

@@ -5,7 +5,8 @@
 //! 3. [`authorize`]: a [`Permit`](crate::policy::permit::Permit), the token reserved, the session registered.
 //! 4. [`connect`]: the target dialled.
 //! 5. [`open`]: the first exchange of the protocol that the token announces, and the use of the token on disk; the relay
-//!    takes over from there.
+//!    takes over from there. Or, where the gateway stands inside the session, [`inspect`]: both legs
+//!    [secured](secure), then PDUs past the stages.
 //!
 //! Each step takes the one before it by value, so a step that was skipped does not compile. A step that fails returns a
 //! [`Refusal`]; [`refuse`] tells the client.
@@ -14,6 +15,7 @@ pub mod authenticate;
 pub mod authorize;
 pub mod connect;
 pub mod identify;
+pub mod inspect;
 pub mod open;
 pub mod refuse;
 pub mod registry;
@@ -31,11 +33,14 @@ use uuid::Uuid;
 use crate::api::{self, ApiState};
 use crate::clock;
 use crate::gateway::Gateway;
+use crate::listener::admission::Admission;
 use crate::refusal::Refusal;
-use crate::relay::{self, RelayEnd, RelayLimits};
+use crate::relay::RelayEnd;
 use crate::session::identify::{Client, Identified};
+use crate::session::inspect::Inspected;
 use crate::session::open::Opened;
-use crate::session::registry::{EndCause, Session};
+use crate::session::registry::{EndCause, Registered, Session};
+use crate::store::usage::Reservation;
 
 /// The correlation id of one connection: in every line it causes, in its refusal's log line and in its record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -60,13 +65,15 @@ impl fmt::Display for SessionId {
 /// Carries one connection from its first byte to its last.
 pub async fn handle(gateway: Arc<Gateway>, client: Client) {
     // Setting up needs far more memory than relaying, so it has a box of its own, gone before the relay starts.
-    if let Some(opened) = Box::pin(establish(&gateway, client)).await {
-        run(opened).await;
+    match Box::pin(establish(&gateway, client)).await {
+        Some(Ready::Opaque(opened)) => opened.run().await,
+        Some(Ready::Inspected(inspected)) => inspected.run().await,
+        None => {}
     }
 }
 
 /// Steps 1 to 5, bounded in time. `None`: the connection has had its answer.
-async fn establish(gateway: &Arc<Gateway>, client: Client) -> Option<Opened> {
+async fn establish(gateway: &Arc<Gateway>, client: Client) -> Option<Ready> {
     let id = client.id;
     let client = match identify::identify(client).await {
         Ok(Identified::Rdp(client)) => client,
@@ -93,14 +100,19 @@ async fn establish(gateway: &Arc<Gateway>, client: Client) -> Option<Opened> {
             return None;
         }
     };
-    let opened = async {
+    let ready = async {
         let authenticated = authenticate::authenticate(gateway, *client).await?;
         let authorized = authorize::authorize(gateway, authenticated).await?;
         let connected = connect::connect(gateway, authorized).await?;
-        open::open(connected).await
+        match connected.permit.inspection().cloned() {
+            None => open::open(connected).await.map(Ready::Opaque),
+            Some(inspection) => inspect::inspect(gateway, connected, &inspection)
+                .await
+                .map(Ready::Inspected),
+        }
     };
-    match opened.await {
-        Ok(opened) => Some(opened),
+    match ready.await {
+        Ok(ready) => Some(ready),
         Err(refused) => {
             refuse::refuse(gateway, *refused).await;
             None
@@ -108,32 +120,46 @@ async fn establish(gateway: &Arc<Gateway>, client: Client) -> Option<Opened> {
     }
 }
 
-/// Relays until the end and accounts for it.
-async fn run(opened: Opened) {
-    let Opened {
-        session,
-        reservation,
-        client,
-        target,
-        permit,
-        started,
-        admission,
-    } = opened;
-    let limits = RelayLimits {
-        idle: permit.idle_timeout(),
-        total: permit.time_limit(),
-    };
-    let cancel = session.cancelled().clone();
-    let end = relay::run(client, target, &session.traffic, limits, cancel).await;
-    // The reconnect window starts no later than the log says so.
-    drop(reservation);
-    log_end(&session, &end, started);
-    drop(admission);
+/// A session that can run.
+enum Ready {
+    /// Its bytes are passed on as they come.
+    Opaque(Opened),
+    /// Its PDUs are moved past the stages.
+    Inspected(Box<Inspected>),
 }
 
-/// The one line at a session's end.
-fn log_end(session: &Session, end: &RelayEnd, started: Instant) {
-    let reason = match (end, session.end_cause()) {
+/// What every live session holds until its end.
+#[derive(Debug)]
+pub struct Live {
+    /// Its entry in the registry.
+    pub session: Registered,
+    /// Its token, used.
+    pub reservation: Reservation,
+    /// When the connection was accepted.
+    pub started: Instant,
+    /// Its place among the connections.
+    pub admission: Admission,
+}
+
+impl Live {
+    /// The session is over: gives everything back and writes the one line.
+    fn close(self, reason: &str) {
+        let Self {
+            session,
+            reservation,
+            started,
+            admission,
+        } = self;
+        // The reconnect window starts no later than the log says so.
+        drop(reservation);
+        log_end(&session, reason, started);
+        drop(admission);
+    }
+}
+
+/// Why a relay ended, in words.
+fn describe(session: &Session, end: &RelayEnd) -> String {
+    match (end, session.end_cause()) {
         (RelayEnd::Cancelled, Some(EndCause::Revoked(rule))) => {
             format!("the token was revoked by its {rule}")
         }
@@ -144,7 +170,11 @@ fn log_end(session: &Session, end: &RelayEnd, started: Instant) {
         (RelayEnd::IdleTimeout, _) => "idle for too long".to_owned(),
         (RelayEnd::TimeLimit, _) => "time limit reached".to_owned(),
         (RelayEnd::Cancelled, None) => "ended".to_owned(),
-    };
+    }
+}
+
+/// The one line at a session's end.
+fn log_end(session: &Session, reason: &str, started: Instant) {
     let claims = &session.token.claims;
     let target = session.target();
     info!(

@@ -14,34 +14,49 @@ use tokio::time::timeout_at;
 
 use crate::application_protocol::{self, ApplicationProtocol, FirstBytes};
 use crate::limits;
-use crate::listener::admission::Admission;
 use crate::policy::permit::Permit;
 use crate::rdp::negotiation::{self, ConnectionConfirm};
 use crate::refusal::Refusal;
+use crate::relay::{self, RelayLimits};
 use crate::session::connect::Connected;
 use crate::session::identify::{Client, Opening};
 use crate::session::refuse::Refused;
 use crate::session::registry::Registered;
+use crate::session::{Live, describe};
 use crate::store::usage::Reservation;
 use crate::stream::Io;
 
 /// A session whose bytes can be relayed.
 #[derive(Debug)]
 pub struct Opened {
-    /// The session.
-    pub session: Registered,
-    /// Its token, used.
-    pub reservation: Reservation,
+    /// What it holds until its end.
+    pub live: Live,
     /// The client's transport; what was read ahead is on its way to the target.
     pub client: Io,
     /// The target's.
     pub target: TcpStream,
     /// What the session may do.
     pub permit: Permit,
-    /// When the connection was accepted.
-    pub started: Instant,
-    /// Its place among the connections.
-    pub admission: Admission,
+}
+
+impl Opened {
+    /// Relays until the end and accounts for it.
+    pub async fn run(self) {
+        let Self {
+            live,
+            client,
+            target,
+            permit,
+        } = self;
+        let limits = RelayLimits {
+            idle: permit.idle_timeout(),
+            total: permit.time_limit(),
+        };
+        let cancel = live.session.cancelled().clone();
+        let end = relay::run(client, target, &live.session.traffic, limits, cancel).await;
+        let reason = describe(&live.session, &end);
+        live.close(&reason);
+    }
 }
 
 /// Lets client and target exchange their first messages.
@@ -83,13 +98,15 @@ pub async fn open(connected: Connected) -> Result<Opened, Box<Refused>> {
     admission.proven();
     let (client, _sent) = stream.into_parts();
     Ok(Opened {
-        session,
-        reservation,
+        live: Live {
+            session,
+            reservation,
+            started,
+            admission,
+        },
         client,
         target,
         permit,
-        started,
-        admission,
     })
 }
 
