@@ -20,6 +20,14 @@
 //! | do both speak it? | [`session::open`], [`application_protocol`] | the first exchange done, the token's use on disk |
 //! | relay | [`relay`] | bytes both ways until the end, and one closing log line |
 //!
+//! Where a token asks for what only works inside the session (credentials for the target, a credential for the client's
+//! own leg, a pinned certificate), the last two rows are others:
+//!
+//! | step | file | what it makes of the one before |
+//! |---|---|---|
+//! | secure both legs | [`session::inspect`], [`session::secure`], [`rdp::credssp`], [`target_certificate`] | TLS and, where it was negotiated, CredSSP with the client, and only then with the target |
+//! | past the stages | [`relay::inspected`], [`rdp::session`], [`stage`] | PDUs both ways, read by the [tracker](rdp::session::Tracker), judged by the stages, edited only where the legs differ |
+//!
 //! Every step takes the one before it by value. A step that fails returns a [`Refusal`](refusal::Refusal), and
 //! [`session::refuse`] tells the client in its own protocol.
 //!
@@ -32,9 +40,11 @@
 //! # What always holds
 //!
 //! 1. **Fail closed.** A token that demands what cannot be delivered is refused before the target hears of it. Today that is
-//!    recording, filtering, credential injection, certificate pinning and rendezvous.
-//! 2. **Original bytes.** Past the Connection Request, from which the routing token is removed, client and target
-//!    exchange their own bytes: TLS and CredSSP run end to end.
+//!    recording, filtering and rendezvous; and what needs the gateway inside the session, where the listener has no
+//!    certificate. A PDU that cannot be read where a stage needs it ends the session.
+//! 2. **Original bytes.** In an opaque session client and target exchange their own bytes past the Connection Request, from
+//!    which the routing token is removed: TLS and CredSSP run end to end. In an inspected one every PDU passes byte for byte
+//!    but for the fields in which the legs differ ([`rdp::session`] names them).
 //! 3. **One token, one live session.** Reserved from the moment of authorisation, on disk before the client hears from the
 //!    target ([`store::usage`]). Revocation ends live sessions, too.
 //! 4. **Bounded.** Whatever an unproven peer can make us hold or wait for is named in [`limits`] or in the
