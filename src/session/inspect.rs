@@ -3,6 +3,8 @@
 //! The legs themselves are [`secure`](crate::session::secure)'s; here its result becomes a session, or its failure a
 //! word to the client.
 
+use std::time::Duration;
+
 use tracing::{info, warn};
 
 use crate::gateway::Gateway;
@@ -25,6 +27,9 @@ use crate::stage::inspector::{AuditEvent, Inspector};
 use crate::stream::{Io, Stream};
 use crate::target_certificate::{Remembered, TargetCertificate};
 use crate::token::claims::Credentials;
+
+/// How long a client is given to be led to the message that tells it why.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A session whose PDUs can be moved past the stages.
 #[derive(Debug)]
@@ -100,7 +105,7 @@ pub async fn inspect(
         Ok(secured) => secured,
         Err(failed) => {
             let Failed { error, client } = *failed;
-            let answer = tell(client, &error, &request, direct).await;
+            let answer = tell(client, &error, direct).await;
             return Err(refused(unsecured(&error), answer));
         }
     };
@@ -203,7 +208,6 @@ fn logon(credentials: &Credentials) -> Logon {
 async fn tell(
     client: Remaining<Io>,
     error: &SecureError,
-    request: &SecureRequest<'_>,
     direct: bool,
 ) -> Option<(Stream, Opening)> {
     match client {
@@ -221,7 +225,9 @@ async fn tell(
             read_ahead,
             requested,
         } => {
-            let (reason, deadline) = (error.farewell(), request.deadline);
+            // The session's own deadline may be what has passed.
+            let deadline = tokio::time::Instant::now() + FAREWELL_TIMEOUT;
+            let reason = error.farewell();
             let said =
                 secure::say_farewell(&mut client, &read_ahead, requested, reason, deadline).await;
             if let Err(error) = said {

@@ -105,7 +105,9 @@ async fn establish(gateway: &Arc<Gateway>, client: Client) -> Option<Ready> {
         let authorized = authorize::authorize(gateway, authenticated).await?;
         let connected = connect::connect(gateway, authorized).await?;
         match connected.permit.inspection().cloned() {
-            None => open::open(connected).await.map(Ready::Opaque),
+            None => open::open(connected)
+                .await
+                .map(|opened| Ready::Opaque(Box::new(opened))),
             Some(inspection) => inspect::inspect(gateway, connected, &inspection)
                 .await
                 .map(Ready::Inspected),
@@ -123,7 +125,7 @@ async fn establish(gateway: &Arc<Gateway>, client: Client) -> Option<Ready> {
 /// A session that can run.
 enum Ready {
     /// Its bytes are passed on as they come.
-    Opaque(Opened),
+    Opaque(Box<Opened>),
     /// Its PDUs are moved past the stages.
     Inspected(Box<Inspected>),
 }

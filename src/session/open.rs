@@ -41,13 +41,13 @@ pub struct Opened {
 
 impl Opened {
     /// Relays until the end and accounts for it.
-    pub async fn run(self) {
+    pub async fn run(self: Box<Self>) {
         let Self {
             live,
             client,
             target,
             permit,
-        } = self;
+        } = *self;
         let limits = RelayLimits {
             idle: permit.idle_timeout(),
             total: permit.time_limit(),
