@@ -191,6 +191,17 @@ pub async fn connect(
     connect_any(permit.targets(), egress, resolver, &SystemDialler, deadline).await
 }
 
+/// Connects to a service that the operator's own configuration names (`host:port`), such as a KDC. Egress rules are about
+/// what tokens name; they do not hold here.
+///
+/// # Errors
+/// The system's: no such name, nobody there.
+pub async fn connect_service(address: &str) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
 /// Sets what every session wants of its sockets: no delay of small writes, and an end to peers that vanished.
 ///
 /// # Errors

@@ -46,6 +46,7 @@ use crate::target_certificate::{
 };
 use crate::token::claims::{Credentials, Thumbprint};
 use crate::token::target::TargetAddr;
+use crate::upstream;
 
 /// What an operator configures for the target leg.
 #[derive(Clone, Debug)]
@@ -1035,8 +1036,7 @@ impl Kdc<'_> {
     }
 
     async fn ask_one(address: &str, message: &[u8]) -> io::Result<Vec<u8>> {
-        let mut stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
+        let mut stream = upstream::connect_service(address).await?;
         stream.write_all(message).await?;
         let mut header = [0; 4];
         stream.read_exact(&mut header).await?;

@@ -58,6 +58,10 @@ fn the_core_has_no_runtime_no_files_no_sockets_and_no_clock() {
                 .lines()
                 .filter(|line| !line.trim_start().starts_with("//"))
             {
+                // sspi tells passwords to whoever listens: it is called with nobody listening.
+                if line.contains("NoSubscriber") {
+                    continue;
+                }
                 for word in forbidden {
                     assert!(!line.contains(word), "{}: {line}", path.display());
                 }
