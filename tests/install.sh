@@ -14,8 +14,8 @@ for part in "$@"; do
     case $part in
     build) tools=() ;;
     peers)
-        packages+=(xvfb xauth xdotool x11-utils x11-apps x11-xserver-utils xterm openssl
-            freerdp2-x11 freerdp2-shadow-x11 winpr-utils freerdp3-x11 xrdp xorgxrdp)
+        packages+=(xvfb xauth xdotool xclip x11-utils x11-apps x11-xserver-utils xterm openssl
+            freerdp2-x11 freerdp2-shadow-x11 winpr-utils freerdp3-x11 freerdp3-shadow-x11 xrdp xorgxrdp)
         ;;
     ci) tools+=(cargo-deny cargo-fuzz) ;;
     *)

@@ -3,6 +3,7 @@
 //! `tests/install.sh peers` installs them. xrdp needs root.
 
 mod direct;
+mod injects;
 mod lab;
 mod legs;
 mod lives;

@@ -150,6 +150,11 @@ impl FreeRdp {
         self.client.output()
     }
 
+    /// A command whose windows go to the client's display.
+    pub(crate) fn command(&self, program: &str) -> std::process::Command {
+        self.display.command(program)
+    }
+
     /// The negotiation failures that the client reported, by their name in [MS-RDPBCGR] 2.2.1.2.2.
     pub(crate) fn negotiation_failures(&self) -> Result<Vec<String>> {
         let output = self.output()?;
@@ -190,6 +195,8 @@ fn exit_code(status: ExitStatus) -> Result<i32> {
 
 /// Exit codes of xfreerdp (client/X11/xf_client.h).
 pub(crate) mod exit {
+    /// XF_EXIT_LOGON_FAILURE: the server did not accept the password.
+    pub(crate) const LOGON_FAILURE: i32 = 132;
     /// XF_EXIT_NEGO_FAILURE: the server answered the Connection Request with an RDP Negotiation Failure.
     pub(crate) const NEGOTIATION_FAILURE: i32 = 133;
     /// XF_EXIT_CONN_FAILED: the server closed the connection without a word.

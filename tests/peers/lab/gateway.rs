@@ -1,6 +1,6 @@
 //! The gateway under test: the real binary with keys of its own, on loopback.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -32,15 +32,48 @@ impl Gateway {
 
     /// A gateway where the same address may use a token again within so many seconds.
     pub(crate) fn start_with(workspace: &Workspace, reconnect_window_s: u64) -> Result<Self> {
+        Self::start_configured(workspace, reconnect_window_s, "")
+    }
+
+    /// A gateway with a certificate of its own, which can stand inside of sessions.
+    ///
+    /// `verify` says how it judges certificates of targets.
+    pub(crate) fn start_inside(workspace: &Workspace, verify: &str) -> Result<Self> {
+        let folder = workspace.folder("gateway")?;
+        let certified = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()])?;
+        let (certificate, key) = (folder.join("tls.pem"), folder.join("tls.key"));
+        fs::write(&certificate, certified.cert.pem())?;
+        fs::write(&key, certified.signing_key.serialize_pem())?;
+        let further = format!(
+            r#"
+[tls]
+certificate = "{certificate}"
+key = "{key}"
+
+[target]
+verify = "{verify}"
+pins = "{pins}"
+"#,
+            certificate = certificate.display(),
+            key = key.display(),
+            pins = folder.join("targets.pins").display(),
+        );
+        Self::start_configured(workspace, 0, &further)
+    }
+
+    fn start_configured(
+        workspace: &Workspace,
+        reconnect_window_s: u64,
+        further: &str,
+    ) -> Result<Self> {
         let folder = workspace.folder("gateway")?;
         let port = Port::free()?;
         let keys = Keys::make(&folder)?;
         fs::write(folder.join(REVOKED), revoked(&[]))?;
         let config = folder.join("jetway.toml");
-        fs::write(
-            &config,
-            configuration(port.number(), &keys, &folder, reconnect_window_s),
-        )?;
+        let mut text = configuration(port.number(), &keys, &folder, reconnect_window_s);
+        text.push_str(further);
+        fs::write(&config, text)?;
         let outputs = [
             workspace.path("jetway.log"),
             workspace.path("jetway-stdout.log"),
@@ -99,6 +132,32 @@ impl Gateway {
                 self.keys.encryption_public.as_os_str(),
             ]);
         }
+        jetway(&arguments)
+    }
+
+    /// A token for `target` by `jetway token new` that has the gateway log on.
+    pub(crate) fn token_with(&self, target: &str, grant: &Grant<'_>) -> Result<String> {
+        let mut arguments: Vec<OsString> = ["token", "new", "--jet-cm", "fwd", "--jet-ap", "rdp"]
+            .iter()
+            .map(OsString::from)
+            .collect();
+        arguments.extend(["--dst-hst".into(), target.into()]);
+        arguments.extend(["--sign-key".into(), self.keys.signing.clone().into()]);
+        let public = self.keys.encryption_public.clone();
+        arguments.extend(["--encrypt-key".into(), public.into()]);
+        let credentials = [("dst", Some(grant.target)), ("prx", grant.proxy)];
+        for (side, credentials) in credentials {
+            let Some((user, password)) = credentials else {
+                continue;
+            };
+            let file = self.secret_file(&format!("{side}.password"), password)?;
+            arguments.extend([format!("--{side}-usr").into(), user.into()]);
+            arguments.extend([format!("--{side}-pwd-file").into(), file.into()]);
+        }
+        if let Some(thumbprint) = grant.certificate {
+            arguments.extend(["--cert-thumb256".into(), thumbprint.into()]);
+        }
+        let arguments: Vec<&OsStr> = arguments.iter().map(OsString::as_os_str).collect();
         jetway(&arguments)
     }
 
@@ -169,9 +228,11 @@ impl Gateway {
         Ok(lines)
     }
 
-    /// None of `secrets` is in what the gateway printed or in the command line that every user of the machine can read.
+    /// None of `secrets` is in what the gateway printed, in the command line that every user of the machine can read,
+    /// or in its environment.
     pub(crate) fn keeps_secret(&self, secrets: &[&str]) -> Result<()> {
         let mut seen = self.process.command_line()?;
+        seen.push_str(&self.process.environment()?);
         for output in &self.outputs {
             seen.push_str(&fs::read_to_string(output)?);
         }
@@ -207,6 +268,28 @@ pub(crate) enum Protection {
     Signed,
     /// Signed, then encrypted to the gateway.
     Nested,
+}
+
+/// What a token gives its bearer besides the way to the target.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grant<'a> {
+    /// User and password that the gateway shows the target.
+    pub(crate) target: (&'a str, &'a str),
+    /// User and password that the client must show the gateway.
+    pub(crate) proxy: Option<(&'a str, &'a str)>,
+    /// SHA-256 of the only certificate that the target may show.
+    pub(crate) certificate: Option<&'a str>,
+}
+
+impl<'a> Grant<'a> {
+    /// The gateway logs on; the client needs nothing but the token.
+    pub(crate) fn logon(user: &'a str, password: &'a str) -> Self {
+        Self {
+            target: (user, password),
+            proxy: None,
+            certificate: None,
+        }
+    }
 }
 
 /// The key pairs of one gateway, as `jetway keys new` makes them.

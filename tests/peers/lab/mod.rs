@@ -3,6 +3,7 @@
 //! Every process is started here and ended by its pid when the value that holds it goes out of scope; nothing waits for
 //! a time to pass, only for a condition with a deadline.
 
+pub(crate) mod clipboard;
 pub(crate) mod desktop;
 pub(crate) mod display;
 pub(crate) mod forge;

@@ -65,6 +65,12 @@ impl Process {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
+    /// The environment it was started with.
+    pub(crate) fn environment(&self) -> Result<String> {
+        let bytes = fs::read(format!("/proc/{}/environ", self.pid()))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
     /// An error when the process has already ended.
     pub(crate) fn expect_alive(&mut self) -> Result<()> {
         match self.child.try_wait()? {

@@ -1,6 +1,7 @@
 //! freerdp-shadow-cli: shares an X display, with Network Level Authentication against a SAM file or with TLS alone.
 
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 
 use anyhow::Result;
 use uuid::Uuid;
@@ -19,18 +20,44 @@ pub(crate) enum Security {
     Tls,
 }
 
+/// Which freerdp-shadow-cli.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Program {
+    Two,
+    Three,
+}
+
+impl Program {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Two => "freerdp-shadow-cli",
+            Self::Three => "freerdp-shadow-cli3",
+        }
+    }
+}
+
 /// Fields are dropped in order: the server first, its display last.
 #[derive(Debug)]
 pub(crate) struct Shadow {
     server: Process,
     _terminal: Process,
-    _display: Display,
-    _port: Port,
+    display: Display,
+    port: Port,
     place: Place,
+    program: Program,
+    options: Vec<String>,
 }
 
 impl Shadow {
     pub(crate) fn start(workspace: &Workspace, security: Security) -> Result<Self> {
+        Self::start_program(workspace, Program::Two, security)
+    }
+
+    pub(crate) fn start_program(
+        workspace: &Workspace,
+        program: Program,
+        security: Security,
+    ) -> Result<Self> {
         let display = Display::start(workspace, "target")?;
         let port = Port::free()?;
         let place = Place {
@@ -48,36 +75,64 @@ impl Shadow {
             Ok(ready.exists().then_some(()))
         })?;
 
-        let mut command = display.command("freerdp-shadow-cli");
-        // It makes its own certificate under HOME.
-        command.env("HOME", workspace.folder("home-shadow")?);
-        command.args([
+        let mut options = vec![
             format!("/port:{}", place.port),
             "/bind-address:127.0.0.1".to_owned(),
-        ]);
-        match security {
+        ];
+        options.extend(match security {
             Security::Nla => {
                 let mut hash = display.command("winpr-hash");
                 hash.args(["-u", &place.user, "-p", &place.password, "-f", "sam"]);
                 let sam = workspace.write("SAM", tool(&mut hash)?)?;
-                command.args([
+                [
                     format!("/sam-file:{}", sam.display()),
                     "/sec:nla".to_owned(),
-                ]);
+                ]
             }
-            Security::Tls => {
-                command.args(["-auth", "/sec:tls"]);
-            }
-        }
-        let mut server = Process::start(workspace, "shadow", &mut command)?;
-        port.wait_for_listener(|| server.expect_alive())?;
+            Security::Tls => ["-auth".to_owned(), "/sec:tls".to_owned()],
+        });
+        let server = serve(workspace, "shadow", program, &display, &port, &options)?;
         Ok(Self {
             server,
             _terminal: terminal,
-            _display: display,
-            _port: port,
+            display,
+            port,
             place,
+            program,
+            options,
         })
+    }
+
+    /// The same desktop at the same address under another certificate.
+    pub(crate) fn change_certificate(&mut self, workspace: &Workspace) -> Result<()> {
+        self.server.end();
+        self.server = serve(
+            workspace,
+            "shadow-changed",
+            self.program,
+            &self.display,
+            &self.port,
+            &self.options,
+        )?;
+        Ok(())
+    }
+
+    /// SHA-256 of the certificate that it started with, as hexadecimal digits.
+    pub(crate) fn thumbprint(&self, workspace: &Workspace) -> Result<String> {
+        let certificate = workspace
+            .path("home-shadow")
+            .join(".config/freerdp/shadow/shadow.crt");
+        let der = tool(
+            Command::new("openssl")
+                .args(["x509", "-outform", "DER", "-in"])
+                .arg(certificate),
+        )?;
+        Ok(hex::encode(openssl::sha::sha256(&der)))
+    }
+
+    /// What the target printed.
+    pub(crate) fn output(&self) -> Result<String> {
+        self.server.output()
     }
 
     /// The target dies without a word.
@@ -90,6 +145,24 @@ impl Target for Shadow {
     fn place(&self) -> &Place {
         &self.place
     }
+}
+
+/// Starts the server, which makes its own certificate under its HOME.
+fn serve(
+    workspace: &Workspace,
+    role: &str,
+    program: Program,
+    display: &Display,
+    port: &Port,
+    options: &[String],
+) -> Result<Process> {
+    let mut command = display.command(program.name());
+    command
+        .env("HOME", workspace.folder(&format!("home-{role}"))?)
+        .args(options);
+    let mut server = Process::start(workspace, role, &mut command)?;
+    port.wait_for_listener(|| server.expect_alive())?;
+    Ok(server)
 }
 
 fn start_terminal(workspace: &Workspace, display: &Display) -> Result<Process> {

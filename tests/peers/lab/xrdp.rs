@@ -24,7 +24,7 @@ use super::workspace::Workspace;
 pub(crate) struct Xrdp {
     _server: Process,
     _session_manager: Process,
-    _user: User,
+    user: User,
     _port: Port,
     place: Place,
     _alone: File,
@@ -80,11 +80,36 @@ impl Xrdp {
         Ok(Self {
             _server: server,
             _session_manager: manager,
-            _user: user,
+            user,
             _port: port,
             place,
             _alone: alone,
         })
+    }
+}
+
+impl Xrdp {
+    /// A command that runs in the session of the user; the user must be logged on.
+    pub(crate) fn command(&self, program: &str) -> Result<Command> {
+        let mut session = until("the user's session", PATIENCE, || Ok(self.user.session()))?;
+        session.retain(|variable| {
+            ["DISPLAY=", "XAUTHORITY=", "HOME="]
+                .iter()
+                .any(|name| variable.starts_with(name))
+        });
+        let mut command = Command::new("setpriv");
+        command
+            .args([
+                &format!("--reuid={}", self.user.id),
+                &format!("--regid={}", self.user.group),
+                "--init-groups",
+                "env",
+                "-i",
+                "LC_ALL=C.UTF-8",
+            ])
+            .args(session)
+            .arg(program);
+        Ok(command)
     }
 }
 
@@ -243,10 +268,23 @@ impl User {
         pids
     }
 
+    /// The environment of the terminal on the user's desktop.
+    fn session(&self) -> Option<Vec<String>> {
+        let terminal = self.processes().into_iter().find(|pid| is_terminal(*pid))?;
+        let environment = fs::read(format!("/proc/{terminal}/environ")).ok()?;
+        let environment = String::from_utf8_lossy(&environment).into_owned();
+        Some(
+            environment
+                .split_terminator('\0')
+                .map(str::to_owned)
+                .collect(),
+        )
+    }
+
     /// Ends the session the way a user does, through its window manager; whatever then remains is killed.
     fn end_session(&self) {
         for pid in self.processes() {
-            if fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "xterm\n") {
+            if is_terminal(pid) {
                 signal_pid(pid, Signal::TERM);
             }
         }
@@ -273,6 +311,10 @@ impl Drop for User {
             }
         }
     }
+}
+
+fn is_terminal(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "xterm\n")
 }
 
 /// The channel server mounts the client's drives in the user's home by FUSE.

@@ -1,0 +1,526 @@
+//! Sessions that the gateway stands inside of: it logs on to the target with credentials that nobody types.
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use crate::lab::clipboard::{self, Copied};
+use crate::lab::forge;
+use crate::lab::freerdp::{FreeRdp, Version, exit};
+use crate::lab::gateway::{Gateway, Grant};
+use crate::lab::log::{CLOSED, Line, REFUSED};
+use crate::lab::shadow::{Program, Security, Shadow};
+use crate::lab::target::{self, Place, Target, TargetKind};
+use crate::lab::workspace::{self, Workspace};
+use crate::lab::xrdp::Xrdp;
+
+macro_rules! logons {
+    ($($name:ident: $version:ident, $target:ident, $options:expr;)*) => {$(
+        #[test]
+        fn $name() -> Result<()> {
+            a_token_alone_reaches_the_desktop(
+                Version::$version,
+                &$options,
+                |workspace| target::start(workspace, TargetKind::$target),
+            )
+        }
+    )*};
+}
+
+// The client shows another user and another password: what it types counts for nothing.
+logons! {
+    freerdp2_with_a_token_alone_reaches_the_nla_desktop: Two, ShadowNla, ["/sec:tls"];
+    freerdp3_with_a_token_alone_reaches_the_nla_desktop: Three, ShadowNla, ["/sec:tls"];
+    freerdp2_that_offers_nla_is_let_in_by_the_token_alone: Two, ShadowNla, [];
+    freerdp3_that_offers_nla_is_let_in_by_the_token_alone: Three, ShadowNla, [];
+    freerdp2_with_a_token_alone_reaches_the_tls_desktop: Two, ShadowTls, [];
+    freerdp3_with_a_token_alone_reaches_the_tls_desktop: Three, ShadowTls, [];
+    freerdp2_with_a_token_alone_is_logged_on_to_xrdp: Two, Xrdp, ["/sec:tls"];
+    freerdp3_with_a_token_alone_is_logged_on_to_xrdp: Three, Xrdp, ["/sec:tls"];
+}
+
+macro_rules! graphics {
+    ($($name:ident: $version:ident, $program:ident, $options:expr;)*) => {$(
+        #[test]
+        fn $name() -> Result<()> {
+            a_token_alone_reaches_the_desktop(Version::$version, &$options, |workspace| {
+                let target = Shadow::start_program(workspace, Program::$program, Security::Nla)?;
+                Ok(Box::new(target))
+            })
+        }
+    )*};
+}
+
+graphics! {
+    freerdp3_shows_the_same_picture_with_h264: Three, Three, [];
+    freerdp3_shows_the_same_picture_with_egfx_remotefx: Three, Three, ["/gfx:rfx"];
+    freerdp3_shows_the_same_picture_with_egfx_progressive: Three, Three, ["/gfx:progressive"];
+    freerdp3_shows_the_same_picture_with_bitmaps: Three, Three, ["/network:modem"];
+    freerdp3_shows_the_same_picture_with_16_bit_bitmaps: Three, Three, ["/network:modem", "/bpp:16"];
+    freerdp3_shows_the_same_picture_with_remotefx: Three, Three, ["+rfx", "/network:modem"];
+    freerdp2_shows_the_same_picture_with_egfx: Two, Three, [];
+    freerdp2_shows_the_same_picture_with_remotefx: Two, Two, ["/rfx"];
+    freerdp2_shows_the_same_picture_with_16_bit_bitmaps: Two, Two, ["/bpp:16"];
+}
+
+/// The desktop of a direct session and the desktop through Jetway are the same picture, typed keys arrive, the session
+/// is accounted for in one line, and no secret is in what the gateway shows.
+fn a_token_alone_reaches_the_desktop(
+    version: Version,
+    options: &[&str],
+    start: impl FnOnce(&Workspace) -> Result<Box<dyn Target>>,
+) -> Result<()> {
+    workspace::run(|workspace| {
+        let target = start(workspace)?;
+        let place = target.place();
+        let mut arguments = vec![format!("/v:{}", place.address())];
+        arguments.extend(
+            options
+                .iter()
+                .filter(|option| !option.starts_with("/sec:"))
+                .map(|option| (*option).to_owned()),
+        );
+        let mut direct = FreeRdp::start(workspace, "direct", version, &arguments, place)?;
+        let expected = direct.wait_for_desktop(place)?;
+        direct.end();
+
+        let gateway = Gateway::start_inside(workspace, "first-use")?;
+        let token = gateway.token_with(
+            &place.address(),
+            &Grant::logon(&place.user, &place.password),
+        )?;
+        let mut client = through(
+            workspace,
+            &gateway,
+            "client",
+            version,
+            &token,
+            options,
+            &stranger(place),
+        )?;
+        client.wait_for_picture(workspace, &expected)?;
+        client.type_until_it_arrives(place)?;
+        client.end();
+
+        let line = the_only(gateway.wait_for(CLOSED, 1)?)?;
+        ensure!(gateway.logged(REFUSED)?.is_empty(), "nothing was refused");
+        ensure!(
+            line.field("target")
+                .is_some_and(|target| target.contains(&place.address())),
+            "{line:?}"
+        );
+        for field in ["session", "peer", "reason", "token"] {
+            ensure!(
+                line.field(field).is_some_and(|value| !value.is_empty()),
+                "{field}: {line:?}"
+            );
+        }
+        ensure!(line.number("bytes_to_target")? > 1000, "{line:?}");
+        ensure!(line.number("bytes_to_client")? > 1000, "{line:?}");
+
+        the_only(gateway.logged(SECURED)?)?;
+        let events: Vec<String> = gateway
+            .logged(AUDIT)?
+            .iter()
+            .filter_map(|line| line.field("audit"))
+            .collect();
+        for event in ["client", "logon_requested", "channel_opened"] {
+            let event = format!("\"event\":\"{event}\"");
+            ensure!(
+                events.iter().any(|line| line.contains(&event)),
+                "no {event}: {events:?}"
+            );
+        }
+        gateway.keeps_secret(&[&token, &place.password, WRONG_PASSWORD])
+    })
+}
+
+#[test]
+fn freerdp2_with_the_proxy_password_reaches_the_nla_desktop() -> Result<()> {
+    the_proxy_password_reaches_the_desktop(Version::Two, TargetKind::ShadowNla)
+}
+
+#[test]
+fn freerdp3_with_the_proxy_password_reaches_the_nla_desktop() -> Result<()> {
+    the_proxy_password_reaches_the_desktop(Version::Three, TargetKind::ShadowNla)
+}
+
+#[test]
+fn freerdp3_with_the_proxy_password_reaches_the_tls_desktop() -> Result<()> {
+    the_proxy_password_reaches_the_desktop(Version::Three, TargetKind::ShadowTls)
+}
+
+fn the_proxy_password_reaches_the_desktop(version: Version, kind: TargetKind) -> Result<()> {
+    workspace::run(|workspace| {
+        let target = target::start(workspace, kind)?;
+        let place = target.place();
+        let gateway = Gateway::start_inside(workspace, "first-use")?;
+        let (token, visitor) = proxied(&gateway, place)?;
+        let mut client = through(
+            workspace,
+            &gateway,
+            "client",
+            version,
+            &token,
+            &["/sec:nla"],
+            &visitor,
+        )?;
+        client.wait_for_desktop(place)?;
+        client.type_until_it_arrives(place)?;
+        client.end();
+        the_only(gateway.wait_for(CLOSED, 1)?)?;
+        let secured = the_only(gateway.logged(SECURED)?)?;
+        ensure!(
+            secured.number("client_protocol")? & HYBRID != 0,
+            "{secured:?}"
+        );
+        gateway.keeps_secret(&[&token, &place.password, &visitor.password])
+    })
+}
+
+#[test]
+fn freerdp2_with_a_wrong_proxy_password_never_reaches_the_logon() -> Result<()> {
+    a_wrong_proxy_password_never_reaches_the_logon(Version::Two)
+}
+
+#[test]
+fn freerdp3_with_a_wrong_proxy_password_never_reaches_the_logon() -> Result<()> {
+    a_wrong_proxy_password_never_reaches_the_logon(Version::Three)
+}
+
+fn a_wrong_proxy_password_never_reaches_the_logon(version: Version) -> Result<()> {
+    workspace::run(|workspace| {
+        // Its log would tell of a logon with a password that it does not know.
+        let target = Shadow::start(workspace, Security::Nla)?;
+        let mut place = target.place().clone();
+        place.password.push_str("-wrong");
+        let gateway = Gateway::start_inside(workspace, "first-use")?;
+        let (token, mut visitor) = proxied(&gateway, &place)?;
+        visitor.password.push_str("-wrong");
+        let mut client = through(
+            workspace,
+            &gateway,
+            "client",
+            version,
+            &token,
+            &["/sec:nla"],
+            &visitor,
+        )?;
+        let code = client.exit_code()?;
+        let refused = gateway.wait_for(REFUSED, 1)?;
+        ensure!(
+            refused[0].rule_and_reason().starts_with("client-leg: "),
+            "{refused:?}"
+        );
+        ensure!(code == exit::LOGON_FAILURE, "exit code {code}");
+        ensure!(gateway.logged(CLOSED)?.is_empty(), "a session was opened");
+        ensure!(gateway.logged(SECURED)?.is_empty(), "legs were secured");
+        ensure!(
+            !target.output()?.contains(LOGON_DENIED),
+            "the target was asked to log on: {}",
+            target.output()?
+        );
+        gateway.keeps_secret(&[&token, &place.password, &visitor.password])
+    })
+}
+
+#[test]
+fn freerdp2_is_told_that_the_targets_password_is_wrong() -> Result<()> {
+    the_user_is_told_that_the_targets_password_is_wrong(Version::Two)
+}
+
+#[test]
+fn freerdp3_is_told_that_the_targets_password_is_wrong() -> Result<()> {
+    the_user_is_told_that_the_targets_password_is_wrong(Version::Three)
+}
+
+fn the_user_is_told_that_the_targets_password_is_wrong(version: Version) -> Result<()> {
+    workspace::run(|workspace| {
+        let target = Shadow::start(workspace, Security::Nla)?;
+        let place = target.place();
+        let gateway = Gateway::start_inside(workspace, "first-use")?;
+        let address = place.address();
+        let token = gateway.token_with(&address, &Grant::logon(&place.user, WRONG_PASSWORD))?;
+        let user = stranger(place);
+        let mut client = through(workspace, &gateway, "client", version, &token, &[], &user)?;
+        let code = client.exit_code()?;
+        ensure!(
+            target.output()?.contains(LOGON_DENIED),
+            "the target did not judge it"
+        );
+        let refused = gateway.wait_for(REFUSED, 1)?;
+        ensure!(
+            refused[0]
+                .rule_and_reason()
+                .starts_with("target-credentials: "),
+            "{refused:?}"
+        );
+        ensure!(code != 0, "exit code {code}");
+        let output = client.output()?;
+        ensure!(
+            output.contains("FRESH_CREDENTIALS"),
+            "code {code}: {output}"
+        );
+        ensure!(gateway.logged(CLOSED)?.is_empty(), "a session was opened");
+        gateway.keeps_secret(&[&token, WRONG_PASSWORD])
+    })
+}
+
+#[test]
+fn a_target_that_changes_its_certificate_is_refused() -> Result<()> {
+    workspace::run(|workspace| {
+        let mut target = Shadow::start(workspace, Security::Nla)?;
+        let gateway = Gateway::start_inside(workspace, "first-use")?;
+        let place = target.place().clone();
+        let session = |role: &str| {
+            let grant = Grant::logon(&place.user, &place.password);
+            let token = gateway.token_with(&place.address(), &grant)?;
+            let user = stranger(&place);
+            through(
+                workspace,
+                &gateway,
+                role,
+                Version::Three,
+                &token,
+                &[],
+                &user,
+            )
+        };
+        for (count, role) in ["first", "second"].into_iter().enumerate() {
+            let mut client = session(role)?;
+            client.wait_for_desktop(&place)?;
+            client.end();
+            gateway.wait_for(CLOSED, count + 1)?;
+        }
+        let uses: Vec<Option<String>> = gateway
+            .logged(SECURED)?
+            .iter()
+            .map(|line| line.field("first_use"))
+            .collect();
+        ensure!(
+            uses == [Some("true".to_owned()), Some("false".to_owned())],
+            "{uses:?}"
+        );
+
+        target.change_certificate(workspace)?;
+        let mut client = session("third")?;
+        client.exit_code()?;
+        let refused = gateway.wait_for(REFUSED, 1)?;
+        ensure!(
+            refused[0]
+                .rule_and_reason()
+                .starts_with("target-certificate: "),
+            "{refused:?}"
+        );
+        let output = client.output()?;
+        ensure!(output.contains("INVALID_SETTINGS"), "{output}");
+        ensure!(gateway.logged(CLOSED)?.len() == 2, "a session was opened");
+        Ok(())
+    })
+}
+
+#[test]
+fn the_certificate_that_a_token_names_is_the_only_one() -> Result<()> {
+    workspace::run(|workspace| {
+        let target = Shadow::start(workspace, Security::Nla)?;
+        let gateway = Gateway::start_inside(workspace, "accept-any")?;
+        let place = target.place();
+        let session = |role: &str, thumbprint: &str| {
+            let grant = Grant {
+                certificate: Some(thumbprint),
+                ..Grant::logon(&place.user, &place.password)
+            };
+            let token = gateway.token_with(&place.address(), &grant)?;
+            let user = stranger(place);
+            through(
+                workspace,
+                &gateway,
+                role,
+                Version::Three,
+                &token,
+                &[],
+                &user,
+            )
+        };
+        let mut client = session("other", &"5a".repeat(32))?;
+        client.exit_code()?;
+        let refused = gateway.wait_for(REFUSED, 1)?;
+        ensure!(
+            refused[0]
+                .rule_and_reason()
+                .starts_with("target-certificate: "),
+            "{refused:?}"
+        );
+        ensure!(gateway.logged(SECURED)?.is_empty(), "legs were secured");
+
+        let mut client = session("same", &target.thumbprint(workspace)?)?;
+        client.wait_for_desktop(place)?;
+        Ok(())
+    })
+}
+
+#[test]
+fn freerdp2_and_xrdp_share_the_clipboard() -> Result<()> {
+    the_clipboard_is_shared(Version::Two)
+}
+
+#[test]
+fn freerdp3_and_xrdp_share_the_clipboard() -> Result<()> {
+    the_clipboard_is_shared(Version::Three)
+}
+
+fn the_clipboard_is_shared(version: Version) -> Result<()> {
+    workspace::run(|workspace| {
+        let target = Xrdp::start(workspace)?;
+        let place = target.place();
+        let gateway = Gateway::start_inside(workspace, "first-use")?;
+        let grant = Grant::logon(&place.user, &place.password);
+        let token = gateway.token_with(&place.address(), &grant)?;
+        let user = stranger(place);
+        let options = ["+clipboard"];
+        let mut client = through(
+            workspace, &gateway, "client", version, &token, &options, &user,
+        )?;
+        client.wait_for_desktop(place)?;
+
+        let to_target = "to the target: é 漢";
+        let copied = Copied::text(workspace, "copy-here", client.command("xclip"), to_target)?;
+        clipboard::wait_for_text(to_target, || target.command("xclip"))?;
+        drop(copied);
+
+        let to_client = "to the client: ß 字";
+        let copied = Copied::text(workspace, "copy-there", target.command("xclip")?, to_client)?;
+        clipboard::wait_for_text(to_client, || Ok(client.command("xclip")))?;
+        drop(copied);
+        client.end();
+
+        the_only(gateway.wait_for(CLOSED, 1)?)?;
+        let offered = gateway
+            .logged(AUDIT)?
+            .iter()
+            .filter_map(|line| line.field("audit"))
+            .filter(|event| event.contains("\"event\":\"clipboard_offered\""))
+            .count();
+        ensure!(offered >= 2, "{offered} offers were recorded");
+        gateway.keeps_secret(&[&token, &place.password, to_target, to_client])
+    })
+}
+
+#[test]
+fn freerdp2_session_ends_when_its_target_dies() -> Result<()> {
+    session_ends_when_its_target_dies(Version::Two)
+}
+
+#[test]
+fn freerdp3_session_ends_when_its_target_dies() -> Result<()> {
+    session_ends_when_its_target_dies(Version::Three)
+}
+
+fn session_ends_when_its_target_dies(version: Version) -> Result<()> {
+    workspace::run(|workspace| {
+        let mut target = Shadow::start(workspace, Security::Nla)?;
+        let place = target.place().clone();
+        let gateway = Gateway::start_inside(workspace, "first-use")?;
+        let grant = Grant::logon(&place.user, &place.password);
+        let token = gateway.token_with(&place.address(), &grant)?;
+        let user = stranger(&place);
+        let mut client = through(workspace, &gateway, "client", version, &token, &[], &user)?;
+        client.wait_for_desktop(&place)?;
+        target.kill();
+        client.exit_code()?;
+        the_only(gateway.wait_for(CLOSED, 1)?).map(drop)
+    })
+}
+
+#[test]
+fn freerdp2_session_ends_when_its_token_is_revoked() -> Result<()> {
+    session_ends_when_its_token_is_revoked(Version::Two)
+}
+
+#[test]
+fn freerdp3_session_ends_when_its_token_is_revoked() -> Result<()> {
+    session_ends_when_its_token_is_revoked(Version::Three)
+}
+
+fn session_ends_when_its_token_is_revoked(version: Version) -> Result<()> {
+    workspace::run(|workspace| {
+        let target = Shadow::start(workspace, Security::Nla)?;
+        let place = target.place();
+        let gateway = Gateway::start_inside(workspace, "first-use")?;
+        let mut claims = forge::good_claims(&place.address())?;
+        claims.insert("dst_usr".to_owned(), json!(place.user));
+        claims.insert("dst_pwd".to_owned(), json!(place.password));
+        let id = claims["jti"].as_str().unwrap_or_default().to_owned();
+        let keys = gateway.keys();
+        let signed = forge::sign_es256(&keys.signing, &claims)?;
+        let token = forge::encrypted(&keys.encryption_public, &signed)?;
+        let user = stranger(place);
+        let mut client = through(workspace, &gateway, "client", version, &token, &[], &user)?;
+        client.wait_for_desktop(place)?;
+        gateway.revoke(&["another token"])?;
+        client.type_until_it_arrives(place)?;
+
+        gateway.revoke(&["another token", &id])?;
+        let code = client.exit_code()?;
+        ensure!(code != 0, "the client must know that it was cut off");
+        let closed = the_only(gateway.wait_for(CLOSED, 1)?)?;
+        let reason = closed.field("reason").unwrap_or_default();
+        ensure!(reason.contains("revoked"), "{closed:?}");
+        ensure!(closed.field("token").as_deref() == Some(&id), "{closed:?}");
+        Ok(())
+    })
+}
+
+/// A client called `role` that goes through the gateway with `token`.
+fn through(
+    workspace: &Workspace,
+    gateway: &Gateway,
+    role: &str,
+    version: Version,
+    token: &str,
+    options: &[&str],
+    user: &Place,
+) -> Result<FreeRdp> {
+    let mut arguments = vec![format!("/v:{}", gateway.address()), format!("/pcb:{token}")];
+    arguments.extend(options.iter().map(|option| (*option).to_owned()));
+    FreeRdp::start(workspace, role, version, &arguments, user)
+}
+
+/// Somebody whom no target knows.
+fn stranger(place: &Place) -> Place {
+    Place {
+        user: "stranger".to_owned(),
+        password: WRONG_PASSWORD.to_owned(),
+        ..place.clone()
+    }
+}
+
+/// A token whose client must show a password of the gateway's own, and who knows that password.
+fn proxied(gateway: &Gateway, place: &Place) -> Result<(String, Place)> {
+    let visitor = Place {
+        user: "visitor".to_owned(),
+        password: "Of-The-Proxy-1".to_owned(),
+        ..place.clone()
+    };
+    let grant = Grant {
+        proxy: Some((&visitor.user, &visitor.password)),
+        ..Grant::logon(&place.user, &place.password)
+    };
+    Ok((gateway.token_with(&place.address(), &grant)?, visitor))
+}
+
+/// Exactly one line tells of it.
+fn the_only(lines: Vec<Line>) -> Result<Line> {
+    ensure!(lines.len() == 1, "one line per session: {lines:?}");
+    lines
+        .into_iter()
+        .next()
+        .ok_or_else(|| anyhow::anyhow!("a line"))
+}
+
+const SECURED: &str = "Session secured";
+const AUDIT: &str = "Audit";
+const WRONG_PASSWORD: &str = "Not-The-Target-1";
+/// PROTOCOL_HYBRID and PROTOCOL_HYBRID_EX.
+const HYBRID: u64 = 0x2 | 0x8;
+/// What freerdp-shadow-cli logs when the NTLM response does not fit the password.
+const LOGON_DENIED: &str = "client authentication failure";
