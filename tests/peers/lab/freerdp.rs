@@ -195,8 +195,8 @@ fn exit_code(status: ExitStatus) -> Result<i32> {
 
 /// Exit codes of xfreerdp (client/X11/xf_client.h).
 pub(crate) mod exit {
-    /// XF_EXIT_LOGON_FAILURE: the server did not accept the password.
-    pub(crate) const LOGON_FAILURE: i32 = 132;
+    /// XF_EXIT_LOGON_FAILURE: the server says in CredSSP that the logon failed.
+    pub(crate) const LOGON_FAILURE: i32 = 134;
     /// XF_EXIT_NEGO_FAILURE: the server answered the Connection Request with an RDP Negotiation Failure.
     pub(crate) const NEGOTIATION_FAILURE: i32 = 133;
     /// XF_EXIT_CONN_FAILED: the server closed the connection without a word.
