@@ -20,6 +20,7 @@ macro_rules! logons {
             a_token_alone_reaches_the_desktop(
                 Version::$version,
                 &$options,
+                Graphics::Any,
                 |workspace| target::start(workspace, TargetKind::$target),
             )
         }
@@ -38,11 +39,23 @@ logons! {
     freerdp3_with_a_token_alone_is_logged_on_to_xrdp: Three, Xrdp, ["/sec:tls"];
 }
 
+/// Which way the picture comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Graphics {
+    /// As the two agree.
+    Any,
+    /// The graphics pipeline, a dynamic channel.
+    Pipeline,
+    /// Updates of the desktop, without the pipeline.
+    Updates,
+}
+
 macro_rules! graphics {
-    ($($name:ident: $version:ident, $program:ident, $options:expr;)*) => {$(
+    ($($name:ident: $version:ident, $program:ident, $graphics:ident, $options:expr;)*) => {$(
         #[test]
         fn $name() -> Result<()> {
-            a_token_alone_reaches_the_desktop(Version::$version, &$options, |workspace| {
+            let graphics = Graphics::$graphics;
+            a_token_alone_reaches_the_desktop(Version::$version, &$options, graphics, |workspace| {
                 let target = Shadow::start_program(workspace, Program::$program, Security::Nla)?;
                 Ok(Box::new(target))
             })
@@ -51,15 +64,15 @@ macro_rules! graphics {
 }
 
 graphics! {
-    freerdp3_shows_the_same_picture_with_h264: Three, Three, [];
-    freerdp3_shows_the_same_picture_with_egfx_remotefx: Three, Three, ["/gfx:rfx"];
-    freerdp3_shows_the_same_picture_with_egfx_progressive: Three, Three, ["/gfx:progressive"];
-    freerdp3_shows_the_same_picture_with_bitmaps: Three, Three, ["/network:modem"];
-    freerdp3_shows_the_same_picture_with_16_bit_bitmaps: Three, Three, ["/network:modem", "/bpp:16"];
-    freerdp3_shows_the_same_picture_with_remotefx: Three, Three, ["+rfx", "/network:modem"];
-    freerdp2_shows_the_same_picture_with_egfx: Two, Three, [];
-    freerdp2_shows_the_same_picture_with_remotefx: Two, Two, ["/rfx"];
-    freerdp2_shows_the_same_picture_with_16_bit_bitmaps: Two, Two, ["/bpp:16"];
+    freerdp3_shows_the_same_picture_with_h264: Three, Three, Pipeline, [];
+    freerdp3_shows_the_same_picture_with_egfx_remotefx: Three, Three, Pipeline, ["/gfx:rfx"];
+    freerdp3_shows_the_same_picture_with_egfx_progressive: Three, Three, Pipeline, ["/gfx:progressive"];
+    freerdp3_shows_the_same_picture_with_bitmaps: Three, Three, Updates, ["/network:modem"];
+    freerdp3_shows_the_same_picture_with_16_bit_bitmaps: Three, Three, Updates, ["/network:modem", "/bpp:16"];
+    freerdp3_shows_the_same_picture_with_remotefx: Three, Three, Updates, ["+rfx", "/network:modem"];
+    freerdp2_shows_the_same_picture_with_egfx: Two, Three, Pipeline, [];
+    freerdp2_shows_the_same_picture_with_remotefx: Two, Two, Updates, ["/rfx"];
+    freerdp2_shows_the_same_picture_with_16_bit_bitmaps: Two, Two, Updates, ["/bpp:16"];
 }
 
 /// The desktop of a direct session and the desktop through Jetway are the same picture, typed keys arrive, the session
@@ -67,6 +80,7 @@ graphics! {
 fn a_token_alone_reaches_the_desktop(
     version: Version,
     options: &[&str],
+    graphics: Graphics,
     start: impl FnOnce(&Workspace) -> Result<Box<dyn Target>>,
 ) -> Result<()> {
     workspace::run(|workspace| {
@@ -129,6 +143,14 @@ fn a_token_alone_reaches_the_desktop(
                 events.iter().any(|line| line.contains(&event)),
                 "no {event}: {events:?}"
             );
+        }
+        let pipeline = events.iter().any(|event| {
+            event.contains("\"event\":\"channel_opened\"") && event.contains(GRAPHICS_PIPELINE)
+        });
+        match graphics {
+            Graphics::Any => {}
+            Graphics::Pipeline => ensure!(pipeline, "no graphics pipeline: {events:?}"),
+            Graphics::Updates => ensure!(!pipeline, "a graphics pipeline: {events:?}"),
         }
         gateway.keeps_secret(&[&token, &place.password, WRONG_PASSWORD])
     })
@@ -224,22 +246,22 @@ fn a_wrong_proxy_password_never_reaches_the_logon(version: Version) -> Result<()
 }
 
 #[test]
-fn freerdp2_is_told_that_the_targets_password_is_wrong() -> Result<()> {
-    the_user_is_told_that_the_targets_password_is_wrong(Version::Two)
+fn freerdp2_is_told_of_a_target_that_denies_the_logon() -> Result<()> {
+    the_user_is_told_of_a_target_that_denies_the_logon(Version::Two)
 }
 
 #[test]
-fn freerdp3_is_told_that_the_targets_password_is_wrong() -> Result<()> {
-    the_user_is_told_that_the_targets_password_is_wrong(Version::Three)
+fn freerdp3_is_told_of_a_target_that_denies_the_logon() -> Result<()> {
+    the_user_is_told_of_a_target_that_denies_the_logon(Version::Three)
 }
 
-/// freerdp-shadow-cli 3 says in CredSSP that the logon failed.
-fn the_user_is_told_that_the_targets_password_is_wrong(version: Version) -> Result<()> {
+/// freerdp-shadow-cli 3 denies the logon in CredSSP, by a status that says nothing of passwords.
+fn the_user_is_told_of_a_target_that_denies_the_logon(version: Version) -> Result<()> {
     a_wrong_target_password_opens_nothing(
         version,
         Program::Three,
-        "target-credentials: ",
-        "ERRINFO_SERVER_FRESH_CREDENTIALS_REQUIRED",
+        "target: the target's logon: ",
+        "ERRINFO_CB_DESTINATION_NOT_FOUND",
     )
 }
 
@@ -544,6 +566,7 @@ fn the_only(lines: Vec<Line>) -> Result<Line> {
 }
 
 const SECURED: &str = "Session secured";
+const GRAPHICS_PIPELINE: &str = "Microsoft::Windows::RDS::Graphics";
 const AUDIT: &str = "Audit";
 const WRONG_PASSWORD: &str = "Not-The-Target-1";
 /// PROTOCOL_HYBRID and PROTOCOL_HYBRID_EX.
