@@ -90,7 +90,7 @@
 //! | J-REC-1 | `jet_rec` true: refused while there is no recorder | `it::demands::recording_filtering_and_rendezvous_are_refused_with_their_reason` |
 //! | J-FLT-1 | `jetflt`, `jet_flt` true: refused while there is no filter | the same |
 //! | J-DST-1 | `dst_hst` | `token::target::tests`, `token::claims::tests::a_destination_is_required_with_fwd_and_refused_with_rdv`, `it::onward::ipv6_targets_and_names_are_reached` |
-//! | J-DST-2 | credentials never reach the client or a log: refused while there is no injection | `it::demands::credentials_in_an_encrypted_token_verify_and_are_refused_until_they_can_be_injected` |
+//! | J-DST-2 | the gateway logs on with them; they never reach the client or a log | `peers::injects`, `peers::legs`, `it::demands::credentials_are_refused_where_there_is_no_certificate_to_inject_them_behind` |
 //! | J-RDP-1 | token in the preconnection PDU | `it::forward`, `peers::opens` |
 //! | J-RDP-2 | token or ticket in the routing token | `it::forward::a_ticket_in_the_routing_token_opens_a_session`, `it::forward::a_token_too_long_for_the_length_indicator_still_works_as_a_routing_token`, `peers::opens` |
 //! | J-RDP-3 | a rendezvous token in the PDU: refused while there is no rendezvous | `it::demands::recording_filtering_and_rendezvous_are_refused_with_their_reason` |

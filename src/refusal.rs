@@ -116,6 +116,9 @@ pub enum Refusal {
     /// The store cannot say whether the token was used: refused rather than risked.
     #[error("the store failed: {0}")]
     Store(String),
+    /// An operator ended the session.
+    #[error("ended by {0}")]
+    Ended(String),
     /// The process is stopping.
     #[error("the gateway is shutting down")]
     ShuttingDown,
@@ -183,6 +186,7 @@ impl Refusal {
             Self::TooMuchWork => "too-much-work",
             Self::TooManySessions => "too-many-sessions",
             Self::Store(_) => "store",
+            Self::Ended(_) => "ended",
             Self::ShuttingDown => "shutting-down",
             Self::Egress(_) => "egress",
             Self::Target(_) => "target",
@@ -224,6 +228,7 @@ impl Refusal {
             Self::TooMuchWork
             | Self::TooManySessions
             | Self::Store(_)
+            | Self::Ended(_)
             | Self::ShuttingDown
             | Self::Egress(_)
             | Self::Target(_) => Some(FailureCode::SslCertNotOnServer),

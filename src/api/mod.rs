@@ -1,7 +1,9 @@
-//! HTTP on the same port: tickets and health.
+//! HTTP on the same port: tickets, live sessions, health.
 
 pub mod jet;
+pub mod operator;
 pub mod problem;
+pub mod sessions;
 pub mod tickets;
 
 use std::net::SocketAddr;
@@ -11,7 +13,7 @@ use std::time::Duration;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -80,6 +82,8 @@ fn router(state: ApiState) -> Router {
     let id = state.id;
     Router::new()
         .route("/jet/health", get(health))
+        .route("/jet/sessions", get(sessions::list))
+        .route("/jet/sessions/{id}", delete(sessions::end))
         .route("/jet/tickets", post(tickets::create))
         .fallback(move |headers: HeaderMap| async move { not_found(&headers, id) })
         .method_not_allowed_fallback(move || async move {

@@ -8,16 +8,14 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use openssl::sha::sha256;
 use serde::{Deserialize, Serialize};
-use subtle::ConstantTimeEq;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 use crate::api::ApiState;
+use crate::api::operator::{bearer, find_key};
 use crate::api::problem::Problem;
 use crate::clock;
-use crate::config::ApiKeyConfig;
 use crate::policy::{self, SessionLimits};
 use crate::refusal::Refusal;
 use crate::time::UnixTime;
@@ -64,11 +62,7 @@ pub async fn create(
         })?
     };
     let in_body = request.token.map(Zeroizing::new);
-    let bearer = headers
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.strip_prefix("Bearer "))
-        .map(str::trim);
+    let bearer = bearer(&headers);
     let (text, by) = match (bearer, in_body) {
         (None, Some(token)) => (token, "token"),
         (None, None) => {
@@ -138,18 +132,6 @@ fn issue(state: &ApiState, text: &str, lifetime_s: Option<u64>) -> Result<Create
         ticket: ticket.as_str().to_owned(),
         expires_at,
         expires_in_s: expires_at.since(now),
-    })
-}
-
-/// The key whose digest the bearer has. All keys are looked at, each in constant time.
-fn find_key<'a>(keys: &'a [ApiKeyConfig], bearer: &str) -> Option<&'a ApiKeyConfig> {
-    let digest = sha256(bearer.as_bytes());
-    keys.iter().fold(None, |found, key| {
-        if bool::from(key.sha256.ct_eq(&digest)) {
-            Some(key)
-        } else {
-            found
-        }
     })
 }
 

@@ -18,6 +18,7 @@ use crate::relay::inspected::{self, InspectedEnd, Leg};
 use crate::session::connect::Connected;
 use crate::session::identify::Opening;
 use crate::session::refuse::Refused;
+use crate::session::registry::Inside;
 use crate::session::secure::{
     self, ClientTls, Failed, Legs, Remaining, SecureError, SecureRequest, Secured, TargetTls,
 };
@@ -122,9 +123,14 @@ pub async fn inspect(
         legs,
         ..
     } = secured;
+    let inspector = Inspector::new(move |event| audit(id, &event));
+    session.stand_inside(Inside {
+        legs: legs.clone(),
+        statistics: inspector.statistics(),
+    });
     Ok(Box::new(Inspected {
         tracker: Tracker::new(settings(&legs, inspection)),
-        pipeline: Pipeline::new().with(Inspector::new(move |event| audit(id, &event))),
+        pipeline: Pipeline::new().with(inspector),
         live: Live {
             session,
             reservation,

@@ -43,7 +43,7 @@ use crate::session::registry::{EndCause, Registered, Session};
 use crate::store::usage::Reservation;
 
 /// The correlation id of one connection: in every line it causes, in its refusal's log line and in its record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct SessionId(Uuid);
 
@@ -53,6 +53,12 @@ impl SessionId {
     #[expect(clippy::new_without_default, reason = "every call gives another value")]
     pub fn new() -> Self {
         Self(Uuid::now_v7())
+    }
+
+    /// The id as others know it.
+    #[must_use]
+    pub fn as_uuid(self) -> Uuid {
+        self.0
     }
 }
 
@@ -164,6 +170,9 @@ fn describe(session: &Session, end: &RelayEnd) -> String {
     match (end, session.end_cause()) {
         (RelayEnd::Cancelled, Some(EndCause::Revoked(rule))) => {
             format!("the token was revoked by its {rule}")
+        }
+        (RelayEnd::Cancelled, Some(EndCause::Operator(name))) => {
+            Refusal::Ended(name.clone()).to_string()
         }
         (RelayEnd::Cancelled, Some(EndCause::Shutdown)) => Refusal::ShuttingDown.to_string(),
         (RelayEnd::Closed, _) => "closed by both sides".to_owned(),

@@ -4,12 +4,17 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::address::AddressGroup;
+use crate::clock;
 use crate::refusal::Refusal;
 use crate::relay::Traffic;
 use crate::session::SessionId;
+use crate::session::secure::Legs;
+use crate::stage::inspector::SharedStatistics;
+use crate::time::UnixTime;
 use crate::token::revocation::Revocations;
 use crate::token::target::TargetAddr;
 use crate::token::{Token, TokenId};
@@ -19,17 +24,29 @@ use crate::token::{Token, TokenId};
 pub enum EndCause {
     /// A revocation rule matched its token.
     Revoked(String),
+    /// An operator said so, by the name of their API key.
+    Operator(String),
     /// The process stops.
     Shutdown,
 }
 
 /// How far a session has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum SessionPhase {
     /// The target is being reached.
     Connecting,
     /// Bytes are relayed.
     Relaying,
+}
+
+/// What is known of a session that the gateway stands inside of.
+#[derive(Debug)]
+pub struct Inside {
+    /// What was agreed on both legs.
+    pub legs: Legs,
+    /// What has happened so far.
+    pub statistics: SharedStatistics,
 }
 
 /// One live session.
@@ -41,8 +58,11 @@ pub struct Session {
     pub token: Token,
     /// Where the client is.
     pub peer: SocketAddr,
+    /// When it was authorised.
+    pub started_at: UnixTime,
     /// Bytes so far.
     pub traffic: Traffic,
+    inside: OnceLock<Inside>,
     phase: Mutex<SessionPhase>,
     target: OnceLock<(TargetAddr, SocketAddr)>,
     cause: OnceLock<EndCause>,
@@ -73,6 +93,7 @@ impl Session {
     pub fn cancellation(&self) -> Refusal {
         match self.end_cause() {
             Some(EndCause::Revoked(rule)) => Refusal::Revoked(rule.clone()),
+            Some(EndCause::Operator(name)) => Refusal::Ended(name.clone()),
             Some(EndCause::Shutdown) | None => Refusal::ShuttingDown,
         }
     }
@@ -87,6 +108,17 @@ impl Session {
     #[must_use]
     pub fn phase(&self) -> SessionPhase {
         *self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what the gateway knows of the inside.
+    pub fn stand_inside(&self, inside: Inside) {
+        let _only = self.inside.set(inside);
+    }
+
+    /// What the gateway knows of the inside; `None` of an opaque session.
+    #[must_use]
+    pub fn inside(&self) -> Option<&Inside> {
+        self.inside.get()
     }
 
     /// The target in use and its address, once connected.
@@ -150,7 +182,9 @@ impl Registry {
             id,
             token,
             peer,
+            started_at: clock::unix_now(),
             traffic: Traffic::default(),
+            inside: OnceLock::new(),
             phase: Mutex::new(SessionPhase::Connecting),
             target: OnceLock::new(),
             cause: OnceLock::new(),

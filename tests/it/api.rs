@@ -39,6 +39,14 @@ pub(crate) async fn ticket(lab: &Lab, token: &str) -> String {
     created["ticket"].as_str().unwrap().to_owned()
 }
 
+/// The list of live sessions, as an operator gets it.
+pub(crate) async fn sessions(lab: &Lab, key: &str) -> Value {
+    let head = format!("GET /jet/sessions HTTP/1.1\r\nAuthorization: Bearer {key}");
+    let (status, body) = http(lab, &head, "").await;
+    assert_eq!(status, 200, "{body}");
+    serde_json::from_str(&body).unwrap()
+}
+
 #[tokio::test]
 async fn a_token_is_its_own_authority_for_a_ticket() {
     let (lab, target) = (Lab::start(""), Target::start().await);
@@ -72,6 +80,41 @@ async fn an_api_key_may_ask_for_tickets_and_a_wrong_one_may_not() {
     let (status, answer) = http(&lab, wrong, &body).await;
     assert_eq!(status, 401, "{answer}");
     assert!(!answer.contains("guessed"));
+}
+
+#[tokio::test]
+async fn operators_see_live_sessions_and_end_them() {
+    let digest = hex::encode(openssl::sha::sha256(b"operator-secret"));
+    let lab = Lab::start(&format!(
+        "[api]\nkeys = [{{ name = \"desk\", sha256 = \"{digest}\" }}]\n"
+    ));
+    let target = Target::start().await;
+    let mut client = lab
+        .session(&lab.token(target.address, json!({ "sub": "alice" })))
+        .await;
+    let (status, _) = http(&lab, "GET /jet/sessions HTTP/1.1", "").await;
+    assert_eq!(status, 401);
+    let key = "HTTP/1.1\r\nAuthorization: Bearer operator-secret";
+    let rows = sessions(&lab, "operator-secret").await;
+    let row = &rows[0];
+    assert_eq!(
+        (&row["user"], &row["phase"]),
+        (&json!("alice"), &json!("relaying"))
+    );
+    assert_eq!(row["target"], target.address.to_string());
+    assert!(row["bytes_to_target"].as_u64().unwrap() > 0);
+    assert!(row["inside"].is_null());
+
+    let id = row["id"].as_str().unwrap();
+    let unknown = "DELETE /jet/sessions/00000000-0000-0000-0000-000000000000";
+    assert_eq!(http(&lab, &format!("{unknown} {key}"), "").await.0, 404);
+    let (status, _) = http(&lab, &format!("DELETE /jet/sessions/{id} HTTP/1.1"), "").await;
+    assert_eq!(status, 401);
+    let (status, _) = http(&lab, &format!("DELETE /jet/sessions/{id} {key}"), "").await;
+    assert_eq!(status, 204);
+    let mut rest = Vec::new();
+    let _end = within(client.read_to_end(&mut rest)).await;
+    assert_eq!(logged("Session closed").await["reason"], "ended by desk");
 }
 
 #[tokio::test]

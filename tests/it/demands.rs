@@ -40,7 +40,7 @@ async fn recording_filtering_and_rendezvous_are_refused_with_their_reason() {
 
 // J-JWT-4 J-JWT-5 J-DST-2
 #[tokio::test]
-async fn credentials_in_an_encrypted_token_verify_and_are_refused_until_they_can_be_injected() {
+async fn credentials_are_refused_where_there_is_no_certificate_to_inject_them_behind() {
     let key = mint::generate(Algorithm::KeyManagement(KeyManagement::RsaOaep256)).unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), key.private_pem().unwrap().as_bytes()).unwrap();

@@ -13,6 +13,7 @@ mod api;
 mod demands;
 mod enforcement;
 mod forward;
+mod inside;
 mod lab;
 mod layers;
 mod limits;

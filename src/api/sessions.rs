@@ -1,0 +1,133 @@
+//! `/jet/sessions`: the live sessions of this gateway, for operators (API key).
+//!
+//! `GET` lists them: who, from where, to where, how far, how many bytes; of inspected ones also what was agreed on both
+//! legs and what has happened inside. `DELETE /jet/sessions/ID` ends one.
+
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use serde::Serialize;
+use tracing::info;
+use uuid::Uuid;
+
+use crate::api::ApiState;
+use crate::api::operator::operator;
+use crate::api::problem::Problem;
+use crate::clock;
+use crate::session::SessionId;
+use crate::session::registry::{EndCause, Inside, Session, SessionPhase};
+use crate::stage::inspector::SessionStatistics;
+use crate::time::UnixTime;
+
+/// One session in the list.
+#[derive(Debug, Serialize)]
+pub struct Row {
+    id: SessionId,
+    phase: SessionPhase,
+    user: Option<String>,
+    peer: String,
+    target: Option<String>,
+    address: Option<String>,
+    token: String,
+    protection: String,
+    jet_aid: Option<Uuid>,
+    jet_ap: Option<String>,
+    /// Unix seconds.
+    started_at: UnixTime,
+    duration_s: u64,
+    bytes_to_target: u64,
+    bytes_to_client: u64,
+    /// `None` where the gateway passes on bytes that it cannot read.
+    inside: Option<InsideRow>,
+}
+
+/// What is known of a session that the gateway stands inside of.
+#[derive(Debug, Serialize)]
+struct InsideRow {
+    /// `selectedProtocol` of the client's leg.
+    client_protocol: u32,
+    client_tls: String,
+    /// `selectedProtocol` of the target's leg.
+    target_protocol: u32,
+    target_tls: String,
+    statistics: SessionStatistics,
+}
+
+/// Handles `GET /jet/sessions`.
+///
+/// # Errors
+/// No API key.
+pub async fn list(
+    State(state): State<ApiState>,
+    headers: HeaderMap,
+) -> Result<Json<Vec<Row>>, Problem> {
+    operator(&state, &headers)?;
+    let now = clock::unix_now();
+    let mut sessions = state.gateway.registry.list();
+    sessions.sort_by_key(|session| session.id);
+    Ok(Json(
+        sessions.iter().map(|session| row(session, now)).collect(),
+    ))
+}
+
+/// Handles `DELETE /jet/sessions/ID`.
+///
+/// # Errors
+/// No API key, or no such session.
+pub async fn end(
+    State(state): State<ApiState>,
+    Path(id): Path<Uuid>,
+    headers: HeaderMap,
+) -> Result<StatusCode, Problem> {
+    let by = operator(&state, &headers)?;
+    let sessions = state.gateway.registry.list();
+    let Some(session) = sessions.iter().find(|session| session.id.as_uuid() == id) else {
+        let detail = "there is no such live session";
+        return Err(Problem::new(
+            StatusCode::NOT_FOUND,
+            "session",
+            detail,
+            state.id,
+        ));
+    };
+    info!(session = %session.id, by, "Ending a session for an operator");
+    session.end(EndCause::Operator(by.to_owned()));
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn row(session: &Session, now: UnixTime) -> Row {
+    let claims = &session.token.claims;
+    let target = session.target();
+    Row {
+        id: session.id,
+        phase: session.phase(),
+        user: claims.sub.clone(),
+        peer: session.peer.to_string(),
+        target: target.map(|(name, _)| name.to_string()),
+        address: target.map(|(_, address)| address.to_string()),
+        token: session.token.id.to_string(),
+        protection: session.token.protection.to_string(),
+        jet_aid: claims.jet_aid,
+        jet_ap: claims.jet_ap.as_ref().map(ToString::to_string),
+        started_at: session.started_at,
+        duration_s: now.since(session.started_at),
+        bytes_to_target: session.traffic.to_target.load(Ordering::Relaxed),
+        bytes_to_client: session.traffic.to_client.load(Ordering::Relaxed),
+        inside: session.inside().map(inside),
+    }
+}
+
+fn inside(inside: &Inside) -> InsideRow {
+    let legs = &inside.legs;
+    let statistics = inside.statistics.lock();
+    InsideRow {
+        client_protocol: legs.client_selected,
+        client_tls: format!("{} {}", legs.client_tls.version, legs.client_tls.cipher),
+        target_protocol: legs.target_selected,
+        target_tls: format!("{} {}", legs.target_tls.version, legs.target_tls.cipher),
+        statistics: statistics.unwrap_or_else(PoisonError::into_inner).clone(),
+    }
+}

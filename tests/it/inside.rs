@@ -1,0 +1,98 @@
+//! A session that the gateway stands inside of: the target's credentials come from the token, the picture is the target's,
+//! and operators see what happens.
+
+use std::net::SocketAddr;
+
+use jetway::demo::client::{Session, Visit};
+use jetway::demo::desktop::Desktop;
+use jetway::demo::target;
+use jetway::token::algorithm::{Algorithm, KeyManagement};
+use jetway::token::mint::{self, EncryptionKey, SigningKey};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::lab::{KEYS, Lab, log, logged, within};
+
+/// A gateway with a certificate and a key for encrypted tokens.
+fn lab() -> (Lab, EncryptionKey, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let certified = rcgen::generate_simple_self_signed(["gw.test".to_owned()]).unwrap();
+    std::fs::write(path("c.pem"), certified.cert.pem()).unwrap();
+    std::fs::write(path("k.pem"), certified.signing_key.serialize_pem()).unwrap();
+    let key = mint::generate(Algorithm::KeyManagement(KeyManagement::EcdhEs)).unwrap();
+    std::fs::write(path("gw.pem"), key.private_pem().unwrap().as_bytes()).unwrap();
+    let keys = KEYS.trim_end().trim_end_matches(']');
+    let digest = hex::encode(openssl::sha::sha256(b"operator-secret"));
+    let lab = Lab::start(&format!(
+        "[token]\n{keys}, {{ path = {:?}, usage = \"encrypt\" }}]\n\
+         [tls]\ncertificate = {:?}\nkey = {:?}\n\
+         [api]\nkeys = [{{ name = \"desk\", sha256 = \"{digest}\" }}]\n",
+        path("gw.pem"),
+        path("c.pem"),
+        path("k.pem"),
+    ));
+    (lab, EncryptionKey::from_key(&key, None).unwrap(), folder)
+}
+
+/// The demo's target: it shows the name of the user who is logged on.
+async fn desktop() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let tls = target::self_signed().unwrap();
+    tokio::spawn(target::serve(listener, tls, CancellationToken::new()));
+    address
+}
+
+// J-DST-2
+#[tokio::test(flavor = "multi_thread")]
+async fn the_user_is_logged_on_as_the_token_says_and_operators_see_it() {
+    let (lab, encrypt, _files) = lab();
+    let target = desktop().await;
+    let changes = json!({ "sub": "mallory", "dst_usr": "alice", "dst_pwd": "correct horse" });
+    let sign = SigningKey::from_key(&lab.signing, None).unwrap();
+    let claims = Lab::claims(target, changes);
+    let token = mint::mint(&claims, Some(&sign), Some(&encrypt)).unwrap();
+
+    let mut visit = Visit::new(lab.address(), "stranger", "guess");
+    visit.wsz_pcb = Some(&token);
+    let mut client = within(Session::connect(&visit)).await.unwrap();
+    within(client.settle(visit.settle)).await.unwrap();
+    within(client.type_text("inside")).await.unwrap();
+    within(client.settle(visit.settle)).await.unwrap();
+    let (width, height) = client.desktop_size();
+    let image = client.image().unwrap();
+    let mut expected = Desktop::new(width, height, "alice");
+    expected
+        .check_still_part(image.dimensions(), image.as_raw())
+        .unwrap();
+    assert!(
+        expected.echoes("inside", image.as_raw()),
+        "typed keys arrive"
+    );
+
+    let rows = crate::api::sessions(&lab, "operator-secret").await;
+    let inside = &rows[0]["inside"];
+    assert_eq!(
+        (&inside["client_protocol"], &inside["target_protocol"]),
+        (&json!(1), &json!(1))
+    );
+    assert!(inside["target_tls"].as_str().unwrap().starts_with("TLS"));
+    let statistics = &inside["statistics"];
+    assert_eq!(statistics["desktop"], json!([width, height]));
+    assert!(statistics["keys"].as_u64().unwrap() >= 6, "{statistics}");
+
+    client.leave().await;
+    let closed = logged("Session closed").await;
+    assert_eq!(closed["user"], "mallory");
+    let audit: Vec<Value> = log()
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .filter(|line| line["message"] == "Audit")
+        .collect();
+    assert!(!audit.is_empty());
+    for secret in ["correct horse", "guess", token.as_str()] {
+        assert!(!log().contains(secret));
+    }
+}
