@@ -1,6 +1,6 @@
 //! Step 5 of a session that the gateway stands inside of: both legs secured, then PDUs past the stages.
 //!
-//! The legs themselves are [`secure`](crate::session::secure)'s; here its result becomes a session, or its failure a
+//! The legs themselves are [`secure`]'s; here its result becomes a session, or its failure a
 //! word to the client.
 
 use std::time::Duration;
