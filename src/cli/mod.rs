@@ -5,6 +5,7 @@ pub mod config;
 pub mod demo;
 pub mod keys;
 pub mod rdp;
+mod secret_file;
 pub mod serve;
 pub mod ticket;
 pub mod token;

@@ -8,9 +8,8 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use zeroize::Zeroizing;
 
-use crate::limits;
+use crate::cli::secret_file;
 use crate::rdp_file::{RdpFile, Setting};
 use crate::token::target::TargetAddr;
 
@@ -66,11 +65,11 @@ fn write(
     }
     let mut file = RdpFile::new(&args.full_address);
     if let Some(path) = &args.token_file {
-        let token = read_secret(path, stdin).context("reading the token")?;
+        let token = secret_file::read(path, stdin).context("reading the token")?;
         file.set_token(token.trim())?;
     }
     if let Some(path) = &args.ticket_file {
-        let ticket = read_secret(path, stdin).context("reading the ticket")?;
+        let ticket = secret_file::read(path, stdin).context("reading the ticket")?;
         file.set_ticket(ticket.trim())?;
     }
     if let Some(username) = &args.username {
@@ -98,29 +97,6 @@ fn write(
     }
 }
 
-/// Reads a file, or standard input for `-`, of a size that a token can have.
-fn read_secret(path: &Path, stdin: &mut dyn Read) -> anyhow::Result<Zeroizing<String>> {
-    let mut file;
-    let (source, name): (&mut dyn Read, _) = if path == Path::new("-") {
-        (stdin, "standard input".to_owned())
-    } else {
-        let name = path.display().to_string();
-        file = fs::File::open(path).with_context(|| format!("opening {name}"))?;
-        (&mut file, name)
-    };
-    // The whole size at once, so that no copy is left behind by a buffer that grew.
-    let mut text = Zeroizing::new(String::with_capacity(SECRET_FILE_BYTES.saturating_add(1)));
-    let limit = u64::try_from(SECRET_FILE_BYTES).context("limit")?;
-    source
-        .take(limit.saturating_add(1))
-        .read_to_string(&mut text)
-        .with_context(|| format!("reading {name}"))?;
-    if text.len() > SECRET_FILE_BYTES {
-        bail!("{name} has more than {SECRET_FILE_BYTES} bytes, which no token has");
-    }
-    Ok(text)
-}
-
 /// Writes a file that only its owner can read, and puts it in place of an older one when it is complete.
 fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut name = path
@@ -144,9 +120,6 @@ fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     }
     written
 }
-
-/// Twice the largest token, so that white space around one does no harm.
-const SECRET_FILE_BYTES: usize = limits::TOKEN_BYTES * 2;
 
 #[cfg(test)]
 mod tests {
@@ -230,7 +203,7 @@ mod tests {
     #[test]
     fn what_has_no_place_in_the_file_is_refused_with_the_reason() {
         let long = "x".repeat(239);
-        let huge = "x".repeat(SECRET_FILE_BYTES + 1);
+        let huge = "x".repeat(crate::limits::TOKEN_BYTES * 2 + 1);
         let cases: [(&[&str], &str, &str); 6] = [
             (&["--ticket", "-"], &long, "in one byte"),
             (&["--token-file", "-"], &huge, "which no token has"),

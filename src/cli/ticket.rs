@@ -1,6 +1,5 @@
 //! `jetway ticket`: exchanges a token for a ticket at a running gateway.
 
-use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -14,10 +13,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
-use zeroize::Zeroizing;
 
 use crate::api::tickets::Created;
-use crate::cli::print_line;
+use crate::cli::{print_line, secret_file};
 use crate::limits;
 use crate::tls;
 
@@ -43,28 +41,13 @@ pub struct Args {
 /// # Errors
 /// The gateway cannot be reached, or refuses the token: its reason is in the message.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let token = read_secret(&args.token_file)?;
+    let token = secret_file::read(&args.token_file, &mut std::io::stdin().lock())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let created = runtime.block_on(request(args, &token))?;
+    let created = runtime.block_on(request(args, token.trim()))?;
     print_line(&created.ticket)?;
     Ok(())
-}
-
-/// The text of a file that holds one secret, without the white space around it; `-` is standard input.
-fn read_secret(path: &PathBuf) -> anyhow::Result<Zeroizing<String>> {
-    let mut text = Zeroizing::new(String::new());
-    if path.as_os_str() == "-" {
-        std::io::stdin()
-            .read_to_string(&mut text)
-            .context("standard input")?;
-    } else {
-        let mut file = std::fs::File::open(path).with_context(|| path.display().to_string())?;
-        file.read_to_string(&mut text)
-            .with_context(|| path.display().to_string())?;
-    }
-    Ok(Zeroizing::new(text.trim().to_owned()))
 }
 
 async fn request(args: &Args, token: &str) -> anyhow::Result<Created> {

@@ -1,15 +1,14 @@
 //! `jetway token`: mints tokens and explains them. Secrets come from files or standard input, never from arguments.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
-use zeroize::Zeroizing;
 
-use crate::cli::print_line;
+use crate::cli::{print_line, secret_file};
 use crate::clock;
 use crate::keyring::read_key_file;
 use crate::limits;
@@ -267,7 +266,7 @@ fn encryption_key(path: &Path, args: &NewArgs) -> anyhow::Result<EncryptionKey> 
 }
 
 fn claims_file(path: &Path) -> anyhow::Result<Map<String, Value>> {
-    let text = read_text(path)?;
+    let text = secret_file::read(path, &mut io::stdin().lock())?;
     let claims: Value =
         serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))?;
     match claims {
@@ -337,7 +336,7 @@ fn add_secrets(claims: &mut Map<String, Value>, args: &NewArgs) -> anyhow::Resul
     );
     for (user_claim, user, password_claim, file) in pairs {
         if let (Some(user), Some(file)) = (user, file) {
-            let password = read_text(file)?;
+            let password = secret_file::read(file, &mut io::stdin().lock())?;
             claims.insert(user_claim.to_owned(), json!(user));
             // An editor ends the file with a line break that is not part of the password.
             let password = password.strip_suffix('\n').unwrap_or(&password);
@@ -365,7 +364,7 @@ fn masked(claims: &Map<String, Value>) -> Map<String, Value> {
 }
 
 fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
-    let text = read_text(&args.file)?;
+    let text = secret_file::read(&args.file, &mut io::stdin().lock())?;
     let now = args.at.map_or_else(clock::unix_now, UnixTime);
     let inspection = look(args, text.trim(), now)?;
     print_line(&report(&inspection, now))?;
@@ -455,22 +454,6 @@ fn refusal(error: &TokenError) -> String {
 
 fn is_stdin(path: &Path) -> bool {
     path.as_os_str() == "-"
-}
-
-/// A text file of at most the size of the largest token and as much again for white space; `-` is standard input.
-fn read_text(path: &Path) -> anyhow::Result<Zeroizing<String>> {
-    let limit = 2 * limits::TOKEN_BYTES;
-    // Room for all of it at once: a buffer that grows leaves copies behind.
-    let mut text = Zeroizing::new(String::with_capacity(limit + 1));
-    let take = u64::try_from(limit)? + 1;
-    let read = if is_stdin(path) {
-        io::stdin().lock().take(take).read_to_string(&mut text)
-    } else {
-        std::fs::File::open(path).and_then(|file| file.take(take).read_to_string(&mut text))
-    };
-    let read = read.with_context(|| path.display().to_string())?;
-    ensure!(read <= limit, "{} is larger than any token", path.display());
-    Ok(text)
 }
 
 fn signature_parser() -> impl TypedValueParser<Value = SignatureAlgorithm> {
