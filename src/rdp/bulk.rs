@@ -11,6 +11,11 @@ use ironrdp_bulk::{BulkCompressor, CompressionType};
 /// `PACKET_COMPRESSED`, `PACKET_AT_FRONT` and `PACKET_FLUSHED`: any of them concerns the history.
 const STATE_FLAGS: u8 = 0xe0;
 
+/// Whether a PDU with these flags uses or changes the history.
+pub(super) fn concerns(flags: u8) -> bool {
+    flags & STATE_FLAGS != 0
+}
+
 /// `PACKET_COMPRESSED`.
 pub(super) const COMPRESSED: u8 = 0x20;
 
@@ -34,7 +39,7 @@ impl fmt::Debug for Bulk {
 impl Bulk {
     /// The data of a PDU, given its compression flags.
     pub(super) fn decompress<'a>(&'a mut self, data: &'a [u8], flags: u8) -> Option<&'a [u8]> {
-        if flags & STATE_FLAGS == 0 {
+        if !concerns(flags) {
             return Some(data);
         }
         let decoder = self

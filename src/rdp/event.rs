@@ -102,6 +102,13 @@ pub enum Event<'a> {
         /// What follows the security header.
         data: &'a [u8],
     },
+    /// Something that nobody here knows; it passes, unless a stage says otherwise.
+    Unknown {
+        /// Who sent it.
+        direction: Direction,
+        /// What it is.
+        what: Unknown,
+    },
     /// MCS Disconnect Provider Ultimatum.
     Disconnect {
         /// Who sent it.
@@ -143,6 +150,7 @@ impl Event<'_> {
             | Self::AutoReconnectCookie(_)
             | Self::ErrorInfo(_)
             | Self::Redirection(_)
+            | Self::Unknown { .. }
             | Self::Disconnect { .. } => &[],
         }
     }
@@ -170,6 +178,7 @@ impl fmt::Debug for Event<'_> {
             Self::Redirection(redirection) => ("Redirection", redirection),
             Self::ChannelMessage { channel, .. } => ("ChannelMessage", &channel.name),
             Self::MessageChannel { flags, .. } => ("MessageChannel", flags),
+            Self::Unknown { what, .. } => ("Unknown", what),
             Self::Disconnect { reason, .. } => ("Disconnect", reason),
             Self::Pdu { secrets, .. } => ("Pdu", secrets),
         };
@@ -213,6 +222,31 @@ pub struct StaticChannel {
     pub id: u16,
     /// `CHANNEL_OPTION_*`.
     pub options: u32,
+}
+
+/// What passes although nobody here knows what it says: no receiver finds anything in it that a stage reads. See
+/// [`session`](super::session) for why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    /// Bytes behind an MCS PDU in its frame, too few to be another.
+    BehindMcs {
+        /// How many.
+        bytes: usize,
+    },
+    /// A share control PDU of a type that RDP does not use.
+    SharePdu {
+        /// `type` in `pduType`.
+        pdu_type: u8,
+        /// Bytes with its header.
+        bytes: usize,
+    },
+    /// The target grants another number of static channels than the client asked for.
+    ChannelCount {
+        /// Names in the client's list.
+        asked: usize,
+        /// Ids in the target's.
+        granted: usize,
+    },
 }
 
 /// Keyboard and pointer.
@@ -270,6 +304,14 @@ pub enum Input {
     },
     /// A time stamp of the client for the target's statistics.
     QoeTimestamp(u32),
+    /// What is no event that anybody knows, with all that follows it in the same PDU: there may be further events in
+    /// it. A stage that must see every key has to deny it.
+    Unknown {
+        /// `eventCode` or `messageType`; `None` for bytes behind the last event.
+        code: Option<u16>,
+        /// Bytes, without the header.
+        bytes: usize,
+    },
 }
 
 /// Save Session Info ([MS-RDPBCGR] 2.2.10.1.1).

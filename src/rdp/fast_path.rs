@@ -35,7 +35,11 @@ pub(super) fn next_update<'a>(reader: &mut Reader<'a>) -> Option<Update<'a>> {
     })
 }
 
-/// The events of an input PDU with this header byte and body; `None` where it cannot be read to its end.
+/// The events of an input PDU with this header byte and body; `None` where it is cut short.
+///
+/// Nobody knows how long an unknown event is: FreeRDP and xrdp go on with the next byte, others give up. What follows
+/// it is not read as events that the target might not see, but reported whole, as are bytes behind the last event.
+/// Whatever is in there, it is input: no receiver takes a fast-path PDU for anything else.
 pub(super) fn inputs(header: u8, body: &[u8]) -> Option<Vec<Input>> {
     let mut reader = Reader::new(body);
     let count = match header >> 2 & 0x0f {
@@ -44,9 +48,19 @@ pub(super) fn inputs(header: u8, body: &[u8]) -> Option<Vec<Input>> {
     };
     let mut events = Vec::with_capacity(count.into());
     for _ in 0..count {
-        events.push(input(&mut reader)?);
+        let event = input(&mut reader)?;
+        events.push(event);
+        if matches!(event, Input::Unknown { .. }) {
+            return Some(events);
+        }
     }
-    reader.is_empty().then_some(events)
+    if !reader.is_empty() {
+        events.push(Input::Unknown {
+            code: None,
+            bytes: reader.rest().len(),
+        });
+    }
+    Some(events)
 }
 
 fn input(reader: &mut Reader<'_>) -> Option<Input> {
@@ -80,7 +94,10 @@ fn input(reader: &mut Reader<'_>) -> Option<Input> {
             dy: signed(reader.u16_le()?),
         },
         6 => Input::QoeTimestamp(reader.u32_le()?),
-        _ => return None,
+        code => Input::Unknown {
+            code: Some(code.into()),
+            bytes: reader.rest().len(),
+        },
     };
     Some(event)
 }
@@ -136,9 +153,27 @@ mod tests {
     }
 
     #[test]
-    fn input_with_a_remainder_an_unknown_event_or_too_little_is_refused() {
-        assert_eq!(inputs(1 << 2, &[0x00, 0x1e, 0x00]), None);
-        assert_eq!(inputs(1 << 2, &[0xe0, 0x1e]), None);
+    fn an_unknown_event_and_what_is_behind_the_last_one_are_told_and_not_guessed_at() {
+        let key = Input::ScanCode {
+            release: false,
+            extended: false,
+            extended1: false,
+            code: 0x1e,
+        };
+        let unknown = |code, bytes| Input::Unknown { code, bytes };
+        assert_eq!(
+            inputs(1 << 2, &[0x00, 0x1e, 0x00]),
+            Some(vec![key, unknown(None, 1)])
+        );
+        // A key behind it may be one to the target, or not.
+        assert_eq!(
+            inputs(3 << 2, &[0x00, 0x1e, 0xe0, 0x00, 0x1e]),
+            Some(vec![key, unknown(Some(7), 2)])
+        );
+    }
+
+    #[test]
+    fn input_that_is_cut_short_is_refused() {
         assert_eq!(inputs(2 << 2, &[0x00, 0x1e]), None);
         assert_eq!(inputs(0, &[]), None);
     }

@@ -86,6 +86,9 @@ pub enum GccError {
     /// More channels than there may be, or not those that were asked for.
     #[error("GCC network data with {0} channels")]
     Channels(usize),
+    /// A channel whose messages a stage reads is asked for more than once: nobody knows which of them the target means.
+    #[error("GCC network data with a channel that is there twice")]
+    ChannelTwice,
     /// Standard RDP security inside TLS: what follows could not be read.
     #[error("target demands standard RDP encryption")]
     Encryption,
@@ -150,7 +153,8 @@ pub fn decode_client(
                     return Err(bad);
                 }
                 for definition in definitions.take(count) {
-                    let name = latin1(definition.get(..8).ok_or(bad)?);
+                    // Seven characters and a NUL, which some receivers write themselves: "cliprdrX" is one to them.
+                    let name = latin1(definition.get(..7).ok_or(bad)?);
                     data.channels
                         .push((name, u32_at(definition, 8).ok_or(bad)?));
                 }

@@ -39,7 +39,7 @@ pub enum Mcs {
         channel: u16,
         /// Where the PER length is.
         length: Range<usize>,
-        /// The data, which end with the frame.
+        /// The data.
         user_data: Range<usize>,
     },
     /// Disconnect Provider Ultimatum.
@@ -85,15 +85,41 @@ mod choice {
     pub(super) const SEND_DATA_INDICATION: u8 = 26;
 }
 
+/// Send Data with one byte: choice, initiator (2), channel (2), segmentation, length, data.
+const SMALLEST_DATA_BYTES: usize = 8;
+
 /// The lowest user channel ([T.125] 7).
 const USER_ID_BASE: u16 = 1001;
 
-/// Reads a whole frame, from its TPKT header on.
+/// Reads a whole frame, from its TPKT header on; also says how many bytes of the frame follow the PDU.
+///
+/// A frame holds one PDU, but peers write a byte or two behind it (rdesktop behind Erect Domain). What receivers do
+/// with such bytes differs: most never look, FreeRDP ends the session, xrdp takes them for more of the same data, and
+/// a decoder that goes on until the frame is empty takes them for another PDU. So they are fewer than any PDU with
+/// data has, or an error; and whoever reads the data has to judge the others.
 ///
 /// # Errors
-/// The frame is not an MCS PDU of RDP, or has bytes that belong to none.
-pub fn decode(frame: &[u8]) -> Result<Mcs, McsError> {
+/// The frame is not an MCS PDU of RDP, or has room for another behind it.
+pub fn decode(frame: &[u8]) -> Result<(Mcs, usize), McsError> {
     let mut reader = Reader::new(frame);
+    let pdu = pdu(&mut reader)?;
+    let behind = match pdu {
+        // Its own end is the end of the connection.
+        Mcs::X224Disconnect => 0,
+        Mcs::ConnectInitial { .. }
+        | Mcs::ConnectResponse { .. }
+        | Mcs::AttachUserConfirm { .. }
+        | Mcs::SendData { .. }
+        | Mcs::Disconnect { .. }
+        | Mcs::Domain { .. } => reader.rest().len(),
+    };
+    if behind >= SMALLEST_DATA_BYTES {
+        return Err(McsError::Length("PDU"));
+    }
+    Ok((pdu, behind))
+}
+
+fn pdu(reader: &mut Reader<'_>) -> Result<Mcs, McsError> {
     reader.take(4).ok_or(McsError::X224)?;
     match reader.array::<2>().ok_or(McsError::X224)? {
         [2, 0xf0] => {}
@@ -106,11 +132,11 @@ pub fn decode(frame: &[u8]) -> Result<Mcs, McsError> {
     }
     let first = reader.u8().ok_or(McsError::Length("PDU"))?;
     if first == 0x7f {
-        return connect(&mut reader);
+        return connect(reader);
     }
     match first >> 2 {
         kind @ (choice::SEND_DATA_REQUEST | choice::SEND_DATA_INDICATION) => {
-            send_data(&mut reader, kind == choice::SEND_DATA_REQUEST)
+            send_data(reader, kind == choice::SEND_DATA_REQUEST)
         }
         choice::DISCONNECT_PROVIDER_ULTIMATUM => {
             // `reason` has three bits: two here, one in the next byte.
@@ -125,7 +151,7 @@ pub fn decode(frame: &[u8]) -> Result<Mcs, McsError> {
             let initiator = if first & 0b10 == 0 {
                 None
             } else {
-                Some(user_id(&mut reader).ok_or(McsError::Length(what))?)
+                Some(user_id(reader).ok_or(McsError::Length(what))?)
             };
             Ok(Mcs::AttachUserConfirm {
                 initiator: initiator.filter(|_| result == 0),
@@ -134,7 +160,20 @@ pub fn decode(frame: &[u8]) -> Result<Mcs, McsError> {
         kind @ (choice::ERECT_DOMAIN_REQUEST
         | choice::ATTACH_USER_REQUEST
         | choice::CHANNEL_JOIN_REQUEST
-        | choice::CHANNEL_JOIN_CONFIRM) => Ok(Mcs::Domain { choice: kind }),
+        | choice::CHANNEL_JOIN_CONFIRM) => {
+            let length: usize = match kind {
+                // Two integers, written as `01 00 01 00` or, by rdesktop, in five bytes.
+                choice::ERECT_DOMAIN_REQUEST => 4,
+                // Initiator, channel.
+                choice::CHANNEL_JOIN_REQUEST => 4,
+                // Result, initiator, requested channel, and the channel unless it failed.
+                choice::CHANNEL_JOIN_CONFIRM if first & 0b10 != 0 => 7,
+                choice::CHANNEL_JOIN_CONFIRM => 5,
+                _ => 0,
+            };
+            reader.take(length.min(reader.rest().len()));
+            Ok(Mcs::Domain { choice: kind })
+        }
         other => Err(McsError::Unknown(other)),
     }
 }
@@ -153,9 +192,6 @@ fn send_data(reader: &mut Reader<'_>, request: bool) -> Result<Mcs, McsError> {
     let data = per_length(reader).ok_or(short)?;
     let length = start..reader.position();
     let user_data = reader.range(data).ok_or(short)?;
-    if !reader.is_empty() {
-        return Err(short);
-    }
     Ok(Mcs::SendData {
         request,
         initiator,
@@ -306,7 +342,7 @@ mod tests {
             (3, "user-requested disconnect"),
         ] {
             let frame = encode_disconnect(reason);
-            assert_eq!(decode(&frame), Ok(Mcs::Disconnect { reason }));
+            assert_eq!(decode(&frame), Ok((Mcs::Disconnect { reason }, 0)));
             let X224(message) = ironrdp_decode::<X224<McsMessage<'_>>>(&frame).unwrap();
             let McsMessage::DisconnectProviderUltimatum(read) = message else {
                 panic!("{message:?}");
@@ -322,13 +358,16 @@ mod tests {
         short.splice(13..15, [3]);
         short[3] -= 1;
         for (frame, length) in [(long, 13..15), (short, 13..14)] {
-            let Ok(Mcs::SendData {
-                request: true,
-                initiator: 1004,
-                channel: 1003,
-                length: found,
-                user_data,
-            }) = decode(&frame)
+            let Ok((
+                Mcs::SendData {
+                    request: true,
+                    initiator: 1004,
+                    channel: 1003,
+                    length: found,
+                    user_data,
+                },
+                0,
+            )) = decode(&frame)
             else {
                 panic!("{frame:?}");
             };
@@ -337,12 +376,39 @@ mod tests {
     }
 
     #[test]
-    fn bytes_behind_the_data_are_refused() {
-        let mut frame = encode_send_data(true, 1004, 1003, &[b"abc"]).unwrap();
-        frame.push(0);
-        assert_eq!(decode(&frame), Err(McsError::Length("send data")));
-        frame.truncate(frame.len() - 2);
-        assert_eq!(decode(&frame), Err(McsError::Length("send data")));
+    fn behind_a_pdu_there_is_no_room_for_another() {
+        let data = encode_send_data(true, 1004, 1003, &[b"abc"]).unwrap();
+        let confirm = b"\x03\x00\x00\x0f\x02\xf0\x80\x3e\x00\x00\x07\x03\xeb\x03\xeb";
+        for pdu in [
+            &data[..],
+            b"\x03\x00\x00\x0c\x02\xf0\x80\x04\x01\x00\x01\x00", // Erect Domain
+            b"\x03\x00\x00\x08\x02\xf0\x80\x28",                 // Attach User Request
+            b"\x03\x00\x00\x0b\x02\xf0\x80\x2e\x00\x00\x07",     // Attach User Confirm
+            b"\x03\x00\x00\x0c\x02\xf0\x80\x38\x00\x07\x03\xeb", // Channel Join Request
+            confirm,
+            &encode_disconnect(3),
+        ] {
+            for count in 0..SMALLEST_DATA_BYTES {
+                let frame = [pdu, &vec![0; count]].concat();
+                let (_, behind) = decode(&frame).unwrap();
+                assert_eq!(behind, count, "{pdu:02x?}");
+            }
+            // A clipboard PDU, as a decoder that goes on would see it.
+            let smuggled = &encode_send_data(true, 1004, 1005, &[b"x"]).unwrap()[7..];
+            let frame = [pdu, smuggled].concat();
+            assert_eq!(decode(&frame), Err(McsError::Length("PDU")), "{pdu:02x?}");
+        }
+        assert_eq!(
+            decode(&data[..data.len() - 1]),
+            Err(McsError::Length("send data"))
+        );
+    }
+
+    #[test]
+    fn what_rdesktop_writes_behind_erect_domain_is_let() {
+        let frame = b"\x03\x00\x00\x0d\x02\xf0\x80\x04\x00\x01\x00\x01\x00";
+        let erect = Mcs::Domain { choice: 1 };
+        assert_eq!(decode(frame), Ok((erect, 1)));
     }
 
     #[test]

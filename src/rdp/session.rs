@@ -11,6 +11,27 @@
 //!   message which does not arrive would break.
 //!
 //! What has to be understood and is not ends the session: nothing passes unseen.
+//!
+//! # What passes although it is unknown
+//!
+//! A peer that is newer than this file, or less exact, should not lose its session over bytes that no stage needs. But
+//! somebody who wants to move a clipboard past a stage would hide it in just such bytes, so what counts is how the
+//! receiver reads them, and receivers differ. Bytes pass unread only where no receiver that is known, and no reading
+//! of the specification, finds in them what a stage reads; then they are reported as [`Unknown`], which a stage may
+//! answer by ending the session.
+//!
+//! - *Bytes behind an MCS PDU.* [MS-RDPBCGR] 3.2.5.3 and 3.3.5.3 let receivers drop the connection, and FreeRDP does;
+//!   xrdp ignores the length of the data and takes all of the frame; others may look for another PDU. So they pass if
+//!   they are too few for one with data, and if they do not stand behind data that are read: of data only behind those
+//!   of a static channel that no stage reads, and that are not compressed, since the history belongs to all channels.
+//! - *Share PDUs of an unknown type.* Receivers find the next PDU by `totalLength`, whatever the type is. None takes
+//!   one for a PDU of a type that is known; virtual channels do not travel in share PDUs at all.
+//! - *Unknown input.* What is behind it in its PDU cannot be told apart from it, and is reported as one with it
+//!   ([`Input::Unknown`](super::event::Input::Unknown)). It can be keys, and it can be nothing else.
+//! - *Another number of channels than asked for.* Clients give the ids to their names in order. A target that counts
+//!   otherwise, as xrdp does where a name is malformed, means other channels by the same ids; so fewer ids, unless
+//!   there are none, end the session if any name among those asked for is read by a stage. Ids beyond the names belong
+//!   to nothing, and data for them end the session. A name that is there twice would do the same.
 
 use std::borrow::Cow;
 use std::mem;
@@ -22,7 +43,7 @@ use super::Direction;
 use super::bulk::{self, Bulk};
 use super::bytes::{Reader, shifted, u16_at, u32_at};
 use super::client_info::{self, ClientInfoError, Logon};
-use super::event::{Event, Interest, Phase, Sink, StaticChannel, Verdict};
+use super::event::{Event, Interest, Phase, Sink, StaticChannel, Unknown, Verdict};
 use super::fast_path;
 use super::frame::{self, Frame, FrameError, FrameKind};
 use super::gcc::{self, GccError};
@@ -513,10 +534,13 @@ impl Tracker {
         bytes: &mut [u8],
         sink: &mut dyn Sink,
     ) -> Result<Passage, SessionError> {
-        let pdu = mcs::decode(bytes).map_err(|error| SessionError::Mcs {
+        let (pdu, behind) = mcs::decode(bytes).map_err(|error| SessionError::Mcs {
             from: direction,
             error,
         })?;
+        if behind > 0 {
+            self.bytes_behind(direction, bytes, &pdu, behind, sink)?;
+        }
         match (pdu, direction) {
             (Mcs::ConnectInitial { user_data }, Direction::ToTarget) => {
                 self.connect_initial(bytes, user_data, sink)?;
@@ -568,6 +592,42 @@ impl Tracker {
         Ok(Passage::AsIs)
     }
 
+    /// Bytes behind a PDU pass where nobody reads them as more of its data.
+    fn bytes_behind(
+        &self,
+        direction: Direction,
+        frame: &[u8],
+        pdu: &Mcs,
+        bytes: usize,
+        sink: &mut dyn Sink,
+    ) -> Result<(), SessionError> {
+        let harmless = match pdu {
+            Mcs::SendData {
+                channel, user_data, ..
+            } => {
+                let chunk = frame.get(user_data.clone()).unwrap_or_default();
+                // The history of compression is shared with channels that are read.
+                let plain = chunk.get(6).is_some_and(|flags| !bulk::concerns(*flags));
+                let mut channels = self.channels.iter();
+                let channel = channels.find(|candidate| candidate.info.id == *channel);
+                plain && channel.is_some_and(|channel| channel.interest == Interest::Ignore)
+            }
+            Mcs::ConnectInitial { .. } | Mcs::ConnectResponse { .. } => false,
+            Mcs::AttachUserConfirm { .. }
+            | Mcs::Disconnect { .. }
+            | Mcs::Domain { .. }
+            | Mcs::X224Disconnect => true,
+        };
+        if !harmless {
+            return Err(SessionError::Mcs {
+                from: direction,
+                error: McsError::Length("send data"),
+            });
+        }
+        let what = Unknown::BehindMcs { bytes };
+        watch(sink, &Event::Unknown { direction, what })
+    }
+
     fn connect_initial(
         &mut self,
         bytes: &mut [u8],
@@ -583,6 +643,17 @@ impl Tracker {
                 from: direction,
                 error,
             })?;
+        let mut names: Vec<&str> = Vec::new();
+        for (name, _) in &data.channels {
+            let again = names.iter().any(|other| other.eq_ignore_ascii_case(name));
+            if again && sink.interest(name) != Interest::Ignore {
+                return Err(SessionError::Gcc {
+                    from: direction,
+                    error: GccError::ChannelTwice,
+                });
+            }
+            names.push(name);
+        }
         write_u32(bytes, fields.protocol, self.settings.target_selected);
         write_u32(bytes, fields.multitransport, 0);
         watch(sink, &Event::ClientData(&data))?;
@@ -610,8 +681,14 @@ impl Tracker {
             error,
         };
         let (data, fields) = gcc::decode_server(bytes, user_data).map_err(gcc)?;
-        if data.channel_ids.len() != client.channels.len() {
-            return Err(gcc(GccError::Channels(data.channel_ids.len())));
+        let (asked, granted) = (client.channels.len(), data.channel_ids.len());
+        if asked != granted {
+            let read = |(name, _): &(String, u32)| sink.interest(name) != Interest::Ignore;
+            if 0 < granted && granted < asked && client.channels.iter().any(read) {
+                return Err(gcc(GccError::Channels(granted)));
+            }
+            let what = Unknown::ChannelCount { asked, granted };
+            watch(sink, &Event::Unknown { direction, what })?;
         }
         let mut taken = vec![data.io_channel];
         taken.extend(data.message_channel);
@@ -621,7 +698,7 @@ impl Tracker {
                 continue;
             }
             if taken.contains(&id) {
-                return Err(gcc(GccError::Channels(data.channel_ids.len())));
+                return Err(gcc(GccError::Channels(granted)));
             }
             taken.push(id);
             self.channels.push(Channel {
@@ -757,10 +834,8 @@ impl Tracker {
             }
             return Err(self.out_of_place(direction, "session data"));
         }
-        if share::is_control(data) {
-            return self.share_control(direction, bytes, user_data, sink);
-        }
-        if matches!(share::control(data, 0), Some((control, _)) if control.kind.is_none()) {
+        // Behind the licence nothing has a security header any more, and nothing may look like one.
+        if share::is_control(data) || self.phase > Phase::Licensing && u16_at(data, 2) != Some(0) {
             return self.share_control(direction, bytes, user_data, sink);
         }
         let flags = u16_at(data, 0).ok_or_else(|| malformed(direction, "security header"))?;
@@ -811,7 +886,7 @@ impl Tracker {
                 let new = client_info::with_logon(pdu, &info, &layout, logon)?;
                 let (_, layout) = client_info::decode(&new)?;
                 let bytes = replace_user_data(bytes, &new).ok_or(ClientInfoError::TooLong)?;
-                let Ok(Mcs::SendData { user_data, .. }) = mcs::decode(&bytes) else {
+                let Ok((Mcs::SendData { user_data, .. }, _)) = mcs::decode(&bytes) else {
                     return Err(ClientInfoError::TooLong.into());
                 };
                 Passage::Instead {
@@ -835,8 +910,7 @@ impl Tracker {
         let mut at = 0;
         let mut passage = Passage::AsIs;
         let mut count = 0_usize;
-        // Fewer bytes are padding, which clients ignore.
-        while data.len().saturating_sub(at) > 3 {
+        while data.len().saturating_sub(at) > SHARE_PADDING_BYTES {
             let (control, end) =
                 share::control(data, at).ok_or_else(|| malformed(direction, "share PDU"))?;
             let body = data.get(control.body.clone()).unwrap_or_default();
@@ -891,7 +965,14 @@ impl Tracker {
                         sink,
                     )?;
                 }
-                (Some(_), _) => return Err(self.out_of_place(direction, "an unknown share PDU")),
+                (Some(kind), _) if pdu_type::is_known(kind) => {
+                    return Err(self.out_of_place(direction, "a share PDU of the other side"));
+                }
+                (Some(pdu_type), _) => {
+                    let bytes = end.saturating_sub(at);
+                    let what = Unknown::SharePdu { pdu_type, bytes };
+                    watch(sink, &Event::Unknown { direction, what })?;
+                }
             }
             at = end;
             count = count.saturating_add(1);
@@ -1004,6 +1085,9 @@ impl Tracker {
         }
     }
 }
+
+/// Bytes behind a share PDU in its data that are no other to anybody: FreeRDP stops here, and xrdp wants a whole header.
+const SHARE_PADDING_BYTES: usize = 3;
 
 /// The MCS channel id of a server ([MS-RDPBCGR] 2.2.8.1.1.1.1, `pduSource`), until the target names its own.
 const SERVER_CHANNEL: u16 = 1002;
@@ -1273,7 +1357,7 @@ fn write_u32(bytes: &mut [u8], field: Option<Range<usize>>, value: u32) {
 
 /// The frame of a Send Data Request with other data; its headers stay, apart from the lengths.
 fn replace_user_data(frame: &[u8], data: &[u8]) -> Option<Vec<u8>> {
-    let Ok(Mcs::SendData { length, .. }) = mcs::decode(frame) else {
+    let Ok((Mcs::SendData { length, .. }, _)) = mcs::decode(frame) else {
         return None;
     };
     let size = u16::try_from(data.len())
@@ -1294,7 +1378,7 @@ fn replace_user_data(frame: &[u8], data: &[u8]) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rdp::event::Redirection;
+    use crate::rdp::event::{Input, Redirection};
 
     #[test]
     fn nothing_but_the_client_info_may_come_before_it() {
@@ -1563,7 +1647,7 @@ mod tests {
         request.extend([0xbb; 16]);
         let pdu = mcs::encode_send_data(false, 1002, 1050, &[&request]).unwrap();
         assert!(session.feed(Direction::ToClient, &pdu).unwrap().is_empty());
-        let Ok(Mcs::SendData { user_data, .. }) = mcs::decode(&session.back) else {
+        let Ok((Mcs::SendData { user_data, .. }, 0)) = mcs::decode(&session.back) else {
             panic!("{:?}", session.back);
         };
         let answer = [4, 0, 0, 0, 9, 0, 0, 0, 0x04, 0x40, 0x00, 0x80];
@@ -1604,6 +1688,16 @@ mod tests {
             (&both[..], "no frame", vec![0x16, 3, 3, 0, 9]),
             (&both[..], "no MCS", vec![3, 0, 0, 8, 2, 0xf0, 0x80, 0xff]),
             (&both[..1], "cut input", vec![0x08, 0x04, 0x00, 0x1e]),
+            (&both[..1], "cut slow-path input", {
+                let data = share_data(pdu_type2::INPUT, &[2, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 30]);
+                io(Direction::ToTarget, &data[15..])
+            }),
+            (&both[..], "data and more", {
+                let mut frame = channel(Direction::ToTarget, CLIPRDR, 3, 3, b"abc");
+                frame.push(0);
+                frame[3] += 1;
+                frame
+            }),
             (&both[1..], "cut update", vec![0x00, 0x06, 0x01, 9, 0, 0]),
             (
                 &both[1..],
@@ -1617,16 +1711,154 @@ mod tests {
             }
         }
         for data in [
-            // Not a share PDU; encrypted; unknown type; cut capabilities; cut session info.
+            // Not a share PDU; encrypted; of the client; cut capabilities, cut session info; flow control that is
+            // data to those who do not know it.
             vec![0; 12],
             vec![0x08, 0, 0, 0, 1, 2, 3, 4],
-            vec![8, 0, 0x1f, 0, 0, 0, 0, 0],
+            vec![8, 0, 0x13, 0, 0, 0, 0, 0],
             vec![8, 0, 0x11, 0, 0, 0, 0, 0],
+            vec![0, 0x80, 0x17, 0x41, 0, 0, 0, 0],
             share_data(pdu_type2::SAVE_SESSION_INFO, &[3, 0, 0, 0, 9])[15..].to_vec(),
         ] {
             let mut session = Session::until(Phase::Active);
             let pdu = io(Direction::ToClient, &data);
             assert!(session.feed(Direction::ToClient, &pdu).is_err(), "{data:?}");
+        }
+    }
+
+    #[test]
+    fn what_no_stage_needs_passes_and_is_told() {
+        let both = [Direction::ToTarget, Direction::ToClient];
+        for (directions, bytes, what) in [
+            (
+                &both[..],
+                io(Direction::ToClient, &[8, 0, 0x1f, 0, 0, 0, 9, 9]),
+                Unknown::SharePdu {
+                    pdu_type: 15,
+                    bytes: 8,
+                },
+            ),
+            // Without a version.
+            (
+                &both[..],
+                io(Direction::ToClient, &[6, 0, 0x02, 0, 0, 0]),
+                Unknown::SharePdu {
+                    pdu_type: 2,
+                    bytes: 6,
+                },
+            ),
+            // Erect Domain as rdesktop writes it.
+            (
+                &both[..1],
+                vec![3, 0, 0, 13, 2, 0xf0, 0x80, 4, 0, 1, 0, 1, 0],
+                Unknown::BehindMcs { bytes: 1 },
+            ),
+        ] {
+            for &direction in directions {
+                let mut bytes = bytes.clone();
+                if direction == Direction::ToTarget && bytes[7] == 26 << 2 {
+                    bytes[7] = 25 << 2;
+                }
+                let mut session = Session::until(Phase::Active);
+                assert_eq!(session.feed(direction, &bytes).unwrap(), bytes);
+                assert_eq!(session.judge.unknown, [what]);
+                // A stage may refuse it.
+                session.judge.refuses_unknown = true;
+                let error = session.feed(direction, &bytes).unwrap_err();
+                assert!(matches!(error, SessionError::Terminated { .. }), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_behind_data_pass_only_where_nobody_reads_the_data() {
+        for (interest, flags, passes) in [
+            (Interest::Ignore, 3, true),
+            (Interest::Observe, 3, false),
+            // Compressed: what another reader makes of it would be in the history of all channels.
+            (Interest::Ignore, 0x0020_0003, false),
+        ] {
+            let mut session = Session::new();
+            session.judge.interest = Some(interest);
+            let mut session = session.run(Phase::Active);
+            let mut frame = channel(Direction::ToTarget, CLIPRDR, 3, flags, b"abc");
+            frame.extend([0; 7]);
+            frame[3] += 7;
+            let result = session.feed(Direction::ToTarget, &frame);
+            assert_eq!(result.is_ok(), passes, "{result:?}");
+        }
+    }
+
+    #[test]
+    fn unknown_input_is_judged_as_input() {
+        let unknown = [0x04, 0x05, 0xe0, 0x00, 0x1e];
+        let mut session = Session::until(Phase::Active);
+        let passed = session.feed(Direction::ToTarget, &unknown).unwrap();
+        assert_eq!(passed, unknown);
+        session.judge.denies_unknown_input = true;
+        let passed = session.feed(Direction::ToTarget, &unknown).unwrap();
+        assert!(passed.is_empty());
+        let mut pdu = vec![30, 0, 0x17, 0, 0xea, 3, 0, 0, 0, 0, 0, 1, 0, 0];
+        pdu.extend([pdu_type2::INPUT, 0, 0, 0, 1, 0, 0, 0]);
+        pdu.extend([0, 0, 0, 0, 0x07, 0x80, 1, 2]);
+        // Its six bytes are cut short here.
+        let cut = io(Direction::ToTarget, &pdu);
+        assert!(session.feed(Direction::ToTarget, &cut).is_err());
+        pdu[0] = 34;
+        pdu.extend([3, 4, 5, 6]);
+        let slow = io(Direction::ToTarget, &pdu);
+        assert!(session.feed(Direction::ToTarget, &slow).unwrap().is_empty());
+    }
+
+    #[test]
+    fn channel_ids_that_may_belong_to_other_names_end_the_session() {
+        // What is asked for, what is granted, whether stages read any of it.
+        for (asked, granted, interest, passes) in [
+            (3, 3, Interest::Observe, true),
+            (3, 2, Interest::Observe, false),
+            (3, 2, Interest::Ignore, true),
+            // xrdp with channels switched off.
+            (3, 0, Interest::Observe, true),
+            (3, 4, Interest::Observe, true),
+            (0, 1, Interest::Observe, true),
+        ] {
+            let mut session = Session::new();
+            session.judge.interest = Some(interest);
+            session.tracker.client = Some(gcc::ClientData {
+                channels: [("a", 0), ("cliprdr", 0), ("b", 0)]
+                    .into_iter()
+                    .take(asked)
+                    .map(|(name, options)| (name.to_owned(), options))
+                    .collect(),
+                ..gcc::ClientData::default()
+            });
+            let response = connect_response(u16::try_from(granted).unwrap());
+            let result = session.feed(Direction::ToClient, &response);
+            assert_eq!(result.is_ok(), passes, "{asked} {granted} {result:?}");
+            if passes {
+                assert_eq!(session.tracker.channels.len(), asked.min(granted));
+                let told = Unknown::ChannelCount { asked, granted };
+                let expected = if asked == granted { vec![] } else { vec![told] };
+                assert_eq!(session.judge.unknown, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn a_channel_that_is_read_may_be_asked_for_once() {
+        let (_, initial) = recording().swap_remove(0);
+        let name = b"rdpdr\0\0\0";
+        let first = initial.windows(8).position(|bytes| bytes == name).unwrap();
+        for (name, passes) in [
+            (b"CLIPRDR\0", false),
+            // One that is cut to seven characters, or is not.
+            (b"cliprdrX", false),
+            (b"clipbrd\0", true),
+        ] {
+            let mut initial = initial.clone();
+            initial[first..first + 8].copy_from_slice(name);
+            let result = Session::new().feed(Direction::ToTarget, &initial);
+            assert_eq!(result.is_ok(), passes, "{result:?}");
         }
     }
 
@@ -1722,6 +1954,9 @@ mod tests {
         error_info: Option<u32>,
         disconnected: bool,
         flags_sent: u32,
+        unknown: Vec<Unknown>,
+        refuses_unknown: bool,
+        denies_unknown_input: bool,
     }
 
     impl Default for Judge {
@@ -1736,6 +1971,9 @@ mod tests {
                 error_info: None,
                 disconnected: false,
                 flags_sent: 0,
+                unknown: Vec::new(),
+                refuses_unknown: false,
+                denies_unknown_input: false,
             }
         }
     }
@@ -1765,9 +2003,22 @@ mod tests {
                 Event::AutoReconnectCookie(cookie) => self.cookie = Some(cookie.logon_id),
                 Event::ErrorInfo(code) => self.error_info = Some(*code),
                 Event::Disconnect { .. } => self.disconnected = true,
+                Event::Unknown { .. } if self.refuses_unknown => {
+                    return Verdict::Terminate {
+                        reason: "unknown".to_owned(),
+                        error_info: 1,
+                    };
+                }
+                Event::Unknown { what, .. } => self.unknown.push(*what),
+                Event::Input(Input::Unknown { .. }) if self.denies_unknown_input => {
+                    return Verdict::Deny {
+                        answers: Vec::new(),
+                        reason: "unknown".to_owned(),
+                    };
+                }
                 Event::Pdu { bytes, secrets, .. } => {
                     self.secrets.extend(secrets.iter().cloned());
-                    if let Ok(Mcs::SendData { user_data, .. }) = mcs::decode(bytes)
+                    if let Ok((Mcs::SendData { user_data, .. }, 0)) = mcs::decode(bytes)
                         && u16_at(&bytes[user_data.clone()], 0) == Some(security::INFO_PKT)
                     {
                         self.flags_sent = u32_at(&bytes[user_data], 8).unwrap();
@@ -1796,6 +2047,36 @@ mod tests {
         pdu.extend([0x17, 0, 0xea, 3, 0, 0, 0, 0, 0, 1, 0, 0, pdu_type2, 0, 0, 0]);
         pdu.extend(data);
         io(Direction::ToClient, &pdu)
+    }
+
+    /// The recorded one, with other network data.
+    fn connect_response(channels: u16) -> Vec<u8> {
+        let (_, response) = recording().swap_remove(1);
+        let Ok((Mcs::ConnectResponse { user_data, .. }, 0)) = mcs::decode(&response) else {
+            panic!("{response:02x?}");
+        };
+        let old = &response[user_data.clone()];
+        let key = old.windows(4).position(|bytes| bytes == b"McDn").unwrap();
+        let mut blocks = vec![1, 0x0c, 8, 0, 4, 0, 8, 0];
+        let length = 8 + channels * 2;
+        blocks.extend([3, 0x0c]);
+        blocks.extend(length.to_le_bytes());
+        blocks.extend(1003_u16.to_le_bytes());
+        blocks.extend(channels.to_le_bytes());
+        blocks.extend((1004..1004 + channels).flat_map(u16::to_le_bytes));
+        let data = [
+            &old[..key + 4],
+            &[u8::try_from(blocks.len()).unwrap()],
+            &blocks,
+        ]
+        .concat();
+        let mut frame = [&response[..user_data.start], &data].concat();
+        let length = u8::try_from(frame.len()).unwrap();
+        // TPKT, Connect Response, user data.
+        frame[3] = length;
+        frame[9] = length - 10;
+        frame[user_data.start - 1] = u8::try_from(data.len()).unwrap();
+        frame
     }
 
     fn redirection(hosts: &[&str]) -> Vec<u8> {

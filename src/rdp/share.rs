@@ -21,6 +21,15 @@ pub mod pdu_type {
     pub const DATA: u8 = 7;
     /// Server Redirection.
     pub const SERVER_REDIRECTION: u8 = 10;
+
+    /// Whether any receiver of RDP reads a PDU of this type.
+    #[must_use]
+    pub fn is_known(pdu_type: u8) -> bool {
+        matches!(
+            pdu_type,
+            DEMAND_ACTIVE | CONFIRM_ACTIVE | DEACTIVATE_ALL | DATA | SERVER_REDIRECTION
+        )
+    }
 }
 
 /// `pduType2` of the share data header.
@@ -33,6 +42,15 @@ pub mod pdu_type2 {
     pub const SAVE_SESSION_INFO: u8 = 38;
     /// Set Error Info.
     pub const SET_ERROR_INFO: u8 = 47;
+
+    /// Whether the specification has it.
+    #[must_use]
+    pub fn is_known(pdu_type2: u8) -> bool {
+        matches!(
+            pdu_type2,
+            2 | 20 | 27 | 28 | 31 | 33..=41 | 43..=50 | 54..=56
+        )
+    }
 }
 
 /// Bytes of the share control header.
@@ -48,12 +66,19 @@ pub(super) struct Control {
 }
 
 /// The share control PDU at offset `at` of `data`, and the offset behind it.
+///
+/// `PDUVersion` is not judged, since receivers do not look at it: what they take for a PDU is one here, too. For the
+/// same reason flow control, which has its type elsewhere, must have none where other PDUs have theirs: xrdp does not
+/// know flow control and would read a PDU in it.
 pub(super) fn control(data: &[u8], at: usize) -> Option<(Control, usize)> {
     let rest = data.get(at..)?;
     let total = u16_at(rest, 0)?;
     if total == 0x8000 {
         // Flow control: marker, pad, type, number, source.
-        rest.get(..8)?;
+        let pad = *rest.get(..8)?.get(2)?;
+        if pdu_type::is_known(pad & 0x0f) {
+            return None;
+        }
         let end = at.checked_add(8)?;
         return Some((
             Control {
@@ -65,8 +90,7 @@ pub(super) fn control(data: &[u8], at: usize) -> Option<(Control, usize)> {
     }
     let total = usize::from(total);
     let kind = u16_at(rest, 2)?;
-    // Version 1 in the bits above the type.
-    if total < 4 || kind & 0xfff0 != 0x0010 {
+    if total < 4 {
         return None;
     }
     rest.get(..total)?;
@@ -78,9 +102,13 @@ pub(super) fn control(data: &[u8], at: usize) -> Option<(Control, usize)> {
 }
 
 /// Whether data of the I/O channel begin as a share control PDU and not with a security header: those have zeroes
-/// where the type is.
+/// where the version is.
 pub(super) fn is_control(data: &[u8]) -> bool {
-    control(data, 0).is_some_and(|(control, _)| control.kind.is_some())
+    let version = u16_at(data, 2).map(|kind| kind & 0xfff0);
+    match control(data, 0) {
+        Some((control, _)) => control.kind.is_none() || version == Some(0x0010),
+        None => false,
+    }
 }
 
 /// A share data PDU, compressed as it came.
@@ -206,9 +234,19 @@ pub(super) fn inputs(data: &[u8]) -> Option<Vec<Input>> {
             },
             // INPUT_EVENT_UNUSED.
             0x0002 => continue,
-            _ => return None,
+            // As long as the others to those that go on.
+            code => Input::Unknown {
+                code: Some(code),
+                bytes: 6,
+            },
         };
         events.push(event);
+    }
+    if !reader.is_empty() {
+        events.push(Input::Unknown {
+            code: None,
+            bytes: reader.rest().len(),
+        });
     }
     Some(events)
 }

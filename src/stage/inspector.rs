@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
-use super::{Direction, Event, Input, Interest, Logon, Phase, Stage, Verdict};
+use super::{Direction, Event, Input, Interest, Logon, Phase, Stage, Unknown, Verdict};
 use crate::rdp::channel::audin::MicrophoneEvent;
 use crate::rdp::channel::cliprdr::{ClipboardEvent, ClipboardFile, FilePart, FileRange, Format};
 use crate::rdp::channel::display::{DisplayEvent, Monitor};
@@ -22,7 +22,8 @@ use crate::rdp::channel::rdpdr::{
     Device, DeviceEvent, DeviceKind, FileUse, Request, RequestTarget,
 };
 use crate::rdp::channel::rdpsnd::{AudioFormat, SoundEvent};
-use crate::rdp::channel::{ChannelError, ChannelEvent, Channels};
+use crate::rdp::channel::{ChannelError, ChannelEvent, Channels, wide};
+use crate::rdp::share::pdu_type2;
 
 /// One thing that happened in a session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -293,9 +294,9 @@ pub enum AuditEvent {
         /// `errorInfo`.
         code: u32,
     },
-    /// A message that the specification does not know.
+    /// Something that the specification does not know passed: the first of its kind.
     Unknown {
-        /// The channel.
+        /// The channel; or `input`, `share`, `mcs`, `channels` for what is not on a virtual channel.
         channel: &'static str,
         /// Where it went.
         direction: Direction,
@@ -355,6 +356,8 @@ pub struct SessionStatistics {
     pub sound_played: u64,
     /// Bytes of sound that the microphone sent.
     pub sound_heard: u64,
+    /// What the specification does not know and what passed: how often, by channel or layer.
+    pub unknown: BTreeMap<&'static str, u64>,
 }
 
 /// Takes the records of one session. It must not block for long: the session waits.
@@ -385,6 +388,8 @@ pub struct Inspector {
     smart_cards: BTreeSet<u32>,
     /// Formats of sound that was played.
     sounds: Vec<Option<AudioFormat>>,
+    /// What was unknown and is recorded.
+    unknown: Vec<(&'static str, Direction, u32)>,
 }
 
 impl fmt::Debug for Inspector {
@@ -411,6 +416,7 @@ impl Inspector {
             listed: HashMap::new(),
             smart_cards: BTreeSet::new(),
             sounds: Vec::new(),
+            unknown: Vec::new(),
         }
     }
 
@@ -913,7 +919,18 @@ impl Inspector {
         }
     }
 
+    /// Counts what nobody here knows, and records the first of each kind.
     fn unknown(&mut self, channel: &'static str, direction: Direction, message: u32, bytes: u64) {
+        {
+            let mut statistics = self.statistics_mut();
+            let count = statistics.unknown.entry(channel).or_default();
+            *count = count.saturating_add(1);
+        }
+        let kind = (channel, direction, message);
+        if self.unknown.len() >= UNKNOWN_KINDS || self.unknown.contains(&kind) {
+            return;
+        }
+        self.unknown.push(kind);
         self.sink.record(AuditEvent::Unknown {
             channel,
             direction,
@@ -928,7 +945,7 @@ impl Inspector {
         *count = count.saturating_add(1);
     }
 
-    fn input(&self, input: Input) {
+    fn input(&mut self, input: Input) {
         let mut statistics = self.statistics_mut();
         let count = match input {
             Input::ScanCode { release: false, .. } | Input::Unicode { release: false, .. } => {
@@ -941,6 +958,12 @@ impl Inspector {
             | Input::Unicode { release: true, .. }
             | Input::Synchronize { .. }
             | Input::QoeTimestamp(_) => return,
+            Input::Unknown { code, bytes } => {
+                drop(statistics);
+                let code = code.map_or(BEHIND_LAST, u32::from);
+                self.unknown("input", Direction::ToTarget, code, wide(bytes));
+                return;
+            }
         };
         *count = count.saturating_add(1);
     }
@@ -1041,13 +1064,37 @@ impl Stage for Inspector {
             }
             Event::ShareData {
                 direction: Direction::ToClient,
-                pdu_type2: PDUTYPE2_UPDATE,
+                pdu_type2: pdu_type2::UPDATE,
                 data,
             } => {
                 if let Some(kind) = slow_path(data) {
                     self.graphics(kind);
                 }
             }
+            Event::ShareData {
+                direction,
+                pdu_type2,
+                data,
+            } if !pdu_type2::is_known(*pdu_type2) => {
+                self.unknown(
+                    "share data",
+                    *direction,
+                    (*pdu_type2).into(),
+                    wide(data.len()),
+                );
+            }
+            Event::Unknown { direction, what } => match *what {
+                Unknown::BehindMcs { bytes } => {
+                    self.unknown("mcs", *direction, BEHIND_LAST, wide(bytes));
+                }
+                Unknown::SharePdu { pdu_type, bytes } => {
+                    self.unknown("share", *direction, pdu_type.into(), wide(bytes));
+                }
+                Unknown::ChannelCount { granted, .. } => {
+                    let granted = u32::try_from(granted).unwrap_or(u32::MAX);
+                    self.unknown("channels", *direction, granted, 0);
+                }
+            },
             Event::FastPathUpdate { code, .. } => {
                 if let Some(kind) = fast_path(*code) {
                     self.graphics(kind);
@@ -1111,7 +1158,11 @@ fn fast_path(code: u8) -> Option<&'static str> {
     }
 }
 
-const PDUTYPE2_UPDATE: u8 = 2;
+/// In place of a type, where there is none: bytes behind the last thing that has one.
+const BEHIND_LAST: u32 = u32::MAX;
+
+/// Kinds of unknown messages that are recorded.
+const UNKNOWN_KINDS: usize = 64;
 
 /// [MS-RDPBCGR] 2.2.5.1.1: data received over a virtual channel could not be decoded.
 const ERRINFO_VC_DECODING_ERROR: u32 = 0x1133;
@@ -1204,6 +1255,52 @@ mod tests {
                 }
             ]
         );
+    }
+
+    #[test]
+    fn what_is_unknown_is_counted_and_recorded_once() {
+        let (mut inspector, records) = inspector();
+        let unknown = Input::Unknown {
+            code: Some(7),
+            bytes: 3,
+        };
+        for _ in 0..3 {
+            inspector.on_event(&Event::Input(unknown));
+            inspector.on_event(&Event::Unknown {
+                direction: Direction::ToClient,
+                what: Unknown::SharePdu {
+                    pdu_type: 9,
+                    bytes: 6,
+                },
+            });
+            inspector.on_event(&Event::ShareData {
+                direction: Direction::ToClient,
+                pdu_type2: 99,
+                data: &[],
+            });
+            inspector.on_event(&Event::ShareData {
+                direction: Direction::ToClient,
+                pdu_type2: pdu_type2::SET_ERROR_INFO,
+                data: &[],
+            });
+        }
+        let statistics = inspector.statistics();
+        drop(inspector);
+        let records: Vec<_> = records
+            .iter()
+            .filter_map(|record| {
+                let AuditEvent::Unknown {
+                    channel, message, ..
+                } = record
+                else {
+                    return None;
+                };
+                Some((channel, message))
+            })
+            .collect();
+        assert_eq!(records, [("input", 7), ("share", 9), ("share data", 99)]);
+        let counted = statistics.lock().unwrap().unknown.clone();
+        assert_eq!(counted.values().copied().collect::<Vec<_>>(), [3, 3, 3]);
     }
 
     #[test]

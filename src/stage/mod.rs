@@ -11,7 +11,8 @@ use std::fmt;
 pub use self::pipeline::Pipeline;
 pub use crate::rdp::Direction;
 pub use crate::rdp::event::{
-    AutoReconnectCookie, Event, Input, Interest, Logon, Phase, Redirection, StaticChannel, Verdict,
+    AutoReconnectCookie, Event, Input, Interest, Logon, Phase, Redirection, StaticChannel, Unknown,
+    Verdict,
 };
 
 /// One observer or judge of a session.

@@ -374,7 +374,7 @@ fn size(value: u32) -> usize {
 }
 
 /// A size as 64 bits.
-fn wide(value: usize) -> u64 {
+pub(crate) fn wide(value: usize) -> u64 {
     u64::try_from(value).unwrap_or(u64::MAX)
 }
 
