@@ -876,15 +876,19 @@ impl Tracker {
         let (info, layout) = client_info::decode(pdu)?;
         self.client_info = true;
         self.secrets = client_info::secrets_in_frame(&layout, at);
-        watch(sink, &Event::ClientInfo(&info))?;
         if sink.decides() {
             client_info::decline_compression(pdu, &layout);
         }
         let passage = match &self.settings.logon {
-            None => Passage::AsIs,
+            None => {
+                watch(sink, &Event::ClientInfo(&info))?;
+                Passage::AsIs
+            }
             Some(logon) => {
                 let new = client_info::with_logon(pdu, &info, &layout, logon)?;
-                let (_, layout) = client_info::decode(&new)?;
+                // Who logs on is whom the gateway names; what the client typed goes nowhere.
+                let (info, layout) = client_info::decode(&new)?;
+                watch(sink, &Event::ClientInfo(&info))?;
                 let bytes = replace_user_data(bytes, &new).ok_or(ClientInfoError::TooLong)?;
                 let Ok((Mcs::SendData { user_data, .. }, _)) = mcs::decode(&bytes) else {
                     return Err(ClientInfoError::TooLong.into());
