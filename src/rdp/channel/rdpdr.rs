@@ -306,6 +306,8 @@ pub struct FileUse {
     pub size: Option<u64>,
     /// It was a folder.
     pub directory: bool,
+    /// It was made: the target demanded one that was not there.
+    pub created: bool,
     /// It was opened in a way that lets it be changed, or creates it.
     pub writable: bool,
     /// It was opened to be deleted, or marked so.
@@ -585,9 +587,21 @@ impl Rdpdr {
             });
         }
         match &request {
-            Request::Open { options, .. } => {
+            Request::Open {
+                disposition,
+                options,
+                ..
+            } => {
                 target.file = reader.u32("FileId")?;
-                self.opened(&target, *options, request.changes())?;
+                let used = FileUse {
+                    directory: options & FILE_DIRECTORY_FILE != 0,
+                    // The other dispositions take a file that is there, too, and `Information` repeats them.
+                    created: *disposition == FILE_CREATE,
+                    writable: request.changes(),
+                    deleted: options & FILE_DELETE_ON_CLOSE != 0,
+                    ..FileUse::default()
+                };
+                self.opened(&target, used)?;
             }
             Request::Close => closed = self.closed(&target),
             Request::Read { .. } => {
@@ -653,22 +667,11 @@ impl Rdpdr {
         open.map(|open| &mut open.used)
     }
 
-    fn opened(
-        &mut self,
-        target: &RequestTarget,
-        options: u32,
-        writable: bool,
-    ) -> Result<(), ChannelError> {
+    fn opened(&mut self, target: &RequestTarget, used: FileUse) -> Result<(), ChannelError> {
         let key = (target.device, target.file);
         if !self.files.contains_key(&key) {
             room(self.files.len(), limits::DEVICE_OPEN_FILES, "open files")?;
         }
-        let used = FileUse {
-            directory: options & FILE_DIRECTORY_FILE != 0,
-            writable,
-            deleted: options & FILE_DELETE_ON_CLOSE != 0,
-            ..FileUse::default()
-        };
         let path = target.path.clone().unwrap_or_default();
         self.files.insert(key, OpenFile { path, used });
         Ok(())
@@ -900,6 +903,8 @@ const FILE_END_OF_FILE_INFORMATION: u32 = 0x14;
 
 /// `CreateDisposition`: open what exists.
 const FILE_OPEN: u32 = 1;
+/// Make what does not exist.
+const FILE_CREATE: u32 = 2;
 const FILE_DIRECTORY_FILE: u32 = 0x0000_0001;
 const FILE_DELETE_ON_CLOSE: u32 = 0x0000_1000;
 
@@ -1142,6 +1147,15 @@ mod tests {
         assert!(open(0x0012_0089, 2, 0x60).changes());
         assert!(open(0x0001_0000, FILE_OPEN, 0).changes());
         assert!(open(0x80, FILE_OPEN, FILE_DELETE_ON_CLOSE).changes());
+    }
+
+    #[test]
+    fn what_is_made_is_told_from_what_is_opened() {
+        let mut channel = Rdpdr::default();
+        for (disposition, made) in [(FILE_OPEN, false), (FILE_CREATE, true), (5, false)] {
+            open(&mut channel, 1, 9, disposition, "folder");
+            assert_eq!(close(&mut channel, 1, 9).unwrap().created, made);
+        }
     }
 
     impl Rdpdr {
