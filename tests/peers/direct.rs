@@ -2,8 +2,9 @@
 
 use anyhow::{Result, ensure};
 
-use crate::lab::freerdp::{FreeRdp, TOLERATED_PIXELS, Version};
+use crate::lab::freerdp::{FreeRdp, Version};
 use crate::lab::target::{self, TargetKind};
+use crate::lab::window::TOLERATED_PIXELS;
 use crate::lab::workspace;
 
 macro_rules! direct_sessions {

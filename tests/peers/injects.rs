@@ -511,7 +511,7 @@ fn expect_told(client: &FreeRdp, told: &str) -> Result<()> {
 }
 
 /// A client called `role` that goes through the gateway with `token`.
-fn through(
+pub(crate) fn through(
     workspace: &Workspace,
     gateway: &Gateway,
     role: &str,
@@ -526,7 +526,7 @@ fn through(
 }
 
 /// Somebody whom no target knows.
-fn stranger(place: &Place) -> Place {
+pub(crate) fn stranger(place: &Place) -> Place {
     Place {
         user: "stranger".to_owned(),
         password: WRONG_PASSWORD.to_owned(),
@@ -535,7 +535,7 @@ fn stranger(place: &Place) -> Place {
 }
 
 /// A token whose client must show a password of the gateway's own, and who knows that password.
-fn proxied(gateway: &Gateway, place: &Place) -> Result<(String, Place)> {
+pub(crate) fn proxied(gateway: &Gateway, place: &Place) -> Result<(String, Place)> {
     let visitor = Place {
         user: "visitor".to_owned(),
         password: "Of-The-Proxy-1".to_owned(),
@@ -549,7 +549,7 @@ fn proxied(gateway: &Gateway, place: &Place) -> Result<(String, Place)> {
 }
 
 /// Exactly one line tells of it.
-fn the_only(lines: Vec<Line>) -> Result<Line> {
+pub(crate) fn the_only(lines: Vec<Line>) -> Result<Line> {
     ensure!(lines.len() == 1, "one line per session: {lines:?}");
     lines
         .into_iter()
@@ -557,10 +557,10 @@ fn the_only(lines: Vec<Line>) -> Result<Line> {
         .ok_or_else(|| anyhow::anyhow!("a line"))
 }
 
-const SECURED: &str = "Session secured";
+pub(crate) const SECURED: &str = "Session secured";
 const GRAPHICS_PIPELINE: &str = "Microsoft::Windows::RDS::Graphics";
 const AUDIT: &str = "Audit";
-const WRONG_PASSWORD: &str = "Not-The-Target-1";
+pub(crate) const WRONG_PASSWORD: &str = "Not-The-Target-1";
 /// PROTOCOL_HYBRID and PROTOCOL_HYBRID_EX.
 const HYBRID: u64 = 0x2 | 0x8;
 /// What freerdp-shadow-cli logs when the NTLM response does not fit the password.

@@ -1,4 +1,4 @@
-//! Jetway between real parts: FreeRDP 2 and 3 as clients, freerdp-shadow-cli and xrdp as targets.
+//! Jetway between real parts: FreeRDP 2 and 3 and rdesktop as clients, freerdp-shadow-cli and xrdp as targets.
 //!
 //! `tests/install.sh peers` installs them. xrdp needs root.
 
@@ -9,3 +9,4 @@ mod legs;
 mod lives;
 mod opens;
 mod refuses;
+mod shares;

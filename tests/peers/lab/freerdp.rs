@@ -1,17 +1,17 @@
 //! FreeRDP as a user starts it, its window on a display of its own.
 
+use std::ops::{Deref, DerefMut};
+use std::path::Path;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
-use super::desktop::{BACKGROUND_SHARE, TERMINAL_SHARE};
 use super::display::{Display, SIZE};
-use super::keyboard;
 use super::process::Process;
-use super::screenshot::Picture;
 use super::target::Place;
-use super::wait::{PATIENCE, until};
+use super::wait::PATIENCE;
+use super::window::Window;
 use super::workspace::Workspace;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,11 +29,9 @@ impl Version {
     }
 }
 
-/// Fields are dropped in order: the client first, its display last.
 #[derive(Debug)]
 pub(crate) struct FreeRdp {
-    client: Process,
-    display: Display,
+    window: Window,
     cliprdr: String,
 }
 
@@ -57,6 +55,18 @@ impl FreeRdp {
         arguments: &[String],
         place: &Place,
     ) -> Result<Self> {
+        Self::start_in(workspace, role, version, arguments, place, &[])
+    }
+
+    /// The same with more in its environment.
+    pub(crate) fn start_in(
+        workspace: &Workspace,
+        role: &str,
+        version: Version,
+        arguments: &[String],
+        place: &Place,
+        environment: &[(&str, &str)],
+    ) -> Result<Self> {
         let display = Display::start(workspace, role)?;
         let mut command = display.command(version.program());
         command
@@ -72,87 +82,29 @@ impl FreeRdp {
                 &format!("/size:{}x{}", SIZE.0, SIZE.1),
             ])
             .env("HOME", workspace.folder(&format!("home-{role}"))?)
-            .env("LC_ALL", "C.UTF-8");
+            .env("LC_ALL", "C.UTF-8")
+            .envs(environment.iter().copied());
         let client = Process::start(workspace, role, &mut command)?;
         // Where FreeRDP 3 mounts the files of the clipboard, and forgets them when it is killed.
         let cliprdr = format!("/tmp/com.freerdp.client.cliprdr.{}", client.pid());
         Ok(Self {
-            client,
-            display,
+            window: Window::new(client, display, "freerdp"),
             cliprdr,
         })
     }
 
-    /// Waits until the desktop of `place` is on the client's screen and stands still.
-    pub(crate) fn wait_for_desktop(&mut self, place: &Place) -> Result<Picture> {
-        let mut last = None;
-        let mut still = 0;
-        until(
-            "the target's desktop on the client's screen",
-            PATIENCE,
-            || {
-                self.client.expect_alive()?;
-                let picture = Picture::of(&self.display)?;
-                let shows_desktop = picture.share_of(place.background) >= BACKGROUND_SHARE
-                    && picture.share_of(PAPER) >= TERMINAL_SHARE;
-                still = if shows_desktop && last.as_ref() == Some(&picture) {
-                    still + 1
-                } else {
-                    0
-                };
-                last = Some(picture);
-                Ok((still >= STILL_PICTURES).then(|| last.take()).flatten())
-            },
-        )
-    }
-
-    /// Waits until the client's screen shows what `expected` shows.
-    pub(crate) fn wait_for_picture(
-        &mut self,
-        workspace: &Workspace,
-        expected: &Picture,
-    ) -> Result<()> {
-        let mut seen = None;
-        until("the same picture as in a direct session", PATIENCE, || {
-            self.client.expect_alive()?;
-            let picture = Picture::of(&self.display)?;
-            let same = picture.difference(expected) <= TOLERATED_PIXELS;
-            seen = Some(picture);
-            Ok(same.then_some(()))
-        })
-        .or_else(|error| {
-            let seen = seen.context("no picture was taken")?;
-            expected.save(&workspace.path("expected.ppm"))?;
-            seen.save(&workspace.path("seen.ppm"))?;
-            bail!(
-                "{error:#}; {} pixels differ (expected.ppm, seen.ppm)",
-                seen.difference(expected)
-            )
-        })
-    }
-
-    /// Types into the desktop's terminal until what was typed has had its effect there.
-    pub(crate) fn type_until_it_arrives(&mut self, place: &Place) -> Result<()> {
-        keyboard::create_file_by_typing(&self.display, &place.writable)
+    /// Where the files on the clipboard of the target appear.
+    pub(crate) fn clipboard_folder(&self) -> &Path {
+        Path::new(&self.cliprdr)
     }
 
     /// The exit code of a client that ends by itself.
     pub(crate) fn exit_code(&mut self) -> Result<i32> {
-        exit_code(self.client.wait(PATIENCE + FREERDP_CONNECT_TIMEOUT)?)
-    }
-
-    pub(crate) fn expect_alive(&mut self) -> Result<()> {
-        self.client.expect_alive()
-    }
-
-    /// What the client printed.
-    pub(crate) fn output(&self) -> Result<String> {
-        self.client.output()
-    }
-
-    /// A command whose windows go to the client's display.
-    pub(crate) fn command(&self, program: &str) -> std::process::Command {
-        self.display.command(program)
+        exit_code(
+            self.window
+                .process_mut()
+                .wait(PATIENCE + FREERDP_CONNECT_TIMEOUT)?,
+        )
     }
 
     /// The negotiation failures that the client reported, by their name in [MS-RDPBCGR] 2.2.1.2.2.
@@ -167,7 +119,7 @@ impl FreeRdp {
 
     /// Ends the session from the client's side.
     pub(crate) fn end(&mut self) {
-        self.client.end();
+        self.window.process_mut().end();
         self.clean_up();
     }
 
@@ -178,6 +130,20 @@ impl FreeRdp {
             );
             let _ = std::fs::remove_dir(&self.cliprdr);
         }
+    }
+}
+
+impl Deref for FreeRdp {
+    type Target = Window;
+
+    fn deref(&self) -> &Window {
+        &self.window
+    }
+}
+
+impl DerefMut for FreeRdp {
+    fn deref_mut(&mut self) -> &mut Window {
+        &mut self.window
     }
 }
 
@@ -217,10 +183,5 @@ const FAILURES: &[(&str, &str)] = &[
     ),
 ];
 
-/// A picture must be the same this many times in a row, 20 ms and a screenshot apart, to stand still.
-const STILL_PICTURES: usize = 5;
-/// Less than one letter of the terminal; every session seen so far was equal to the last bit.
-pub(crate) const TOLERATED_PIXELS: usize = 10;
-const PAPER: super::screenshot::Colour = [0xff, 0xff, 0xff];
 /// How long FreeRDP itself waits for an answer.
 const FREERDP_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

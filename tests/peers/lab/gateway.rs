@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
 
 use super::log::Line;
 use super::port::Port;
@@ -228,6 +228,30 @@ pins = "{pins}"
         Ok(lines)
     }
 
+    /// What the gateway has told of what happened inside of its sessions, in order.
+    pub(crate) fn audit(&self) -> Result<Vec<Value>> {
+        let lines = self.logged(AUDIT)?;
+        lines
+            .iter()
+            .map(|line| {
+                let event = line.field("audit").context("audit")?;
+                serde_json::from_str(&event).context(event)
+            })
+            .collect()
+    }
+
+    /// Waits until something happened that has all of `expected`, and returns what was told of it.
+    pub(crate) fn wait_for_audit(&self, expected: &Value) -> Result<Value> {
+        let found = until("an audit event", PATIENCE, || {
+            let events = self.audit()?;
+            Ok(events.into_iter().find(|event| has(event, expected)))
+        });
+        found.or_else(|error| {
+            let events: Vec<String> = self.audit()?.iter().map(Value::to_string).collect();
+            bail!("{error:#}: {expected} among\n{}", events.join("\n"))
+        })
+    }
+
     /// None of `secrets` is in what the gateway printed, in the command line that every user of the machine can read,
     /// or in its environment.
     pub(crate) fn keeps_secret(&self, secrets: &[&str]) -> Result<()> {
@@ -324,6 +348,19 @@ impl Keys {
     }
 }
 
+/// Whether all of `expected` is in `event`, down to the last field.
+fn has(event: &Value, expected: &Value) -> bool {
+    match (event, expected) {
+        (Value::Object(event), Value::Object(expected)) => expected
+            .iter()
+            .all(|(name, value)| event.get(name).is_some_and(|found| has(found, value))),
+        (Value::Array(event), Value::Array(expected)) => expected
+            .iter()
+            .all(|value| event.iter().any(|found| has(found, value))),
+        (event, expected) => event == expected,
+    }
+}
+
 fn configuration(port: u16, keys: &Keys, folder: &Path, reconnect_window_s: u64) -> String {
     format!(
         r#"
@@ -366,5 +403,6 @@ fn jetway(arguments: &[&OsStr]) -> Result<String> {
 }
 
 const BINARY: &str = env!("CARGO_BIN_EXE_jetway");
+const AUDIT: &str = "Audit";
 const REVOKED: &str = "revoked.json";
 const RELOADED: &str = "Revocation list reloaded";

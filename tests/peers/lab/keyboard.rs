@@ -1,4 +1,4 @@
-//! Keys typed into the client's window, proved by what they did in the target.
+//! What a user does with the client's window: keys, proved by what they did in the target, and another size.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,16 +12,8 @@ use super::wait::{PATIENCE, soon, until};
 /// Types a command that creates a file in `folder` and waits for the file.
 ///
 /// The first keys after a connection may be lost: the command can be typed again without harm.
-pub(crate) fn create_file_by_typing(display: &Display, folder: &Path) -> Result<()> {
-    let window = until("a window of FreeRDP", PATIENCE, || {
-        let found = tool(
-            display
-                .command("xdotool")
-                .args(["search", "--class", "freerdp"]),
-        );
-        let Ok(found) = found else { return Ok(None) };
-        Ok(String::from_utf8(found)?.lines().last().map(str::to_owned))
-    })?;
+pub(crate) fn create_file_by_typing(display: &Display, class: &str, folder: &Path) -> Result<()> {
+    let window = find(display, class)?;
     let typed = folder.join("typed_by-keys.42");
     // Nothing manages windows here: the focus follows a click inside the terminal of the desktop.
     tool(display.command("xdotool").args([
@@ -50,6 +42,30 @@ pub(crate) fn create_file_by_typing(display: &Display, folder: &Path) -> Result<
         "no typed command arrived in {ATTEMPTS} attempts: {} is missing",
         typed.display()
     )
+}
+
+pub(crate) fn resize(display: &Display, class: &str, width: u16, height: u16) -> Result<()> {
+    let window = find(display, class)?;
+    let (width, height) = (width.to_string(), height.to_string());
+    tool(
+        display
+            .command("xdotool")
+            .args(["windowsize", &window, &width, &height]),
+    )
+    .map(drop)
+}
+
+/// The newest window of that class.
+fn find(display: &Display, class: &str) -> Result<String> {
+    until(&format!("a window of {class}"), PATIENCE, || {
+        let found = tool(
+            display
+                .command("xdotool")
+                .args(["search", "--class", class]),
+        );
+        let Ok(found) = found else { return Ok(None) };
+        Ok(String::from_utf8(found)?.lines().last().map(str::to_owned))
+    })
 }
 
 const ATTEMPTS: usize = 5;

@@ -97,8 +97,10 @@ impl Xrdp {
                 .iter()
                 .any(|name| variable.starts_with(name))
         });
-        let mut command = Command::new("setpriv");
+        let mut command = Command::new("timeout");
         command
+            // What hangs on a channel must not hang the test.
+            .args(["60", "setpriv"])
             .args([
                 &format!("--reuid={}", self.user.id),
                 &format!("--regid={}", self.user.group),
@@ -110,6 +112,28 @@ impl Xrdp {
             .args(session)
             .arg(program);
         Ok(command)
+    }
+}
+
+impl Xrdp {
+    /// Runs a shell script as the user, in the user's session, and returns what it printed.
+    pub(crate) fn shell(&self, script: &str) -> Result<String> {
+        let printed = tool(self.command("sh")?.args(["-c", script]))?;
+        Ok(String::from_utf8(printed)?)
+    }
+
+    /// The user's home.
+    pub(crate) fn home(&self) -> &Path {
+        &self.user.home
+    }
+
+    /// The number of the session's display, as its channel server calls it.
+    pub(crate) fn display_number(&self) -> Result<String> {
+        let display = self.shell("echo $DISPLAY")?;
+        let number = display.trim().trim_start_matches(':');
+        let number = number.split('.').next().unwrap_or_default();
+        ensure!(!number.is_empty(), "DISPLAY={display}");
+        Ok(number.to_owned())
     }
 }
 
