@@ -20,6 +20,7 @@ use crate::policy::work::WorkLimiter;
 use crate::refusal::Refusal;
 use crate::session::registry::{EndCause, Registry};
 use crate::session::secure::{Kerberos, SecureConfig};
+use crate::store::cookies::KnownCookies;
 use crate::store::disk::Disk;
 use crate::store::refusals::Refusals;
 use crate::store::revoked::Revoked;
@@ -55,6 +56,8 @@ pub struct Gateway {
     pub refusals: Refusals,
     /// The live sessions.
     pub registry: Arc<Registry>,
+    /// Auto-reconnect cookies of targets.
+    pub cookies: Arc<KnownCookies>,
     /// How many connections there may be.
     pub door: Door,
     /// Fires when no more connections are taken.
@@ -173,6 +176,7 @@ impl Running {
             tickets: Tickets::default(),
             usages,
             refusals: Refusals::default(),
+            cookies: Arc::new(KnownCookies::new()?),
             secure,
             registry: Arc::new(Registry::new(limits.sessions_per_address)),
             door: Door::new(

@@ -44,6 +44,15 @@ pub const REFUSAL_MEMORY: Duration = Duration::from_secs(15);
 /// Remembered refusals; the oldest is forgotten first.
 pub const REFUSAL_MEMORY_ENTRIES: usize = 4096;
 
+/// How long an auto-reconnect cookie of a target is good, seconds: the longest session with its reconnects.
+pub const RECONNECT_COOKIE_S: u64 = 24 * 60 * 60;
+
+/// Auto-reconnect cookies that are known; the oldest is forgotten first.
+pub const RECONNECT_COOKIES: usize = 65_536;
+
+/// Auto-reconnect cookies of one session. Windows gives a new one every hour, and only the last one counts.
+pub const RECONNECT_COOKIES_PER_SESSION: usize = 4;
+
 /// Default for connections of any kind at one time.
 pub const CONNECTIONS: usize = 20_000;
 

@@ -11,6 +11,7 @@ use secrecy::{ExposeSecret, SecretString};
 use zeroize::Zeroizing;
 
 use super::bytes::{Reader, latin1, shifted, utf16};
+use super::reconnect::{self, ClientCookie};
 
 /// `INFO_*` flags of [MS-RDPBCGR] 2.2.1.11.1.1.
 pub mod flags {
@@ -63,6 +64,7 @@ pub struct Layout {
     password: Range<usize>,
     /// `ARC_CS_PRIVATE_PACKET`.
     cookie: Option<Range<usize>>,
+    cookie_is_cut: bool,
 }
 
 /// Who logs on to the target.
@@ -160,9 +162,13 @@ pub fn decode(pdu: &[u8]) -> Result<(ClientInfo, Layout), ClientInfoError> {
         credentials: domain.start..password.end.saturating_add(terminator),
         password,
         cookie: None,
+        cookie_is_cut: false,
     };
-    // TS_EXTENDED_INFO_PACKET, of which any tail may be missing.
+    // TS_EXTENDED_INFO_PACKET, of which any tail may be missing, but not that of a secret: it has to be found.
     extended(pdu, &mut reader, unicode, &mut info, &mut layout);
+    if layout.cookie_is_cut {
+        return Err(Short("auto-reconnect cookie"));
+    }
     Ok((info, layout))
 }
 
@@ -190,10 +196,10 @@ fn extended(
     if length == 0 {
         return None;
     }
-    let cookie = reader.range(length)?;
-    // ARC_CS_PRIVATE_PACKET: cbLen, Version, LogonId, SecurityVerifier.
-    let bytes = pdu.get(cookie.clone())?;
-    info.reconnect_logon_id = super::bytes::u32_at(bytes, 8);
+    let rest = reader.rest().len();
+    let cookie = reader.range(length.min(rest))?;
+    info.reconnect_logon_id = reconnect::logon_id(pdu.get(cookie.clone())?);
+    layout.cookie_is_cut = length > rest;
     layout.cookie = Some(cookie);
     None
 }
@@ -205,6 +211,26 @@ impl Layout {
         let password = Some(self.password.clone()).filter(|range| !range.is_empty());
         password.into_iter().chain(self.cookie.clone()).collect()
     }
+}
+
+/// The auto-reconnect cookie, if there is one; an inner `None` where it is not one of the specification.
+pub(super) fn cookie(pdu: &[u8], layout: &Layout) -> Option<Option<ClientCookie>> {
+    let packet = pdu.get(layout.cookie.clone()?)?;
+    Some(ClientCookie::decode(packet))
+}
+
+/// The same PDU as of a client that has no cookie.
+pub(super) fn without_cookie(pdu: &[u8], layout: &Layout) -> Zeroizing<Vec<u8>> {
+    let cookie = layout.cookie.clone().unwrap_or_default();
+    let mut new = Zeroizing::new(Vec::with_capacity(pdu.len()));
+    new.extend_from_slice(
+        pdu.get(..cookie.start.saturating_sub(2))
+            .unwrap_or_default(),
+    );
+    // cbAutoReconnectCookie.
+    new.extend_from_slice(&[0, 0]);
+    new.extend_from_slice(pdu.get(cookie.end..).unwrap_or_default());
+    new
 }
 
 /// Turns compression off in place.

@@ -80,6 +80,13 @@ pub enum Event<'a> {
     Logon(Logon),
     /// The target gave the client a cookie to reconnect with. It is a secret.
     AutoReconnectCookie(&'a AutoReconnectCookie),
+    /// The client brings a cookie to reconnect with.
+    Reconnect {
+        /// Session of the target; `None` where the cookie is too short to name one.
+        logon_id: Option<u32>,
+        /// Whether the cookie may be used here; another was taken out of the Client Info PDU.
+        passed: bool,
+    },
     /// Set Error Info: why the target is about to end the session.
     ErrorInfo(u32),
     /// The target sends the client elsewhere. The tracker refuses it unless it was allowed.
@@ -148,6 +155,7 @@ impl Event<'_> {
             | Self::Input(_)
             | Self::Logon(_)
             | Self::AutoReconnectCookie(_)
+            | Self::Reconnect { .. }
             | Self::ErrorInfo(_)
             | Self::Redirection(_)
             | Self::Unknown { .. }
@@ -174,6 +182,7 @@ impl fmt::Debug for Event<'_> {
             Self::Input(_) => ("Input", &()),
             Self::Logon(logon) => ("Logon", logon),
             Self::AutoReconnectCookie(cookie) => ("AutoReconnectCookie", cookie),
+            Self::Reconnect { passed, .. } => ("Reconnect", passed),
             Self::ErrorInfo(code) => ("ErrorInfo", code),
             Self::Redirection(redirection) => ("Redirection", redirection),
             Self::ChannelMessage { channel, .. } => ("ChannelMessage", &channel.name),

@@ -22,6 +22,7 @@ pub mod gcc;
 pub mod mcs;
 pub mod negotiation;
 pub mod preconnection;
+pub mod reconnect;
 pub mod session;
 pub mod share;
 

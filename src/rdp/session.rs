@@ -7,6 +7,8 @@
 //!   negotiated on its own;
 //! - the flags of both multitransport blocks, to none: UDP would pass the gateway by;
 //! - the credentials of the Client Info PDU and `INFO_AUTOLOGON`, where the gateway logs on;
+//! - the auto-reconnect cookie of the Client Info PDU, which is taken out unless the target gave it to the same
+//!   association ([`reconnect`](super::reconnect));
 //! - `INFO_COMPRESSION`, where the sink wants to replace or withhold messages: both sides share a history that a
 //!   message which does not arrive would break.
 //!
@@ -48,6 +50,7 @@ use super::fast_path;
 use super::frame::{self, Frame, FrameError, FrameKind};
 use super::gcc::{self, GccError};
 use super::mcs::{self, Mcs, McsError};
+use super::reconnect::{ClientCookie, Cookies};
 use super::share::{self, pdu_type, pdu_type2};
 use crate::limits;
 
@@ -62,6 +65,8 @@ pub struct Settings {
     pub logon: Option<Logon>,
     /// Hosts that a Server Redirection may name, compared without case; none by default.
     pub redirect_to: Vec<String>,
+    /// Auto-reconnect cookies that may be used; without them none may, and none is remembered.
+    pub cookies: Option<Box<dyn Cookies>>,
 }
 
 /// Why a session cannot go on.
@@ -879,13 +884,33 @@ impl Tracker {
         if sink.decides() {
             client_info::decline_compression(pdu, &layout);
         }
-        let passage = match &self.settings.logon {
+        let mut without = None;
+        if let Some(cookie) = client_info::cookie(pdu, &layout) {
+            let known = |cookie: &ClientCookie| {
+                let mut cookies = self.settings.cookies.iter();
+                cookies.any(|cookies| cookies.know(cookie))
+            };
+            let passed = cookie.as_ref().is_some_and(known);
+            let logon_id = info.reconnect_logon_id;
+            watch(sink, &Event::Reconnect { logon_id, passed })?;
+            if !passed {
+                without = Some(client_info::without_cookie(pdu, &layout));
+            }
+        }
+        let new = match (&self.settings.logon, without) {
+            (None, new) => new,
+            (Some(logon), None) => Some(client_info::with_logon(pdu, &info, &layout, logon)?),
+            (Some(logon), Some(pdu)) => {
+                let (info, layout) = client_info::decode(&pdu)?;
+                Some(client_info::with_logon(&pdu, &info, &layout, logon)?)
+            }
+        };
+        let passage = match new {
             None => {
                 watch(sink, &Event::ClientInfo(&info))?;
                 Passage::AsIs
             }
-            Some(logon) => {
-                let new = client_info::with_logon(pdu, &info, &layout, logon)?;
+            Some(new) => {
                 // Who logs on is whom the gateway names; what the client typed goes nowhere.
                 let (info, layout) = client_info::decode(&new)?;
                 watch(sink, &Event::ClientInfo(&info))?;
@@ -1031,6 +1056,11 @@ impl Tracker {
                     watch(sink, &Event::Logon(logon))?;
                 }
                 if let Some(cookie) = &info.cookie {
+                    if let Some(cookies) = &mut self.settings.cookies
+                        && let Some(answer) = ClientCookie::answer_to(cookie)
+                    {
+                        cookies.issued(&answer);
+                    }
                     watch(sink, &Event::AutoReconnectCookie(cookie))?;
                 }
             }
@@ -1381,6 +1411,8 @@ fn replace_user_data(frame: &[u8], data: &[u8]) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use super::*;
     use crate::rdp::event::{Input, Redirection};
 
@@ -1643,6 +1675,105 @@ mod tests {
         assert_eq!(pdu[secret.clone()], [0xaa; 16]);
     }
 
+    /// [MS-RDPBCGR] 4.3: what Windows gives, with a logon error behind it; then the packet of FreeRDP for it.
+    const LOGON_EXTENDED: &[u8] =
+        b"\x03\0\0\0\x32\0\x03\0\0\0\x1c\0\0\0\x1c\0\0\0\x01\0\0\0\x02\0\0\0\
+        \xa8\x02\xe7\x25\xe2\x4c\x82\xb7\x52\xa5\x53\x50\x34\x98\xa1\xa8\
+        \x08\0\0\0\xfa\xff\xff\xff\x02\0\0\0";
+
+    #[test]
+    fn a_cookie_passes_where_its_target_gave_it_and_nowhere_else() {
+        let jar = Jar::default();
+        let mut session = Session::until(Phase::Active);
+        session.tracker.settings.cookies = Some(Box::new(jar.clone()));
+        let mut data = LOGON_EXTENDED.to_vec();
+        data.resize(data.len() + 570, 0);
+        let pdu = share_data(pdu_type2::SAVE_SESSION_INFO, &data);
+        assert_eq!(session.feed(Direction::ToClient, &pdu).unwrap(), pdu);
+        let issued = jar.0.lock().unwrap().pop().unwrap();
+        let mut packet = b"\x1c\0\0\0\x01\0\0\0\x02\0\0\0".to_vec();
+        packet.extend(&*issued.security_verifier);
+
+        let with = io(Direction::ToTarget, &client_info(&packet));
+        let without = io(Direction::ToTarget, &client_info(&[]));
+        let logon = Logon {
+            domain: String::new(),
+            user: "u".to_owned(),
+            password: "p".to_owned().into(),
+        };
+        for (known, logon) in [
+            (true, None),
+            (false, None),
+            (true, Some(&logon)),
+            (false, Some(&logon)),
+        ] {
+            let mut session = Session::until(Phase::ChannelConnection);
+            session.tracker.settings.logon = logon.cloned();
+            let jar = Jar::default();
+            if known {
+                jar.0.lock().unwrap().push(issued.clone());
+            }
+            session.tracker.settings.cookies = Some(Box::new(jar));
+            let passed = session.feed(Direction::ToTarget, &with).unwrap();
+            assert_eq!(session.judge.reconnect, Some((Some(2), known)));
+            let expected = if known { &with } else { &without };
+            match logon {
+                None => assert_eq!(&passed, expected),
+                Some(_) => {
+                    let mut session = Session::until(Phase::ChannelConnection);
+                    session.tracker.settings.logon = logon.cloned();
+                    session.tracker.settings.cookies =
+                        Some(Box::new(Jar(Arc::new(Mutex::new(vec![issued.clone()])))));
+                    assert_eq!(passed, session.feed(Direction::ToTarget, expected).unwrap());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_cookie_is_taken_out_and_one_that_is_cut_ends_the_session() {
+        let without = io(Direction::ToTarget, &client_info(&[]));
+        for packet in [&[1; 27][..], &[1; 28], &[1; 29], &[1; 3]] {
+            let mut session = Session::until(Phase::ChannelConnection);
+            let with = io(Direction::ToTarget, &client_info(packet));
+            assert_eq!(session.feed(Direction::ToTarget, &with).unwrap(), without);
+        }
+        let mut cut = client_info(&[1; 28]);
+        cut.truncate(cut.len() - 6);
+        let mut session = Session::until(Phase::ChannelConnection);
+        let error = session
+            .feed(Direction::ToTarget, &io(Direction::ToTarget, &cut))
+            .unwrap_err();
+        assert!(matches!(error, SessionError::ClientInfo(_)), "{error}");
+    }
+
+    #[derive(Clone, Debug, Default)]
+    struct Jar(Arc<Mutex<Vec<ClientCookie>>>);
+
+    impl Cookies for Jar {
+        fn issued(&mut self, cookie: &ClientCookie) {
+            self.0.lock().unwrap().push(cookie.clone());
+        }
+
+        fn know(&self, cookie: &ClientCookie) -> bool {
+            self.0.lock().unwrap().contains(cookie)
+        }
+    }
+
+    /// Nobody's Client Info, with this as its cookie.
+    fn client_info(cookie: &[u8]) -> Vec<u8> {
+        let mut pdu = vec![0x40, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0];
+        // Lengths and terminators of five strings.
+        pdu.extend([0; 20]);
+        // Family, address, folder, time zone, session, flags.
+        pdu.extend([2, 0, 2, 0, 0, 0, 2, 0, 0, 0]);
+        pdu.extend([0; 172 + 8]);
+        pdu.extend(u16::try_from(cookie.len()).unwrap().to_le_bytes());
+        pdu.extend(cookie);
+        pdu.extend([0; 4]);
+        pdu
+    }
+
     #[test]
     fn a_request_for_udp_is_declined_in_the_name_of_the_client() {
         let mut session = Session::until(Phase::Active);
@@ -1901,6 +2032,7 @@ mod tests {
                     target_selected: 1,
                     logon: None,
                     redirect_to: Vec::new(),
+                    cookies: None,
                 }),
                 judge: Judge::default(),
                 back: Vec::new(),
@@ -1961,6 +2093,7 @@ mod tests {
         unknown: Vec<Unknown>,
         refuses_unknown: bool,
         denies_unknown_input: bool,
+        reconnect: Option<(Option<u32>, bool)>,
     }
 
     impl Default for Judge {
@@ -1978,6 +2111,7 @@ mod tests {
                 unknown: Vec::new(),
                 refuses_unknown: false,
                 denies_unknown_input: false,
+                reconnect: None,
             }
         }
     }
@@ -2014,6 +2148,9 @@ mod tests {
                     };
                 }
                 Event::Unknown { what, .. } => self.unknown.push(*what),
+                Event::Reconnect { logon_id, passed } => {
+                    self.reconnect = Some((*logon_id, *passed));
+                }
                 Event::Input(Input::Unknown { .. }) if self.denies_unknown_input => {
                     return Verdict::Deny {
                         answers: Vec::new(),

@@ -906,6 +906,7 @@ mod tests {
             target_selected: 1,
             logon: None,
             redirect_to: Vec::new(),
+            cookies: None,
         })
     }
 

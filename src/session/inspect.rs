@@ -25,6 +25,7 @@ use crate::session::secure::{
 use crate::session::{Live, SessionId, describe};
 use crate::stage::Pipeline;
 use crate::stage::inspector::{AuditEvent, Inspector};
+use crate::store::cookies::{SessionCookies, association};
 use crate::stream::{Io, Stream};
 use crate::target_certificate::{Remembered, TargetCertificate};
 use crate::token::claims::Credentials;
@@ -123,13 +124,19 @@ pub async fn inspect(
         legs,
         ..
     } = secured;
+    let account = inspection.target_credentials.as_ref();
+    let cookies = gateway.cookies.of(
+        &association(&session.token),
+        &name,
+        account.map(|credentials| credentials.username.as_str()),
+    );
     let inspector = Inspector::new(move |event| audit(id, &event));
     session.stand_inside(Inside {
         legs: legs.clone(),
         statistics: inspector.statistics(),
     });
     Ok(Box::new(Inspected {
-        tracker: Tracker::new(settings(&legs, inspection)),
+        tracker: Tracker::new(settings(&legs, inspection, cookies)),
         pipeline: Pipeline::new().with(inspector),
         live: Live {
             session,
@@ -188,12 +195,13 @@ impl Inspected {
 }
 
 /// What the tracker writes into the PDUs of each leg.
-fn settings(legs: &Legs, inspection: &Inspection) -> Settings {
+fn settings(legs: &Legs, inspection: &Inspection, cookies: SessionCookies) -> Settings {
     Settings {
         client_requested: legs.client_requested,
         target_selected: legs.target_selected,
         logon: inspection.target_credentials.as_ref().map(logon),
         redirect_to: Vec::new(),
+        cookies: Some(Box::new(cookies)),
     }
 }
 
@@ -278,4 +286,137 @@ fn note(id: SessionId, gateway: &Gateway, secured: &Secured<Io>) {
 fn audit(id: SessionId, event: &AuditEvent) {
     let audit = serde_json::to_string(event).unwrap_or_default();
     info!(session = %id, audit, "Audit");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use crate::rdp::Direction;
+    use crate::rdp::event::{AutoReconnectCookie, Phase};
+    use crate::rdp::reconnect::ClientCookie;
+    use crate::session::secure::TlsFacts;
+    use crate::store::cookies::KnownCookies;
+
+    use super::*;
+
+    /// Two sessions through the gateway's own table: what a target gave in one, a client brings in the other.
+    #[test]
+    fn a_cookie_of_one_association_is_taken_out_of_another() {
+        let known = Arc::new(KnownCookies::new().unwrap());
+        let target = "desk.example:3389".parse().unwrap();
+        let mut first = tracker(known.of("jet_aid 1", &target, Some("alice")));
+        let mut verifier = None;
+        for (direction, pdu) in recording() {
+            pass(&mut first, direction, pdu);
+            if verifier.is_none() && first.phase() == Phase::Active {
+                pass(&mut first, Direction::ToClient, save_session_info());
+                let random_bits = zeroize::Zeroizing::new(RANDOM_BITS);
+                let logon_id = 2;
+                let cookie = AutoReconnectCookie {
+                    logon_id,
+                    random_bits,
+                };
+                verifier = ClientCookie::answer_to(&cookie).map(|answer| answer.security_verifier);
+            }
+        }
+        let verifier = verifier.unwrap();
+        for (association, account, passes) in [
+            ("jet_aid 1", Some("alice"), true),
+            ("jet_aid 2", Some("alice"), false),
+            ("jet_aid 1", Some("bob"), false),
+        ] {
+            let mut second = tracker(known.of(association, &target, account));
+            for (direction, pdu) in recording() {
+                if second.phase() == Phase::ChannelConnection && pdu.get(15..17) == Some(&[0x40, 0])
+                {
+                    let passed = pass(&mut second, direction, with_cookie(&pdu, &*verifier));
+                    let found = passed.windows(16).any(|bytes| bytes == *verifier);
+                    assert_eq!(found, passes, "{association} {account:?}");
+                    break;
+                }
+                pass(&mut second, direction, pdu);
+            }
+            assert_eq!(second.phase(), Phase::Licensing);
+        }
+    }
+
+    const RANDOM_BITS: [u8; 16] = *b"sixteen bytes!!!";
+
+    fn tracker(cookies: SessionCookies) -> Tracker {
+        let tls = TlsFacts {
+            version: String::new(),
+            cipher: String::new(),
+        };
+        let legs = Legs {
+            client_requested: 3,
+            client_selected: 1,
+            target_requested: 3,
+            target_selected: 1,
+            client_tls: tls.clone(),
+            target_tls: tls,
+        };
+        let inspection = Inspection {
+            target_credentials: None,
+            proxy_credentials: None,
+            certificate_pin: None,
+        };
+        Tracker::new(settings(&legs, &inspection, cookies))
+    }
+
+    fn pass(tracker: &mut Tracker, direction: Direction, mut pdu: Vec<u8>) -> Vec<u8> {
+        let (mut onward, mut back) = (Vec::new(), Vec::new());
+        let mut stages = Pipeline::new();
+        tracker
+            .feed(direction, &mut pdu, &mut stages, &mut onward, &mut back)
+            .unwrap();
+        onward
+    }
+
+    fn save_session_info() -> Vec<u8> {
+        let mut pdu = b"\x03\0\0\x49\x02\xf0\x80\x68\0\x01\x03\xeb\x70\x80\x3a".to_vec();
+        pdu.extend(b"\x3a\0\x17\0\xea\x03\0\0\0\0\0\x01\0\0\x26\0\0\0");
+        pdu.extend(b"\x03\0\0\0\0\0\x01\0\0\0\x1c\0\0\0\x1c\0\0\0\x01\0\0\0\x02\0\0\0");
+        pdu.extend(RANDOM_BITS);
+        let length = u16::try_from(pdu.len()).unwrap().to_be_bytes();
+        pdu[2..4].copy_from_slice(&length);
+        pdu[14] = u8::try_from(pdu.len() - 15).unwrap();
+        pdu[15] = pdu[14];
+        pdu
+    }
+
+    /// The recorded Client Info, which ends with an empty cookie and what follows it.
+    fn with_cookie(pdu: &[u8], verifier: &[u8]) -> Vec<u8> {
+        let strings = &pdu[15 + 12..];
+        let length = |at: usize| usize::from(u16::from_le_bytes([strings[at], strings[at + 1]]));
+        let mut at = 15 + 12 + 10 + (0..5).map(|string| length(string * 2) + 2).sum::<usize>();
+        at += 2;
+        for _ in 0..2 {
+            at += 2 + usize::from(u16::from_le_bytes([pdu[at], pdu[at + 1]]));
+        }
+        at += 172 + 8;
+        assert_eq!(pdu[at..at + 2], [0, 0]);
+        let packet = [b"\x1c\0\0\0\x01\0\0\0\x02\0\0\0", verifier].concat();
+        let data = [&pdu[15..at], &[28, 0], &packet, &pdu[at + 2..]].concat();
+        let mut frame = pdu[..13].to_vec();
+        let length = u16::try_from(data.len()).unwrap();
+        frame.extend((length | 0x8000).to_be_bytes());
+        frame.extend(data);
+        frame[2..4].copy_from_slice(&(length + 15).to_be_bytes());
+        frame
+    }
+
+    fn recording() -> Vec<(Direction, Vec<u8>)> {
+        let mut rest: &[u8] = include_bytes!("../../tests/golden/sessions/gdi-tls-shadow2.rec");
+        let mut records = Vec::new();
+        while let Some((&from, behind)) = rest.split_first() {
+            let (length, behind) = behind.split_first_chunk().unwrap();
+            let length = usize::try_from(u32::from_le_bytes(*length)).unwrap();
+            let (pdu, behind) = behind.split_at(length);
+            let directions = [Direction::ToTarget, Direction::ToClient];
+            records.push((directions[usize::from(from)], pdu.to_vec()));
+            rest = behind;
+        }
+        records
+    }
 }

@@ -57,6 +57,13 @@ pub enum AuditEvent {
         #[serde(skip_serializing_if = "String::is_empty")]
         alternate_shell: String,
     },
+    /// The client brought a cookie to come back to a session of the target without a logon.
+    Reconnect {
+        /// `LogonId`: the session of the target.
+        logon_id: Option<u32>,
+        /// False: the target had not given it to this association, and it was taken out.
+        passed: bool,
+    },
     /// The target says that somebody logged on.
     LoggedOn {
         /// User, where the target says who.
@@ -1120,6 +1127,10 @@ impl Stage for Inspector {
                     reason: *reason,
                 });
             }
+            Event::Reconnect { logon_id, passed } => self.sink.record(AuditEvent::Reconnect {
+                logon_id: *logon_id,
+                passed: *passed,
+            }),
             // The cookie is a secret; the others say nothing that people did.
             Event::AutoReconnectCookie(_)
             | Event::Licence { .. }

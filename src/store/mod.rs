@@ -1,7 +1,8 @@
-//! What must outlive a connection: used tokens, tickets, revocations, recent refusals.
+//! What must outlive a connection: used tokens, tickets, revocations, recent refusals, cookies.
 //!
 //! The embedded default: memory, plus one file ([`disk`]) for what must survive a restart.
 
+pub mod cookies;
 pub mod disk;
 pub mod refusals;
 pub mod revoked;

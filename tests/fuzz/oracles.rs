@@ -87,6 +87,7 @@ fn run_session(data: &[u8], decides: bool, size: usize) -> Passed {
             password: "password".to_owned().into(),
         }),
         redirect_to: vec!["a".to_owned()],
+        cookies: None,
     });
     let mut passed = Passed::default();
     let mut arrived = [Vec::new(), Vec::new()];

@@ -225,6 +225,7 @@ fn whole_sessions_are_read_through_the_pipeline() {
             target_selected: 1,
             logon: None,
             redirect_to: Vec::new(),
+            cookies: None,
         });
         let (mut onward, mut back) = (Vec::new(), Vec::new());
         for (direction, mut pdu) in session(name) {

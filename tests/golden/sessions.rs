@@ -300,6 +300,7 @@ fn settings(logon: bool) -> Settings {
             password: PASSWORD.to_owned().into(),
         }),
         redirect_to: Vec::new(),
+        cookies: None,
     }
 }
 

@@ -1,0 +1,243 @@
+//! Which auto-reconnect cookies of targets belong to which association ([`crate::rdp::reconnect`]).
+//!
+//! Of a cookie only a digest is kept, keyed by a secret of this process, over all that it is bound to: the association
+//! (or the token, without one), the target and the account there. The table cannot be turned back into cookies, and a
+//! cookie that comes with anything else is not found.
+//!
+//! In memory only: behind a restart, or on another node, no cookie is known. The client is then logged on as at first,
+//! which takes its user to the same desktop; nothing is lost but the shortcut.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use openssl::hash::MessageDigest;
+use openssl::pkey::{PKey, Private};
+use openssl::sign::Signer;
+use zeroize::Zeroizing;
+
+use crate::clock;
+use crate::limits;
+use crate::rdp::reconnect::{ClientCookie, Cookies};
+use crate::time::UnixTime;
+use crate::token::Token;
+use crate::token::target::TargetAddr;
+
+type Digest = [u8; 32];
+
+/// The cookies of all sessions.
+#[derive(Debug)]
+pub struct KnownCookies {
+    key: PKey<Private>,
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    until: HashMap<Digest, UnixTime>,
+    /// Oldest first; with entries that are gone from `until`, or newer there.
+    order: VecDeque<(UnixTime, Digest)>,
+}
+
+/// The cookies that one session may use, and those that it is given.
+#[derive(Debug)]
+pub struct SessionCookies {
+    known: Arc<KnownCookies>,
+    scope: Vec<u8>,
+    /// Of this session, oldest first.
+    issued: VecDeque<Digest>,
+}
+
+/// What a cookie is bound to: all tokens with one `jet_aid` are one association, a token without it is one of its own.
+#[must_use]
+pub fn association(token: &Token) -> String {
+    match token.claims.jet_aid {
+        Some(id) => format!("jet_aid {id}"),
+        None => format!("token {}", token.id),
+    }
+}
+
+impl KnownCookies {
+    /// No cookies, and a new secret.
+    ///
+    /// # Errors
+    /// The system has no randomness.
+    pub fn new() -> Result<Self, openssl::error::ErrorStack> {
+        let mut secret = Zeroizing::new([0_u8; 32]);
+        openssl::rand::rand_bytes(secret.as_mut_slice())?;
+        Ok(Self {
+            key: PKey::hmac(secret.as_slice())?,
+            table: Mutex::default(),
+        })
+    }
+
+    /// The cookies of a session of this [`association`] with `target`, where `account` is logged on; without one the
+    /// client logs on by itself.
+    #[must_use]
+    pub fn of(
+        self: &Arc<Self>,
+        association: &str,
+        target: &TargetAddr,
+        account: Option<&str>,
+    ) -> SessionCookies {
+        let target = target.to_string();
+        // Each part with its length: no two scopes are the same bytes.
+        let mut scope = vec![u8::from(account.is_some())];
+        for part in [association, &target, account.unwrap_or_default()] {
+            let length = u64::try_from(part.len()).unwrap_or(u64::MAX);
+            scope.extend(length.to_be_bytes());
+            scope.extend(part.as_bytes());
+        }
+        SessionCookies {
+            known: Arc::clone(self),
+            scope,
+            issued: VecDeque::new(),
+        }
+    }
+
+    fn digest(&self, scope: &[u8], cookie: &ClientCookie) -> Option<Digest> {
+        let mut signer = Signer::new(MessageDigest::sha256(), &self.key).ok()?;
+        let mut digest = Digest::default();
+        signer.update(scope).ok()?;
+        signer.update(&cookie.logon_id.to_be_bytes()).ok()?;
+        signer.update(cookie.security_verifier.as_slice()).ok()?;
+        (signer.sign(&mut digest).ok()? == digest.len()).then_some(digest)
+    }
+
+    fn remember(&self, digest: Digest, now: UnixTime) {
+        let until = now.plus(limits::RECONNECT_COOKIE_S);
+        let mut table = self.lock();
+        while let Some(&(oldest, gone)) = table.order.front() {
+            if oldest > now && table.order.len() < limits::RECONNECT_COOKIES {
+                break;
+            }
+            table.order.pop_front();
+            if table.until.get(&gone) == Some(&oldest) {
+                table.until.remove(&gone);
+            }
+        }
+        table.until.insert(digest, until);
+        table.order.push_back((until, digest));
+    }
+
+    fn forget(&self, digest: &Digest) {
+        self.lock().until.remove(digest);
+    }
+
+    fn is_known(&self, digest: &Digest, now: UnixTime) -> bool {
+        // By digest: how long the search takes says nothing about a cookie.
+        self.lock()
+            .until
+            .get(digest)
+            .is_some_and(|until| *until > now)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Cookies for SessionCookies {
+    fn issued(&mut self, cookie: &ClientCookie) {
+        let Some(digest) = self.known.digest(&self.scope, cookie) else {
+            return;
+        };
+        // A target gives a new one every hour, and one alone is good. So none can push out those of others.
+        while self.issued.len() >= limits::RECONNECT_COOKIES_PER_SESSION {
+            if let Some(oldest) = self.issued.pop_front() {
+                self.known.forget(&oldest);
+            }
+        }
+        self.issued.push_back(digest);
+        self.known.remember(digest, clock::unix_now());
+    }
+
+    fn know(&self, cookie: &ClientCookie) -> bool {
+        self.known
+            .digest(&self.scope, cookie)
+            .is_some_and(|digest| self.known.is_known(&digest, clock::unix_now()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cookie(logon_id: u32, verifier: u8) -> ClientCookie {
+        ClientCookie {
+            logon_id,
+            security_verifier: Zeroizing::new([verifier; 16]),
+        }
+    }
+
+    fn target(text: &str) -> TargetAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_cookie_is_good_for_its_association_target_and_account_alone() {
+        let known = Arc::new(KnownCookies::new().unwrap());
+        let host = target("a.example:3389");
+        let mut issuer = known.of("jet_aid 1", &host, Some("alice"));
+        issuer.issued(&cookie(5, 1));
+        let of = |association, host: &TargetAddr, account| known.of(association, host, account);
+        // A later session, when the first is gone.
+        drop(issuer);
+        assert!(of("jet_aid 1", &host, Some("alice")).know(&cookie(5, 1)));
+        assert!(!of("jet_aid 1", &host, Some("alice")).know(&cookie(6, 1)));
+        assert!(!of("jet_aid 1", &host, Some("alice")).know(&cookie(5, 2)));
+        for other in [
+            of("jet_aid 2", &host, Some("alice")),
+            of("token 1", &host, Some("alice")),
+            of("jet_aid 1", &target("b.example:3389"), Some("alice")),
+            of("jet_aid 1", &target("a.example:3390"), Some("alice")),
+            of("jet_aid 1", &host, Some("bob")),
+            of("jet_aid 1", &host, None),
+        ] {
+            assert!(!other.know(&cookie(5, 1)), "{:?}", other.scope);
+        }
+        // Another process has another secret.
+        let restarted = Arc::new(KnownCookies::new().unwrap());
+        let again = restarted.of("jet_aid 1", &host, Some("alice"));
+        assert!(!again.know(&cookie(5, 1)));
+    }
+
+    #[test]
+    fn a_session_keeps_its_last_cookies_and_pushes_out_no_others() {
+        let known = Arc::new(KnownCookies::new().unwrap());
+        let host = target("a.example:3389");
+        let (mut quiet, mut loud) = (known.of("1", &host, None), known.of("2", &host, None));
+        quiet.issued(&cookie(1, 1));
+        for number in 0..100 {
+            loud.issued(&cookie(number, 2));
+        }
+        assert!(quiet.know(&cookie(1, 1)));
+        let kept: Vec<_> = (0..100)
+            .filter(|&number| loud.know(&cookie(number, 2)))
+            .collect();
+        assert_eq!(kept, [96, 97, 98, 99]);
+    }
+
+    #[test]
+    fn cookies_are_forgotten_after_their_time_and_beyond_their_number() {
+        let known = KnownCookies::new().unwrap();
+        let digest = |number: usize| {
+            let mut digest = Digest::default();
+            digest[..8].copy_from_slice(&number.to_be_bytes());
+            digest
+        };
+        known.remember(digest(0), UnixTime(0));
+        assert!(known.is_known(&digest(0), UnixTime(limits::RECONNECT_COOKIE_S - 1)));
+        assert!(!known.is_known(&digest(0), UnixTime(limits::RECONNECT_COOKIE_S)));
+        // Given once more, it lives on.
+        known.remember(digest(0), UnixTime(9));
+        known.remember(digest(1), UnixTime(limits::RECONNECT_COOKIE_S));
+        assert!(known.is_known(&digest(0), UnixTime(limits::RECONNECT_COOKIE_S)));
+        for number in 2..limits::RECONNECT_COOKIES + 2 {
+            known.remember(digest(number), UnixTime(10));
+        }
+        assert!(!known.is_known(&digest(1), UnixTime(10)));
+        let table = known.lock();
+        assert!(table.until.len() <= limits::RECONNECT_COOKIES);
+        assert!(table.order.len() <= limits::RECONNECT_COOKIES);
+    }
+}
