@@ -1,41 +1,21 @@
 //! A reason the user can read, where a client is in TLS already and its target cannot be had.
 //!
 //! After RDP_NEG_RSP there is no failure message any more. What clients show then is the code of a Set Error Info PDU
-//! ([MS-RDPBCGR] 2.2.5.1), and they take it only once licensing is over. So this is the smallest server that leads a
-//! client there and says goodbye, bytes in and bytes out:
-//!
-//! ```text
-//! client                                        here
-//! MCS Connect Initial                       ->
-//!                                           <-  MCS Connect Response, with the channels that were asked for
-//! Erect Domain, Attach User                 ->
-//!                                           <-  Attach User Confirm
-//! Channel Join (each)                       ->
-//!                                           <-  Channel Join Confirm
-//! Client Info                               ->
-//!                                           <-  licence: valid client, Set Error Info, Disconnect Provider Ultimatum
-//! ```
+//! ([MS-RDPBCGR] 2.2.5.1), and they take it only once licensing is over. So the client is welcomed
+//! ([`welcome`](super::welcome)), and what it hears behind the licence is Set Error Info and the Disconnect Provider
+//! Ultimatum.
 //!
 //! Nothing of what the client says is kept: its password in the Client Info PDU is wiped with the buffer.
 //!
 //! [MS-RDPBCGR]: https://learn.microsoft.com/en-us/openspecs/windows_protocols/ms-rdpbcgr/a98e1c23-37e0-4c6f-8d1e-5ac4a8f31f3e
 
-use std::borrow::Cow;
 use std::fmt;
 
-use ironrdp_core::{Encode, decode, encode_vec};
-use ironrdp_pdu::gcc::{
-    ConferenceCreateResponse, RdpVersion, ServerCoreData, ServerCoreOptionalData, ServerGccBlocks,
-    ServerNetworkData, ServerSecurityData,
-};
-use ironrdp_pdu::mcs::{
-    AttachUserConfirm, ChannelJoinConfirm, ConnectInitial, ConnectResponse, DisconnectReason,
-    DomainParameters, McsMessage, SendDataIndication,
-};
-use ironrdp_pdu::nego::SecurityProtocol;
-use ironrdp_pdu::rdp::server_license::{LicensePdu, LicensingErrorMessage};
-use ironrdp_pdu::x224::{X224, X224Data};
 use zeroize::Zeroizing;
+
+use super::mcs;
+use super::share;
+use super::welcome::{IO_CHANNEL, SERVER_CHANNEL, Step, Welcome, WelcomeError};
 
 /// Why there will be no session.
 ///
@@ -80,12 +60,9 @@ pub enum FarewellError {
     /// Not a TPKT frame.
     #[error("not a TPKT frame")]
     Frame,
-    /// Not the message that belongs here, or malformed.
-    #[error("unexpected or malformed {0}")]
-    Message(&'static str),
-    /// More messages than a connection sequence has.
-    #[error("more than {FRAMES} messages")]
-    TooMany,
+    /// Not what belongs into the connection sequence.
+    #[error(transparent)]
+    Welcome(#[from] WelcomeError),
     /// What should be sent has no encoding.
     #[error("{0} cannot be encoded")]
     Encode(&'static str),
@@ -94,27 +71,16 @@ pub enum FarewellError {
 /// The server half of one farewell.
 pub struct Farewell {
     error_info: u32,
-    client_requested: u32,
     input: Zeroizing<Vec<u8>>,
-    frames: usize,
-    state: State,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// Before MCS Connect Initial.
-    Initial,
-    /// Until the Client Info PDU.
-    Joining,
-    /// Everything was said.
-    Done,
+    /// `None` once everything was said.
+    welcome: Option<Welcome>,
 }
 
 impl fmt::Debug for Farewell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Farewell")
             .field("error_info", &self.error_info)
-            .field("state", &self.state)
+            .field("done", &self.is_done())
             .finish_non_exhaustive()
     }
 }
@@ -126,17 +92,15 @@ impl Farewell {
     pub fn new(error_info: u32, client_requested: u32) -> Self {
         Self {
             error_info,
-            client_requested,
             input: Zeroizing::new(Vec::with_capacity(INPUT_BYTES)),
-            frames: 0,
-            state: State::Initial,
+            welcome: Some(Welcome::new(client_requested)),
         }
     }
 
     /// Whether everything was said: the connection is to be closed, after the client or some seconds later.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        self.state == State::Done
+        self.welcome.is_none()
     }
 
     /// Takes what arrived from the client and returns what is to be sent to it.
@@ -159,10 +123,6 @@ impl Farewell {
                     break;
                 }
                 continue;
-            }
-            self.frames = self.frames.saturating_add(1);
-            if self.frames > FRAMES {
-                return Err(FarewellError::TooMany);
             }
             let frame = std::mem::replace(
                 &mut self.input,
@@ -191,159 +151,35 @@ impl Farewell {
     }
 
     fn answer(&mut self, frame: &[u8], answer: &mut Vec<u8>) -> Result<(), FarewellError> {
-        match self.state {
-            State::Initial => {
-                self.connect(frame, answer)?;
-                self.state = State::Joining;
+        let Some(welcome) = &mut self.welcome else {
+            return Ok(());
+        };
+        match welcome.frame(frame, answer)? {
+            Step::On => return Ok(()),
+            Step::Welcomed(_) => {
+                // Also to clients without RNS_UD_CS_SUPPORT_ERRINFO_PDU: FreeRDP 3 does not set that flag and shows the
+                // reason, and who does not know the PDU has nothing to lose when the ultimatum follows. There is no
+                // share yet.
+                let info = share::encode_error_info(0, SERVER_CHANNEL, self.error_info);
+                let info = mcs::encode_send_data(false, SERVER_CHANNEL, IO_CHANNEL, &[&info])
+                    .ok_or(FarewellError::Encode("Set Error Info"))?;
+                answer.extend(info);
+                answer.extend(mcs::encode_disconnect(mcs::REASON_PROVIDER_INITIATED));
             }
-            State::Joining => match decode::<X224<McsMessage<'_>>>(frame)
-                .map_err(|_| FarewellError::Message("MCS PDU"))?
-                .0
-            {
-                McsMessage::ErectDomainRequest(_) => {}
-                McsMessage::AttachUserRequest(_) => {
-                    let confirm = AttachUserConfirm {
-                        result: 0,
-                        initiator_id: USER_CHANNEL,
-                    };
-                    put(answer, &X224(confirm), "Attach User Confirm")?;
-                }
-                McsMessage::ChannelJoinRequest(request) => {
-                    let confirm = ChannelJoinConfirm {
-                        result: 0,
-                        initiator_id: USER_CHANNEL,
-                        requested_channel_id: request.channel_id,
-                        channel_id: request.channel_id,
-                    };
-                    put(answer, &X224(confirm), "Channel Join Confirm")?;
-                }
-                McsMessage::SendDataRequest(data) if data.channel_id == IO_CHANNEL => {
-                    self.say(answer)?;
-                    self.state = State::Done;
-                }
-                // Some other channel: not what is waited for.
-                McsMessage::SendDataRequest(_) => {}
-                McsMessage::DisconnectProviderUltimatum(_) => self.state = State::Done,
-                McsMessage::AttachUserConfirm(_)
-                | McsMessage::ChannelJoinConfirm(_)
-                | McsMessage::SendDataIndication(_) => {
-                    return Err(FarewellError::Message("MCS PDU of a server"));
-                }
-            },
-            State::Done => {}
+            Step::Left => {}
         }
+        self.welcome = None;
         Ok(())
     }
-
-    /// MCS Connect Response with GCC Conference Create Response ([MS-RDPBCGR] 2.2.1.4).
-    fn connect(&self, frame: &[u8], answer: &mut Vec<u8>) -> Result<(), FarewellError> {
-        let malformed = |_| FarewellError::Message("MCS Connect Initial");
-        let data = decode::<X224<X224Data<'_>>>(frame).map_err(malformed)?.0;
-        let initial = decode::<ConnectInitial>(&data.data).map_err(malformed)?;
-        let blocks = initial.conference_create_request.into_gcc_blocks();
-        let channels = blocks.network.map_or(0, |network| network.channels.len());
-        let channel_ids = (IO_CHANNEL.saturating_add(1)..)
-            .take(channels.min(STATIC_CHANNELS))
-            .collect();
-        let blocks = ServerGccBlocks {
-            core: ServerCoreData {
-                version: RdpVersion::V5_PLUS,
-                optional_data: ServerCoreOptionalData {
-                    client_requested_protocols: Some(SecurityProtocol::from_bits_retain(
-                        self.client_requested,
-                    )),
-                    early_capability_flags: None,
-                },
-            },
-            network: ServerNetworkData {
-                channel_ids,
-                io_channel: IO_CHANNEL,
-            },
-            security: ServerSecurityData::no_security(),
-            message_channel: None,
-            multi_transport_channel: None,
-        };
-        let response = ConnectResponse {
-            conference_create_response: ConferenceCreateResponse::new(USER_CHANNEL, blocks)
-                .map_err(|_| FarewellError::Encode("GCC Conference Create Response"))?,
-            called_connect_id: 0,
-            domain_parameters: DomainParameters::target(),
-        };
-        let response =
-            encode_vec(&response).map_err(|_| FarewellError::Encode("MCS Connect Response"))?;
-        let data = X224Data {
-            data: Cow::Owned(response),
-        };
-        put(answer, &X224(data), "X.224 Data")?;
-        Ok(())
-    }
-
-    /// Set Error Info goes to clients without RNS_UD_CS_SUPPORT_ERRINFO_PDU, too: FreeRDP 3 does not set that flag and
-    /// shows the reason, and who does not know the PDU has nothing to lose when the ultimatum follows.
-    fn say(&self, answer: &mut Vec<u8>) -> Result<(), FarewellError> {
-        let valid_client = LicensingErrorMessage::new_valid_client()
-            .map_err(|_| FarewellError::Encode("licence"))?;
-        let valid_client = encode_vec(&LicensePdu::from(valid_client))
-            .map_err(|_| FarewellError::Encode("licence"))?;
-        put_data(answer, valid_client)?;
-        put_data(answer, set_error_info(self.error_info))?;
-        let ultimatum = McsMessage::DisconnectProviderUltimatum(
-            ironrdp_pdu::mcs::DisconnectProviderUltimatum {
-                reason: DisconnectReason::ProviderInitiated,
-            },
-        );
-        put(answer, &X224(ultimatum), "Disconnect Provider Ultimatum")
-    }
-}
-
-/// [MS-RDPBCGR] 2.2.5.1.1 Set Error Info PDU Data, from the Share Control Header on.
-#[must_use]
-pub fn set_error_info(error_info: u32) -> Vec<u8> {
-    let mut pdu = Vec::with_capacity(22);
-    pdu.extend([0x16, 0x00]); // totalLength: 22
-    pdu.extend([0x17, 0x00]); // pduType: PDUTYPE_DATAPDU, version 1
-    pdu.extend(SERVER_CHANNEL.to_le_bytes()); // pduSource
-    pdu.extend([0; 4]); // shareId: there is no share yet
-    pdu.extend([0x00, 0x01]); // pad1, streamId: STREAM_LOW
-    pdu.extend([0x04, 0x00]); // uncompressedLength: the data
-    pdu.extend([0x2f, 0x00]); // pduType2: PDUTYPE2_SET_ERROR_INFO_PDU, not compressed
-    pdu.extend([0x00, 0x00]); // compressedLength
-    pdu.extend(error_info.to_le_bytes());
-    pdu
-}
-
-/// An MCS Send Data Indication on the I/O channel.
-fn put_data(answer: &mut Vec<u8>, data: Vec<u8>) -> Result<(), FarewellError> {
-    let indication = SendDataIndication {
-        initiator_id: SERVER_CHANNEL,
-        channel_id: IO_CHANNEL,
-        user_data: Cow::Owned(data),
-    };
-    put(answer, &X224(indication), "Send Data Indication")
-}
-
-fn put(answer: &mut Vec<u8>, pdu: &impl Encode, name: &'static str) -> Result<(), FarewellError> {
-    let frame = encode_vec(pdu).map_err(|_| FarewellError::Encode(name))?;
-    answer.extend(frame);
-    Ok(())
 }
 
 const TPKT_HEADER_BYTES: usize = 4;
 /// What TPKT can name: the buffer never has to grow, and growing would leave copies behind.
 const INPUT_BYTES: usize = 65_535;
-/// Messages of one connection sequence: one join for each of 31 channels, and ten others.
-const FRAMES: usize = 48;
-/// [MS-RDPBCGR] 2.2.1.3.4: at most 31 static channels.
-const STATIC_CHANNELS: usize = 31;
-/// The MCS user id of servers.
-const SERVER_CHANNEL: u16 = 1002;
-/// The I/O channel; static channels follow it.
-const IO_CHANNEL: u16 = 1003;
-/// The MCS user id given to the client: behind every static channel.
-const USER_CHANNEL: u16 = 1003 + 40;
 
 #[cfg(test)]
 mod tests {
+    use ironrdp_core::{decode, encode_vec};
     use ironrdp_pdu::rdp::headers::{ShareControlHeader, ShareControlPdu, ShareDataPdu};
 
     use super::*;
@@ -358,7 +194,7 @@ mod tests {
             Reason::LogonServerUnavailable,
             Reason::Denied,
         ] {
-            let pdu = set_error_info(reason.error_info());
+            let pdu = share::encode_error_info(0, SERVER_CHANNEL, reason.error_info());
             let header: ShareControlHeader = decode(&pdu).unwrap();
             let ShareControlPdu::Data(data) = header.share_control_pdu else {
                 panic!("not a data PDU");
@@ -383,16 +219,8 @@ mod tests {
             assert_eq!(fed, Err(FarewellError::Frame), "{bytes:02x?}");
         }
         let fed = Farewell::new(7, 0).feed(b"\x03\x00\x00\x08\x02\xf0\x80\x00");
-        assert_eq!(fed, Err(FarewellError::Message("MCS Connect Initial")));
-    }
-
-    #[test]
-    fn a_client_that_joins_for_ever_is_given_up() {
-        let mut farewell = Farewell::new(7, 0);
-        farewell.state = State::Joining;
-        let erect_domain = b"\x03\x00\x00\x0c\x02\xf0\x80\x04\x01\x00\x01\x00";
-        let fed = farewell.feed(&erect_domain.repeat(FRAMES + 1));
-        assert_eq!(fed, Err(FarewellError::TooMany));
+        let error = WelcomeError::Message("MCS Connect Initial");
+        assert_eq!(fed, Err(FarewellError::Welcome(error)));
     }
 
     #[test]
@@ -406,7 +234,7 @@ mod tests {
         .concat();
         let joining = || {
             let mut farewell = Farewell::new(Reason::Denied.error_info(), 3);
-            farewell.state = State::Joining;
+            farewell.welcome = Some(Welcome::joining());
             farewell
         };
         let mut at_once = joining();

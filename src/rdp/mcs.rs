@@ -278,7 +278,7 @@ fn user_id(reader: &mut Reader<'_>) -> Option<u16> {
 }
 
 /// The frame of a Send Data Request or Indication with `parts` as its data; `None` where it would be too long.
-pub(super) fn encode_send_data(
+pub(crate) fn encode_send_data(
     request: bool,
     initiator: u16,
     channel: u16,
@@ -308,16 +308,16 @@ pub(super) fn encode_send_data(
 }
 
 /// The frame of a Disconnect Provider Ultimatum.
-pub(super) fn encode_disconnect(reason: u8) -> Vec<u8> {
+pub(crate) fn encode_disconnect(reason: u8) -> Vec<u8> {
     let first = choice::DISCONNECT_PROVIDER_ULTIMATUM << 2 | (reason >> 1) & 0b11;
     vec![3, 0, 0, 9, 2, 0xf0, 0x80, first, reason << 7]
 }
 
 /// `rn-provider-initiated`.
-pub(super) const REASON_PROVIDER_INITIATED: u8 = 1;
+pub(crate) const REASON_PROVIDER_INITIATED: u8 = 1;
 
 /// `rn-user-requested`.
-pub(super) const REASON_USER_REQUESTED: u8 = 3;
+pub(crate) const REASON_USER_REQUESTED: u8 = 3;
 
 #[cfg(test)]
 mod tests {
