@@ -9,26 +9,18 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, bail};
 use image::RgbaImage;
-use ironrdp_connector::{
-    ClientConnector, ClientConnectorState, Config, ConnectionResult, ConnectorError,
-    ConnectorErrorKind, Credentials, DesktopSize, Sequence as _,
-};
-use ironrdp_core::WriteBuf;
-use ironrdp_graphics::image_processing::PixelFormat;
-use ironrdp_pdu::Action;
-use ironrdp_pdu::gcc::{ConnectionType, KeyboardType};
-use ironrdp_pdu::geometry::InclusiveRectangle;
+use ironrdp_core::{decode, encode_vec};
 use ironrdp_pdu::input::MousePdu;
-use ironrdp_pdu::input::fast_path::{FastPathInputEvent, KeyboardFlags};
+use ironrdp_pdu::input::fast_path::{FastPathInput, FastPathInputEvent, KeyboardFlags};
 use ironrdp_pdu::input::mouse::PointerFlags;
+use ironrdp_pdu::nego::{
+    ConnectionConfirm, ConnectionRequest, NegoRequestData, RequestFlags, SecurityProtocol,
+};
 use ironrdp_pdu::pcb::{PcbVersion, PreconnectionBlob};
-use ironrdp_pdu::rdp::capability_sets::{MajorPlatformType, RailSupportLevel};
-use ironrdp_pdu::rdp::client_info::{PerformanceFlags, TimezoneInfo};
-use ironrdp_session::image::DecodedImage;
-use ironrdp_session::{ActiveStage, ActiveStageBuilder, ActiveStageOutput};
-use ironrdp_tokio::{FramedWrite as _, TokioFramed, single_sequence_step};
+use ironrdp_pdu::rdp::headers::{ShareControlPdu, ShareDataPdu};
+use ironrdp_pdu::x224::X224;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -43,7 +35,10 @@ use tokio_rustls::rustls::crypto::{
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 
+use super::frames::{Frames, is_fast_path};
 use super::keyboard;
+use super::picture::Picture;
+use super::sequence::client::{Client, Connected, Step, Wishes};
 
 /// What to connect to, and as whom.
 #[derive(Clone, Copy)]
@@ -125,7 +120,7 @@ pub async fn capture(visit: &Visit<'_>) -> anyhow::Result<Capture> {
             session.settle(visit.settle).await?;
         }
         let capture = Capture {
-            image: session.image()?,
+            image: session.image().clone(),
             selected_protocol: session.selected_protocol(),
             desktop_size: session.desktop_size(),
         };
@@ -139,12 +134,9 @@ pub async fn capture(visit: &Visit<'_>) -> anyhow::Result<Capture> {
 
 /// A connected client.
 pub struct Session {
-    framed: TokioFramed<TlsStream<TcpStream>>,
-    stage: ActiveStage,
-    image: DecodedImage,
-    /// Which pixels have been painted since the session began or was resized, row by row.
-    painted: Vec<bool>,
-    activation: ironrdp_connector::connection_activation::ConnectionActivationFactory,
+    frames: Frames<TlsStream<TcpStream>>,
+    connected: Connected,
+    picture: Picture,
     selected_protocol: u32,
 }
 
@@ -175,73 +167,42 @@ impl Session {
                 id: 0,
                 v2_payload: Some(String::from(wsz_pcb)),
             };
-            let pdu = ironrdp_core::encode_vec(&pdu).context("encode the preconnection PDU")?;
+            let pdu = encode_vec(&pdu).context("encode the preconnection PDU")?;
             stream
                 .write_all(&pdu)
                 .await
                 .context("send the preconnection PDU")?;
         }
 
-        let mut connector = ClientConnector::new(config(visit), local);
-        let mut framed = TokioFramed::new(stream);
-        let mut buffer = WriteBuf::new();
-        while !connector.should_perform_security_upgrade() {
-            single_sequence_step(&mut framed, &mut connector, &mut buffer)
-                .await
-                .map_err(refused)
-                .context("negotiate the security protocol")?;
-        }
-        let ClientConnectorState::EnhancedSecurityUpgrade { selected_protocol } = connector.state
-        else {
-            bail!("the connector is not where TLS begins");
-        };
-        let selected_protocol = selected_protocol.bits();
-        let (stream, early) = framed.into_inner();
-        ensure!(early.is_empty(), "the server spoke before TLS");
+        let mut frames = Frames::new(stream);
+        let selected_protocol = negotiate(&mut frames, visit.user)
+            .await
+            .context("negotiate the security protocol")?;
+        let stream = frames
+            .into_stream()
+            .context("the server spoke before TLS")?;
         let name = ServerName::from(visit.address.ip());
         let stream = TlsConnector::from(any_certificate()?)
             .connect(name, stream)
             .await
             .context("TLS handshake")?;
-        connector.mark_security_upgrade_as_done();
 
-        let mut framed = TokioFramed::new(stream);
-        let connected = loop {
-            single_sequence_step(&mut framed, &mut connector, &mut buffer)
-                .await
-                .map_err(refused)
-                .context("connection sequence")?;
-            if let Some(outcome) = connector.state.take_outcome() {
-                break outcome.into_connected().context("connection sequence")?;
-            }
+        let mut frames = Frames::new(stream);
+        let wishes = Wishes {
+            user: visit.user,
+            password: visit.password,
+            size: visit.size,
+            address: local.ip(),
         };
-        Ok(Self::new(framed, connected, selected_protocol))
-    }
-
-    fn new(
-        framed: TokioFramed<TlsStream<TcpStream>>,
-        connected: ConnectionResult,
-        selected_protocol: u32,
-    ) -> Self {
-        let size = connected.desktop_size;
-        let stage = ActiveStageBuilder {
-            static_channels: connected.static_channels,
-            user_channel_id: connected.user_channel_id,
-            io_channel_id: connected.io_channel_id,
-            message_channel_id: connected.message_channel_id,
-            share_id: connected.share_id,
-            compression_type: connected.compression_type,
-            enable_server_pointer: connected.enable_server_pointer,
-            pointer_software_rendering: connected.pointer_software_rendering,
-        };
-        Self {
-            framed,
-            stage: stage.build(),
-            image: DecodedImage::new(PixelFormat::RgbA32, size.width, size.height),
-            painted: unpainted(size),
-            activation: connected.activation_factory,
+        let connected = connect(&mut frames, &wishes)
+            .await
+            .context("connection sequence")?;
+        Ok(Self {
+            frames,
+            picture: Picture::new(connected.size),
+            connected,
             selected_protocol,
-        }
+        })
     }
 
     /// `selectedProtocol` of the RDP Negotiation Response.
@@ -253,21 +214,13 @@ impl Session {
     /// Width and height of the desktop.
     #[must_use]
     pub fn desktop_size(&self) -> (u16, u16) {
-        (self.image.width(), self.image.height())
+        self.picture.size()
     }
 
     /// The picture as it is now, opaque.
-    ///
-    /// # Errors
-    /// None that a server could cause.
-    pub fn image(&self) -> anyhow::Result<RgbaImage> {
-        let (width, height) = self.desktop_size();
-        let mut pixels = self.image.data().to_vec();
-        for alpha in pixels.iter_mut().skip(3).step_by(4) {
-            *alpha = u8::MAX;
-        }
-        RgbaImage::from_raw(u32::from(width), u32::from(height), pixels)
-            .context("picture and size do not fit together")
+    #[must_use]
+    pub fn image(&self) -> &RgbaImage {
+        self.picture.image()
     }
 
     /// Waits until every pixel has been painted and, for `quiet`, nothing larger than a sixteenth of the desktop has
@@ -278,17 +231,17 @@ impl Session {
     pub async fn settle(&mut self, quiet: Duration) -> anyhow::Result<()> {
         let mut since = Instant::now();
         loop {
-            let complete = !self.painted.contains(&false);
-            let Ok(read) = timeout_at(since + quiet, self.framed.read_pdu()).await else {
+            let complete = self.picture.is_complete();
+            let Ok(read) = timeout_at(since + quiet, self.frames.next()).await else {
                 if complete {
                     return Ok(());
                 }
                 since = Instant::now();
                 continue;
             };
-            let (action, frame) = read.context("the server closed the connection")?;
-            let changed = self.process(action, &frame).await?;
-            if !complete || changed > self.painted.len() / 16 {
+            let frame = read.context("the server closed the connection")?;
+            let changed = self.process(&frame)?;
+            if !complete || changed > self.picture.pixels() / 16 {
                 since = Instant::now();
             }
         }
@@ -297,14 +250,13 @@ impl Session {
     /// Waits until the session is over and says how it ended.
     ///
     /// # Cancel safety
-    /// Cancel safe between frames.
+    /// Cancel safe.
     pub async fn ended(&mut self) -> anyhow::Error {
         loop {
-            let read = self.framed.read_pdu().await;
-            let step = match read.context("the server closed the connection") {
-                Ok((action, frame)) => self.process(action, &frame).await,
-                Err(error) => Err(error),
-            };
+            let read = self.frames.next().await;
+            let step = read
+                .context("the server closed the connection")
+                .and_then(|frame| self.process(&frame));
             if let Err(error) = step {
                 return error;
             }
@@ -350,13 +302,11 @@ impl Session {
     /// Says good-bye and closes the connection.
     pub async fn leave(mut self) {
         let farewell = async {
-            for output in self.stage.graceful_shutdown()? {
-                if let ActiveStageOutput::ResponseFrame(frame) = output {
-                    self.framed.write_all(&frame).await?;
-                }
-            }
-            let (stream, _) = self.framed.get_inner_mut();
-            stream.shutdown().await?;
+            let frame = self
+                .connected
+                .say(ShareDataPdu::ShutdownRequest, "Shutdown Request")?;
+            self.frames.stream().write_all(&frame).await?;
+            self.frames.stream().shutdown().await?;
             anyhow::Ok(())
         };
         // A server that has gone first has nothing left to be told.
@@ -364,169 +314,72 @@ impl Session {
     }
 
     async fn input(&mut self, events: &[FastPathInputEvent]) -> anyhow::Result<()> {
-        let outputs = self
-            .stage
-            .process_fastpath_input(&mut self.image, events)
-            .context("encode input")?;
-        for output in outputs {
-            if let ActiveStageOutput::ResponseFrame(frame) = output {
-                self.framed.write_all(&frame).await.context("send input")?;
-            }
-        }
-        Ok(())
+        let input = FastPathInput::new(events.to_vec()).context("encode input")?;
+        let frame = encode_vec(&input).context("encode input")?;
+        let sent = self.frames.stream().write_all(&frame).await;
+        sent.context("send input")
     }
 
     /// Takes in one frame and says how many pixels it has changed.
-    async fn process(&mut self, action: Action, frame: &[u8]) -> anyhow::Result<usize> {
-        let outputs = self
-            .stage
-            .process(&mut self.image, action, frame, None)
-            .context("decode what the server sent")?;
-        let mut changed = 0_usize;
-        for output in outputs {
-            #[expect(
-                clippy::wildcard_enum_match_arm,
-                reason = "the rest is for clients with a window, a pointer or channels"
-            )]
-            match output {
-                ActiveStageOutput::ResponseFrame(frame) if !frame.is_empty() => {
-                    self.framed
-                        .write_all(&frame)
-                        .await
-                        .context("answer the server")?;
-                }
-                ActiveStageOutput::GraphicsUpdate(_) => {
-                    for area in self.stage.take_damage_regions() {
-                        changed = changed.saturating_add(self.mark(&area));
-                    }
-                }
-                ActiveStageOutput::Terminate(reason) => {
-                    bail!("the server ended the session: {reason}")
-                }
-                ActiveStageOutput::DeactivateAll => self.reactivate().await?,
-                _ => {}
-            }
+    fn process(&mut self, frame: &[u8]) -> anyhow::Result<usize> {
+        if is_fast_path(frame) {
+            return self.picture.draw(frame).context("draw an update");
         }
-        Ok(changed)
-    }
-
-    fn mark(&mut self, area: &InclusiveRectangle) -> usize {
-        let stride = usize::from(self.image.width());
-        let mut changed = 0_usize;
-        for y in area.top..=area.bottom {
-            let start = usize::from(y).saturating_mul(stride);
-            let (left, right) = (usize::from(area.left), usize::from(area.right));
-            let row = start.saturating_add(left)..=start.saturating_add(right);
-            if let Some(row) = self.painted.get_mut(row) {
-                row.fill(true);
-                changed = changed.saturating_add(row.len());
-            }
+        if let Some(ShareControlPdu::ServerDeactivateAll(_)) = self.connected.read(frame)? {
+            bail!("the server deactivates the session, which this client does not follow");
         }
-        changed
-    }
-
-    /// [MS-RDPBCGR] 1.3.1.3 Deactivation-Reactivation Sequence: the desktop begins anew, perhaps with another size.
-    async fn reactivate(&mut self) -> anyhow::Result<()> {
-        use ironrdp_connector::connection_activation::ConnectionActivationState as State;
-        let mut sequence = self.activation.create();
-        let mut buffer = WriteBuf::new();
-        while !sequence.state().is_terminal() {
-            single_sequence_step(&mut self.framed, &mut sequence, &mut buffer)
-                .await
-                .context("reactivate the session")?;
-        }
-        let State::Finalized {
-            desktop_size,
-            share_id,
-            static_channel_chunk_size,
-            enable_server_pointer,
-            pointer_software_rendering,
-            ..
-        } = sequence.connection_activation_state()
-        else {
-            bail!("the server redirects to another server");
-        };
-        self.image =
-            DecodedImage::new(PixelFormat::RgbA32, desktop_size.width, desktop_size.height);
-        self.painted = unpainted(desktop_size);
-        let accepted = self.stage.reactivate(
-            sequence.io_channel_id(),
-            sequence.user_channel_id(),
-            share_id,
-            enable_server_pointer,
-            pointer_software_rendering,
-            static_channel_chunk_size,
-        );
-        ensure!(
-            accepted,
-            "the server named an impossible channel chunk size"
-        );
-        Ok(())
+        // The rest is for clients with a window, a pointer or channels.
+        Ok(0)
     }
 }
 
-fn unpainted(size: DesktopSize) -> Vec<bool> {
-    vec![false; usize::from(size.width).saturating_mul(usize::from(size.height))]
-}
-
-fn refused(error: ConnectorError) -> anyhow::Error {
-    if let ConnectorErrorKind::Negotiation(failure) = error.kind() {
-        let code = u32::from(failure.code());
-        return anyhow::Error::new(Refused { code });
+/// Offers TLS, and gives back the protocol that the server has selected.
+async fn negotiate(frames: &mut Frames<TcpStream>, user: &str) -> anyhow::Result<u32> {
+    let request = X224(ConnectionRequest {
+        nego_data: Some(NegoRequestData::cookie(String::from(user))),
+        flags: RequestFlags::empty(),
+        protocol: SecurityProtocol::SSL,
+        correlation_info: None,
+    });
+    let request = encode_vec(&request).context("encode the Connection Request")?;
+    frames.stream().write_all(&request).await?;
+    let confirm = frames
+        .next()
+        .await
+        .context("wait for the Connection Confirm")?;
+    let confirm: X224<ConnectionConfirm> =
+        decode(&confirm).context("decode the Connection Confirm")?;
+    match confirm.0 {
+        ConnectionConfirm::Response { protocol, .. } if protocol == SecurityProtocol::SSL => {
+            Ok(protocol.bits())
+        }
+        ConnectionConfirm::Response { protocol, .. } => {
+            bail!("the server selects a protocol that was not offered: {protocol:?}")
+        }
+        ConnectionConfirm::Failure { code } => {
+            let code = u32::from(code);
+            Err(anyhow::Error::new(Refused { code }))
+        }
     }
-    anyhow::Error::new(error)
 }
 
-fn config(visit: &Visit<'_>) -> Config {
-    Config {
-        desktop_size: DesktopSize {
-            width: visit.size.0,
-            height: visit.size.1,
-        },
-        monitor_layout: None,
-        desktop_scale_factor: 0,
-        desktop_physical_size: None,
-        desktop_orientation: None,
-        device_scale_factor: None,
-        monitor_extended_layout: None,
-        relative_mouse_input: false,
-        enable_tls: true,
-        enable_credssp: false,
-        enable_standard_rdp_security: false,
-        credentials: Credentials::UsernamePassword {
-            username: String::from(visit.user),
-            password: String::from(visit.password),
-        },
-        domain: None,
-        client_build: 0,
-        client_name: String::from("jetway"),
-        keyboard_type: KeyboardType::IBM_ENHANCED,
-        keyboard_subtype: 0,
-        keyboard_functional_keys_count: 12,
-        keyboard_layout: US_KEYBOARD,
-        connection_type: ConnectionType::Lan,
-        ime_file_name: String::new(),
-        bitmap: None,
-        dig_product_id: String::new(),
-        client_dir: String::from("jetway"),
-        alternate_shell: String::new(),
-        work_dir: String::new(),
-        remote_application_mode: false,
-        rail_support_level: RailSupportLevel::empty(),
-        platform: MajorPlatformType::UNIX,
-        hardware_id: None,
-        request_data: None,
-        autologon: true,
-        enable_audio_playback: false,
-        enable_audio_capture: false,
-        performance_flags: PerformanceFlags::default(),
-        license_cache: None,
-        timezone_info: TimezoneInfo::default(),
-        compression_type: None,
-        enable_server_pointer: false,
-        pointer_software_rendering: false,
-        multitransport_flags: None,
-        support_dyn_vc_gfx_protocol: false,
+/// The connection sequence behind TLS.
+async fn connect(
+    frames: &mut Frames<TlsStream<TcpStream>>,
+    wishes: &Wishes<'_>,
+) -> anyhow::Result<Connected> {
+    let (mut client, mut answer) = Client::begin(wishes)?;
+    loop {
+        frames.stream().write_all(&answer).await?;
+        answer.clear();
+        let frame = frames
+            .next()
+            .await
+            .context("the server closed the connection")?;
+        match client.frame(&frame, &mut answer)? {
+            Step::On(next) => client = next,
+            Step::Connected(connected) => return Ok(connected),
+        }
     }
 }
 
@@ -585,6 +438,3 @@ impl ServerCertVerifier for AnyCertificate {
 
 /// Left Shift, scan code set 1.
 const SHIFT: u8 = 0x2a;
-
-/// Language identifier of the keyboard whose keys [`Session::type_text`] presses.
-const US_KEYBOARD: u32 = 0x0409;

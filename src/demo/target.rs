@@ -12,10 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use ironrdp_acceptor::{Acceptor, AcceptorResult, DesktopSize};
-use ironrdp_core::{Encode as _, WriteBuf, WriteCursor, decode};
+use ironrdp_core::{Encode as _, WriteCursor, decode};
 use ironrdp_graphics::rdp6::{BitmapStreamEncoder, RgbAChannels};
-use ironrdp_pdu::Action;
 use ironrdp_pdu::bitmap::{BitmapData, BitmapUpdateData, CompressedDataHeader, Compression};
 use ironrdp_pdu::fast_path::{
     EncryptionFlags, FastPathHeader, FastPathUpdatePdu, Fragmentation, UpdateCode,
@@ -27,15 +25,8 @@ use ironrdp_pdu::input::fast_path::{
 use ironrdp_pdu::input::mouse::PointerFlags;
 use ironrdp_pdu::input::{InputEvent, MousePdu, scan_code, sync, unicode};
 use ironrdp_pdu::mcs::{DisconnectProviderUltimatum, DisconnectReason, McsMessage};
-use ironrdp_pdu::nego::SecurityProtocol;
-use ironrdp_pdu::rdp::capability_sets::{
-    Bitmap, BitmapDrawingFlags, CapabilitySet, General, GeneralExtraFlags, Input, InputFlags,
-    MultifragmentUpdate, Order, OrderFlags, OrderSupportExFlags, Pointer, VirtualChannel,
-    VirtualChannelFlags,
-};
 use ironrdp_pdu::rdp::headers::{ShareControlHeader, ShareControlPdu, ShareDataPdu};
 use ironrdp_pdu::x224::X224;
-use ironrdp_tokio::{FramedWrite as _, TokioFramed, single_sequence_step, split_tokio_framed};
 use tokio::io::{AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -51,8 +42,13 @@ use tracing::{Instrument as _, debug, debug_span, warn};
 
 use super::canvas::{Area, Canvas};
 use super::desktop::{Desktop, KEYS_CHARS, Live};
+use super::frames::{Frames, is_fast_path};
 use super::keyboard::{self, Key};
+use super::sequence::server::{Accepted, Server, Step};
 use crate::clock;
+use crate::rdp::connection_request::{self, PROTOCOL_SSL};
+use crate::rdp::negotiation::{ConnectionConfirm, FailureCode, encode_failure};
+use crate::rdp::welcome::IO_CHANNEL;
 
 /// The desktop of a client that names no usable size.
 pub const DEFAULT_DESKTOP: (u16, u16) = (1024, 768);
@@ -130,14 +126,13 @@ async fn session(
 ) -> anyhow::Result<()> {
     stream.set_nodelay(true).context("set TCP_NODELAY")?;
     let handshake = timeout(HANDSHAKE_TIMEOUT, Box::pin(handshake(stream, tls)));
-    let (framed, accepted) = tokio::select! {
+    let (frames, accepted) = tokio::select! {
         () = cancel.cancelled() => return Ok(()),
         done = handshake => done.context("connection sequence took too long")??,
     };
     let Accepted {
         size,
         user,
-        io_channel_id,
         early_input,
     } = accepted;
     debug!(?size, user, "Demo target session opened");
@@ -146,11 +141,11 @@ async fn session(
         .await
         .context("draw the desktop")?;
 
-    let (reader, mut writer) = split_tokio_framed(framed);
+    let (reader, mut writer) = frames.split();
     let shared = Shared::default();
     let outcome = tokio::select! {
         () = cancel.cancelled() => Ok(()),
-        read = receive(reader, io_channel_id, early_input, &shared) => read,
+        read = receive(reader, early_input, &shared) => read,
         written = show(&mut writer, desktop, &shared) => written,
     };
     // The client may be gone already; either way this is the last thing it hears.
@@ -158,8 +153,7 @@ async fn session(
         if outcome.is_ok() {
             writer.write_all(&ultimatum()?).await?;
         }
-        let (stream, _) = writer.get_inner_mut();
-        stream.shutdown().await?;
+        writer.shutdown().await?;
         anyhow::Ok(())
     };
     if let Ok(Err(error)) = timeout(FAREWELL_TIMEOUT, farewell).await {
@@ -171,130 +165,66 @@ async fn session(
     outcome
 }
 
-type Framed = TokioFramed<TlsStream<TcpStream>>;
-
-/// What the connection sequence has settled.
-struct Accepted {
-    /// Width and height: the client repeats them in its Confirm Active PDU.
-    size: (u16, u16),
-    user: String,
-    io_channel_id: u16,
-    /// Frames that arrived before the Font List.
-    early_input: Vec<Vec<u8>>,
-}
-
-impl From<AcceptorResult> for Accepted {
-    fn from(result: AcceptorResult) -> Self {
-        let mut size = DEFAULT_DESKTOP;
-        for set in result.capabilities {
-            if let CapabilitySet::Bitmap(bitmap) = set
-                && bitmap.desktop_width >= TILE
-                && bitmap.desktop_height >= TILE
-            {
-                size = (
-                    bitmap.desktop_width.min(LARGEST_DESKTOP.0),
-                    bitmap.desktop_height.min(LARGEST_DESKTOP.1),
-                );
-            }
-        }
-        Self {
-            size,
-            user: result
-                .credentials
-                .map(|credentials| credentials.username)
-                .unwrap_or_default(),
-            io_channel_id: result.io_channel_id,
-            early_input: result.input_events,
-        }
-    }
-}
-
 /// Negotiation, TLS, and the rest of the connection sequence.
-async fn handshake(stream: TcpStream, tls: TlsAcceptor) -> anyhow::Result<(Framed, Accepted)> {
-    let size = |(width, height)| DesktopSize { width, height };
-    let mut acceptor = Acceptor::new(
-        SecurityProtocol::SSL,
-        size(DEFAULT_DESKTOP),
-        capabilities(),
-        None,
-    );
-    acceptor.set_honor_client_desktop_size(Some(size(LARGEST_DESKTOP)));
-
-    let mut framed = TokioFramed::new(stream);
-    let mut buffer = WriteBuf::new();
-    while acceptor.reached_security_upgrade().is_none() {
-        let step = single_sequence_step(&mut framed, &mut acceptor, &mut buffer).await;
-        if let Err(error) = step {
-            // Where no security protocol is shared the acceptor has written RDP_NEG_FAILURE, but not sent it.
-            framed.write_all(buffer.filled()).await?;
-            return Err(error).context("negotiate the security protocol");
-        }
-    }
-    let (stream, early) = framed.into_inner();
-    ensure!(
-        early.is_empty(),
-        "client spoke before the answer it must wait for"
-    );
+async fn handshake(
+    stream: TcpStream,
+    tls: TlsAcceptor,
+) -> anyhow::Result<(Frames<TlsStream<TcpStream>>, Accepted)> {
+    let mut frames = Frames::new(stream);
+    let requested = negotiate(&mut frames)
+        .await
+        .context("negotiate the security protocol")?;
+    let stream = frames
+        .into_stream()
+        .context("client spoke before the answer it must wait for")?;
     let stream = tls.accept(stream).await.context("TLS handshake")?;
-    acceptor.mark_security_upgrade_as_done();
 
-    let mut framed = TokioFramed::new(stream);
-    loop {
-        if let Some(accepted) = acceptor.get_result() {
-            return Ok((framed, Accepted::from(accepted)));
-        }
-        single_sequence_step(&mut framed, &mut acceptor, &mut buffer)
-            .await
-            .context("connection sequence")?;
-    }
+    let mut frames = Frames::new(stream);
+    let accepted = accept(&mut frames, requested)
+        .await
+        .context("connection sequence")?;
+    Ok((frames, accepted))
 }
 
-/// What the target announces in its Demand Active PDU.
-fn capabilities() -> Vec<CapabilitySet> {
-    vec![
-        CapabilitySet::General(General {
-            extra_flags: GeneralExtraFlags::FASTPATH_OUTPUT_SUPPORTED,
-            refresh_rect_support: true,
-            suppress_output_support: true,
-            ..General::default()
-        }),
-        CapabilitySet::Bitmap(Bitmap {
-            pref_bits_per_pix: BITS_PER_PIXEL,
-            desktop_width: DEFAULT_DESKTOP.0,
-            desktop_height: DEFAULT_DESKTOP.1,
-            desktop_resize_flag: true,
-            drawing_flags: BitmapDrawingFlags::empty(),
-        }),
-        CapabilitySet::Order(Order::new(
-            OrderFlags::empty(),
-            OrderSupportExFlags::empty(),
-            0,
-            0,
-        )),
-        CapabilitySet::Pointer(Pointer {
-            color_pointer_cache_size: 32,
-            pointer_cache_size: 32,
-        }),
-        CapabilitySet::Input(Input {
-            input_flags: InputFlags::SCANCODES
-                | InputFlags::MOUSEX
-                | InputFlags::FASTPATH_INPUT
-                | InputFlags::FASTPATH_INPUT_2
-                | InputFlags::UNICODE,
-            keyboard_layout: 0,
-            keyboard_type: None,
-            keyboard_subtype: 0,
-            keyboard_function_key: 12,
-            keyboard_ime_filename: String::new(),
-        }),
-        CapabilitySet::VirtualChannel(VirtualChannel {
-            flags: VirtualChannelFlags::NO_COMPRESSION,
-            chunk_size: None,
-        }),
-        CapabilitySet::MultiFragmentUpdate(MultifragmentUpdate {
-            max_request_size: 65_535,
-        }),
-    ]
+/// Selects TLS, and gives back the protocols that the client has offered.
+async fn negotiate(frames: &mut Frames<TcpStream>) -> anyhow::Result<u32> {
+    let request = frames.next().await?;
+    let (request, _) = connection_request::decode(&request)?
+        .context("the Connection Request is longer than its frame")?;
+    let requested = request
+        .negotiation
+        .map_or(0, |offer| offer.requested_protocols);
+    if requested & PROTOCOL_SSL == 0 {
+        let failure = encode_failure(FailureCode::SslRequired);
+        frames.stream().write_all(&failure).await?;
+        bail!("client does not offer TLS");
+    }
+    let confirm = ConnectionConfirm::Selected {
+        flags: EXTENDED_CLIENT_DATA_SUPPORTED,
+        protocol: PROTOCOL_SSL,
+    };
+    frames.stream().write_all(&confirm.encode()).await?;
+    Ok(requested)
+}
+
+/// The connection sequence behind TLS.
+async fn accept(
+    frames: &mut Frames<TlsStream<TcpStream>>,
+    client_requested: u32,
+) -> anyhow::Result<Accepted> {
+    let mut server = Server::new(client_requested);
+    let mut answer = Vec::new();
+    loop {
+        let frame = frames.next().await?;
+        let step = server.frame(&frame, &mut answer)?;
+        frames.stream().write_all(&answer).await?;
+        answer.clear();
+        match step {
+            Step::On(next) => server = next,
+            Step::Accepted(accepted) => return Ok(accepted),
+            Step::Left => bail!("client left"),
+        }
+    }
 }
 
 /// What the reader tells the painter.
@@ -327,32 +257,34 @@ impl Shared {
 
 /// Reads what the client says until it leaves.
 async fn receive(
-    mut reader: TokioFramed<ReadHalf<TlsStream<TcpStream>>>,
-    io_channel_id: u16,
+    mut reader: Frames<ReadHalf<TlsStream<TcpStream>>>,
     early_input: Vec<Vec<u8>>,
     shared: &Shared,
 ) -> anyhow::Result<()> {
     for frame in &early_input {
-        if x224(frame, io_channel_id, shared)? == Next::Leave {
+        if hear(frame, shared)? == Next::Leave {
             return Ok(());
         }
     }
     loop {
-        let (action, frame) = match reader.read_pdu().await {
+        let frame = match reader.next().await {
             Ok(read) => read,
             // Closing without a word, and without TLS's own, is how most clients leave.
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(()),
             Err(error) => return Err(error).context("read from the client"),
         };
-        match action {
-            Action::FastPath => fast_path(&frame, shared)?,
-            Action::X224 => {
-                if x224(&frame, io_channel_id, shared)? == Next::Leave {
-                    return Ok(());
-                }
-            }
+        if hear(&frame, shared)? == Next::Leave {
+            return Ok(());
         }
     }
+}
+
+fn hear(frame: &[u8], shared: &Shared) -> anyhow::Result<Next> {
+    if !is_fast_path(frame) {
+        return x224(frame, shared);
+    }
+    fast_path(frame, shared)?;
+    Ok(Next::Stay)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -392,7 +324,7 @@ fn fast_path(frame: &[u8], shared: &Shared) -> anyhow::Result<()> {
 }
 
 /// Everything that is not fast-path input.
-fn x224(frame: &[u8], io_channel_id: u16, shared: &Shared) -> anyhow::Result<Next> {
+fn x224(frame: &[u8], shared: &Shared) -> anyhow::Result<Next> {
     let message: X224<McsMessage<'_>> = decode(frame).context("decode an MCS message")?;
     let data = match message.0 {
         McsMessage::SendDataRequest(data) => data,
@@ -406,7 +338,7 @@ fn x224(frame: &[u8], io_channel_id: u16, shared: &Shared) -> anyhow::Result<Nex
             bail!("an MCS message that only belongs into the connection sequence")
         }
     };
-    if data.channel_id != io_channel_id {
+    if data.channel_id != IO_CHANNEL {
         // No other channel has anybody at this end.
         return Ok(Next::Stay);
     }
@@ -513,7 +445,7 @@ impl Seen {
 
 /// Draws and sends frames until the connection fails.
 async fn show(
-    writer: &mut TokioFramed<WriteHalf<TlsStream<TcpStream>>>,
+    writer: &mut WriteHalf<TlsStream<TcpStream>>,
     mut desktop: Desktop,
     shared: &Shared,
 ) -> anyhow::Result<()> {
@@ -574,7 +506,7 @@ impl Painter {
 
     async fn send(
         &mut self,
-        writer: &mut TokioFramed<WriteHalf<TlsStream<TcpStream>>>,
+        writer: &mut WriteHalf<TlsStream<TcpStream>>,
         picture: &Canvas,
         area: Area,
     ) -> anyhow::Result<()> {
@@ -627,10 +559,7 @@ impl Painter {
     }
 
     /// Sends what has been put together as one TS_FP_UPDATE_BITMAP in a PDU of its own.
-    async fn flush(
-        &mut self,
-        writer: &mut TokioFramed<WriteHalf<TlsStream<TcpStream>>>,
-    ) -> anyhow::Result<()> {
+    async fn flush(&mut self, writer: &mut WriteHalf<TlsStream<TcpStream>>) -> anyhow::Result<()> {
         if self.count == 0 {
             return Ok(());
         }
@@ -691,6 +620,9 @@ fn ultimatum() -> anyhow::Result<Vec<u8>> {
     ironrdp_core::encode_vec(&X224(message)).context("encode the ultimatum")
 }
 
+/// Of RDP_NEG_RSP: GCC blocks beyond those of RDP 5 are understood.
+const EXTENDED_CLIENT_DATA_SUPPORTED: u8 = 0x01;
+
 /// Sessions at one time; more wait to be accepted.
 const SESSIONS: usize = 32;
 
@@ -722,18 +654,17 @@ const TILE_BYTES: usize = 3 * 4096 + 2;
 const UPDATE_BYTES: usize = 15 * 1024;
 
 /// The planar codec is for 32 bits per pixel.
-const BITS_PER_PIXEL: u16 = 32;
+pub(super) const BITS_PER_PIXEL: u16 = 32;
 
 #[cfg(test)]
 mod tests {
-    use ironrdp_pdu::find_size;
+    use ironrdp_core::WriteBuf;
     use ironrdp_pdu::input::{InputEventPdu, ScanCodePdu};
     use ironrdp_pdu::rdp::refresh_rectangle::RefreshRectanglePdu;
     use ironrdp_pdu::rdp::suppress_output::SuppressOutputPdu;
 
     use super::*;
-
-    const IO_CHANNEL: u16 = 1003;
+    use crate::rdp::frame;
 
     /// Starts of frames that real clients send after the connection sequence.
     const FRAMES: [&[u8]; 4] = [
@@ -746,9 +677,9 @@ mod tests {
     ];
 
     /// An Input PDU and its like, as clients without fast path send them on the I/O channel.
-    fn slow_path(pdu: ShareDataPdu) -> Vec<u8> {
+    fn slow_path(channel: u16, pdu: ShareDataPdu) -> Vec<u8> {
         let mut frame = WriteBuf::new();
-        ironrdp_pdu::rdp::headers::encode_share_data(1002, IO_CHANNEL, 0, pdu, &mut frame).unwrap();
+        ironrdp_pdu::rdp::headers::encode_share_data(1002, channel, 0, pdu, &mut frame).unwrap();
         frame.filled().to_vec()
     }
 
@@ -763,7 +694,7 @@ mod tests {
     #[test]
     fn slow_path_input_refresh_suppress_and_shutdown_are_understood() {
         let shared = Shared::default();
-        let say = |pdu| x224(&slow_path(pdu), IO_CHANNEL, &shared).unwrap();
+        let say = |pdu| x224(&slow_path(IO_CHANNEL, pdu), &shared).unwrap();
         let suppress =
             |desktop_rect| ShareDataPdu::SuppressOutput(SuppressOutputPdu { desktop_rect });
         let all = InclusiveRectangle {
@@ -789,7 +720,7 @@ mod tests {
         }));
         assert_eq!(flags(), (false, true));
         assert!(say(ShareDataPdu::ShutdownRequest) == Next::Leave);
-        let other_channel = x224(&slow_path(typed('x')), IO_CHANNEL + 1, &shared).unwrap();
+        let other_channel = x224(&slow_path(IO_CHANNEL + 1, typed('x')), &shared).unwrap();
         assert!(other_channel == Next::Stay);
         assert_eq!(shared.seen.lock().unwrap().keys, "j");
     }
@@ -803,8 +734,8 @@ mod tests {
         };
         let shared = Shared::default();
         let mut frames: Vec<Vec<u8>> = FRAMES.iter().map(|frame| frame.to_vec()).collect();
-        frames.push(slow_path(typed('j')));
-        frames.push(slow_path(ShareDataPdu::ShutdownRequest));
+        frames.push(slow_path(IO_CHANNEL, typed('j')));
+        frames.push(slow_path(IO_CHANNEL, ShareDataPdu::ShutdownRequest));
         for round in 0..20_000_usize {
             let mut frame = frames[round % frames.len()].clone();
             let [count, ..] = random();
@@ -815,15 +746,11 @@ mod tests {
             }
             let [cut, ..] = random();
             frame.truncate(usize::from(cut) + 1);
-            match find_size(&frame) {
-                Ok(Some(info)) if info.length <= frame.len() => {
-                    frame.truncate(info.length);
-                    match info.action {
-                        Action::FastPath => drop(fast_path(&frame, &shared)),
-                        Action::X224 => drop(x224(&frame, IO_CHANNEL, &shared)),
-                    }
-                }
-                _ => {}
+            if let Ok(Some(found)) = frame::find(&frame)
+                && found.length <= frame.len()
+            {
+                frame.truncate(found.length);
+                drop(hear(&frame, &shared));
             }
         }
     }
