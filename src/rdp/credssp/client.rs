@@ -2,12 +2,6 @@
 //!
 //! NTLM as it is, or Kerberos in SPNEGO. What Kerberos has to ask its KDC is handed to the caller
 //! ([`Progress::AskKdc`]), who owns the network.
-//!
-//! sspi 0.23.0 takes an AS-REP only in the form that [MS-KILE] KDCs give it. MIT krb5 tags the encrypted part as that of
-//! a TGS-REP, and Heimdal leaves PA-ETYPE-INFO2 out: with those KDCs a right password ends in
-//! [`LogonError::Package`], while wrong, unknown and locked users are told apart. sspi 0.23.1 takes both forms.
-//!
-//! [MS-KILE]: https://learn.microsoft.com/en-us/openspecs/windows_protocols/ms-kile/2a32282e-dd48-4ad9-a542-609804b02cc9
 
 use std::fmt;
 
@@ -15,7 +9,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sspi::credssp::{ClientMode, ClientState, CredSspClient, CredSspMode, TsRequest};
 use sspi::generator::{Generator, GeneratorState, NetworkRequest};
 use sspi::ntlm::NtlmConfig;
-use sspi::{AuthIdentity, ErrorKind, KerberosConfig, NegotiateConfig, Username};
+use sspi::{AuthIdentity, ErrorKind, KdcResolution, KerberosConfig, NegotiateConfig, Username};
 use zeroize::Zeroizing;
 
 use super::server::{Cause, decode, encode};
@@ -135,9 +129,12 @@ impl Client {
                 } else {
                     "kerberos,!ntlm"
                 };
-                let kerberos =
-                    KerberosConfig::new(&format!("tcp://{kdc}"), COMPUTER_NAME.to_owned());
-                if kerberos.kdc_url.is_none() {
+                let kerberos = KerberosConfig::new_with_kdc_url(
+                    &format!("tcp://{kdc}"),
+                    COMPUTER_NAME.to_owned(),
+                );
+                // Without one, sspi would look for a KDC by itself.
+                if matches!(kerberos.kdc_resolution, KdcResolution::KdcUrl(None)) {
                     return Err(LogonError::Package(
                         "the address of the KDC is none".to_owned(),
                     ));
