@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::limits;
 use crate::policy::egress::{EgressConfig, EgressRules};
 use crate::token::key::KeyUsage;
+use crate::token::target::TargetAddr;
 use crate::token::{TokenRules, UnsignedJwe};
 
 /// Everything an administrator can set.
@@ -286,7 +287,7 @@ pub struct KerberosConfig {
     pub kdcs: Vec<String>,
     /// The realm of user names that name none.
     pub realm: Option<String>,
-    /// Whether NTLM may be used where there is no Kerberos.
+    /// Whether NTLM may be used where there is no ticket.
     #[serde(default = "KerberosConfig::default_ntlm_fallback")]
     pub ntlm_fallback: bool,
 }
@@ -567,10 +568,15 @@ impl Config {
         if self.target.verify == VerifyTarget::Ca && self.target.ca.is_none() {
             return Err(file.error(&["target", "ca"], "needed for verify = \"ca\""));
         }
-        if let Some(kerberos) = &self.target.kerberos
-            && kerberos.kdcs.is_empty()
-        {
-            return Err(file.error(&["target", "kerberos", "kdcs"], "names no KDC"));
+        if let Some(kerberos) = &self.target.kerberos {
+            let key = ["target", "kerberos", "kdcs"];
+            if kerberos.kdcs.is_empty() {
+                return Err(file.error(&key, "names no KDC"));
+            }
+            for kdc in &kerberos.kdcs {
+                kdc.parse::<TargetAddr>()
+                    .map_err(|error| file.error(&key, &format!("{kdc}: {error}")))?;
+            }
         }
         if self.tickets.lifetime_s == 0 {
             return Err(file.error(&["tickets", "lifetime_s"], "a ticket needs a lifetime"));
@@ -729,6 +735,16 @@ mod tests {
                 9,
             ),
             ("[limits]\nconnections = 0\n", "limits.connections", 8),
+            (
+                "[target]\nkerberos = { kdcs = [] }\n",
+                "target.kerberos.kdcs",
+                8,
+            ),
+            (
+                "[target]\nkerberos = { kdcs = [\"dc1.corp.example\"] }\n",
+                "target.kerberos.kdcs",
+                8,
+            ),
             ("[tickets]\nlifetime_s = 0\n", "tickets.lifetime_s", 8),
             ("[log]\nfilter = \"jetway=loud\"\n", "log.filter", 8),
             ("[api]\nplain_http = \"sometimes\"\n", "api.plain_http", 8),

@@ -4,7 +4,8 @@
 # usage: tests/install.sh [build] [peers] [ci]
 #   build      what the build needs, and nothing else
 #   (nothing)  what the tests without peers need: cargo-nextest, besides what the build needs
-#   peers      the real clients and targets of tests/peers: FreeRDP 2 and 3, rdesktop, xrdp, Xvfb and the tools around them
+#   peers      the real clients and targets of tests/peers: FreeRDP 2 and 3, rdesktop, xrdp, krb5kdc, Xvfb and the tools
+#              around them
 #   ci         cargo-deny and cargo-fuzz
 set -euo pipefail
 
@@ -16,7 +17,9 @@ for part in "$@"; do
     peers)
         packages+=(xvfb xauth xdotool xclip x11-utils x11-apps x11-xserver-utils xterm openssl
             freerdp2-x11 freerdp2-shadow-x11 winpr-utils freerdp3-x11 freerdp3-shadow-x11 xrdp xorgxrdp
-            rdesktop fuse3 pulseaudio pulseaudio-utils)
+            rdesktop fuse3 pulseaudio pulseaudio-utils
+            # They come without a realm, and without one krb5kdc and kadmind do not start.
+            krb5-kdc krb5-admin-server krb5-user faketime)
         ;;
     ci) tools+=(cargo-deny cargo-fuzz) ;;
     *)

@@ -50,9 +50,12 @@ struct InsideRow {
     /// `selectedProtocol` of the client's leg.
     client_protocol: u32,
     client_tls: String,
+    /// How the client proved itself: `none`, `ntlm` or `kerberos`.
+    client_logon: &'static str,
     /// `selectedProtocol` of the target's leg.
     target_protocol: u32,
     target_tls: String,
+    target_logon: &'static str,
     statistics: SessionStatistics,
 }
 
@@ -126,7 +129,9 @@ fn inside(inside: &Inside) -> InsideRow {
     InsideRow {
         client_protocol: legs.client_selected,
         client_tls: format!("{} {}", legs.client_tls.version, legs.client_tls.cipher),
+        client_logon: legs.client_logon.name(),
         target_protocol: legs.target_selected,
+        target_logon: legs.target_logon.name(),
         target_tls: format!("{} {}", legs.target_tls.version, legs.target_tls.cipher),
         statistics: statistics.unwrap_or_else(PoisonError::into_inner).clone(),
     }

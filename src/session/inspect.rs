@@ -274,8 +274,10 @@ fn note(id: SessionId, gateway: &Gateway, secured: &Secured<Io>) {
         session = %id,
         client_protocol = legs.client_selected,
         client_tls = %format_args!("{} {}", legs.client_tls.version, legs.client_tls.cipher),
+        client_logon = legs.client_logon.name(),
         target_protocol = legs.target_selected,
         target_tls = %format_args!("{} {}", legs.target_tls.version, legs.target_tls.cipher),
+        target_logon = legs.target_logon.name(),
         target_certificate = %secured.target_certificate,
         first_use = secured.remembered == Remembered::First,
         "Session secured"
@@ -353,6 +355,8 @@ mod tests {
             client_selected: 1,
             target_requested: 3,
             target_selected: 1,
+            client_logon: secure::Logon::None,
+            target_logon: secure::Logon::None,
             client_tls: tls.clone(),
             target_tls: tls,
         };

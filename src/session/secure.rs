@@ -17,25 +17,30 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use secrecy::SecretString;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tokio_rustls::rustls::client::Resumption;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::{self, ClientConfig, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+use tracing::warn;
+use zeroize::Zeroizing;
 
 use crate::rdp::connection_request::{
     self, ConnectionRequest, NegotiationRequest, PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX, PROTOCOL_SSL,
     REDIRECTED_AUTHENTICATION_MODE_REQUIRED, RESTRICTED_ADMIN_MODE_REQUIRED,
 };
 use crate::rdp::credssp::client::{
-    Client as LogonClient, LogonError, Package, Progress, status_name,
+    Client as LogonClient, Exchange, LogonError, Package, Progress, status_name,
+};
+use crate::rdp::credssp::krb_error::{
+    KDC_ERR_C_PRINCIPAL_UNKNOWN, KDC_ERR_CLIENT_REVOKED, KDC_ERR_ETYPE_NOSUPP, KDC_ERR_KEY_EXPIRED,
+    KDC_ERR_NAME_EXP, KDC_ERR_POLICY, KDC_ERR_PREAUTH_FAILED, KDC_ERR_S_PRINCIPAL_UNKNOWN,
+    KDC_ERR_WRONG_REALM, KRB_AP_ERR_BAD_INTEGRITY, KRB_AP_ERR_SKEW, KrbError,
 };
 use crate::rdp::credssp::server::{Cause, Progress as ServerProgress, Server as LogonServer};
 use crate::rdp::credssp::{EarlyUserAuth, SubjectPublicKeyInfo, frame_length};
@@ -46,7 +51,8 @@ use crate::target_certificate::{
 };
 use crate::token::claims::{Credentials, Thumbprint};
 use crate::token::target::TargetAddr;
-use crate::upstream;
+
+use super::kdc::Kdcs;
 
 /// What an operator configures for the target leg.
 #[derive(Clone, Debug)]
@@ -60,12 +66,13 @@ pub struct SecureConfig {
 /// Kerberos to targets that were named, not addressed: there is no ticket for an IP address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kerberos {
-    /// `host:port` of the KDCs, in the order to try them; TCP.
+    /// `host:port` of the KDCs, in the order to try them.
     pub kdcs: Vec<String>,
     /// The realm of user names that name none.
     pub realm: Option<String>,
-    /// Whether NTLM may be used where there is no Kerberos: no KDC answers, the KDC does not know the target, the
-    /// target has no name or wants NTLM. Wrong credentials never lead to a second attempt.
+    /// Whether NTLM may be used where there is no ticket: no KDC answers or has the right time, the KDC does not know
+    /// the target, the target has no name, the user belongs to no realm. Wrong credentials never lead to a second
+    /// attempt, and neither does a target that does not take a ticket.
     pub ntlm_fallback: bool,
 }
 
@@ -132,10 +139,37 @@ pub struct Legs {
     pub target_requested: u32,
     /// `selectedProtocol` of the target: goes back to it in the client core data.
     pub target_selected: u32,
+    /// How the client proved itself.
+    pub client_logon: Logon,
+    /// How the gateway logged on to the target.
+    pub target_logon: Logon,
     /// TLS to the client.
     pub client_tls: TlsFacts,
     /// TLS to the target.
     pub target_tls: TlsFacts,
+}
+
+/// How somebody proved who they are, in CredSSP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Logon {
+    /// Not at all: TLS alone.
+    None,
+    /// By a password.
+    Ntlm,
+    /// By a ticket.
+    Kerberos,
+}
+
+impl Logon {
+    /// Its name, for logs and API.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Ntlm => "ntlm",
+            Self::Kerberos => "kerberos",
+        }
+    }
 }
 
 /// Version and cipher of a TLS connection, for people.
@@ -280,6 +314,12 @@ pub enum SecureError {
     /// No KDC answers.
     #[error("no KDC can be reached: {0}")]
     KdcUnreachable(String),
+    /// The clocks differ: tickets are good for minutes.
+    #[error("the clocks of this machine and of the KDC differ: {0}")]
+    ClockSkew(String),
+    /// Kerberos is demanded where it cannot be.
+    #[error("no Kerberos: {0}")]
+    NoKerberos(&'static str),
     /// Another failure of the logon.
     #[error("the target's logon: {0}")]
     TargetLogon(LogonError),
@@ -331,7 +371,10 @@ impl SecureError {
             Self::StandardSecurityOnly
             | Self::NlaWithoutCredentials
             | Self::NegotiationFailure(_) => Class::StandardSecurityOnly,
-            Self::Certificate(CertificateRefusal::Store(_)) | Self::Settings(_) => Class::Gateway,
+            Self::Certificate(CertificateRefusal::Store(_))
+            | Self::Settings(_)
+            | Self::ClockSkew(_)
+            | Self::NoKerberos(_) => Class::Gateway,
             Self::Certificate(_) | Self::TargetLogon(LogonError::PublicKey) => {
                 Class::CertificateMismatch
             }
@@ -341,6 +384,22 @@ impl SecureError {
             Self::KdcUnreachable(_) => Class::KdcUnreachable,
             Self::TargetLogon(_) => Class::Target,
         }
+    }
+
+    /// Whether it says nothing against the credentials but that Kerberos is not to be had for them.
+    fn leaves_ntlm(&self) -> bool {
+        if let Self::TargetLogon(LogonError::Kdc(answer)) = self {
+            let codes = [
+                KDC_ERR_S_PRINCIPAL_UNKNOWN,
+                KDC_ERR_ETYPE_NOSUPP,
+                KDC_ERR_WRONG_REALM,
+            ];
+            return codes.contains(&answer.code);
+        }
+        matches!(
+            self,
+            Self::KdcUnreachable(_) | Self::ClockSkew(_) | Self::NoKerberos(_)
+        )
     }
 
     /// The name of the rule, for the log: stable, one word, safe to count by.
@@ -428,6 +487,8 @@ where
                 client_selected: leg.selected,
                 target_requested: negotiated.requested,
                 target_selected: negotiated.selected,
+                client_logon: leg.logon,
+                target_logon: leg_to_target.logon,
                 client_tls: TlsFacts::of(leg.stream.get_ref().1),
                 target_tls: TlsFacts::of(leg_to_target.stream.get_ref().1),
             };
@@ -587,6 +648,7 @@ fn is_credential_less(negotiation: NegotiationRequest) -> bool {
 struct ClientLeg<C> {
     stream: Box<ClientTls<C>>,
     read_ahead: Vec<u8>,
+    logon: Logon,
     requested: u32,
     selected: u32,
 }
@@ -623,6 +685,7 @@ where
     let mut stream = Box::new(within(deadline, Step::ClientTls, accept).await?);
     let mut read_ahead = Vec::new();
     let mut leg = selection;
+    let mut logon = Logon::None;
     if direct {
         let begins = within(deadline, Step::ClientNegotiation, async {
             fill(&mut *stream, &mut read_ahead).await?;
@@ -642,6 +705,7 @@ where
         );
         let proof = timeout_at(deadline, proof).await;
         proof.unwrap_or(Err(SecureError::TimedOut(Step::ClientLogon)))?;
+        logon = Logon::Ntlm;
     }
     if direct {
         let negotiation = direct_negotiation(&mut *stream, &mut read_ahead, leg, negotiated);
@@ -652,6 +716,7 @@ where
     Ok(ClientLeg {
         stream,
         read_ahead,
+        logon,
         requested: leg.requested,
         selected: leg.selected,
     })
@@ -788,6 +853,7 @@ impl ResolvesServerCert for Recorded {
 struct TargetLeg {
     stream: Box<TargetTls>,
     read_ahead: Vec<u8>,
+    logon: Logon,
     certificate: Thumbprint,
     remembered: Remembered,
 }
@@ -810,6 +876,7 @@ async fn target_leg(
             .ok_or(CertificateRefusal::NoPublicKey)?
     };
     let mut read_ahead = Vec::new();
+    let mut name = Logon::None;
     if negotiated.selected != PROTOCOL_SSL {
         let credentials = request
             .target_credentials
@@ -825,12 +892,13 @@ async fn target_leg(
             request,
         ));
         let logon = timeout_at(request.deadline, logon).await;
-        logon.unwrap_or(Err(SecureError::TimedOut(Step::TargetLogon)))?;
+        name = logon.unwrap_or(Err(SecureError::TimedOut(Step::TargetLogon)))?;
     }
     let remembered = policy.remember(request.target, &certificate)?;
     Ok(TargetLeg {
         stream,
         read_ahead,
+        logon: name,
         certificate: thumbprint(&certificate),
         remembered,
     })
@@ -874,53 +942,28 @@ async fn target_logon(
     public_key: &[u8],
     credentials: &Credentials,
     request: &SecureRequest<'_>,
-) -> Result<(), SecureError> {
+) -> Result<Logon, SecureError> {
     let step = Step::TargetLogon;
     let failed = |error| SecureError::Io { step, error };
-    let host = request.target.host.as_str();
-    let kerberos = request.config.kerberos.as_ref();
-    // There is no ticket for an address.
-    let kerberos = match kerberos {
-        Some(_) if host.parse::<IpAddr>().is_ok() => match kerberos {
-            Some(kerberos) if kerberos.ntlm_fallback => None,
-            _ => {
-                let problem = "Kerberos needs a target with a name, and NTLM is not allowed";
-                return Err(SecureError::Settings(problem.to_owned()));
-            }
-        },
-        other => other,
-    };
-    let mut kdc = Kdc {
-        addresses: kerberos.map_or(&[], |kerberos| kerberos.kdcs.as_slice()),
-        failure: None,
-    };
-    let (username, password) = (credentials.username.as_str(), &credentials.password);
-    let mut logon = new_logon(public_key, username, password, host, kerberos)
-        .map_err(|error| judge(error, &kdc))?;
-    let mut frame = None;
+    let First {
+        mut logon,
+        mut kdcs,
+        mut frame,
+        package,
+    } = first_message(public_key, credentials, request).await?;
     loop {
-        let (answer, last) = {
-            let mut exchange = logon
-                .exchange(frame.as_deref())
-                .map_err(|error| judge(error, &kdc))?;
-            let mut progress = exchange.start();
-            loop {
-                match progress.map_err(|error| judge(error, &kdc))? {
-                    Progress::AskKdc(message) => {
-                        let answer = kdc.ask(&message, request.deadline).await;
-                        progress = exchange.resume(answer);
-                    }
-                    Progress::Send { frame, last } => break (frame, last),
-                }
-            }
-        };
-        stream.write_all(&answer).await.map_err(failed)?;
+        stream.write_all(&frame).await.map_err(failed)?;
         stream.flush().await.map_err(failed)?;
-        if last {
+        let answer = read_ts_request(stream, read_ahead, step).await;
+        let answer = answer.map_err(|error| closed_as_answer(error, &logon))?;
+        let exchange = logon.exchange(Some(&answer));
+        let next = answer_of(exchange, &mut kdcs, request.deadline).await?;
+        if next.last {
+            stream.write_all(&next.frame).await.map_err(failed)?;
+            stream.flush().await.map_err(failed)?;
             break;
         }
-        let answer = read_ts_request(stream, read_ahead, step).await;
-        frame = Some(answer.map_err(|error| closed_as_answer(error, &logon))?);
+        frame = next.frame;
     }
     if selected == PROTOCOL_HYBRID_EX {
         while read_ahead.len() < EarlyUserAuth::BYTES {
@@ -942,7 +985,101 @@ async fn target_logon(
         }
         read_ahead.drain(..EarlyUserAuth::BYTES);
     }
-    Ok(())
+    Ok(package)
+}
+
+/// A logon whose first message is ready.
+struct First {
+    logon: LogonClient,
+    kdcs: Kdcs,
+    frame: Zeroizing<Vec<u8>>,
+    package: Logon,
+}
+
+/// Begins the logon: by Kerberos where that is configured and there is a ticket, by NTLM else where that is allowed.
+async fn first_message(
+    public_key: &[u8],
+    credentials: &Credentials,
+    request: &SecureRequest<'_>,
+) -> Result<First, SecureError> {
+    if let Some(kerberos) = &request.config.kerberos {
+        match first_by_kerberos(kerberos, public_key, credentials, request).await {
+            Err(error) if kerberos.ntlm_fallback && error.leaves_ntlm() => {
+                warn!(%error, "NTLM is used in the place of Kerberos");
+            }
+            other => return other,
+        }
+    }
+    let package = (Package::Ntlm, Logon::Ntlm);
+    first_by(package, Vec::new(), public_key, credentials, request).await
+}
+
+async fn first_by_kerberos(
+    kerberos: &Kerberos,
+    public_key: &[u8],
+    credentials: &Credentials,
+    request: &SecureRequest<'_>,
+) -> Result<First, SecureError> {
+    if request.target.host.parse::<IpAddr>().is_ok() {
+        return Err(SecureError::NoKerberos(
+            "there is no ticket for an address: the target needs a name",
+        ));
+    }
+    let realm = kerberos.realm.as_deref();
+    let package = (Package::Kerberos { realm }, Logon::Kerberos);
+    let kdcs = kerberos.kdcs.clone();
+    first_by(package, kdcs, public_key, credentials, request).await
+}
+
+async fn first_by(
+    (package, name): (Package<'_>, Logon),
+    kdcs: Vec<String>,
+    public_key: &[u8],
+    credentials: &Credentials,
+    request: &SecureRequest<'_>,
+) -> Result<First, SecureError> {
+    let mut kdcs = Kdcs::new(kdcs);
+    let mut logon = LogonClient::new(
+        public_key,
+        &credentials.username,
+        &credentials.password,
+        &request.target.host,
+        package,
+    )
+    .map_err(|error| judge(error, &kdcs))?;
+    let exchange = logon.exchange(None);
+    let first = answer_of(exchange, &mut kdcs, request.deadline).await?;
+    Ok(First {
+        logon,
+        kdcs,
+        frame: first.frame,
+        package: name,
+    })
+}
+
+/// What the target is to be sent.
+struct Answer {
+    frame: Zeroizing<Vec<u8>>,
+    last: bool,
+}
+
+/// Works on one message of the target, asking KDCs on the way.
+async fn answer_of(
+    exchange: Result<Exchange<'_>, LogonError>,
+    kdcs: &mut Kdcs,
+    deadline: Instant,
+) -> Result<Answer, SecureError> {
+    let mut exchange = exchange.map_err(|error| judge(error, kdcs))?;
+    let mut progress = exchange.start();
+    loop {
+        match progress.map_err(|error| judge(error, kdcs))? {
+            Progress::AskKdc(question) => {
+                let answer = kdcs.ask(&question, deadline).await;
+                progress = exchange.resume(answer);
+            }
+            Progress::Send { frame, last } => return Ok(Answer { frame, last }),
+        }
+    }
 }
 
 /// The end of the connection, where an answer to the credentials was due.
@@ -959,98 +1096,57 @@ fn closed_as_answer(error: SecureError, logon: &LogonClient) -> SecureError {
     }
 }
 
-fn new_logon(
-    public_key: &[u8],
-    username: &str,
-    password: &SecretString,
-    host: &str,
-    kerberos: Option<&Kerberos>,
-) -> Result<LogonClient, LogonError> {
-    let package = match kerberos {
-        None => Package::Ntlm,
-        Some(kerberos) => Package::Kerberos {
-            // Which one is really asked is decided below, where the network is.
-            kdc: kerberos.kdcs.first().map_or("", String::as_str),
-            realm: kerberos.realm.as_deref(),
-            ntlm_fallback: kerberos.ntlm_fallback,
-        },
-    };
-    LogonClient::new(public_key, username, password, host, package)
-}
-
 /// What a failed logon means.
-fn judge(error: LogonError, kdc: &Kdc<'_>) -> SecureError {
-    if let LogonError::Status(status) = error {
-        let name = status_name(status);
-        return match status {
-            0xc000_006d | 0xc000_006a | 0xc000_0064 => SecureError::WrongCredentials(name),
-            0xc000_0234 => SecureError::AccountLocked(name),
-            0xc000_006e..=0xc000_0072 | 0xc000_0193 | 0xc000_0224 | 0xc000_015b | 0xc000_0413 => {
-                SecureError::AccountRestricted(name)
-            }
-            0xc000_005e => SecureError::KdcUnreachable(name),
-            _ => SecureError::TargetLogon(error),
-        };
+fn judge(error: LogonError, kdcs: &Kdcs) -> SecureError {
+    let text = error.to_string();
+    match &error {
+        LogonError::Status(status) => by_status(*status, status_name(*status)),
+        // What Windows adds is more exact than the code of the KDC.
+        LogonError::Kdc(answer) => answer
+            .status
+            .and_then(|status| by_status(status, text.clone()))
+            .or_else(|| by_answer(answer, text)),
+        LogonError::NoRealm => Some(SecureError::NoKerberos("the user name belongs to no realm")),
+        LogonError::UserName
+        | LogonError::TsRequest(_)
+        | LogonError::PublicKey
+        | LogonError::Ticket(_)
+        | LogonError::Package(_) => kdcs
+            .failure()
+            .map(|failure| SecureError::KdcUnreachable(failure.to_owned())),
     }
-    if let LogonError::Kdc { code, .. } = error {
-        let text = error.to_string();
-        return match code {
-            KDC_ERR_C_PRINCIPAL_UNKNOWN | KDC_ERR_PREAUTH_FAILED | KRB_AP_ERR_BAD_INTEGRITY => {
-                SecureError::WrongCredentials(text)
-            }
-            KDC_ERR_CLIENT_REVOKED => SecureError::AccountLocked(text),
-            KDC_ERR_NAME_EXP | KDC_ERR_POLICY | KDC_ERR_KEY_EXPIRED => {
-                SecureError::AccountRestricted(text)
-            }
-            _ => SecureError::TargetLogon(error),
-        };
-    }
-    match &kdc.failure {
-        Some(failure) => SecureError::KdcUnreachable(failure.clone()),
-        None => SecureError::TargetLogon(error),
-    }
+    .unwrap_or(SecureError::TargetLogon(error))
 }
 
-/// The network of Kerberos: one question, one answer, over TCP, from the first KDC that gives one.
-struct Kdc<'a> {
-    addresses: &'a [String],
-    failure: Option<String>,
+/// What an NTSTATUS means, where it is about the account.
+fn by_status(status: u32, text: String) -> Option<SecureError> {
+    Some(match status {
+        0xc000_006d | 0xc000_006a | 0xc000_0064 => SecureError::WrongCredentials(text),
+        0xc000_0234 => SecureError::AccountLocked(text),
+        0xc000_006e..=0xc000_0072 | 0xc000_0193 | 0xc000_0224 | 0xc000_015b | 0xc000_0413 => {
+            SecureError::AccountRestricted(text)
+        }
+        0xc000_005e => SecureError::KdcUnreachable(text),
+        _ => return None,
+    })
 }
 
-impl Kdc<'_> {
-    async fn ask(&mut self, message: &[u8], deadline: Instant) -> Option<Vec<u8>> {
-        let mut failures = Vec::new();
-        for address in self.addresses {
-            let patience = KDC_TIMEOUT.min(deadline.saturating_duration_since(Instant::now()));
-            match timeout(patience, Self::ask_one(address, message)).await {
-                Ok(Ok(answer)) => {
-                    self.failure = None;
-                    return Some(answer);
-                }
-                Ok(Err(error)) => failures.push(format!("{address}: {error}")),
-                Err(_elapsed) => failures.push(format!("{address}: no answer in time")),
-            }
+/// What a KRB-ERROR means, where it is about the account or the time.
+fn by_answer(answer: &KrbError, text: String) -> Option<SecureError> {
+    Some(match answer.code {
+        KDC_ERR_C_PRINCIPAL_UNKNOWN | KDC_ERR_PREAUTH_FAILED | KRB_AP_ERR_BAD_INTEGRITY => {
+            SecureError::WrongCredentials(text)
         }
-        self.failure = Some(failures.join("; "));
-        None
-    }
-
-    async fn ask_one(address: &str, message: &[u8]) -> io::Result<Vec<u8>> {
-        let mut stream = upstream::connect_service(address).await?;
-        stream.write_all(message).await?;
-        let mut header = [0; 4];
-        stream.read_exact(&mut header).await?;
-        let length = usize::try_from(u32::from_be_bytes(header)).unwrap_or(usize::MAX);
-        if length > KDC_ANSWER_BYTES {
-            let text = format!("an answer of {length} bytes");
-            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        // MIT krb5 tells locked accounts from disabled ones by this word.
+        KDC_ERR_CLIENT_REVOKED if answer.text.as_deref() == Some("LOCKED_OUT") => {
+            SecureError::AccountLocked(text)
         }
-        let mut answer = header.to_vec();
-        answer.resize(header.len().saturating_add(length), 0);
-        let (_, body) = answer.split_at_mut(header.len());
-        stream.read_exact(body).await?;
-        Ok(answer)
-    }
+        KDC_ERR_CLIENT_REVOKED | KDC_ERR_NAME_EXP | KDC_ERR_POLICY | KDC_ERR_KEY_EXPIRED => {
+            SecureError::AccountRestricted(text)
+        }
+        KRB_AP_ERR_SKEW => SecureError::ClockSkew(text),
+        _ => return None,
+    })
 }
 
 // ---- the last word ----
@@ -1073,7 +1169,7 @@ where
         let mut farewell = Farewell::new(reason.error_info(), client_requested);
         let mut answer = farewell.feed(read_ahead)?;
         // Holds the client's password for a moment.
-        let mut bytes = zeroize::Zeroizing::new(vec![0; READ_BYTES]);
+        let mut bytes = Zeroizing::new(vec![0; READ_BYTES]);
         loop {
             client.write_all(&answer).await?;
             client.flush().await?;
@@ -1235,7 +1331,7 @@ async fn fill<S: AsyncRead + Unpin>(stream: &mut S, bytes: &mut Vec<u8>) -> io::
 async fn drain<S: AsyncRead + Unpin>(stream: &mut S, deadline: Instant) {
     let until = deadline.min(Instant::now() + crate::limits::REFUSAL_LINGER);
     let read = async {
-        let mut bytes = zeroize::Zeroizing::new(vec![0; READ_BYTES]);
+        let mut bytes = Zeroizing::new(vec![0; READ_BYTES]);
         let mut total = 0_usize;
         while let Ok(count) = stream.read(&mut bytes).await {
             total = total.saturating_add(count);
@@ -1261,26 +1357,17 @@ const X224_CODE_AT: usize = 5;
 const X224_CONNECTION_REQUEST: u8 = 0xe0;
 /// How a `TSRequest` begins.
 const DER_SEQUENCE: u8 = 0x30;
-/// For one KDC to answer one question.
-const KDC_TIMEOUT: Duration = Duration::from_secs(5);
-/// Largest answer of a KDC, bytes: Windows allows tickets of 48,000.
-const KDC_ANSWER_BYTES: usize = 64 * 1024;
 
 /// RDP_NEG_RSP `flags`: the client may send extended client data.
 const EXTENDED_CLIENT_DATA_SUPPORTED: u8 = 0x01;
 /// RDP_NEG_RSP `flags`: the target supports the graphics pipeline.
 const DYNVC_GFX_PROTOCOL_SUPPORTED: u8 = 0x02;
 
-const KDC_ERR_NAME_EXP: i32 = 1;
-const KDC_ERR_C_PRINCIPAL_UNKNOWN: i32 = 6;
-const KDC_ERR_POLICY: i32 = 12;
-const KDC_ERR_CLIENT_REVOKED: i32 = 18;
-const KDC_ERR_KEY_EXPIRED: i32 = 23;
-const KDC_ERR_PREAUTH_FAILED: i32 = 24;
-const KRB_AP_ERR_BAD_INTEGRITY: i32 = 31;
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use secrecy::SecretString;
     use tokio::io::{DuplexStream, duplex};
     use tokio::net::TcpListener;
     use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
@@ -1925,11 +2012,6 @@ mod tests {
         }
     }
 
-    /// A `TSRequest` with a NegTokenResp: accept-incomplete, mechanism 1.2.840.113554.1.2.2.
-    const CHOOSES_KERBEROS: &[u8] =
-        b"\x30\x25\xa0\x03\x02\x01\x06\xa1\x1e\x30\x1c\x30\x1a\xa0\x18\x04\x16\
-\xa1\x14\x30\x12\xa0\x03\x0a\x01\x01\xa1\x0b\x06\x09\x2a\x86\x48\x86\xf7\x12\x01\x02\x02";
-
     /// A KDC that knows one answer.
     async fn kdc(answer: &'static [u8]) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -1968,10 +2050,7 @@ mod tests {
             (vec![closed, kdc(UNKNOWN).await], Class::WrongCredentials),
         ];
         for (kdcs, class) in cases {
-            let target = FakeTarget {
-                answer: Some(CHOOSES_KERBEROS.to_vec()),
-                ..FakeTarget::selecting(PROTOCOL_HYBRID)
-            };
+            let target = FakeTarget::selecting(PROTOCOL_HYBRID);
             let mut lab = Lab::new(FakeClient::offering(PROTOCOL_SSL), target);
             lab.config.kerberos = Some(Kerberos {
                 kdcs,
@@ -1983,22 +2062,28 @@ mod tests {
         }
     }
 
-    /// SPNEGO: Kerberos is offered first, the target takes NTLM.
     #[tokio::test]
-    async fn a_target_without_kerberos_is_reached_by_ntlm_where_that_is_allowed() {
+    async fn ntlm_is_used_where_there_is_no_ticket_and_that_is_allowed() {
         let target = FakeTarget::selecting(PROTOCOL_HYBRID);
         let mut lab = Lab::new(FakeClient::offering(PROTOCOL_SSL), target);
-        let kerberos = |ntlm_fallback| {
-            Some(Kerberos {
-                kdcs: vec!["127.0.0.1:1".to_owned()],
-                realm: None,
-                ntlm_fallback,
-            })
-        };
-        lab.config.kerberos = kerberos(false);
-        assert_eq!(lab.error().await.class(), Class::Target);
-        lab.config.kerberos = kerberos(true);
-        lab.secured().await;
+        for (realm, class) in [
+            (Some("CORP"), Class::KdcUnreachable),
+            // A user name without a realm.
+            (None, Class::Gateway),
+        ] {
+            let kerberos = |ntlm_fallback| {
+                Some(Kerberos {
+                    kdcs: vec!["127.0.0.1:1".to_owned()],
+                    realm: realm.map(str::to_owned),
+                    ntlm_fallback,
+                })
+            };
+            lab.config.kerberos = kerberos(false);
+            assert_eq!(lab.error().await.class(), class);
+            lab.config.kerberos = kerberos(true);
+            let legs = lab.secured().await.legs;
+            assert_eq!(legs.target_logon, Logon::Ntlm);
+        }
     }
 
     #[tokio::test]

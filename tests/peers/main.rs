@@ -4,6 +4,7 @@
 
 mod direct;
 mod injects;
+mod kerberos;
 mod lab;
 mod legs;
 mod lives;

@@ -1,19 +1,35 @@
 //! The client half, for the target leg: logs on to the target with the credentials of the token.
 //!
-//! NTLM as it is, or Kerberos in SPNEGO. What Kerberos has to ask its KDC is handed to the caller
-//! ([`Progress::AskKdc`]), who owns the network.
+//! NTLM as it is, or Kerberos in SPNEGO: which of them is the caller's choice. What Kerberos has to ask its KDC is handed
+//! to the caller ([`Progress::AskKdc`]), who owns the network.
+//!
+//! Kerberos gets its ticket before the target hears the first word. Accounts have to require preauthentication, as they
+//! do by default in Active Directory: sspi takes no ticket without.
+//!
+//! A user name stands for this principal, where `REALM` is the configured one:
+//!
+//! | user name | principal |
+//! |---|---|
+//! | `alice` | `alice@REALM` |
+//! | `alice@REALM`, `REALM\alice` | `alice@REALM` |
+//! | `DOMAIN\alice`, where `DOMAIN` is the first label of `REALM` | `alice@REALM` |
+//! | `alice@other.example` | the enterprise name (user principal name) `alice@other.example`, for `REALM` to look up |
+//! | `OTHER\alice` | `alice@OTHER` |
+//! | `.\alice` | none: an account of the target itself |
 
 use std::fmt;
 
 use secrecy::{ExposeSecret, SecretString};
 use sspi::credssp::{ClientMode, ClientState, CredSspClient, CredSspMode, TsRequest};
-use sspi::generator::{Generator, GeneratorState, NetworkRequest};
+use sspi::generator::{GeneratorState, NetworkRequest};
 use sspi::ntlm::NtlmConfig;
-use sspi::{AuthIdentity, ErrorKind, KdcResolution, KerberosConfig, NegotiateConfig, Username};
+use sspi::{AuthIdentity, ErrorKind, KerberosConfig, Username, UsernameParts};
 use zeroize::Zeroizing;
 
+use super::kerberos::{Initiator, TICKET_NOT_TAKEN, Work};
+use super::krb_error::KrbError;
 use super::server::{Cause, decode, encode};
-use super::{COMPUTER_NAME, TS_REQUESTS, TsRequestError, element, unlogged};
+use super::{COMPUTER_NAME, TS_REQUESTS, TsRequestError, unlogged};
 
 /// How to log on.
 #[derive(Clone, Copy, Debug)]
@@ -22,20 +38,16 @@ pub enum Package<'a> {
     Ntlm,
     /// Kerberos.
     Kerberos {
-        /// `host:port` of the KDC, TCP.
-        kdc: &'a str,
         /// The realm of user names that name none.
         realm: Option<&'a str>,
-        /// Whether NTLM may be used where Kerberos fails for another reason than the credentials.
-        ntlm_fallback: bool,
     },
 }
 
 /// What is to be done next.
 #[derive(Debug)]
 pub enum Progress {
-    /// Send this to the KDC over TCP (its length is in front) and [`resume`](Exchange::resume) with the answer.
-    AskKdc(Zeroizing<Vec<u8>>),
+    /// Send this to a KDC and [`resume`](Exchange::resume) with the answer.
+    AskKdc(Question),
     /// Send this `TSRequest` to the target.
     Send {
         /// The frame.
@@ -45,12 +57,32 @@ pub enum Progress {
     },
 }
 
+/// What a KDC is asked.
+pub struct Question {
+    /// The message as it goes over TCP, its length in front.
+    pub message: Zeroizing<Vec<u8>>,
+    /// `host:port` of the one to ask, where it is that of another realm, which a KDC referred to: the machine's
+    /// `krb5.conf` names it.
+    pub referred_to: Option<String>,
+}
+
+impl fmt::Debug for Question {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Question")
+            .field("referred_to", &self.referred_to)
+            .finish_non_exhaustive()
+    }
+}
+
 /// The logon failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LogonError {
     /// The user name has no form that exists.
     #[error("the user name is malformed")]
     UserName,
+    /// The user name stands for no principal.
+    #[error("the user name belongs to no realm")]
+    NoRealm,
     /// Not a `TSRequest` that is accepted.
     #[error("{0}")]
     TsRequest(#[from] TsRequestError),
@@ -60,16 +92,12 @@ pub enum LogonError {
     /// The target's proof does not fit its TLS certificate: somebody is between, or knows no password.
     #[error("the target's proof does not fit its TLS certificate")]
     PublicKey,
-    /// The KDC says why ([RFC 4120] 7.5.9).
-    ///
-    /// [RFC 4120]: https://www.rfc-editor.org/rfc/rfc4120
-    #[error("the KDC answers error {code}: {text}")]
-    Kdc {
-        /// `error-code`.
-        code: i32,
-        /// What the security package makes of it.
-        text: String,
-    },
+    /// The KDC says why.
+    #[error("the KDC answers {0}")]
+    Kdc(KrbError),
+    /// The target does not take the ticket.
+    #[error("the target does not take the ticket: {0}")]
+    Ticket(String),
     /// Another fault that the security package found.
     #[error("{0}")]
     Package(String),
@@ -83,10 +111,15 @@ pub fn status_name(status: u32) -> String {
 
 /// The CredSSP client of one connection.
 pub struct Client {
-    inner: CredSspClient,
+    inner: Inner,
     seen: usize,
     binding_sent: bool,
-    kdc_error: Option<i32>,
+    kdc_error: Option<KrbError>,
+}
+
+enum Inner {
+    Ntlm(Box<CredSspClient>),
+    Kerberos(Box<Initiator>),
 }
 
 impl fmt::Debug for Client {
@@ -110,54 +143,37 @@ impl Client {
         host: &str,
         package: Package<'_>,
     ) -> Result<Self, LogonError> {
-        let mut name = Username::parse(username).map_err(|_| LogonError::UserName)?;
-        let mode = match package {
-            Package::Ntlm => ClientMode::Ntlm(NtlmConfig::new(COMPUTER_NAME.to_owned())),
-            Package::Kerberos {
-                kdc,
-                realm,
-                ntlm_fallback,
-            } => {
-                if let Some(realm) = realm
-                    && !username.contains(['\\', '@'])
-                {
-                    name = Username::new_down_level_logon_name(username, realm)
-                        .map_err(|_| LogonError::UserName)?;
-                }
-                let packages = if ntlm_fallback {
-                    "kerberos,ntlm"
-                } else {
-                    "kerberos,!ntlm"
-                };
-                let kerberos = KerberosConfig::new_with_kdc_url(
-                    &format!("tcp://{kdc}"),
-                    COMPUTER_NAME.to_owned(),
-                );
-                // Without one, sspi would look for a KDC by itself.
-                if matches!(kerberos.kdc_resolution, KdcResolution::KdcUrl(None)) {
-                    return Err(LogonError::Package(
-                        "the address of the KDC is none".to_owned(),
-                    ));
-                }
-                ClientMode::Negotiate(NegotiateConfig::new(
-                    Box::new(kerberos),
-                    Some(packages.to_owned()),
-                    COMPUTER_NAME.to_owned(),
-                ))
-            }
-        };
-        let identity = AuthIdentity {
-            username: name,
+        let name = Username::parse(username).map_err(|_| LogonError::UserName)?;
+        let identity = |username| AuthIdentity {
+            username,
             password: password.expose_secret().to_owned().into(),
         };
-        let inner = CredSspClient::new(
-            public_key.to_vec(),
-            identity.into(),
-            CredSspMode::WithCredentials,
-            mode,
-            format!("TERMSRV/{host}"),
-        )
-        .map_err(|error| LogonError::Package(error.to_string()))?;
+        let service = format!("TERMSRV/{host}");
+        let failed = |error: sspi::Error| LogonError::Package(error.to_string());
+        let inner = match package {
+            Package::Ntlm => {
+                let client = CredSspClient::new(
+                    public_key.to_vec(),
+                    identity(name).into(),
+                    CredSspMode::WithCredentials,
+                    ClientMode::Ntlm(NtlmConfig::new(COMPUTER_NAME.to_owned())),
+                    service,
+                );
+                Inner::Ntlm(Box::new(client.map_err(failed)?))
+            }
+            Package::Kerberos { realm } => {
+                let principal = principal(&name, realm)?;
+                let config = KerberosConfig::new_with_kdc_url(KDC, COMPUTER_NAME.to_owned());
+                let client = Initiator::new(
+                    config,
+                    identity(principal).into(),
+                    identity(name),
+                    service,
+                    public_key,
+                );
+                Inner::Kerberos(Box::new(client.map_err(failed)?))
+            }
+        };
         Ok(Self {
             inner,
             seen: 0,
@@ -182,8 +198,12 @@ impl Client {
             }
             None => TsRequest::default(),
         };
+        let generator = unlogged(|| match &mut self.inner {
+            Inner::Ntlm(client) => client.process(request),
+            Inner::Kerberos(client) => client.process(request),
+        });
         Ok(Exchange {
-            generator: unlogged(|| self.inner.process(request)),
+            generator,
             binding_sent: &mut self.binding_sent,
             kdc_error: &mut self.kdc_error,
         })
@@ -199,13 +219,11 @@ impl Client {
     }
 }
 
-type Work<'a> = Generator<'a, NetworkRequest, sspi::Result<Vec<u8>>, sspi::Result<ClientState>>;
-
 /// The work on one `TSRequest`.
 pub struct Exchange<'a> {
     generator: Work<'a>,
     binding_sent: &'a mut bool,
-    kdc_error: &'a mut Option<i32>,
+    kdc_error: &'a mut Option<KrbError>,
 }
 
 impl fmt::Debug for Exchange<'_> {
@@ -236,7 +254,10 @@ impl Exchange<'_> {
                 "the KDC cannot be reached",
             )
         });
-        *self.kdc_error = answer.as_deref().ok().and_then(krb_error_code);
+        *self.kdc_error = answer
+            .as_deref()
+            .ok()
+            .and_then(|answer| KrbError::decode(answer.get(LENGTH_BYTES..)?));
         let state = unlogged(|| self.generator.resume(answer));
         self.advance(state)
     }
@@ -247,7 +268,15 @@ impl Exchange<'_> {
     ) -> Result<Progress, LogonError> {
         let (request, last) = match state {
             GeneratorState::Suspended(request) => {
-                return Ok(Progress::AskKdc(Zeroizing::new(request.data)));
+                let referred_to = (request.url.as_str() != KDC).then(|| {
+                    let host = request.url.host_str().unwrap_or_default();
+                    format!("{host}:{}", request.url.port().unwrap_or(KERBEROS_PORT))
+                });
+                let message = Zeroizing::new(request.data);
+                return Ok(Progress::AskKdc(Question {
+                    message,
+                    referred_to,
+                }));
             }
             GeneratorState::Completed(Ok(ClientState::ReplyNeeded(request))) => (request, false),
             GeneratorState::Completed(Ok(ClientState::FinalMessage(request))) => (request, true),
@@ -259,45 +288,91 @@ impl Exchange<'_> {
         Ok(Progress::Send { frame, last })
     }
 
-    fn failure(&self, error: &sspi::Error) -> LogonError {
+    fn failure(&mut self, error: &sspi::Error) -> LogonError {
         if let Some(status) = error.nstatus {
             return LogonError::Status(status.0);
         }
-        if let Some(code) = *self.kdc_error {
-            let text = error.description.clone();
-            return LogonError::Kdc { code, text };
+        if let Some(error) = self.kdc_error.take_if(|error| !error.is_preauth_required()) {
+            return LogonError::Kdc(error);
         }
         if *self.binding_sent && error.error_type == ErrorKind::MessageAltered {
             return LogonError::PublicKey;
+        }
+        if error.error_type == TICKET_NOT_TAKEN {
+            return LogonError::Ticket(error.description.clone());
         }
         LogonError::Package(error.to_string())
     }
 }
 
-/// `error-code` of a KRB-ERROR ([RFC 4120] 5.9.1) in a TCP message of the KDC.
-///
-/// [RFC 4120]: https://www.rfc-editor.org/rfc/rfc4120
-fn krb_error_code(message: &[u8]) -> Option<i32> {
-    let (content, _) = element(message.get(4..)?, KRB_ERROR)?;
-    let (mut fields, _) = element(content, 0x30)?;
-    loop {
-        let tag = *fields.first()?;
-        let (field, rest) = element(fields, tag)?;
-        if tag == ERROR_CODE {
-            let (digits, _) = element(field, 0x02)?;
-            let negative = digits.first()? & 0x80 != 0;
-            let start = if negative { -1_i32 } else { 0 };
-            return (digits.len() <= 4).then(|| {
-                digits
-                    .iter()
-                    .fold(start, |code, &digit| (code << 8) | i32::from(digit))
-            });
+/// The principal that a user name stands for; see the table of this module.
+fn principal(name: &Username, realm: Option<&str>) -> Result<Username, LogonError> {
+    let is = |domain: &str, realm: &str| domain.eq_ignore_ascii_case(realm);
+    let is_short_for = |domain: &str, realm: &str| {
+        let label = realm.split_once('.').map(|(label, _)| label);
+        label.is_some_and(|label| is(domain, label))
+    };
+    let (account, realm) = match (name.parts(), realm) {
+        (UsernameParts::UserPrincipalName(name), Some(realm)) if is(name.suffix(), realm) => {
+            (name.account_name(), realm)
         }
-        fields = rest;
+        (UsernameParts::UserPrincipalName(name), Some(realm)) => (name.upn(), realm),
+        (UsernameParts::UserPrincipalName(name), None) => (name.account_name(), name.suffix()),
+        (UsernameParts::DownLevelLogonName(name), realm) => {
+            let domain = match (name.netbios_domain(), realm) {
+                (Some("."), _) | (None, None) => return Err(LogonError::NoRealm),
+                (None, Some(realm)) => realm,
+                (Some(domain), Some(realm)) if is_short_for(domain, realm) => realm,
+                (Some(domain), _) => domain,
+            };
+            (name.account_name(), domain)
+        }
+    };
+    if account.is_empty() || realm.is_empty() {
+        return Err(LogonError::UserName);
     }
+    Username::new_down_level_logon_name(account, realm).map_err(|_| LogonError::UserName)
 }
 
-/// [APPLICATION 30].
-const KRB_ERROR: u8 = 0x7e;
-/// error-code [6].
-const ERROR_CODE: u8 = 0xa6;
+/// Stands for whichever KDC the caller asks.
+const KDC: &str = "tcp://kdc.invalid:88";
+const KERBEROS_PORT: u16 = 88;
+/// Of a message over TCP ([RFC 4120] 7.2.2).
+///
+/// [RFC 4120]: https://www.rfc-editor.org/rfc/rfc4120
+const LENGTH_BYTES: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_name_stands_for_one_principal() {
+        let realm = Some("CORP.EXAMPLE");
+        for (name, realm, expected) in [
+            ("alice", realm, Some("CORP.EXAMPLE\\alice")),
+            ("alice@corp.example", realm, Some("CORP.EXAMPLE\\alice")),
+            ("CORP\\alice", realm, Some("CORP.EXAMPLE\\alice")),
+            ("corp.example\\alice", realm, Some("corp.example\\alice")),
+            (
+                "alice@mail.example",
+                realm,
+                Some("CORP.EXAMPLE\\alice@mail.example"),
+            ),
+            ("OTHER\\alice", realm, Some("OTHER\\alice")),
+            ("alice@corp.example", None, Some("corp.example\\alice")),
+            ("CORP\\alice", None, Some("CORP\\alice")),
+            ("alice", None, None),
+            (".\\alice", realm, None),
+        ] {
+            let parsed = Username::parse(name).unwrap();
+            let principal = principal(&parsed, realm).ok();
+            let principal = principal.as_ref().map(Username::inner);
+            assert_eq!(principal, expected, "{name}");
+        }
+        for name in ["\\alice", "CORP\\", "@corp.example"] {
+            let parsed = Username::parse(name).unwrap();
+            assert!(principal(&parsed, None).is_err(), "{name}");
+        }
+    }
+}

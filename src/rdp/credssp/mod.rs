@@ -12,7 +12,13 @@
 #[cfg(feature = "shell")]
 pub mod client;
 #[cfg(feature = "shell")]
+mod kerberos;
+#[cfg(feature = "shell")]
+pub mod krb_error;
+#[cfg(feature = "shell")]
 pub mod server;
+#[cfg(feature = "shell")]
+mod spnego;
 
 /// Largest `TSRequest` accepted, bytes. NTLM needs less than 2 KiB; a Kerberos ticket with a large PAC about 12 KiB.
 pub const TS_REQUEST_BYTES: usize = 16 * 1024;

@@ -39,6 +39,15 @@ impl Gateway {
     ///
     /// `verify` says how it judges certificates of targets.
     pub(crate) fn start_inside(workspace: &Workspace, verify: &str) -> Result<Self> {
+        Self::start_inside_with(workspace, verify, "")
+    }
+
+    /// The same with further lines of configuration, the first of them in `[target]`.
+    pub(crate) fn start_inside_with(
+        workspace: &Workspace,
+        verify: &str,
+        target: &str,
+    ) -> Result<Self> {
         let folder = workspace.folder("gateway")?;
         let certified = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()])?;
         let (certificate, key) = (folder.join("tls.pem"), folder.join("tls.key"));
@@ -53,6 +62,7 @@ key = "{key}"
 [target]
 verify = "{verify}"
 pins = "{pins}"
+{target}
 "#,
             certificate = certificate.display(),
             key = key.display(),

@@ -10,6 +10,7 @@ pub(crate) mod display;
 pub(crate) mod forge;
 pub(crate) mod freerdp;
 pub(crate) mod gateway;
+pub(crate) mod kdc;
 pub(crate) mod keyboard;
 pub(crate) mod log;
 pub(crate) mod port;

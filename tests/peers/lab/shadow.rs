@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::desktop::{TERMINAL, colour_name, shell_script};
 use super::display::Display;
+use super::kdc::{Clock, Kdc};
 use super::port::Port;
 use super::process::{Process, tool};
 use super::target::{Place, Target};
@@ -25,13 +26,20 @@ pub(crate) enum Security {
 pub(crate) enum Program {
     Two,
     Three,
+    /// Under another clock than the machine's.
+    ThreeAnHourAhead,
 }
 
 impl Program {
-    fn name(self) -> &'static str {
+    fn command(self, display: &Display) -> Command {
         match self {
-            Self::Two => "freerdp-shadow-cli",
-            Self::Three => "freerdp-shadow-cli3",
+            Self::Two => display.command("freerdp-shadow-cli"),
+            Self::Three => display.command("freerdp-shadow-cli3"),
+            Self::ThreeAnHourAhead => {
+                let mut command = display.command("faketime");
+                command.args(["-f", "+1h", "freerdp-shadow-cli3"]);
+                command
+            }
         }
     }
 }
@@ -58,6 +66,49 @@ impl Shadow {
         program: Program,
         security: Security,
     ) -> Result<Self> {
+        Self::start_with(workspace, program, |display, place| {
+            Ok(match security {
+                Security::Nla => {
+                    let mut hash = display.command("winpr-hash");
+                    hash.args(["-u", &place.user, "-p", &place.password, "-f", "sam"]);
+                    let sam = workspace.write("SAM", tool(&mut hash)?)?;
+                    vec![
+                        format!("/sam-file:{}", sam.display()),
+                        "/sec:nla".to_owned(),
+                    ]
+                }
+                Security::Tls => vec!["-auth".to_owned(), "/sec:tls".to_owned()],
+            })
+        })
+    }
+
+    /// freerdp-shadow-cli 3 that knows no password, only the key of `TERMSRV/localhost`: whoever logs on has a ticket.
+    ///
+    /// Its user is one of the realm, its clock that of `clock`.
+    pub(crate) fn start_with_tickets(
+        workspace: &Workspace,
+        kdc: &Kdc,
+        clock: Clock,
+    ) -> Result<Self> {
+        let keytab = kdc.add_service("TERMSRV/localhost")?;
+        let program = match clock {
+            Clock::Right => Program::Three,
+            Clock::AnHourAhead => Program::ThreeAnHourAhead,
+        };
+        Self::start_with(workspace, program, |_, place| {
+            kdc.add_user(&place.user, &place.password)?;
+            Ok(vec![
+                format!("/keytab:{}", keytab.display()),
+                "/sec:nla".to_owned(),
+            ])
+        })
+    }
+
+    fn start_with(
+        workspace: &Workspace,
+        program: Program,
+        security: impl FnOnce(&Display, &Place) -> Result<Vec<String>>,
+    ) -> Result<Self> {
         let display = Display::start(workspace, "target")?;
         let port = Port::free()?;
         let place = Place {
@@ -79,18 +130,7 @@ impl Shadow {
             format!("/port:{}", place.port),
             "/bind-address:127.0.0.1".to_owned(),
         ];
-        options.extend(match security {
-            Security::Nla => {
-                let mut hash = display.command("winpr-hash");
-                hash.args(["-u", &place.user, "-p", &place.password, "-f", "sam"]);
-                let sam = workspace.write("SAM", tool(&mut hash)?)?;
-                [
-                    format!("/sam-file:{}", sam.display()),
-                    "/sec:nla".to_owned(),
-                ]
-            }
-            Security::Tls => ["-auth".to_owned(), "/sec:tls".to_owned()],
-        });
+        options.extend(security(&display, &place)?);
         let server = serve(workspace, "shadow", program, &display, &port, &options)?;
         Ok(Self {
             server,
@@ -156,7 +196,7 @@ fn serve(
     port: &Port,
     options: &[String],
 ) -> Result<Process> {
-    let mut command = display.command(program.name());
+    let mut command = program.command(display);
     command
         .env("HOME", workspace.folder(&format!("home-{role}"))?)
         .args(options);
