@@ -55,6 +55,8 @@ pub struct Connected {
     pub address: SocketAddr,
     /// The target of the permit that it belongs to.
     pub target: TargetAddr,
+    /// How long the TCP handshake took: one round trip.
+    pub handshake: Duration,
 }
 
 /// Looks up the addresses of a name.
@@ -269,11 +271,12 @@ async fn connect_any(
         left = left.saturating_sub(1);
         let mut causes = Vec::new();
         let race = reach(target, egress, resolver, dialler, now + share, &mut causes);
-        if let Some((stream, address)) = race.await {
+        if let Some((stream, address, handshake)) = race.await {
             return Ok(Connected {
                 stream,
                 address,
                 target: target.clone(),
+                handshake,
             });
         }
         failures.push(TargetFailure {
@@ -292,7 +295,7 @@ async fn reach(
     dialler: &impl Dial,
     deadline: Instant,
     causes: &mut Vec<Cause>,
-) -> Option<(TcpStream, SocketAddr)> {
+) -> Option<(TcpStream, SocketAddr, Duration)> {
     let addresses = match target.host.parse::<IpAddr>() {
         Ok(ip) => vec![SocketAddr::new(ip, target.port)],
         Err(_) => {
@@ -332,14 +335,14 @@ async fn race(
     dialler: &impl Dial,
     deadline: Instant,
     causes: &mut Vec<Cause>,
-) -> Option<(TcpStream, SocketAddr)> {
+) -> Option<(TcpStream, SocketAddr, Duration)> {
     let mut attempts = Vec::new();
     loop {
         // Denied addresses cost no time: go on until one may be dialled.
         while let Some(address) = waiting.pop_front() {
             match egress.check(host, address) {
                 Ok(()) => {
-                    attempts.push((address, Box::pin(dialler.dial(address))));
+                    attempts.push((address, Box::pin(timed(dialler.dial(address)))));
                     break;
                 }
                 Err(denied) => causes.push(Cause::NotAllowed(denied)),
@@ -354,7 +357,7 @@ async fn race(
             deadline.min(Instant::now() + ATTEMPT_DELAY)
         };
         match timeout_at(until, first_to_finish(&mut attempts)).await {
-            Ok((address, Ok(stream))) => return Some((stream, address)),
+            Ok((address, Ok((stream, handshake)))) => return Some((stream, address, handshake)),
             Ok((address, Err(error))) => causes.push(Cause::of(address, error)),
             Err(_) if until < deadline => {}
             Err(_) => {
@@ -364,6 +367,15 @@ async fn race(
             }
         }
     }
+}
+
+/// Also says how long it took.
+async fn timed(
+    dial: impl Future<Output = io::Result<TcpStream>>,
+) -> io::Result<(TcpStream, Duration)> {
+    let started = Instant::now();
+    let stream = dial.await?;
+    Ok((stream, started.elapsed()))
 }
 
 /// Waits for any of `attempts` and takes it out.

@@ -40,6 +40,8 @@ pub struct Row {
     duration_s: u64,
     bytes_to_target: u64,
     bytes_to_client: u64,
+    /// Microseconds of the TCP handshake with the target: the round trip of that leg when the session began.
+    target_round_trip_us: Option<u64>,
     /// `None` where the gateway passes on bytes that it cannot read.
     inside: Option<InsideRow>,
 }
@@ -119,6 +121,9 @@ fn row(session: &Session, now: UnixTime) -> Row {
         duration_s: now.since(session.started_at),
         bytes_to_target: session.traffic.to_target.load(Ordering::Relaxed),
         bytes_to_client: session.traffic.to_client.load(Ordering::Relaxed),
+        target_round_trip_us: session
+            .handshake()
+            .map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
         inside: session.inside().map(inside),
     }
 }

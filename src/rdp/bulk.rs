@@ -11,6 +11,9 @@ use ironrdp_bulk::{BulkCompressor, CompressionType};
 /// `PACKET_COMPRESSED`, `PACKET_AT_FRONT` and `PACKET_FLUSHED`: any of them concerns the history.
 const STATE_FLAGS: u8 = 0xe0;
 
+/// `CompressionTypeMask`.
+const TYPE_MASK: u8 = 0x0f;
+
 /// Whether a PDU with these flags uses or changes the history.
 pub(super) fn concerns(flags: u8) -> bool {
     flags & STATE_FLAGS != 0
@@ -26,6 +29,8 @@ const OUTPUT_BYTES: usize = 4 * 1024 * 1024;
 #[derive(Default)]
 pub(super) struct Bulk {
     decoder: Option<Box<BulkCompressor>>,
+    /// Kinds that were used, a bit each.
+    kinds: u16,
 }
 
 impl fmt::Debug for Bulk {
@@ -37,6 +42,15 @@ impl fmt::Debug for Bulk {
 }
 
 impl Bulk {
+    /// The kind of compression that these flags name, if it was not used before.
+    pub(super) fn new_kind(&mut self, flags: u8) -> Option<u8> {
+        let kind = flags & TYPE_MASK;
+        let bit = 1_u16.checked_shl(kind.into())?;
+        let is_new = flags & COMPRESSED != 0 && self.kinds & bit == 0;
+        self.kinds |= if is_new { bit } else { 0 };
+        is_new.then_some(kind)
+    }
+
     /// The data of a PDU, given its compression flags.
     pub(super) fn decompress<'a>(&'a mut self, data: &'a [u8], flags: u8) -> Option<&'a [u8]> {
         if !concerns(flags) {

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::time::Duration;
 
 use zeroize::Zeroizing;
 
@@ -73,6 +74,13 @@ pub enum Event<'a> {
         fragmentation: u8,
         /// The update or its fragment.
         data: &'a [u8],
+    },
+    /// Bulk compression of a kind that was not used in this direction before.
+    BulkCompression {
+        /// Who uses it.
+        direction: Direction,
+        /// `CompressionTypeMask`: 0 and 1 MPPC, 2 NCRUSH, 3 XCRUSH.
+        kind: u8,
     },
     /// One event of keyboard or pointer, in fast-path or slow-path form.
     Input(Input),
@@ -152,6 +160,7 @@ impl Event<'_> {
             | Self::Capabilities { .. }
             | Self::Deactivated
             | Self::DesktopSize { .. }
+            | Self::BulkCompression { .. }
             | Self::Input(_)
             | Self::Logon(_)
             | Self::AutoReconnectCookie(_)
@@ -179,6 +188,7 @@ impl fmt::Debug for Event<'_> {
             }
             Self::ShareData { pdu_type2, .. } => ("ShareData", pdu_type2),
             Self::FastPathUpdate { code, .. } => ("FastPathUpdate", code),
+            Self::BulkCompression { kind, .. } => ("BulkCompression", kind),
             Self::Input(_) => ("Input", &()),
             Self::Logon(logon) => ("Logon", logon),
             Self::AutoReconnectCookie(cookie) => ("AutoReconnectCookie", cookie),
@@ -428,6 +438,11 @@ pub trait Sink {
 
     /// Whether bulk compression must stay off, so that messages can be replaced and withheld.
     fn decides(&self) -> bool;
+
+    /// From now on, events happen at this time, counted from the start of the session. Who measures needs it.
+    fn at(&mut self, now: Duration) {
+        let _ = now;
+    }
 
     /// Judges one event.
     fn on_event(&mut self, event: &Event<'_>) -> Verdict;

@@ -25,6 +25,7 @@ pub mod preconnection;
 pub mod reconnect;
 pub mod session;
 pub mod share;
+pub mod surface;
 pub mod welcome;
 
 /// Which way bytes go.

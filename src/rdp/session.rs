@@ -518,6 +518,7 @@ impl Tracker {
                 while reader.rest().len() > 2 {
                     let update = fast_path::next_update(&mut reader)
                         .ok_or_else(|| malformed(direction, "fast-path update"))?;
+                    note_compression(&mut self.bulk, direction, update.compression, sink)?;
                     let data = plain(&mut self.bulk, direction, update.data, update.compression)?;
                     watch(
                         sink,
@@ -1026,6 +1027,7 @@ impl Tracker {
             share::data(data, body).ok_or_else(|| malformed(direction, "share data header"))?;
         let raw = data.get(pdu.body.clone()).unwrap_or_default();
         let compressed = pdu.compression & bulk::COMPRESSED != 0;
+        note_compression(&mut self.bulk, direction, pdu.compression, sink)?;
         let plain = plain(&mut self.bulk, direction, raw, pdu.compression)?;
         watch(
             sink,
@@ -1169,6 +1171,7 @@ impl Channel {
             });
         }
         // Followed even where nobody looks: the history is shared.
+        note_compression(context.bulk, direction, compression, sink)?;
         let data = plain(context.bulk, direction, data, compression)?;
         if self.interest == Interest::Ignore {
             return Ok(Passage::AsIs);
@@ -1345,6 +1348,19 @@ fn report_inputs(
         }
     }
     Ok(passage)
+}
+
+/// Tells of a kind of compression when it is used for the first time.
+fn note_compression(
+    bulk: &mut PerDirection<Bulk>,
+    direction: Direction,
+    flags: u8,
+    sink: &mut dyn Sink,
+) -> Result<(), SessionError> {
+    match bulk.of(direction).new_kind(flags) {
+        Some(kind) => watch(sink, &Event::BulkCompression { direction, kind }),
+        None => Ok(()),
+    }
 }
 
 /// Data without their compression.

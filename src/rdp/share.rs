@@ -42,6 +42,8 @@ pub mod pdu_type2 {
     pub const SAVE_SESSION_INFO: u8 = 38;
     /// Set Error Info.
     pub const SET_ERROR_INFO: u8 = 47;
+    /// Frame Acknowledge ([MS-RDPRFX] 2.2.3.1).
+    pub const FRAME_ACKNOWLEDGE: u8 = 56;
 
     /// Whether the specification has it.
     #[must_use]

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroize;
 
@@ -79,6 +79,7 @@ where
         to_client: Outbox::default(),
         to_target: Outbox::default(),
         dying: None,
+        started: Instant::now(),
     };
     let mut clock = Clock::new(limits);
     let mut cancelled = pin!(cancel.cancelled());
@@ -186,6 +187,7 @@ struct Relay<C, T> {
     to_target: Outbox,
     /// The side that could not be written to any more, while what it said before is still passed on.
     dying: Option<(Side, io::Error)>,
+    started: Instant,
 }
 
 /// What one direction has read and not passed on.
@@ -240,6 +242,7 @@ where
                 tracker: &mut *tracker,
                 sink: &mut *sink,
                 direction: Direction::ToTarget,
+                started: self.started,
             };
             let up = advance(
                 cx,
@@ -258,6 +261,7 @@ where
                 tracker: &mut *tracker,
                 sink: &mut *sink,
                 direction: Direction::ToClient,
+                started: self.started,
             };
             let down = advance(
                 cx,
@@ -348,6 +352,7 @@ struct Inspect<'a> {
     tracker: &'a mut Tracker,
     sink: &'a mut dyn Sink,
     direction: Direction,
+    started: Instant,
 }
 
 /// Moves what one direction can move now.
@@ -410,6 +415,7 @@ where
     }
     lane.fresh = false;
     *progress = true;
+    inspect.sink.at(inspect.started.elapsed());
     // The outbox is empty here, so that a run of untouched frames is handed over without a copy.
     let mut answers = Vec::new();
     let fed = inspect.tracker.feed(

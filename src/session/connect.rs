@@ -78,6 +78,6 @@ async fn reach(
         ConnectClass::NotAllowed => Refusal::Egress(error.to_string()),
         ConnectClass::Unreachable | ConnectClass::TimedOut => Refusal::Target(error.to_string()),
     })?;
-    session.relaying(connected.target, connected.address);
+    session.relaying(connected.target, connected.address, connected.handshake);
     Ok(connected.stream)
 }

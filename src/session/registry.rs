@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -65,6 +66,7 @@ pub struct Session {
     inside: OnceLock<Inside>,
     phase: Mutex<SessionPhase>,
     target: OnceLock<(TargetAddr, SocketAddr)>,
+    handshake: OnceLock<Duration>,
     cause: OnceLock<EndCause>,
     cancel: CancellationToken,
 }
@@ -99,8 +101,9 @@ impl Session {
     }
 
     /// Notes that the target was reached and bytes are relayed from now on.
-    pub fn relaying(&self, target: TargetAddr, address: SocketAddr) {
+    pub fn relaying(&self, target: TargetAddr, address: SocketAddr, handshake: Duration) {
         let _only = self.target.set((target, address));
+        let _only = self.handshake.set(handshake);
         *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = SessionPhase::Relaying;
     }
 
@@ -119,6 +122,12 @@ impl Session {
     #[must_use]
     pub fn inside(&self) -> Option<&Inside> {
         self.inside.get()
+    }
+
+    /// How long the TCP handshake with the target took, once connected.
+    #[must_use]
+    pub fn handshake(&self) -> Option<Duration> {
+        self.handshake.get().copied()
     }
 
     /// The target in use and its address, once connected.
@@ -187,6 +196,7 @@ impl Registry {
             inside: OnceLock::new(),
             phase: Mutex::new(SessionPhase::Connecting),
             target: OnceLock::new(),
+            handshake: OnceLock::new(),
             cause: OnceLock::new(),
             cancel: CancellationToken::new(),
         });

@@ -9,9 +9,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde::Serialize;
 
+use super::graphics::{Graphics, GraphicsStatistics};
 use super::{Direction, Event, Input, Interest, Logon, Phase, Stage, Unknown, Verdict};
 use crate::rdp::channel::audin::MicrophoneEvent;
 use crate::rdp::channel::cliprdr::{ClipboardEvent, ClipboardFile, FilePart, FileRange, Format};
@@ -347,6 +349,9 @@ pub struct SessionStatistics {
     pub dynamic_channels: BTreeSet<String>,
     /// How the picture came: updates or messages of each kind.
     pub graphics: BTreeMap<&'static str, u64>,
+    /// Codecs, and how long the client takes to answer.
+    #[serde(flatten)]
+    pub pictures: GraphicsStatistics,
     /// Keys pressed.
     pub keys: u64,
     /// Movements and clicks of the pointer.
@@ -395,6 +400,8 @@ pub struct Inspector {
     smart_cards: BTreeSet<u32>,
     /// Formats of sound that was played.
     sounds: Vec<Option<AudioFormat>>,
+    /// Codecs, and what waits for an answer.
+    pictures: Graphics,
     /// What was unknown and is recorded.
     unknown: Vec<(&'static str, Direction, u32)>,
 }
@@ -423,6 +430,7 @@ impl Inspector {
             listed: HashMap::new(),
             smart_cards: BTreeSet::new(),
             sounds: Vec::new(),
+            pictures: Graphics::default(),
             unknown: Vec::new(),
         }
     }
@@ -471,10 +479,13 @@ impl Inspector {
     }
 
     fn statistics_mut(&self) -> MutexGuard<'_, SessionStatistics> {
-        // Counters are valid whoever panicked while adding to them.
-        self.statistics
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.statistics)
+    }
+
+    /// Counts a picture, or times an answer.
+    fn pictures(&mut self, work: impl FnOnce(&mut Graphics, &mut GraphicsStatistics)) {
+        let mut statistics = lock(&self.statistics);
+        work(&mut self.pictures, &mut statistics.pictures);
     }
 
     fn channel_event(&mut self, event: ChannelEvent) {
@@ -486,6 +497,9 @@ impl Inspector {
             ChannelEvent::Dynamic(event) => self.dynamic(event),
             ChannelEvent::Display(event) => self.display(event),
             ChannelEvent::RemoteProgram(event) => self.remote_program(event),
+            ChannelEvent::Graphics(event) => {
+                self.pictures(|graphics, statistics| graphics.pipeline(event, statistics));
+            }
         }
     }
 
@@ -1016,6 +1030,10 @@ impl Stage for Inspector {
         }
     }
 
+    fn at(&mut self, now: Duration) {
+        self.pictures.at(now);
+    }
+
     fn on_event(&mut self, event: &Event<'_>) -> Verdict {
         match event {
             Event::ChannelMessage {
@@ -1076,8 +1094,35 @@ impl Stage for Inspector {
             } => {
                 if let Some(kind) = slow_path(data) {
                     self.graphics(kind);
+                    if kind == BITMAP {
+                        self.pictures(|_, statistics| Graphics::bitmap(data, statistics));
+                    }
                 }
             }
+            Event::ShareData {
+                direction: Direction::ToTarget,
+                pdu_type2: pdu_type2::FRAME_ACKNOWLEDGE,
+                data,
+            } => {
+                if let Some(frame) = data.first_chunk().copied().map(u32::from_le_bytes) {
+                    self.pictures(|graphics, statistics| graphics.acknowledged(frame, statistics));
+                }
+            }
+            Event::Capabilities {
+                direction: Direction::ToTarget,
+                sets,
+                ..
+            } => self.pictures.capabilities(sets),
+            Event::BulkCompression { kind, .. } => {
+                self.pictures(|_, statistics| statistics.compressed(*kind));
+            }
+            Event::MessageChannel {
+                direction,
+                flags,
+                data,
+            } => self.pictures(|graphics, statistics| {
+                graphics.message(*direction, *flags, data, statistics);
+            }),
             Event::ShareData {
                 direction,
                 pdu_type2,
@@ -1102,9 +1147,20 @@ impl Stage for Inspector {
                     self.unknown("channels", *direction, granted, 0);
                 }
             },
-            Event::FastPathUpdate { code, .. } => {
+            Event::FastPathUpdate {
+                code,
+                fragmentation,
+                data,
+            } => {
                 if let Some(kind) = fast_path(*code) {
                     self.graphics(kind);
+                    // Whole, or the first of its fragments.
+                    let begins = matches!(fragmentation, 0 | 2);
+                    if begins && kind == BITMAP {
+                        self.pictures(|_, statistics| Graphics::bitmap(data, statistics));
+                    } else if begins && kind == SURFACE_COMMANDS {
+                        self.pictures(|graphics, statistics| graphics.surface(data, statistics));
+                    }
                 }
             }
             Event::Input(input) => self.input(*input),
@@ -1137,7 +1193,6 @@ impl Stage for Inspector {
             | Event::Capabilities { .. }
             | Event::Deactivated
             | Event::ShareData { .. }
-            | Event::MessageChannel { .. }
             | Event::Pdu { .. } => {}
         }
         Verdict::Forward
@@ -1153,8 +1208,8 @@ impl Drop for Inspector {
 /// `updateType` of a slow-path graphics update ([MS-RDPBCGR] 2.2.9.1.1.3.1).
 fn slow_path(data: &[u8]) -> Option<&'static str> {
     match data.first_chunk::<2>().copied().map(u16::from_le_bytes)? {
-        0 => Some("orders"),
-        1 => Some("bitmap"),
+        0 => Some(ORDERS),
+        1 => Some(BITMAP),
         _ => None,
     }
 }
@@ -1162,12 +1217,21 @@ fn slow_path(data: &[u8]) -> Option<&'static str> {
 /// `updateCode` of a fast-path update ([MS-RDPBCGR] 2.2.9.1.2.1).
 fn fast_path(code: u8) -> Option<&'static str> {
     match code {
-        0 => Some("orders"),
-        1 => Some("bitmap"),
-        4 => Some("surface commands"),
+        0 => Some(ORDERS),
+        1 => Some(BITMAP),
+        4 => Some(SURFACE_COMMANDS),
         _ => None,
     }
 }
+
+fn lock(statistics: &SharedStatistics) -> MutexGuard<'_, SessionStatistics> {
+    // Counters are valid whoever panicked while adding to them.
+    statistics.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const ORDERS: &str = "orders";
+const BITMAP: &str = "bitmap";
+const SURFACE_COMMANDS: &str = "surface commands";
 
 /// In place of a type, where there is none: bytes behind the last thing that has one.
 const BEHIND_LAST: u32 = u32::MAX;

@@ -3,10 +3,12 @@
 //! A stage is one file here and one line where the pipeline of a session is built. It sees every event of both
 //! directions in order of arrival, must not block, and answers each with a [`Verdict`].
 
+pub mod graphics;
 pub mod inspector;
 mod pipeline;
 
 use std::fmt;
+use std::time::Duration;
 
 pub use self::pipeline::Pipeline;
 pub use crate::rdp::Direction;
@@ -29,6 +31,11 @@ pub trait Stage: Send + fmt::Debug {
     /// Whether this stage answers [`Interest::Decide`] for any channel; bulk compression is then declined.
     fn decides(&self) -> bool {
         false
+    }
+
+    /// From now on, events happen at this time, counted from the start of the session.
+    fn at(&mut self, now: Duration) {
+        let _ = now;
     }
 
     /// Sees one event.

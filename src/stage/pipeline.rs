@@ -1,5 +1,7 @@
 //! Stages in a row, as one judge.
 
+use std::time::Duration;
+
 use super::{Event, Interest, Stage, Verdict};
 use crate::rdp::event::Sink;
 
@@ -40,6 +42,12 @@ impl Sink for Pipeline {
 
     fn decides(&self) -> bool {
         self.stages.iter().any(|stage| stage.decides())
+    }
+
+    fn at(&mut self, now: Duration) {
+        for stage in &mut self.stages {
+            stage.at(now);
+        }
     }
 
     /// Stages see an event until one of them stops it. What a stage puts in place of a message is what the stages

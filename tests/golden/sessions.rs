@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ironrdp_core::decode as ironrdp_decode;
 use ironrdp_pdu::mcs::{ConnectInitial, ConnectResponse, McsMessage};
@@ -16,6 +17,8 @@ use jetway::rdp::Direction;
 use jetway::rdp::client_info::Logon;
 use jetway::rdp::event::{Event, Interest, Phase, Sink, Verdict};
 use jetway::rdp::session::{Settings, Tracker};
+use jetway::stage::Pipeline;
+use jetway::stage::inspector::Inspector;
 use openssl::sha::sha256;
 use proptest::prelude::*;
 
@@ -285,6 +288,39 @@ fn a_session_with_a_bent_byte_ends_or_passes_and_never_hangs_or_panics() {
                 }
             }
         }
+    }
+}
+
+/// Played into the inspector, one millisecond between any two PDUs.
+#[test]
+fn the_codecs_of_a_session_are_counted_and_frames_are_timed() {
+    for (name, codecs, frames) in [
+        ("gdi-tls-shadow2", &["compressed bitmap"][..], false),
+        ("rfx-tls-shadow2", &["RemoteFX"], true),
+        ("egfx-nla-shadow3", &["RemoteFX"], true),
+    ] {
+        let inspector = Inspector::new(|_| {});
+        let statistics = inspector.statistics();
+        let mut stages = Pipeline::new().with(inspector);
+        let mut tracker = Tracker::new(settings(false));
+        let (mut onward, mut back) = (Vec::new(), Vec::new());
+        for (number, (direction, mut pdu)) in read(name).into_iter().enumerate() {
+            stages.at(Duration::from_millis(number.try_into().unwrap()));
+            tracker
+                .feed(direction, &mut pdu, &mut stages, &mut onward, &mut back)
+                .unwrap();
+        }
+        let statistics = statistics.lock().unwrap();
+        let pictures = &statistics.pictures;
+        let seen: Vec<_> = pictures.codecs.keys().copied().collect();
+        assert_eq!(seen, codecs, "{name}: {pictures:?}");
+        // Confirmed in all of them, used or not; version 10.7.
+        assert_eq!(
+            pictures.pipeline.as_ref().unwrap().0,
+            "0x000a0701",
+            "{name}"
+        );
+        assert_eq!(pictures.frame_round_trip.is_some(), frames, "{name}");
     }
 }
 

@@ -79,6 +79,7 @@ async fn the_user_is_logged_on_as_the_token_says_and_operators_see_it() {
         (&json!(1), &json!(1))
     );
     assert!(inside["target_tls"].as_str().unwrap().starts_with("TLS"));
+    assert!(rows[0]["target_round_trip_us"].is_u64());
     let statistics = &inside["statistics"];
     assert_eq!(statistics["desktop"], json!([width, height]));
     assert!(statistics["keys"].as_u64().unwrap() >= 6, "{statistics}");

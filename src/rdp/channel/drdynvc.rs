@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::egfx::Egfx;
 use super::rdp8_lite::Rdp8Lite;
 use super::{ChannelError, ChannelEvent, Reader, narrow_text, only, room, size, wide, within};
 use super::{audin, cliprdr, display, rail, rdpdr, rdpsnd};
@@ -121,6 +122,8 @@ struct Channel {
     traffic: DynamicTraffic,
     /// Where its messages are read, if anywhere.
     parser: Option<Box<Inner>>,
+    /// Where they are only looked at.
+    graphics: Option<Box<Egfx>>,
 }
 
 /// A channel whose messages are read.
@@ -271,6 +274,9 @@ impl Drdynvc {
                     to_client: Assembly::default(),
                 })
             }),
+            graphics: name
+                .eq_ignore_ascii_case(GRAPHICS)
+                .then(Box::<Egfx>::default),
         };
         self.channels.insert(id, channel);
         Ok(DynamicEvent::Requested { id, name })
@@ -323,6 +329,14 @@ impl Drdynvc {
         };
         *count = count.saturating_add(wide(data.len()));
         traffic.compressed |= compressed;
+        if let Some(graphics) = &mut channel.graphics {
+            let events = if compressed {
+                graphics.feed_compressed(direction)
+            } else {
+                graphics.feed(direction, length, data)
+            };
+            return Ok(events.into_iter().map(ChannelEvent::Graphics).collect());
+        }
         let Some(inner) = &mut channel.parser else {
             return Ok(Vec::new());
         };
@@ -414,6 +428,9 @@ impl Parser {
     }
 }
 
+/// [MS-RDPEGFX] 2.1.
+const GRAPHICS: &str = "Microsoft::Windows::RDS::Graphics";
+
 /// A field of 1, 2 or 4 bytes.
 fn variable(
     selector: u8,
@@ -503,6 +520,7 @@ mod tests {
     use Direction::{ToClient, ToTarget};
 
     use super::*;
+    use crate::rdp::channel::egfx::GraphicsEvent;
 
     #[test]
     fn graphics_are_counted_and_never_held() {
@@ -510,11 +528,12 @@ mod tests {
         open(&mut manager, 7, "Microsoft::Windows::RDS::Graphics");
         // Announced as 4 GiB.
         let first = [&[0x28, 7, 0xff, 0xff, 0xff, 0xff][..], &[1; 100]].concat();
-        assert_eq!(manager.feed(ToClient, &first), Ok(vec![]));
+        let unread = Ok(vec![ChannelEvent::Graphics(GraphicsEvent::Unread)]);
+        assert_eq!(manager.feed(ToClient, &first), unread);
         let next = [&[0x30, 7][..], &[1; 50]].concat();
         assert_eq!(manager.feed(ToClient, &next), Ok(vec![]));
         // Compressed, and not even well.
-        assert_eq!(manager.feed(ToTarget, &[0x70, 7, 1, 2, 3]), Ok(vec![]));
+        assert_eq!(manager.feed(ToTarget, &[0x70, 7, 1, 2, 3]), unread);
         let traffic = DynamicTraffic {
             to_target: 3,
             to_client: 150,

@@ -19,6 +19,7 @@ pub mod audin;
 pub mod cliprdr;
 pub mod display;
 pub mod drdynvc;
+pub mod egfx;
 pub mod rail;
 pub mod rdp8_lite;
 pub mod rdpdr;
@@ -42,6 +43,8 @@ pub enum ChannelEvent {
     Display(display::DisplayEvent),
     /// `rail`: remote programs.
     RemoteProgram(rail::RemoteProgramEvent),
+    /// The graphics pipeline, for statistics.
+    Graphics(egfx::GraphicsEvent),
 }
 
 /// The parsers of one session, one for each static channel that has one.
