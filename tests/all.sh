@@ -51,9 +51,15 @@ fi
 if ! has xfreerdp || ! has xfreerdp3 || ! has freerdp-shadow-cli || ! has Xvfb; then
     tests='not binary(peers)'
     skip "peer tests" "FreeRDP and Xvfb are not installed: run tests/install.sh peers"
-elif ! is_root; then
-    tests='not (binary(peers) & test(xrdp))'
-    skip "peer tests with xrdp" "xrdp logs users on, which needs root"
+else
+    if ! is_root; then
+        tests="$tests & not (binary(peers) & test(xrdp))"
+        skip "peer tests with xrdp" "xrdp logs users on, which needs root"
+    fi
+    if [ ! -x "${XDG_CACHE_HOME:-$HOME/.cache}/jetway-peers/aardwolf/bin/python" ]; then
+        tests="$tests & not (binary(peers) & test(aardwolf))"
+        skip "peer tests with aardwolf" "it is not installed: run tests/install.sh peers"
+    fi
 fi
 
 stage "formatting" cargo fmt --check

@@ -4,22 +4,24 @@
 # usage: tests/install.sh [build] [peers] [ci]
 #   build      what the build needs, and nothing else
 #   (nothing)  what the tests without peers need: cargo-nextest, besides what the build needs
-#   peers      the real clients and targets of tests/peers: FreeRDP 2 and 3, rdesktop, xrdp, krb5kdc, Xvfb and the tools
-#              around them
+#   peers      the real clients and targets of tests/peers: FreeRDP 2 and 3, rdesktop, aardwolf, xrdp, weston, krb5kdc, Xvfb
+#              and the tools around them
 #   ci         cargo-deny and cargo-fuzz
 set -euo pipefail
 
 packages=(gcc libssl-dev pkg-config)
 tools=(cargo-nextest)
+environments=()
 for part in "$@"; do
     case $part in
     build) tools=() ;;
     peers)
         packages+=(xvfb xauth xdotool xclip x11-utils x11-apps x11-xserver-utils xterm openssl
             freerdp2-x11 freerdp2-shadow-x11 winpr-utils freerdp3-x11 freerdp3-shadow-x11 xrdp xorgxrdp
-            rdesktop fuse3 pulseaudio pulseaudio-utils
+            rdesktop fuse3 pulseaudio pulseaudio-utils weston xwayland python3-venv
             # They come without a realm, and without one krb5kdc and kadmind do not start.
             krb5-kdc krb5-admin-server krb5-user faketime)
+        environments=(aardwolf)
         ;;
     ci) tools+=(cargo-deny cargo-fuzz) ;;
     *)
@@ -78,6 +80,19 @@ if [ ${#missing[@]} -gt 0 ]; then
     fi
     apt_get install --yes --no-install-recommends "${missing[@]}" </dev/null
 fi
+
+# aardwolf is a client in Python; its environment is kept beside the caches of other tools.
+for environment in "${environments[@]}"; do
+    folder=${XDG_CACHE_HOME:-$HOME/.cache}/jetway-peers/$environment
+    requirements=$(dirname "$0")/peers/$environment.txt
+    if ! cmp --silent "$requirements" "$folder/requirements.txt"; then
+        echo "install.sh: installing $environment"
+        rm -rf "$folder"
+        /usr/bin/python3 -m venv "$folder"
+        "$folder/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: --requirement "$requirements"
+        cp "$requirements" "$folder/requirements.txt"
+    fi
+done
 
 for tool in "${tools[@]}"; do
     if ! command -v "$tool" >/dev/null && [ ! -x "${CARGO_HOME:-$HOME/.cargo}/bin/$tool" ]; then

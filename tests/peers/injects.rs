@@ -535,7 +535,7 @@ pub(crate) fn stranger(place: &Place) -> Place {
 }
 
 /// A token whose client must show a password of the gateway's own, and who knows that password.
-pub(crate) fn proxied(gateway: &Gateway, place: &Place) -> Result<(String, Place)> {
+fn proxied(gateway: &Gateway, place: &Place) -> Result<(String, Place)> {
     let visitor = Place {
         user: "visitor".to_owned(),
         password: "Of-The-Proxy-1".to_owned(),

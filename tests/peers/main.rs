@@ -1,4 +1,5 @@
-//! Jetway between real parts: FreeRDP 2 and 3 and rdesktop as clients, freerdp-shadow-cli and xrdp as targets.
+//! Jetway between real parts: FreeRDP 2 and 3, rdesktop and aardwolf as clients, freerdp-shadow-cli, xrdp and weston as
+//! targets.
 //!
 //! `tests/install.sh peers` installs them. xrdp needs root.
 
@@ -9,5 +10,6 @@ mod lab;
 mod legs;
 mod lives;
 mod opens;
+mod others;
 mod refuses;
 mod shares;

@@ -3,6 +3,7 @@
 //! Every process is started here and ended by its pid when the value that holds it goes out of scope; nothing waits for
 //! a time to pass, only for a condition with a deadline.
 
+pub(crate) mod aardwolf;
 pub(crate) mod border;
 pub(crate) mod clipboard;
 pub(crate) mod desktop;
@@ -22,6 +23,7 @@ pub(crate) mod sound;
 pub(crate) mod target;
 pub(crate) mod tripwire;
 pub(crate) mod wait;
+pub(crate) mod weston;
 pub(crate) mod window;
 pub(crate) mod workspace;
 pub(crate) mod xrdp;

@@ -50,6 +50,30 @@ impl Picture {
         })
     }
 
+    /// Reads a portable pixmap as [`save`](Self::save) writes it.
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let file = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+        let mut words = file.splitn(5, u8::is_ascii_whitespace);
+        let mut word = || words.next().context("ppm header");
+        ensure!(word()? == b"P6", "not a portable pixmap");
+        let mut number = || anyhow::Ok(std::str::from_utf8(word()?)?.parse::<usize>()?);
+        let (width, height, maximum) = (number()?, number()?, number()?);
+        let pixels = word()?;
+        ensure!(
+            maximum == 255 && pixels.len() == 3 * width * height,
+            "ppm: {width}x{height} with {} bytes",
+            pixels.len()
+        );
+        Ok(Self {
+            width,
+            height,
+            pixels: pixels
+                .chunks_exact(3)
+                .map(|pixel| [pixel[0], pixel[1], pixel[2]])
+                .collect(),
+        })
+    }
+
     /// How much of the picture has this colour, give or take what a lossy codec changes; from 0 to 1.
     pub(crate) fn share_of(&self, colour: Colour) -> f64 {
         let alike = self

@@ -1,6 +1,7 @@
 //! A client's window on a display of its own: what it shows and what is typed into it, whichever program it is.
 
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -33,25 +34,13 @@ impl Window {
 
     /// Waits until the desktop of `place` is on the client's screen and stands still.
     pub(crate) fn wait_for_desktop(&mut self, place: &Place) -> Result<Picture> {
-        let mut last = None;
-        let mut still = 0;
-        until(
-            "the target's desktop on the client's screen",
-            PATIENCE,
-            || {
-                self.client.expect_alive()?;
-                let picture = Picture::of(&self.display)?;
-                let shows_desktop = picture.share_of(place.background) >= BACKGROUND_SHARE
-                    && picture.share_of(PAPER) >= TERMINAL_SHARE;
-                still = if shows_desktop && last.as_ref() == Some(&picture) {
-                    still + 1
-                } else {
-                    0
-                };
-                last = Some(picture);
-                Ok((still >= STILL_PICTURES).then(|| last.take()).flatten())
-            },
-        )
+        let Self {
+            client, display, ..
+        } = self;
+        wait_for_desktop(place, PATIENCE, || {
+            client.expect_alive()?;
+            Picture::of(display).map(Some)
+        })
     }
 
     /// Waits until the client's screen shows what `expected` shows.
@@ -60,22 +49,12 @@ impl Window {
         workspace: &Workspace,
         expected: &Picture,
     ) -> Result<()> {
-        let mut seen = None;
-        until("the same picture as in a direct session", PATIENCE, || {
-            self.client.expect_alive()?;
-            let picture = Picture::of(&self.display)?;
-            let same = picture.difference(expected) <= TOLERATED_PIXELS;
-            seen = Some(picture);
-            Ok(same.then_some(()))
-        })
-        .or_else(|error| {
-            let seen = seen.context("no picture was taken")?;
-            expected.save(&workspace.path("expected.ppm"))?;
-            seen.save(&workspace.path("seen.ppm"))?;
-            bail!(
-                "{error:#}; {} pixels differ (expected.ppm, seen.ppm)",
-                seen.difference(expected)
-            )
+        let Self {
+            client, display, ..
+        } = self;
+        wait_for_picture(workspace, expected, PATIENCE, || {
+            client.expect_alive()?;
+            Picture::of(display).map(Some)
         })
     }
 
@@ -106,6 +85,61 @@ impl Window {
     pub(crate) fn resize(&self, width: u16, height: u16) -> Result<()> {
         keyboard::resize(&self.display, self.class, width, height)
     }
+}
+
+/// Waits until `take` shows the desktop of `place`, standing still.
+pub(crate) fn wait_for_desktop(
+    place: &Place,
+    patience: Duration,
+    mut take: impl FnMut() -> Result<Option<Picture>>,
+) -> Result<Picture> {
+    let mut last = None;
+    let mut still = 0;
+    until(
+        "the target's desktop on the client's screen",
+        patience,
+        || {
+            let Some(picture) = take()? else {
+                return Ok(None);
+            };
+            let shows_desktop = picture.share_of(place.background) >= BACKGROUND_SHARE
+                && picture.share_of(PAPER) >= TERMINAL_SHARE;
+            still = if shows_desktop && last.as_ref() == Some(&picture) {
+                still + 1
+            } else {
+                0
+            };
+            last = Some(picture);
+            Ok((still >= STILL_PICTURES).then(|| last.take()).flatten())
+        },
+    )
+}
+
+/// Waits until `take` shows what `expected` shows.
+pub(crate) fn wait_for_picture(
+    workspace: &Workspace,
+    expected: &Picture,
+    patience: Duration,
+    mut take: impl FnMut() -> Result<Option<Picture>>,
+) -> Result<()> {
+    let mut seen = None;
+    until("the same picture as in a direct session", patience, || {
+        let Some(picture) = take()? else {
+            return Ok(None);
+        };
+        let same = picture.difference(expected) <= TOLERATED_PIXELS;
+        seen = Some(picture);
+        Ok(same.then_some(()))
+    })
+    .or_else(|error| {
+        let seen = seen.context("no picture was taken")?;
+        expected.save(&workspace.path("expected.ppm"))?;
+        seen.save(&workspace.path("seen.ppm"))?;
+        bail!(
+            "{error:#}; {} pixels differ (expected.ppm, seen.ppm)",
+            seen.difference(expected)
+        )
+    })
 }
 
 /// A picture must be the same this many times in a row, 20 ms and a screenshot apart, to stand still.
