@@ -42,6 +42,9 @@ pub struct Config {
     /// Time limits of a session.
     #[serde(default)]
     pub session: SessionConfig,
+    /// How the gateway meets clients in sessions that it stands inside of.
+    #[serde(default)]
+    pub client: ClientConfig,
     /// How the gateway meets targets in sessions that it stands inside of.
     #[serde(default)]
     pub target: TargetConfig,
@@ -241,6 +244,29 @@ pub enum PlainHttp {
     Any,
 }
 
+/// How the gateway meets clients in sessions that it stands inside of.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClientConfig {
+    /// Kerberos for clients that prove themselves; NTLM without it.
+    pub kerberos: Option<ClientKerberosConfig>,
+}
+
+/// Kerberos from clients.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClientKerberosConfig {
+    /// The keys of `TERMSRV/host`, for each host name that clients know the gateway by. Read at the start.
+    pub keytab: PathBuf,
+    /// Whether a client may show the password of the token by NTLM instead.
+    #[serde(default = "default_ntlm_fallback")]
+    pub ntlm_fallback: bool,
+}
+
+fn default_ntlm_fallback() -> bool {
+    true
+}
+
 /// How the gateway meets targets in sessions that it stands inside of.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -288,14 +314,8 @@ pub struct KerberosConfig {
     /// The realm of user names that name none.
     pub realm: Option<String>,
     /// Whether NTLM may be used where there is no ticket.
-    #[serde(default = "KerberosConfig::default_ntlm_fallback")]
+    #[serde(default = "default_ntlm_fallback")]
     pub ntlm_fallback: bool,
-}
-
-impl KerberosConfig {
-    fn default_ntlm_fallback() -> bool {
-        true
-    }
 }
 
 /// When the gateway stands inside a session.
@@ -540,11 +560,13 @@ impl Config {
             .tls
             .iter_mut()
             .chain(self.listener.iter_mut().filter_map(|l| l.tls.as_mut()));
+        let keytab = self.client.kerberos.as_mut();
         let paths = tls
             .flat_map(|tls| [&mut tls.certificate, &mut tls.key])
             .chain(self.token.keys.iter_mut().map(|key| &mut key.path))
             .chain(self.token.revoked.as_mut())
             .chain(self.target.ca.as_mut())
+            .chain(keytab.map(|kerberos| &mut kerberos.keytab))
             .chain([&mut self.store.path, &mut self.target.pins]);
         for path in paths {
             *path = folder.join(&*path);
@@ -714,6 +736,7 @@ mod tests {
     #[test]
     fn the_smallest_file_is_enough_and_paths_are_relative_to_it() {
         let config = load(MINIMAL).unwrap();
+        assert!(config.client.kerberos.is_none());
         assert_eq!(config.token.keys[0].path, Path::new("/etc/jetway/k.pem"));
         assert_eq!(config.store.path, Path::new("/etc/jetway/jetway.redb"));
         assert_eq!(config.token.leeway_s, TokenRules::default().leeway_s);

@@ -1,6 +1,9 @@
 //! What all connections of a process share, and the process's own life: start, upkeep, drain, stop.
 
+use std::fs;
+use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,6 +12,7 @@ use tokio_rustls::rustls::RootCertStore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
+use zeroize::Zeroizing;
 
 use crate::clock;
 use crate::config::{Config, TlsConfig, VerifyTarget};
@@ -17,6 +21,8 @@ use crate::listener::admission::Door;
 use crate::listener::{self, Listener};
 use crate::policy::Inspecting;
 use crate::policy::work::WorkLimiter;
+use crate::rdp::credssp::keytab::{self, Keytab};
+use crate::rdp::credssp::server::Kerberos as ClientKerberos;
 use crate::refusal::Refusal;
 use crate::session::registry::{EndCause, Registry};
 use crate::session::secure::{Kerberos, SecureConfig};
@@ -331,10 +337,29 @@ fn make_secure(config: &Config) -> anyhow::Result<SecureConfig> {
         realm: kerberos.realm,
         ntlm_fallback: kerberos.ntlm_fallback,
     });
+    let client_kerberos = match &config.client.kerberos {
+        Some(kerberos) => Some(ClientKerberos {
+            keytab: Arc::new(read_keytab(&kerberos.keytab)?),
+            ntlm_fallback: kerberos.ntlm_fallback,
+        }),
+        None => None,
+    };
     Ok(SecureConfig {
         target_certificate,
         kerberos,
+        client_kerberos,
     })
+}
+
+fn read_keytab(path: &Path) -> anyhow::Result<Keytab> {
+    let read = || {
+        let file = fs::File::open(path)?;
+        let mut bytes = Zeroizing::new(Vec::with_capacity(keytab::FILE_BYTES));
+        let bound = u64::try_from(keytab::FILE_BYTES)?;
+        file.take(bound).read_to_end(&mut bytes)?;
+        anyhow::Ok(Keytab::parse(&bytes)?)
+    };
+    read().with_context(|| path.display().to_string())
 }
 
 /// Switches that weaken the gateway are announced where nobody can miss them.

@@ -42,7 +42,9 @@ use crate::rdp::credssp::krb_error::{
     KDC_ERR_NAME_EXP, KDC_ERR_POLICY, KDC_ERR_PREAUTH_FAILED, KDC_ERR_S_PRINCIPAL_UNKNOWN,
     KDC_ERR_WRONG_REALM, KRB_AP_ERR_BAD_INTEGRITY, KRB_AP_ERR_SKEW, KrbError,
 };
-use crate::rdp::credssp::server::{Cause, Progress as ServerProgress, Server as LogonServer};
+use crate::rdp::credssp::server::{
+    Cause, Kerberos as ClientKerberos, Progress as ServerProgress, Server as LogonServer,
+};
 use crate::rdp::credssp::{EarlyUserAuth, SubjectPublicKeyInfo, frame_length};
 use crate::rdp::farewell::{Farewell, FarewellError, Reason};
 use crate::rdp::negotiation::{ConnectionConfirm, FailureCode, decode_confirm};
@@ -61,6 +63,8 @@ pub struct SecureConfig {
     pub target_certificate: TargetCertificate,
     /// Kerberos to the target; NTLM without it.
     pub kerberos: Option<Kerberos>,
+    /// Kerberos from clients, in the place of `prx_pwd`.
+    pub client_kerberos: Option<ClientKerberos>,
 }
 
 /// Kerberos to targets that were named, not addressed: there is no ticket for an IP address.
@@ -704,8 +708,7 @@ where
             request,
         );
         let proof = timeout_at(deadline, proof).await;
-        proof.unwrap_or(Err(SecureError::TimedOut(Step::ClientLogon)))?;
-        logon = Logon::Ntlm;
+        logon = proof.unwrap_or(Err(SecureError::TimedOut(Step::ClientLogon)))?;
     }
     if direct {
         let negotiation = direct_negotiation(&mut *stream, &mut read_ahead, leg, negotiated);
@@ -773,7 +776,7 @@ async fn client_logon<S>(
     selected: u32,
     chosen: &Recorded,
     request: &SecureRequest<'_>,
-) -> Result<(), SecureError>
+) -> Result<Logon, SecureError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -787,7 +790,8 @@ where
         .ok_or_else(|| SecureError::Settings("the listener has no certificate".to_owned()))?;
     let info = SubjectPublicKeyInfo::of_certificate(&certificate)
         .map_err(|error| SecureError::Settings(error.to_string()))?;
-    let mut logon = LogonServer::new(info.key, &credentials.username, &credentials.password);
+    let mut logon = LogonServer::new(info.key, &credentials.username, &credentials.password)
+        .with_kerberos(request.config.client_kerberos.as_ref());
     loop {
         let frame = read_ts_request(stream, read_ahead, step).await?;
         match logon.process(&frame) {
@@ -812,7 +816,11 @@ where
         stream.write_all(&result).await.map_err(failed)?;
         stream.flush().await.map_err(failed)?;
     }
-    Ok(())
+    Ok(if logon.uses_kerberos() {
+        Logon::Kerberos
+    } else {
+        Logon::Ntlm
+    })
 }
 
 /// The listener's TLS settings, with a note of the certificate they choose: CredSSP binds its key. Without resumption,
@@ -1625,6 +1633,7 @@ mod tests {
                 config: SecureConfig {
                     target_certificate: TargetCertificate::AcceptAny,
                     kerberos: None,
+                    client_kerberos: None,
                 },
                 proxy: Some(credentials("proxy", PROXY_PASSWORD)),
                 patience: PATIENCE,
@@ -1976,6 +1985,7 @@ mod tests {
         let config = SecureConfig {
             target_certificate: TargetCertificate::AcceptAny,
             kerberos: None,
+            client_kerberos: None,
         };
         let (tls, _) = identity("gateway.test");
         let dst = credentials(USER, PASSWORD);

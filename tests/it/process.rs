@@ -172,3 +172,31 @@ fn a_port_in_use_and_a_missing_key_file_are_named() {
     let error = String::from_utf8(serve().stderr).unwrap();
     assert!(error.contains("sign.pub.pem"), "{error}");
 }
+
+#[test]
+fn a_keytab_that_cannot_be_used_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    configure(
+        folder.path(),
+        "[client]\nkerberos = { keytab = \"jetway.keytab\" }\n",
+    );
+    let path = folder.path().join("jetway.toml");
+    let check = || jetway(&["config", "check", "--config", path.to_str().unwrap()]);
+    let keytab = folder.path().join("jetway.keytab");
+    for (content, problem) in [
+        (None, "No such file"),
+        (Some(b"\x05\x01".as_slice()), "not a keytab"),
+        (Some(b"\x05\x02"), "no AES key for TERMSRV/host"),
+    ] {
+        if let Some(content) = content {
+            fs::write(&keytab, content).unwrap();
+        }
+        let error = String::from_utf8(check().stderr).unwrap();
+        assert!(
+            error.contains("jetway.keytab") && error.contains(problem),
+            "{error}"
+        );
+    }
+    fs::write(&keytab, include_bytes!("../golden/kerberos/gateway.keytab")).unwrap();
+    assert!(check().status.success());
+}

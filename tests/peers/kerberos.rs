@@ -1,10 +1,16 @@
-//! Logons by ticket: MIT's KDC gives them, freerdp-shadow-cli 3 takes them.
+//! Logons by Kerberos ticket: MIT's KDC gives them, freerdp-shadow-cli 3 takes them, FreeRDP 3 shows them.
 
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Result, ensure};
+use jetway::rdp::credssp::client::{Client, Package, Progress};
+use jetway::rdp::credssp::keytab::Keytab;
+use jetway::rdp::credssp::server::{Kerberos, Progress as Served, Server};
 
-use crate::lab::freerdp::{FreeRdp, Version};
+use crate::lab::freerdp::{FreeRdp, Version, exit};
 use crate::lab::gateway::{Gateway, Grant};
 use crate::lab::kdc::{Clock, Kdc, REALM, Transport};
 use crate::lab::log::{CLOSED, Line, REFUSED};
@@ -263,7 +269,9 @@ fn a_target_that_does_not_take_the_ticket_is_told_and_not_tried_by_ntlm() -> Res
         let refused = gateway.wait_for(REFUSED, 1)?;
         let reason = refused[0].rule_and_reason();
         ensure!(
-            reason.starts_with("target: the target's logon: the target does not take the ticket: "),
+            reason.starts_with(
+                "target: the target's logon: the target does not take the Kerberos ticket: "
+            ),
             "{reason}"
         );
         let target = lab.target.output()?;
@@ -275,6 +283,252 @@ fn a_target_that_does_not_take_the_ticket_is_told_and_not_tried_by_ntlm() -> Res
         );
         Ok(())
     })
+}
+
+#[test]
+fn a_client_with_a_ticket_proves_itself_by_it() -> Result<()> {
+    workspace::run(|workspace| {
+        let door = Door::start(workspace, false)?;
+        let cache = door.kdc.log_on("visitor", PASSWORD)?;
+        let mut client = door.client(workspace, "client", "visitor", Some(&cache))?;
+        let place = door.target.place();
+        client.wait_for_desktop(place)?;
+        client.type_until_it_arrives(place)?;
+        client.end();
+        door.gateway.wait_for(CLOSED, 1)?;
+        door.expect_proof("kerberos")?;
+        let issued = door
+            .kdc
+            .log("visitor@CORP.EXAMPLE for TERMSRV/localhost@CORP.EXAMPLE")?;
+        ensure!(!issued.is_empty(), "no ticket for the gateway was given");
+        door.gateway
+            .keeps_secret(&[&place.password, PASSWORD, PROXY_PASSWORD])
+    })
+}
+
+#[test]
+fn a_ticket_of_anybody_else_opens_nothing() -> Result<()> {
+    workspace::run(|workspace| {
+        let door = Door::start(workspace, true)?;
+        for (count, user) in (1..).zip(["mallory", "visitor/admin"]) {
+            door.kdc.add_user(user, PASSWORD)?;
+            let cache = door.kdc.log_on(user, PASSWORD)?;
+            let role = format!("client-{count}");
+            let mut client = door.client(workspace, &role, user, Some(&cache))?;
+            let expected =
+                "client-leg: the client's logon: the client's Kerberos ticket is another user's";
+            door.expect_denied(&mut client, count, expected)?;
+        }
+        Ok(())
+    })
+}
+
+/// The KDC has a new key for the gateway that its keytab has not.
+#[test]
+fn a_ticket_that_the_keytab_does_not_open_is_told() -> Result<()> {
+    workspace::run(|workspace| {
+        let door = Door::start(workspace, true)?;
+        door.kdc.admin("cpw -randkey TERMSRV/localhost")?;
+        let cache = door.kdc.log_on("visitor", PASSWORD)?;
+        let mut client = door.client(workspace, "client", "visitor", Some(&cache))?;
+        let expected = "client-leg: the client's logon: the client's Kerberos ticket: no key for \"TERMSRV/localhost\" \
+of \"CORP.EXAMPLE\", encryption type 18, version 3";
+        door.expect_denied(&mut client, 1, expected)
+    })
+}
+
+#[test]
+fn a_client_without_a_ticket_is_let_in_by_the_password_only_where_that_is_allowed() -> Result<()> {
+    workspace::run(|workspace| {
+        let door = Door::start(workspace, true)?;
+        let mut client = door.client(workspace, "client", "visitor", None)?;
+        client.wait_for_desktop(door.target.place())?;
+        door.expect_proof("ntlm")
+    })
+}
+
+#[test]
+fn a_client_without_a_ticket_is_denied_where_only_a_ticket_counts() -> Result<()> {
+    workspace::run(|workspace| {
+        let door = Door::start(workspace, false)?;
+        let mut client = door.client(workspace, "client", "visitor", None)?;
+        let expected = "client-leg: the client's logon: the client shows no Kerberos ticket, and NTLM is not allowed";
+        door.expect_denied(&mut client, 1, expected)
+    })
+}
+
+/// What FreeRDP does not do: the ticket is in the first message, behind no other mechanism. Both halves are Jetway's, the
+/// KDC between them is not.
+#[test]
+fn a_ticket_in_the_first_message_is_taken_and_binds_the_tls_key() -> Result<()> {
+    workspace::run(|workspace| {
+        let kdc = Kdc::start(workspace)?;
+        kdc.add_user("visitor", PASSWORD)?;
+        let keytab = std::fs::read(kdc.add_service("TERMSRV/localhost")?)?;
+        let kerberos = Kerberos {
+            keytab: Arc::new(Keytab::parse(&keytab)?),
+            ntlm_fallback: false,
+        };
+        let logon = |expected: &str, client_key: &[u8], server_key: &[u8]| {
+            let password = PASSWORD.into();
+            let package = Package::Kerberos { realm: Some(REALM) };
+            let mut client = Client::new(client_key, "visitor", &password, "localhost", package)?;
+            let mut server = Server::new(server_key, expected, &"of no use".into())
+                .with_kerberos(Some(&kerberos));
+            let mut messages = 0;
+            let mut answer: Option<Vec<u8>> = None;
+            loop {
+                let mut exchange = client.exchange(answer.as_deref())?;
+                let mut progress = exchange.start()?;
+                let (frame, last) = loop {
+                    match progress {
+                        Progress::AskKdc(question) => {
+                            let mut stream = TcpStream::connect(kdc.address())?;
+                            stream.write_all(&question.message)?;
+                            let mut answer = vec![0; 4];
+                            stream.read_exact(&mut answer)?;
+                            stream.read_to_end(&mut answer)?;
+                            progress = exchange.resume(Some(answer))?;
+                        }
+                        Progress::Send { frame, last } => break (frame, last),
+                    }
+                };
+                messages += 1;
+                match server.process(&frame)? {
+                    Served::Reply(reply) => answer = Some(reply),
+                    Served::Finished => {
+                        ensure!(last && server.uses_kerberos());
+                        return Ok(messages);
+                    }
+                }
+            }
+        };
+        ensure!(
+            logon("visitor", b"key", b"key")? == 3,
+            "ticket, key, credentials"
+        );
+        ensure!(logon("VISITOR@corp.example", b"key", b"key")? == 3);
+        for (expected, server_key, cause) in [
+            (
+                "visitor",
+                b"kez",
+                "the client's proof does not fit this TLS connection",
+            ),
+            (
+                "mallory",
+                b"key",
+                "the client's Kerberos ticket is another user's",
+            ),
+            (
+                "OTHER\\visitor",
+                b"key",
+                "the client's Kerberos ticket is another user's",
+            ),
+        ] {
+            let denied = logon(expected, b"key", server_key).err();
+            let denied = denied.map(|error| error.to_string());
+            ensure!(denied.as_deref() == Some(cause), "{expected}: {denied:?}");
+        }
+        Ok(())
+    })
+}
+
+/// A gateway whose clients prove themselves by tickets, in front of a target that they know nothing of.
+struct Door {
+    kdc: Kdc,
+    target: Shadow,
+    gateway: Gateway,
+}
+
+impl Door {
+    fn start(workspace: &Workspace, ntlm_fallback: bool) -> Result<Self> {
+        let kdc = Kdc::start(workspace)?;
+        kdc.add_user("visitor", PASSWORD)?;
+        let keytab = kdc.add_service("TERMSRV/localhost")?;
+        let target = Shadow::start(workspace, Security::Nla)?;
+        let client = format!(
+            "[client]\nkerberos = {{ keytab = {keytab:?}, ntlm_fallback = {ntlm_fallback} }}"
+        );
+        let gateway = Gateway::start_inside_with(workspace, "first-use", &client)?;
+        Ok(Self {
+            kdc,
+            target,
+            gateway,
+        })
+    }
+
+    /// A client with a token for `visitor`. It has the tickets of `cache` and, where there are none, the password that
+    /// the token names.
+    fn client(
+        &self,
+        workspace: &Workspace,
+        role: &str,
+        user: &str,
+        cache: Option<&Path>,
+    ) -> Result<FreeRdp> {
+        let place = self.target.place();
+        let grant = Grant {
+            proxy: Some(("visitor", PROXY_PASSWORD)),
+            ..Grant::logon(&place.user, &place.password)
+        };
+        let token = self.gateway.token_with(&place.address(), &grant)?;
+        let port = self.gateway.address();
+        let port = port.rsplit(':').next().unwrap_or_default();
+        // By its name: there is no ticket for an address.
+        let mut arguments = vec![
+            format!("/v:localhost:{port}"),
+            format!("/pcb:{token}"),
+            "/sec:nla".to_owned(),
+        ];
+        let mut visitor = Place {
+            user: user.to_owned(),
+            password: PROXY_PASSWORD.to_owned(),
+            ..place.clone()
+        };
+        let configuration = self.kdc.krb5_conf();
+        let mut environment = vec![("KRB5_CONFIG", configuration.as_os_str())];
+        if let Some(cache) = cache {
+            arguments.push(format!("/d:{REALM}"));
+            visitor.password = "of no use".to_owned();
+            environment.push(("KRB5CCNAME", cache.as_os_str()));
+        }
+        let environment: Vec<_> = environment
+            .into_iter()
+            .map(|(name, value)| (name, value.to_str().unwrap_or_default()))
+            .collect();
+        FreeRdp::start_in(
+            workspace,
+            role,
+            Version::Three,
+            &arguments,
+            &visitor,
+            &environment,
+        )
+    }
+
+    fn expect_proof(&self, logon: &str) -> Result<()> {
+        let secured = self.gateway.wait_for(SECURED, 1)?;
+        let proof = secured[0].field("client_logon");
+        ensure!(proof.as_deref() == Some(logon), "{secured:?}");
+        Ok(())
+    }
+
+    fn expect_denied(&self, client: &mut FreeRdp, count: usize, reason: &str) -> Result<()> {
+        let code = client.exit_code()?;
+        ensure!(code == exit::LOGON_FAILURE, "exit code {code}");
+        let refused = self.gateway.wait_for(REFUSED, count)?;
+        let said = refused[count - 1].rule_and_reason();
+        ensure!(said == reason, "not {reason}: {said}");
+        ensure!(
+            self.gateway.logged(SECURED)?.is_empty(),
+            "legs were secured"
+        );
+        ensure!(
+            self.gateway.logged(CLOSED)?.is_empty(),
+            "a session was opened"
+        );
+        Ok(())
+    }
 }
 
 struct Lab {
@@ -362,3 +616,4 @@ fn expect_ticket(gateway: &Gateway, count: usize) -> Result<()> {
 
 const SECURED: &str = "Session secured";
 const PASSWORD: &str = "Of-The-Realm-1";
+const PROXY_PASSWORD: &str = "Of-The-Token-1";

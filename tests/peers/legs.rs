@@ -53,6 +53,7 @@ fn any() -> SecureConfig {
     SecureConfig {
         target_certificate: TargetCertificate::AcceptAny,
         kerberos: None,
+        client_kerberos: None,
     }
 }
 

@@ -96,7 +96,7 @@ pub enum LogonError {
     #[error("the KDC answers {0}")]
     Kdc(KrbError),
     /// The target does not take the ticket.
-    #[error("the target does not take the ticket: {0}")]
+    #[error("the target does not take the Kerberos ticket: {0}")]
     Ticket(String),
     /// Another fault that the security package found.
     #[error("{0}")]
@@ -306,7 +306,7 @@ impl Exchange<'_> {
 }
 
 /// The principal that a user name stands for; see the table of this module.
-fn principal(name: &Username, realm: Option<&str>) -> Result<Username, LogonError> {
+pub(super) fn principal(name: &Username, realm: Option<&str>) -> Result<Username, LogonError> {
     let is = |domain: &str, realm: &str| domain.eq_ignore_ascii_case(realm);
     let is_short_for = |domain: &str, realm: &str| {
         let label = realm.split_once('.').map(|(label, _)| label);
@@ -335,7 +335,7 @@ fn principal(name: &Username, realm: Option<&str>) -> Result<Username, LogonErro
 }
 
 /// Stands for whichever KDC the caller asks.
-const KDC: &str = "tcp://kdc.invalid:88";
+pub(super) const KDC: &str = "tcp://kdc.invalid:88";
 const KERBEROS_PORT: u16 = 88;
 /// Of a message over TCP ([RFC 4120] 7.2.2).
 ///

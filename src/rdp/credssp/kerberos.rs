@@ -14,14 +14,17 @@ use sspi::credssp::{ClientState, CredSspMode, TsRequest, write_ts_credentials};
 use sspi::generator::{Generator, GeneratorState, NetworkRequest, YieldPoint};
 use sspi::{
     AuthIdentity, AuthIdentityBuffers, BufferType, ClientRequestFlags, CredentialsBuffers,
-    DataRepresentation, EncryptionFlags, Error, ErrorKind, Kerberos, KerberosConfig,
-    SecurityBuffer, SecurityBufferRef, SecurityStatus, Sspi, SspiImpl,
+    DataRepresentation, Error, ErrorKind, Kerberos, KerberosConfig, SecurityBuffer, SecurityStatus,
+    Sspi, SspiImpl,
 };
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use super::krb_error::KrbError;
 use super::spnego::{self, KERBEROS, MS_KERBEROS, State as NegState};
+use super::wrap::{
+    CLIENT_TO_SERVER, NONCE_BYTES, NONCE_VERSION, SERVER_TO_CLIENT, key_hash, open, seal,
+};
 
 /// What one step asks its KDC, and how it ends.
 pub(super) type Work<'a> =
@@ -138,8 +141,8 @@ impl Initiator {
         if answer.state != Some(NegState::Completed) {
             return Err(not_taken("it wants more"));
         }
-        let proof = self.key_hash(CLIENT_TO_SERVER);
-        let proof = self.seal(&proof)?;
+        let proof = key_hash(CLIENT_TO_SERVER, &self.nonce, &self.public_key);
+        let proof = seal(&mut self.kerberos, &proof)?;
         self.state = State::Binding;
         Ok(ClientState::ReplyNeeded(TsRequest {
             pub_key_auth: Some(proof),
@@ -151,15 +154,15 @@ impl Initiator {
     /// Gives the credentials to a target that sees the same TLS key.
     fn delegate(&mut self, request: TsRequest) -> sspi::Result<ClientState> {
         let proof = request.pub_key_auth.unwrap_or_default();
-        let proof = self.open(&proof)?;
-        let expected = self.key_hash(SERVER_TO_CLIENT);
+        let proof = open(&mut self.kerberos, &proof)?;
+        let expected = key_hash(SERVER_TO_CLIENT, &self.nonce, &self.public_key);
         if !bool::from(proof.ct_eq(&expected)) {
             return Err(Error::new(ErrorKind::MessageAltered, "another TLS key"));
         }
         let credentials = self.delegated.take().ok_or_else(out_of_sequence)?;
         let credentials = write_ts_credentials(&credentials, CredSspMode::WithCredentials)?;
         let credentials = Zeroizing::new(credentials);
-        let auth_info = self.seal(&credentials)?;
+        let auth_info = seal(&mut self.kerberos, &credentials)?;
         Ok(ClientState::FinalMessage(TsRequest {
             auth_info: Some(auth_info),
             ..TsRequest::default()
@@ -201,63 +204,10 @@ impl Initiator {
         let [output] = output;
         Ok((status, output.buffer))
     }
-
-    /// [MS-CSSP] 3.1.5: what both sides hash with the nonce.
-    fn key_hash(&self, magic: &[u8]) -> [u8; 32] {
-        let mut hash = openssl::sha::Sha256::new();
-        hash.update(magic);
-        hash.update(&self.nonce);
-        hash.update(&self.public_key);
-        hash.finish()
-    }
-
-    /// A sealed Wrap token ([RFC 4121] 4.2.6.2).
-    ///
-    /// [RFC 4121]: https://www.rfc-editor.org/rfc/rfc4121
-    fn seal(&mut self, plain: &[u8]) -> sspi::Result<Vec<u8>> {
-        let mut token = [0; WRAP_TOKEN_BYTES];
-        let mut data = Zeroizing::new(plain.to_vec());
-        let mut buffers = [
-            SecurityBufferRef::token_buf(&mut token),
-            SecurityBufferRef::data_buf(&mut data),
-        ];
-        self.kerberos
-            .encrypt_message(EncryptionFlags::empty(), &mut buffers)?;
-        let [token, data] = &buffers;
-        Ok([token.data(), data.data()].concat())
-    }
-
-    /// The content of a sealed Wrap token.
-    fn open(&mut self, sealed: &[u8]) -> sspi::Result<Vec<u8>> {
-        // sspi rotates by what the header says, whatever there is to rotate.
-        let extra = match sealed {
-            [0x05, 0x04, _, 0xff, high, low, ..] => u16::from_be_bytes([*high, *low]),
-            _ => return Err(invalid("no Wrap token")),
-        };
-        let least = WRAP_TOKEN_BYTES.saturating_add(extra.into());
-        if sealed.len() < least {
-            return Err(invalid("a Wrap token that is too short"));
-        }
-        let mut sealed = sealed.to_vec();
-        let (token, data) = sealed
-            .split_at_mut_checked(WRAP_TOKEN_BYTES)
-            .ok_or_else(|| invalid("a Wrap token that is too short"))?;
-        let mut buffers = [
-            SecurityBufferRef::data_buf(data),
-            SecurityBufferRef::token_buf(token),
-        ];
-        self.kerberos.decrypt_message(&mut buffers)?;
-        let [data, _] = &buffers;
-        Ok(data.data().to_vec())
-    }
 }
 
 fn out_of_sequence() -> Error {
     Error::new(ErrorKind::OutOfSequence, "no message is due")
-}
-
-fn invalid(text: &str) -> Error {
-    Error::new(ErrorKind::InvalidToken, text)
 }
 
 fn not_taken(why: impl ToString) -> Error {
@@ -274,14 +224,6 @@ const REQUIREMENTS: ClientRequestFlags = ClientRequestFlags::MUTUAL_AUTH
     .union(ClientRequestFlags::CONFIDENTIALITY)
     .union(ClientRequestFlags::INTEGRITY);
 
-/// [MS-CSSP] 2.2.1: the first version with a nonce.
-const NONCE_VERSION: u32 = 5;
-const NONCE_BYTES: usize = 32;
-const CLIENT_TO_SERVER: &[u8] = b"CredSSP Client-To-Server Binding Hash\0";
-const SERVER_TO_CLIENT: &[u8] = b"CredSSP Server-To-Client Binding Hash\0";
-/// Of a Wrap token, what is no data: header, its encrypted copy, confounder and checksum of the AES types.
-const WRAP_TOKEN_BYTES: usize = 60;
-
 #[cfg(test)]
 mod tests {
     use sspi::Username;
@@ -296,26 +238,6 @@ mod tests {
         let config = KerberosConfig::new_with_kdc_url("tcp://kdc.test:88", "HERE".to_owned());
         let service = "TERMSRV/target.test".to_owned();
         Initiator::new(config, identity.clone().into(), identity, service, b"key").unwrap()
-    }
-
-    /// What sspi would rotate beyond its end.
-    #[test]
-    fn a_wrap_token_shorter_than_it_says_is_refused() {
-        let mut client = initiator();
-        let mut token = vec![0; 200];
-        token[..6].copy_from_slice(&[0x05, 0x04, 0x07, 0xff, 0, 0]);
-        for length in 0..WRAP_TOKEN_BYTES {
-            let error = client.open(&token[..length]).unwrap_err();
-            assert_eq!(error.error_type, ErrorKind::InvalidToken, "{length}");
-        }
-        // Whole, and too early: now it is up to sspi.
-        let error = client.open(&token).unwrap_err();
-        assert_eq!(error.error_type, ErrorKind::OutOfSequence);
-        for extra in [141_u16, 0xffff] {
-            token[4..6].copy_from_slice(&extra.to_be_bytes());
-            let error = client.open(&token).unwrap_err();
-            assert_eq!(error.error_type, ErrorKind::InvalidToken, "{extra}");
-        }
     }
 
     #[test]

@@ -10,15 +10,22 @@
 //! [MS-CSSP]: https://learn.microsoft.com/en-us/openspecs/windows_protocols/ms-cssp/85f57821-40bb-46aa-bfcb-ba9590b8fc30
 
 #[cfg(feature = "shell")]
+mod acceptor;
+#[cfg(feature = "shell")]
 pub mod client;
 #[cfg(feature = "shell")]
 mod kerberos;
+pub mod keytab;
 #[cfg(feature = "shell")]
 pub mod krb_error;
 #[cfg(feature = "shell")]
 pub mod server;
 #[cfg(feature = "shell")]
 mod spnego;
+#[cfg(feature = "shell")]
+mod ticket;
+#[cfg(feature = "shell")]
+mod wrap;
 
 /// Largest `TSRequest` accepted, bytes. NTLM needs less than 2 KiB; a Kerberos ticket with a large PAC about 12 KiB.
 pub const TS_REQUEST_BYTES: usize = 16 * 1024;
@@ -556,6 +563,35 @@ mod glued {
         });
         let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
         assert_eq!(text.lines().count(), 2, "{text}");
+    }
+
+    #[test]
+    fn the_password_does_not_count_where_only_a_ticket_does() {
+        let keytab = include_bytes!("../../../tests/golden/kerberos/gateway.keytab");
+        let keytab = keytab::Keytab::parse(keytab).unwrap();
+        let mut kerberos = server::Kerberos {
+            keytab: std::sync::Arc::new(keytab),
+            ntlm_fallback: true,
+        };
+        let secret = SecretString::from("Secret-1");
+        let mut client = Client::new(KEY, "alice", &secret, "target.test", Package::Ntlm).unwrap();
+        let Progress::Send { frame, .. } = client.exchange(None).unwrap().start().unwrap() else {
+            panic!("NTLM asks nobody");
+        };
+        let mut server = Server::new(KEY, "alice", &secret).with_kerberos(Some(&kerberos));
+        assert!(matches!(server.process(&frame), Ok(Served::Reply(_))));
+        assert!(!server.uses_kerberos());
+
+        kerberos.ntlm_fallback = false;
+        let mut server = Server::new(KEY, "alice", &secret).with_kerberos(Some(&kerberos));
+        let denied = server.process(&frame).unwrap_err();
+        assert!(matches!(denied.cause, Cause::NoTicket));
+        let told = denied.reply.expect("the client is told");
+        let error = client
+            .exchange(Some(&told))
+            .and_then(|mut exchange| exchange.start())
+            .unwrap_err();
+        assert_eq!(error, LogonError::Status(0xc000_006d));
     }
 
     #[test]

@@ -1,13 +1,16 @@
-//! The server half, for the client leg: the client proves that it knows the proxy credential (`prx_usr`, `prx_pwd`).
+//! The server half, for the client leg: the client proves that it knows the proxy credential (`prx_usr`, `prx_pwd`), or
+//! that it is that user by a Kerberos ticket for this gateway.
 //!
-//! NTLM only: with and without SPNEGO around it, chosen by the client's first token. What the client delegates at the
-//! end is dropped unread: the target gets credentials of the token, never those of the client.
+//! Which of them is chosen by the client's first token: NTLM with and without SPNEGO around it, or Kerberos where the
+//! gateway has a keytab. What the client delegates at the end is dropped unread: the target gets credentials of the
+//! token, never those of the client.
 //!
-//! The password is proven twice: by the NTLM response where the client protects it with a MIC, and always by the sealed
+//! With NTLM the password is proven twice: by the NTLM response where the client protects it with a MIC, and always by the sealed
 //! public key, whose keys follow from the password.
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 
 use secrecy::{ExposeSecret, SecretString};
 use sspi::credssp::{
@@ -17,6 +20,8 @@ use sspi::ntlm::NtlmConfig;
 use sspi::{AuthIdentity, ErrorKind, NegotiateConfig, Username, UsernameParts};
 use zeroize::Zeroizing;
 
+use super::acceptor::{self, Acceptor, Step};
+use super::keytab::Keytab;
 use super::{COMPUTER_NAME, Mechanism, TS_REQUESTS, TsRequestError, frame_length, unlogged};
 
 /// What a client's `TSRequest` leads to.
@@ -53,6 +58,24 @@ pub enum Cause {
     /// A first token that is neither NTLM nor SPNEGO.
     #[error("the first token is neither NTLM nor SPNEGO")]
     Mechanism,
+    /// The client shows no ticket where nothing else counts.
+    #[error("the client shows no Kerberos ticket, and NTLM is not allowed")]
+    NoTicket,
+    /// The ticket cannot be read, is not good now, or was not shown by the one who got it.
+    #[error("the client's Kerberos ticket: {0}")]
+    Ticket(String),
+    /// A good ticket of a user whom the token does not name.
+    #[error("the client's Kerberos ticket is another user's")]
+    AnotherUser,
+    /// Somebody changed which mechanisms the client offers.
+    #[error("the client's list of mechanisms is not protected")]
+    List,
+    /// A message that does not belong there.
+    #[error("a message that is not due")]
+    Sequence,
+    /// A version that binds the TLS key without a nonce.
+    #[error("the client speaks CredSSP {0}, and 5 is the least that is safe")]
+    Version(u32),
     /// Another fault that the security package found.
     #[error("{0}")]
     Package(String),
@@ -62,8 +85,23 @@ pub enum Cause {
 pub struct Server {
     public_key: Vec<u8>,
     expected: Expected,
-    inner: Option<CredSspServer<Expected>>,
+    kerberos: Option<Kerberos>,
+    inner: Option<Inner>,
     seen: usize,
+}
+
+/// What proves a client by Kerberos.
+#[derive(Clone, Debug)]
+pub struct Kerberos {
+    /// The keys of this gateway.
+    pub keytab: Arc<Keytab>,
+    /// Whether the password counts, too, where a client shows no ticket.
+    pub ntlm_fallback: bool,
+}
+
+enum Inner {
+    Ntlm(Box<CredSspServer<Expected>>),
+    Kerberos(Box<Acceptor>),
 }
 
 impl fmt::Debug for Server {
@@ -83,9 +121,23 @@ impl Server {
                 username: username.to_owned(),
                 password: password.clone(),
             },
+            kerberos: None,
             inner: None,
             seen: 0,
         }
+    }
+
+    /// The same where a Kerberos ticket counts.
+    #[must_use]
+    pub fn with_kerberos(mut self, kerberos: Option<&Kerberos>) -> Self {
+        self.kerberos = kerberos.cloned();
+        self
+    }
+
+    /// Whether the client shows a Kerberos ticket.
+    #[must_use]
+    pub fn uses_kerberos(&self) -> bool {
+        matches!(self.inner, Some(Inner::Kerberos(_)))
     }
 
     /// Takes one whole `TSRequest` (see [`frame_length`]).
@@ -98,15 +150,28 @@ impl Server {
             return Err(silently(TsRequestError::TooMany.into()));
         }
         let request = decode(frame).map_err(|error| silently(error.into()))?;
-        let server = match &mut self.inner {
-            Some(server) => server,
-            none => {
-                let token = request.nego_tokens.as_deref().unwrap_or_default();
-                let mode = mode(token).ok_or_else(|| silently(Cause::Mechanism))?;
-                let server =
-                    CredSspServer::new(self.public_key.clone(), self.expected.clone(), mode)
-                        .map_err(|error| silently(Cause::Package(error.to_string())))?;
-                none.insert(server)
+        let inner = match self.inner.take() {
+            Some(inner) => inner,
+            None => self
+                .choose(request.nego_tokens.as_deref().unwrap_or_default())
+                .map_err(|cause| {
+                    if matches!(cause, Cause::NoTicket) {
+                        told(TsRequest::default(), cause)
+                    } else {
+                        silently(cause)
+                    }
+                })?,
+        };
+        let server = match self.inner.insert(inner) {
+            Inner::Ntlm(server) => server,
+            Inner::Kerberos(acceptor) => {
+                return match unlogged(|| acceptor.process(&request)) {
+                    Ok(Step::Reply(reply)) => encode(&reply)
+                        .map(|frame| Progress::Reply(frame.to_vec()))
+                        .map_err(silently),
+                    Ok(Step::Finished) => Ok(Progress::Finished),
+                    Err(cause) => Err(told(TsRequest::default(), cause)),
+                };
             }
         };
         match unlogged(|| server.process(request).resolve_to_result()) {
@@ -116,18 +181,48 @@ impl Server {
             Ok(ServerState::Finished(_delegated)) => Ok(Progress::Finished),
             Err(failure) => {
                 let cause = cause(&failure.error);
-                let reply = failure.ts_request.and_then(|mut reply| {
-                    // What sspi puts there is no NTSTATUS.
-                    reply.error_code = Some(status(&cause));
-                    reply.nego_tokens = None;
-                    reply.pub_key_auth = None;
-                    reply.auth_info = None;
-                    reply.client_nonce = None;
-                    encode(&reply).ok().map(|frame| frame.to_vec())
-                });
-                Err(Denied { reply, cause })
+                Err(match failure.ts_request {
+                    Some(reply) => told(*reply, cause),
+                    None => silently(cause),
+                })
             }
         }
+    }
+
+    /// The mechanism of the client's first token.
+    fn choose(&self, token: &[u8]) -> Result<Inner, Cause> {
+        let mechanism = Mechanism::of(token).ok_or(Cause::Mechanism)?;
+        if let Some(kerberos) = &self.kerberos {
+            if acceptor::is_offered(token) {
+                let keytab = Arc::clone(&kerberos.keytab);
+                let acceptor = Acceptor::new(keytab, &self.expected.username, &self.public_key);
+                return Ok(Inner::Kerberos(Box::new(acceptor)));
+            }
+            if !kerberos.ntlm_fallback {
+                return Err(Cause::NoTicket);
+            }
+        }
+        let server = CredSspServer::new(
+            self.public_key.clone(),
+            self.expected.clone(),
+            ntlm_mode(mechanism),
+        );
+        let server = server.map_err(|error| Cause::Package(error.to_string()))?;
+        Ok(Inner::Ntlm(Box::new(server)))
+    }
+}
+
+/// A client that is told.
+fn told(mut reply: TsRequest, cause: Cause) -> Denied {
+    // What sspi puts there is no NTSTATUS.
+    reply.error_code = Some(status(&cause));
+    reply.nego_tokens = None;
+    reply.pub_key_auth = None;
+    reply.auth_info = None;
+    reply.client_nonce = None;
+    Denied {
+        reply: encode(&reply).ok().map(|frame| frame.to_vec()),
+        cause,
     }
 }
 
@@ -154,16 +249,16 @@ pub(super) fn encode(request: &TsRequest) -> Result<Zeroizing<Vec<u8>>, Cause> {
     Ok(frame)
 }
 
-fn mode(first_token: &[u8]) -> Option<ServerMode> {
+fn ntlm_mode(mechanism: Mechanism) -> ServerMode {
     let ntlm = NtlmConfig::new(COMPUTER_NAME.to_owned());
-    Some(match Mechanism::of(first_token)? {
+    match mechanism {
         Mechanism::Ntlm => ServerMode::Ntlm(ntlm),
         Mechanism::Spnego => ServerMode::Negotiate(NegotiateConfig::new(
             Box::new(ntlm),
             Some("ntlm".to_owned()),
             COMPUTER_NAME.to_owned(),
         )),
-    })
+    }
 }
 
 #[expect(
@@ -182,8 +277,17 @@ fn cause(error: &sspi::Error) -> Cause {
 
 fn status(cause: &Cause) -> NStatusCode {
     match cause {
-        Cause::WrongCredentials | Cause::PublicKey => NStatusCode::LOGON_FAILURE,
-        Cause::TsRequest(_) | Cause::Mechanism | Cause::Package(_) => ACCESS_DENIED,
+        Cause::WrongCredentials
+        | Cause::PublicKey
+        | Cause::NoTicket
+        | Cause::Ticket(_)
+        | Cause::AnotherUser => NStatusCode::LOGON_FAILURE,
+        Cause::TsRequest(_)
+        | Cause::Mechanism
+        | Cause::List
+        | Cause::Sequence
+        | Cause::Version(_)
+        | Cause::Package(_) => ACCESS_DENIED,
     }
 }
 

@@ -1,8 +1,9 @@
-//! SPNEGO ([RFC 4178]) as far as one mechanism needs it: its first token goes out in a NegTokenInit, what follows comes
-//! in NegTokenResp.
+//! SPNEGO ([RFC 4178]) as far as Kerberos needs it: its first token comes in a NegTokenInit, what follows in
+//! NegTokenResp.
 //!
-//! There is nothing to negotiate where one mechanism is offered, so there is no list of mechanisms to protect either
-//! (`mechListMIC`, section 5). Nothing here allocates by a length that a peer gives.
+//! Towards the target one mechanism is offered: there is nothing to negotiate, and no list of mechanisms to protect
+//! (`mechListMIC`, section 5). Clients offer several, and where Kerberos is not the first, both sides protect the list.
+//! Nothing here allocates by a length that a peer gives.
 //!
 //! [RFC 4178]: https://www.rfc-editor.org/rfc/rfc4178
 
@@ -29,16 +30,41 @@ pub(super) enum State {
     RequestMic,
 }
 
-/// NegTokenResp ([RFC 4178] 4.2.2), without the protection of the list.
+/// NegTokenInit ([RFC 4178] 4.2.1).
 ///
 /// [RFC 4178]: https://www.rfc-editor.org/rfc/rfc4178
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Init<'a> {
+    /// MechTypeList, DER: what `mechListMIC` protects.
+    pub(super) mech_types: &'a [u8],
+    /// `mechToken`: the first token of the first mechanism.
+    pub(super) token: Option<&'a [u8]>,
+}
+
+impl<'a> Init<'a> {
+    /// The contents of the OIDs, the client's favourite first.
+    pub(super) fn mechanisms(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let mut list = element(self.mech_types, SEQUENCE).map_or(&[][..], |(list, _)| list);
+        std::iter::from_fn(move || {
+            let (oid, rest) = element(list, OID)?;
+            list = rest;
+            Some(oid)
+        })
+    }
+}
+
+/// NegTokenResp ([RFC 4178] 4.2.2).
+///
+/// [RFC 4178]: https://www.rfc-editor.org/rfc/rfc4178
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Response<'a> {
     pub(super) state: Option<State>,
     /// `supportedMech`, the content of an OID.
     pub(super) mechanism: Option<&'a [u8]>,
     /// `responseToken`.
     pub(super) token: Option<&'a [u8]>,
+    /// `mechListMIC`.
+    pub(super) mic: Option<&'a [u8]>,
 }
 
 /// A GSS-API initial token with a NegTokenInit ([RFC 4178] 4.2.1): `mechanisms`, and the first token of the first one.
@@ -53,15 +79,58 @@ pub(super) fn encode_init(mechanisms: &[&[u8]], token: &[u8]) -> Vec<u8> {
     der(INITIAL_TOKEN, &content)
 }
 
+/// The NegTokenInit of a GSS-API initial token, or `None` where `bytes` hold none.
+pub(super) fn decode_init(bytes: &[u8]) -> Option<Init<'_>> {
+    let (content, _) = element(bytes, INITIAL_TOKEN)?;
+    let (oid, content) = element(content, OID)?;
+    let (content, _) = element(content, NEG_TOKEN_INIT)?;
+    let (mut fields, _) = element(content, SEQUENCE)?;
+    let (mut mech_types, mut token) = (None, None);
+    while let Some(&tag) = fields.first() {
+        let (field, rest) = element(fields, tag)?;
+        match tag {
+            MECH_TYPES => {
+                element(field, SEQUENCE)?;
+                mech_types = Some(field);
+            }
+            MECH_TOKEN => token = Some(element(field, OCTET_STRING)?.0),
+            _ => {}
+        }
+        fields = rest;
+    }
+    let mech_types = mech_types.filter(|_| oid == SPNEGO)?;
+    Some(Init { mech_types, token })
+}
+
+/// A NegTokenResp.
+pub(super) fn encode_response(response: &Response<'_>) -> Vec<u8> {
+    let mut fields = Vec::new();
+    if let Some(state) = response.state {
+        let value = match state {
+            State::Completed => 0,
+            State::Incomplete => 1,
+            State::Reject => 2,
+            State::RequestMic => 3,
+        };
+        fields.extend(der(NEG_STATE, &der(ENUMERATED, &[value])));
+    }
+    if let Some(mechanism) = response.mechanism {
+        fields.extend(der(SUPPORTED_MECH, &der(OID, mechanism)));
+    }
+    if let Some(token) = response.token {
+        fields.extend(der(RESPONSE_TOKEN, &der(OCTET_STRING, token)));
+    }
+    if let Some(mic) = response.mic {
+        fields.extend(der(MECH_LIST_MIC, &der(OCTET_STRING, mic)));
+    }
+    der(NEG_TOKEN_RESP, &der(SEQUENCE, &fields))
+}
+
 /// A NegTokenResp, or `None` where `bytes` are none.
 pub(super) fn decode_response(bytes: &[u8]) -> Option<Response<'_>> {
     let (content, _) = element(bytes, NEG_TOKEN_RESP)?;
     let (mut fields, _) = element(content, SEQUENCE)?;
-    let mut response = Response {
-        state: None,
-        mechanism: None,
-        token: None,
-    };
+    let mut response = Response::default();
     while let Some(&tag) = fields.first() {
         let (field, rest) = element(fields, tag)?;
         match tag {
@@ -77,7 +146,7 @@ pub(super) fn decode_response(bytes: &[u8]) -> Option<Response<'_>> {
             }
             SUPPORTED_MECH => response.mechanism = Some(element(field, OID)?.0),
             RESPONSE_TOKEN => response.token = Some(element(field, OCTET_STRING)?.0),
-            // mechListMIC, and what later versions may add.
+            MECH_LIST_MIC => response.mic = Some(element(field, OCTET_STRING)?.0),
             _ => {}
         }
         fields = rest;
@@ -117,6 +186,7 @@ const MECH_TOKEN: u8 = 0xa2;
 const NEG_STATE: u8 = 0xa0;
 const SUPPORTED_MECH: u8 = 0xa1;
 const RESPONSE_TOKEN: u8 = 0xa2;
+const MECH_LIST_MIC: u8 = 0xa3;
 
 #[cfg(test)]
 mod tests {
@@ -131,6 +201,21 @@ mod tests {
 \xa2\x09\x04\x07a token";
         let written = encode_init(&[KERBEROS, MS_KERBEROS], b"a token");
         assert_eq!(written, golden);
+        let read = decode_init(golden).unwrap();
+        assert_eq!(read.token, Some(b"a token".as_slice()));
+        assert!(read.mechanisms().eq([KERBEROS, MS_KERBEROS]));
+        for cut in 0..golden.len() {
+            assert_eq!(decode_init(&golden[..cut]), None, "{cut}");
+        }
+        for at in 0..golden.len() {
+            for value in [0, 0x7f, 0x84, 0xff] {
+                let mut bent = golden.to_vec();
+                bent[at] = value;
+                if let Some(read) = decode_init(&bent) {
+                    assert!(read.mechanisms().count() <= 2);
+                }
+            }
+        }
     }
 
     #[test]
@@ -160,8 +245,10 @@ mod tests {
             state: Some(State::Completed),
             mechanism: Some(KERBEROS),
             token: Some(b"hi"),
+            mic: Some(b"m"),
         };
         assert_eq!(decode_response(answer), Some(expected));
+        assert_eq!(encode_response(&expected), answer);
         for cut in 0..answer.len() {
             assert_eq!(decode_response(&answer[..cut]), None, "{cut}");
         }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::port::Port;
 use super::process::{Process, tool};
@@ -77,6 +77,26 @@ impl Kdc {
     /// Where it can be asked.
     pub(crate) fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port.number())
+    }
+
+    /// What programs linked with MIT's library are told in KRB5_CONFIG.
+    pub(crate) fn krb5_conf(&self) -> PathBuf {
+        self.folder.join("krb5.conf")
+    }
+
+    /// A file with the first ticket of a user who logs on to the realm.
+    pub(crate) fn log_on(&self, user: &str, password: &str) -> Result<PathBuf> {
+        let cache = self
+            .folder
+            .join(format!("{}.ccache", user.replace('/', "-")));
+        let typed = self.folder.join("typed");
+        std::fs::write(&typed, format!("{password}\n"))?;
+        let mut kinit = in_realm(&self.folder, "kinit");
+        kinit.arg("-c").arg(&cache).arg(user);
+        let output = kinit.stdin(std::fs::File::open(&typed)?).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "kinit: {said}");
+        Ok(cache)
     }
 
     /// Runs `query` of kadmin.
