@@ -244,7 +244,7 @@ fn reset(stream: TcpStream) {
     let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
 }
 
-struct Usage {
+pub(crate) struct Usage {
     at: Instant,
     process: Duration,
     own: Duration,
@@ -252,15 +252,15 @@ struct Usage {
     all: Duration,
 }
 
-struct Used {
-    process: Duration,
+pub(crate) struct Used {
+    pub(crate) process: Duration,
     own: Duration,
     busy: Duration,
     all: Duration,
 }
 
 impl Usage {
-    fn now(path: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn now(path: &Path) -> anyhow::Result<Self> {
         let (busy, all) = system::machine()?;
         Ok(Self {
             at: clock::now(),
@@ -271,7 +271,7 @@ impl Usage {
         })
     }
 
-    fn since(&self, before: &Self) -> Used {
+    pub(crate) fn since(&self, before: &Self) -> Used {
         debug_assert!(self.at >= before.at, "in order");
         Used {
             process: self.process.saturating_sub(before.process),
@@ -283,7 +283,7 @@ impl Usage {
 }
 
 impl Used {
-    fn foreign(&self) -> f64 {
+    pub(crate) fn foreign(&self) -> f64 {
         let ours = self.process + self.own;
         self.busy.saturating_sub(ours).as_secs_f64() / self.all.as_secs_f64().max(0.01)
     }

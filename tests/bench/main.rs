@@ -1,4 +1,5 @@
-//! What the gateway costs: the same loads through every path, in turns, in one run, as ratios to direct loopback.
+//! What the gateway costs: the same loads through every path, in turns, in one run, as ratios to direct loopback; and
+//! the same for the sessions that it stands inside of.
 //!
 //! See `README.md` beside this file for the method and for what the figures do not say.
 
@@ -9,8 +10,10 @@
 #![expect(clippy::print_stdout, reason = "a program that prints a table")]
 #![expect(clippy::print_stderr, reason = "and its progress")]
 
+mod inspected;
 mod load;
 mod path;
+mod rdp;
 mod report;
 mod system;
 mod target;
@@ -36,6 +39,9 @@ pub(crate) struct Plan {
     /// Fresh tokens for each round of the connection rate; it ends early when they are used up.
     pub(crate) tokens: usize,
     pub(crate) idle_sessions: usize,
+    /// Inspected sessions set up in one round.
+    pub(crate) set_ups: usize,
+    pub(crate) inspected_idle: usize,
     pub(crate) jetway: Option<PathBuf>,
     pub(crate) json: Option<PathBuf>,
 }
@@ -57,17 +63,31 @@ fn main() -> anyhow::Result<()> {
         plan.idle_sessions = allowed;
     }
     let target = Target::start()?;
+    let opaque = measure_opaque(&plan, &target)?;
+    let inspected = inspected::run(&plan, &target)?;
+    if let Some(json) = &plan.json {
+        std::fs::write(json, report::json(&plan, &opaque, &inspected))
+            .with_context(|| json.display().to_string())?;
+    }
+    Ok(())
+}
+
+/// The paths that move bytes.
+fn measure_opaque(plan: &Plan, target: &Target) -> anyhow::Result<Vec<Figures>> {
     let mut paths = Vec::new();
-    for kind in &plan.kinds {
-        let path = Path::start(*kind, &target, &plan).with_context(|| format!("{kind}"))?;
+    for kind in plan.kinds.iter().filter(|kind| !kind.is_inspected()) {
+        let path = Path::start(*kind, target, plan).with_context(|| format!("{kind}"))?;
         path.warm_up().with_context(|| format!("{kind}"))?;
         paths.push(path);
+    }
+    if paths.is_empty() {
+        return Ok(Vec::new());
     }
     let mut figures: Vec<_> = paths.iter().map(|path| Figures::new(path.kind)).collect();
     for round in 1..=plan.rounds {
         for (path, figures) in paths.iter().zip(&mut figures) {
             eprintln!("round {round} of {}: {}", plan.rounds, path.kind);
-            let one = measure(path, &plan).with_context(|| format!("{}", path.kind))?;
+            let one = measure(path, plan).with_context(|| format!("{}", path.kind))?;
             figures.rounds.push(one);
         }
     }
@@ -79,18 +99,14 @@ fn main() -> anyhow::Result<()> {
         if plan.idle_sessions > 0 && figures.kind.has_idle_cost() {
             eprintln!("{} idle sessions: {}", plan.idle_sessions, figures.kind);
             // A process of its own: memory that earlier sessions left behind would hide what these take.
-            let path = Path::start(figures.kind, &target, &plan)?;
+            let path = Path::start(figures.kind, target, plan)?;
             path.warm_up()?;
             figures.idle = Some(load::idle(&path, plan.idle_sessions)?);
             path.check_descriptors()?;
         }
     }
-    report::print(&plan, &figures);
-    if let Some(json) = &plan.json {
-        std::fs::write(json, report::json(&plan, &figures))
-            .with_context(|| json.display().to_string())?;
-    }
-    Ok(())
+    report::print(plan, &figures);
+    Ok(figures)
 }
 
 fn measure(path: &Path, plan: &Plan) -> anyhow::Result<Round> {
@@ -118,6 +134,8 @@ impl Plan {
             rate: Duration::from_secs(2),
             tokens: 20_000,
             idle_sessions: 10_000,
+            set_ups: 100,
+            inspected_idle: 500,
             jetway: Some(env!("CARGO_BIN_EXE_jetway").into()),
             json: None,
         };
@@ -135,6 +153,8 @@ impl Plan {
                     plan.rate = Duration::from_millis(200);
                     plan.tokens = 1000;
                     plan.idle_sessions = 200;
+                    plan.set_ups = 10;
+                    plan.inspected_idle = 20;
                 }
                 "--paths" => {
                     plan.kinds = value()?
@@ -142,11 +162,21 @@ impl Plan {
                         .map(str::parse)
                         .collect::<Result<_, _>>()?;
                 }
+                "--inspected" => {
+                    plan.kinds = vec![
+                        Kind::TlsDirect,
+                        Kind::HaproxyTls,
+                        Kind::FreerdpProxy,
+                        Kind::JetwayInspected,
+                    ];
+                }
                 "--rounds" => plan.rounds = value()?.parse()?,
                 "--bulk-ms" => plan.bulk = Duration::from_millis(value()?.parse()?),
                 "--rate-ms" => plan.rate = Duration::from_millis(value()?.parse()?),
                 "--round-trips" => plan.round_trips = value()?.parse()?,
                 "--idle" => plan.idle_sessions = value()?.parse()?,
+                "--set-ups" => plan.set_ups = value()?.parse()?,
+                "--inspected-idle" => plan.inspected_idle = value()?.parse()?,
                 "--jetway" => plan.jetway = Some(value()?.into()),
                 "--json" => plan.json = Some(value()?.into()),
                 // `cargo bench` adds it.
@@ -154,14 +184,15 @@ impl Plan {
                 other => bail!("unknown argument {other}; see tests/bench/README.md"),
             }
         }
-        if plan.rounds == 0 {
-            bail!("--rounds needs at least 1");
+        if plan.rounds == 0 || plan.set_ups == 0 {
+            bail!("--rounds and --set-ups need at least 1");
         }
         // A path that is not installed is left out by name, not by surprise.
         if !system::is_installed("haproxy") {
             eprintln!("haproxy is not installed: measuring without it");
-            plan.kinds
-                .retain(|kind| !matches!(kind, Kind::Haproxy | Kind::HaproxySplice));
+            plan.kinds.retain(|kind| {
+                !matches!(kind, Kind::Haproxy | Kind::HaproxySplice | Kind::HaproxyTls)
+            });
         }
         Ok(plan)
     }

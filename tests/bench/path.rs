@@ -1,9 +1,11 @@
-//! The ways from client to target: none, HAProxy, the relay alone in a process of its own, and the whole gateway.
+//! The ways from client to target: none, HAProxy, the relay alone in a process of its own, and the whole gateway; and
+//! for inspected sessions none, HAProxy between two TLS connections, FreeRDP's proxy, and the whole gateway.
 
 use std::fmt;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -15,14 +17,15 @@ use anyhow::{Context, bail};
 use jetway::rdp::preconnection;
 use jetway::relay::{self, RelayLimits, Traffic};
 use jetway::stream::Io;
-use jetway::token::algorithm::{Algorithm, SignatureAlgorithm};
-use jetway::token::mint::{self, SigningKey};
+use jetway::token::algorithm::{Algorithm, KeyManagement, SignatureAlgorithm};
+use jetway::token::mint::{self, EncryptionKey, SigningKey};
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use crate::Plan;
+use crate::rdp::{self, Session};
 use crate::system;
 use crate::target::{self, CONNECTION_CONFIRM, Deed, Target};
 
@@ -43,34 +46,72 @@ pub(crate) enum Kind {
     /// `jetway::relay` alone: no token, no policy.
     Relay,
     Jetway,
+    /// RDP over TLS with nothing in between: what the inspected paths are compared with.
+    TlsDirect,
+    /// A TLS connection on each side.
+    HaproxyTls,
+    /// A whole RDP server and a whole client, back to back; for sessions of real programs only.
+    FreerdpProxy,
+    /// The gateway stands inside the session.
+    JetwayInspected,
 }
 
 impl Kind {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 10] = [
         Self::Direct,
         Self::Haproxy,
         Self::HaproxySplice,
         Self::Threads,
         Self::Relay,
         Self::Jetway,
+        Self::TlsDirect,
+        Self::HaproxyTls,
+        Self::FreerdpProxy,
+        Self::JetwayInspected,
     ];
-}
 
-impl Kind {
+    /// Whether its loads are RDP sessions rather than bytes.
+    pub(crate) fn is_inspected(self) -> bool {
+        match self {
+            Self::TlsDirect | Self::HaproxyTls | Self::FreerdpProxy | Self::JetwayInspected => true,
+            Self::Direct
+            | Self::Haproxy
+            | Self::HaproxySplice
+            | Self::Threads
+            | Self::Relay
+            | Self::Jetway => false,
+        }
+    }
+
+    /// Whether the sessions of this program's own peers go through: a proxy that is a client and a server wants more.
+    pub(crate) fn takes_small_sessions(self) -> bool {
+        self.is_inspected() && self != Self::FreerdpProxy
+    }
+
+    /// Whether sessions of real clients and targets go through: a TLS bridge cannot negotiate for them.
+    pub(crate) fn takes_real_sessions(self) -> bool {
+        self.is_inspected() && self != Self::HaproxyTls
+    }
+
     /// Whether something in between holds sessions, and could hold many.
     pub(crate) fn has_idle_cost(self) -> bool {
         match self {
-            Self::Direct | Self::Threads => false,
-            Self::Haproxy | Self::HaproxySplice | Self::Relay | Self::Jetway => true,
+            Self::Direct | Self::Threads | Self::TlsDirect | Self::FreerdpProxy => false,
+            Self::Haproxy
+            | Self::HaproxySplice
+            | Self::Relay
+            | Self::Jetway
+            | Self::HaproxyTls
+            | Self::JetwayInspected => true,
         }
     }
 
     /// Descriptors of idle pipes that the process may keep for reuse.
     fn kept_descriptors(self) -> usize {
         match self {
-            Self::Direct | Self::Threads => 0,
-            Self::Haproxy | Self::HaproxySplice => 2 * 200,
-            Self::Relay | Self::Jetway => 2 * 16,
+            Self::Direct | Self::Threads | Self::TlsDirect | Self::FreerdpProxy => 0,
+            Self::Haproxy | Self::HaproxySplice | Self::HaproxyTls => 2 * 200,
+            Self::Relay | Self::Jetway | Self::JetwayInspected => 2 * 16,
         }
     }
 }
@@ -84,6 +125,10 @@ impl fmt::Display for Kind {
             Self::Threads => "threads",
             Self::Relay => "relay",
             Self::Jetway => "jetway",
+            Self::TlsDirect => "tls-direct",
+            Self::HaproxyTls => "haproxy-tls",
+            Self::FreerdpProxy => "freerdp-proxy",
+            Self::JetwayInspected => "jetway-inspected",
         })
     }
 }
@@ -107,37 +152,82 @@ pub(crate) struct Path {
     child: Option<Child>,
     /// Descriptors it had before anything went through it.
     descriptors: Mutex<usize>,
-    signing_key: Option<SigningKey>,
+    issuer: Option<Issuer>,
     next: AtomicU32,
     target_process: u32,
+    /// User and password that the gateway logs on with.
+    logon: Option<(String, String)>,
     folder: TempDir,
+}
+
+/// What makes tokens.
+struct Issuer {
+    sign: SigningKey,
+    /// For tokens that hold a password.
+    encrypt: EncryptionKey,
+}
+
+/// Where a path leads.
+#[derive(Clone, Debug)]
+pub(crate) struct Goal {
+    pub(crate) port: u16,
+    pub(crate) process: u32,
+    /// User and password there, for inspected paths.
+    pub(crate) logon: Option<(String, String)>,
 }
 
 impl Path {
     pub(crate) fn start(kind: Kind, target: &Target, plan: &Plan) -> anyhow::Result<Self> {
+        let goal = match kind.is_inspected() {
+            true => Goal {
+                port: target.rdp_port,
+                process: target.process(),
+                logon: Some(("bench".to_owned(), "not secret".to_owned())),
+            },
+            false => Goal {
+                port: target.port,
+                process: target.process(),
+                logon: None,
+            },
+        };
+        Self::start_to(kind, goal, plan)
+    }
+
+    /// A way to a target that may be a program of others.
+    pub(crate) fn start_to(kind: Kind, goal: Goal, plan: &Plan) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let port = match kind {
-            Kind::Direct => target.port,
-            Kind::Haproxy | Kind::HaproxySplice | Kind::Threads | Kind::Relay | Kind::Jetway => {
-                free_port()?
-            }
+            Kind::Direct | Kind::TlsDirect => goal.port,
+            Kind::Haproxy
+            | Kind::HaproxySplice
+            | Kind::Threads
+            | Kind::Relay
+            | Kind::Jetway
+            | Kind::HaproxyTls
+            | Kind::FreerdpProxy
+            | Kind::JetwayInspected => free_port()?,
         };
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let mut signing_key = None;
+        let mut issuer = None;
         let child = match kind {
-            Kind::Direct => None,
-            Kind::Haproxy => Some(haproxy(&folder, address, target.port, false)?),
-            Kind::HaproxySplice => Some(haproxy(&folder, address, target.port, true)?),
+            Kind::Direct | Kind::TlsDirect => None,
+            Kind::Haproxy | Kind::HaproxySplice => {
+                let splice = kind == Kind::HaproxySplice;
+                Some(haproxy(&folder, address, goal.port, splice)?)
+            }
+            Kind::HaproxyTls => Some(haproxy_tls(&folder, address, goal.port)?),
+            Kind::FreerdpProxy => Some(freerdp_proxy(&folder, address, goal.port)?),
             Kind::Threads | Kind::Relay => Some(
                 Command::new(std::env::current_exe()?)
                     .args([RELAY_ARGUMENT, &kind.to_string(), &address.to_string()])
-                    .arg(target.port.to_string())
+                    .arg(goal.port.to_string())
                     .spawn()?,
             ),
-            Kind::Jetway => {
+            Kind::Jetway | Kind::JetwayInspected => {
                 let program = plan.jetway.as_ref().context("no --jetway PROGRAM")?;
-                let (key, config) = configure(&folder, address)?;
-                signing_key = Some(key);
+                let inside = kind == Kind::JetwayInspected;
+                let (made, config) = configure(&folder, address, inside)?;
+                issuer = Some(made);
                 Some(
                     Command::new(program)
                         .arg("serve")
@@ -153,18 +243,19 @@ impl Path {
         Ok(Self {
             kind,
             address,
-            target_port: target.port,
+            target_port: goal.port,
             child,
             descriptors: Mutex::new(0),
-            signing_key,
+            issuer,
             next: AtomicU32::new(0),
-            target_process: target.process(),
+            target_process: goal.process,
+            logon: goal.logon,
             folder,
         })
     }
 
-    /// Waits until it is up, and lets one session of each kind through.
-    pub(crate) fn warm_up(&self) -> anyhow::Result<()> {
+    /// Waits until it is up.
+    pub(crate) fn wait(&self) -> anyhow::Result<()> {
         for attempt in 0.. {
             if TcpStream::connect(self.address).is_ok() {
                 break;
@@ -179,6 +270,12 @@ impl Path {
             .descriptors
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = self.open_descriptors();
+        Ok(())
+    }
+
+    /// Waits until it is up, and lets one session through.
+    pub(crate) fn warm_up(&self) -> anyhow::Result<()> {
+        self.wait()?;
         let mut stream = self.open(Deed::Echo).with_context(|| self.log())?;
         stream.write_all(&[0; 64])?;
         stream
@@ -189,7 +286,7 @@ impl Path {
 
     /// Whether each session needs a token of its own.
     pub(crate) fn needs_tokens(&self) -> bool {
-        self.signing_key.is_some()
+        self.issuer.is_some()
     }
 
     /// The process in between.
@@ -208,21 +305,58 @@ impl Path {
 
     /// What a client says first: a token for the gateway, and a Connection Request.
     pub(crate) fn greeting(&self, deed: Deed) -> anyhow::Result<Vec<u8>> {
-        let mut bytes = match &self.signing_key {
-            Some(key) => preconnection::encode_v2(0, &self.token(key)?)?,
-            None => Vec::new(),
-        };
+        let mut bytes = self.preamble()?;
         bytes.extend_from_slice(&target::greeting(deed)?);
         Ok(bytes)
     }
 
-    pub(crate) fn open_with(&self, greeting: &[u8]) -> anyhow::Result<TcpStream> {
+    fn connect(&self) -> anyhow::Result<TcpStream> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
         socket.set_tcp_nodelay(true)?;
         socket.bind(&SocketAddr::new(self.pick_address(2), 0).into())?;
         socket.connect(&self.address.into())?;
-        let mut stream = TcpStream::from(socket);
+        let stream = TcpStream::from(socket);
         stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        Ok(stream)
+    }
+
+    /// An RDP session with a target of this program, past its connection sequence.
+    pub(crate) fn open_session(&self, greeting: &[u8]) -> anyhow::Result<Session> {
+        let opening = match self.kind {
+            Kind::HaproxyTls => rdp::Opening::Tls,
+            Kind::TlsDirect
+            | Kind::FreerdpProxy
+            | Kind::JetwayInspected
+            | Kind::Direct
+            | Kind::Haproxy
+            | Kind::HaproxySplice
+            | Kind::Threads
+            | Kind::Relay
+            | Kind::Jetway => rdp::Opening::X224,
+        };
+        rdp::connect(self.connect()?, opening, greeting).with_context(|| self.log())
+    }
+
+    /// What a client of an inspected session says before X.224: a token for the gateway.
+    pub(crate) fn preamble(&self) -> anyhow::Result<Vec<u8>> {
+        Ok(match self.pcb()? {
+            Some(token) => preconnection::encode_v2(0, &token)?,
+            None => Vec::new(),
+        })
+    }
+
+    /// A fresh token, where the path wants one.
+    pub(crate) fn pcb(&self) -> anyhow::Result<Option<String>> {
+        let issuer = self.issuer.as_ref();
+        issuer.map(|issuer| self.token(issuer)).transpose()
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(crate) fn open_with(&self, greeting: &[u8]) -> anyhow::Result<TcpStream> {
+        let mut stream = self.connect()?;
         stream.write_all(greeting)?;
         let mut confirm = [0; CONNECTION_CONFIRM.len()];
         stream
@@ -239,16 +373,26 @@ impl Path {
         Target::release(self.target_port)
     }
 
-    fn token(&self, key: &SigningKey) -> anyhow::Result<String> {
+    fn token(&self, issuer: &Issuer) -> anyhow::Result<String> {
         let now = jetway::clock::unix_now().0;
-        let claims = json!({
-            "dst_hst": SocketAddr::new(self.pick_address(3), self.target_port).to_string(),
+        let host = match self.kind.is_inspected() {
+            true => Ipv4Addr::LOCALHOST.into(),
+            false => self.pick_address(3),
+        };
+        let mut claims = json!({
+            "dst_hst": SocketAddr::new(host, self.target_port).to_string(),
             "jet_cm": "fwd",
             "jti": uuid::Uuid::new_v4(),
             "nbf": now,
             "exp": now + 3600,
         });
-        Ok(mint::mint(&claims, Some(key), None)?)
+        if let Some((user, password)) = &self.logon {
+            claims["jet_ap"] = "rdp".into();
+            claims["dst_usr"] = user.as_str().into();
+            claims["dst_pwd"] = password.as_str().into();
+        }
+        let encrypt = self.logon.as_ref().map(|_| &issuer.encrypt);
+        Ok(mint::mint(&claims, Some(&issuer.sign), encrypt)?)
     }
 
     /// The next of many addresses of this machine.
@@ -335,22 +479,146 @@ fn haproxy(
         .context("haproxy")
 }
 
+/// Two TLS connections a session; neither is resumed, as the gateway's are not.
+fn haproxy_tls(folder: &TempDir, address: SocketAddr, target_port: u16) -> anyhow::Result<Child> {
+    let identity = identity(folder)?;
+    let config = format!(
+        "global
+  nbthread 2
+  maxconn 4000
+  ssl-default-bind-options no-tls-tickets
+  ssl-server-verify none
+defaults
+  mode tcp
+  timeout connect 5s
+  timeout client 1h
+  timeout server 1h
+listen bench
+  bind {address} ssl crt {} ssl-min-ver TLSv1.3
+  server s1 127.0.0.1:{target_port} ssl verify none no-ssl-reuse ssl-min-ver TLSv1.3
+",
+        identity.both.display()
+    );
+    let file = folder.path().join("haproxy.cfg");
+    fs::write(&file, config)?;
+    Command::new("haproxy")
+        .arg("-db")
+        .arg("-f")
+        .arg(file)
+        .stdout(log_file(folder)?)
+        .stderr(log_file(folder)?)
+        .spawn()
+        .context("haproxy")
+}
+
+/// As its own template, with TLS on both sides and every session to one target.
+fn freerdp_proxy(folder: &TempDir, address: SocketAddr, target_port: u16) -> anyhow::Result<Child> {
+    let identity = identity(folder)?;
+    let config = format!(
+        "[Server]
+Host={host}
+Port={port}
+[Target]
+Host=127.0.0.1
+Port={target_port}
+FixedTarget=true
+TlsSecLevel=1
+[Channels]
+GFX=true
+DisplayControl=true
+Clipboard=true
+AudioInput=true
+AudioOutput=true
+DeviceRedirection=true
+VideoRedirection=true
+CameraRedirection=true
+RemoteApp=false
+PassthroughIsBlacklist=true
+Passthrough=
+Intercept=
+[Input]
+Keyboard=true
+Mouse=true
+Multitouch=true
+[Security]
+ServerTlsSecurity=true
+ServerNlaSecurity=false
+ServerRdpSecurity=false
+ClientTlsSecurity=true
+ClientNlaSecurity=true
+ClientRdpSecurity=false
+ClientAllowFallbackToTls=true
+[Plugins]
+Modules=
+Required=
+[Certificates]
+CertificateFile={certificate}
+PrivateKeyFile={key}
+",
+        host = address.ip(),
+        port = address.port(),
+        certificate = identity.certificate.display(),
+        key = identity.key.display(),
+    );
+    let file = folder.path().join("proxy.ini");
+    fs::write(&file, config)?;
+    Command::new("freerdp-proxy3")
+        .arg(file)
+        // It keeps the certificates of targets there.
+        .env("HOME", folder.path())
+        .stdin(Stdio::null())
+        .stdout(log_file(folder)?)
+        .stderr(log_file(folder)?)
+        .spawn()
+        .context("freerdp-proxy3")
+}
+
+/// A certificate for the client's side.
+struct Identity {
+    certificate: PathBuf,
+    key: PathBuf,
+    /// Both in one file.
+    both: PathBuf,
+}
+
+fn identity(folder: &TempDir) -> anyhow::Result<Identity> {
+    let certified = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()])?;
+    let (certificate, key) = (certified.cert.pem(), certified.signing_key.serialize_pem());
+    let file = |name| folder.path().join(name);
+    let identity = Identity {
+        certificate: file("tls.pem"),
+        key: file("tls.key"),
+        both: file("tls.both"),
+    };
+    fs::write(&identity.both, format!("{certificate}{key}"))?;
+    fs::write(&identity.certificate, certificate)?;
+    fs::write(&identity.key, key)?;
+    Ok(identity)
+}
+
 fn configure(
     folder: &TempDir,
     address: SocketAddr,
-) -> anyhow::Result<(SigningKey, std::path::PathBuf)> {
+    inside: bool,
+) -> anyhow::Result<(Issuer, PathBuf)> {
     let key = mint::generate(Algorithm::Signature(SignatureAlgorithm::Es256))?;
     let public = key.public_pem().context("no public key")?;
     fs::write(folder.path().join("sign.pem"), public)?;
-    let signing_key = SigningKey::from_key(&key, None)?;
+    let encryption = mint::generate(Algorithm::KeyManagement(KeyManagement::EcdhEs))?;
+    let private = encryption.private_pem().context("no private key")?;
+    fs::write(folder.path().join("encrypt.pem"), private.as_bytes())?;
+    let issuer = Issuer {
+        sign: SigningKey::from_key(&key, None)?,
+        encrypt: EncryptionKey::from_key(&encryption, None)?,
+    };
     // One machine plays all clients here, so no bound on one address may bite.
-    let config = format!(
+    let mut config = format!(
         r#"
 [[listener]]
 address = "{address}"
 
 [token]
-keys = [{{ path = "sign.pem", usage = "sign" }}]
+keys = [{{ path = "sign.pem", usage = "sign" }}, {{ path = "encrypt.pem", usage = "encrypt" }}]
 
 [egress]
 allow = [{{ cidr = "127.0.0.0/8" }}]
@@ -367,9 +635,25 @@ token_work_us_per_s = 100000000
 token_work_burst_us = 100000000
 "#
     );
+    if inside {
+        let identity = identity(folder)?;
+        config.push_str(&format!(
+            r#"
+[tls]
+certificate = "{}"
+key = "{}"
+
+[target]
+verify = "accept-any"
+
+"#,
+            identity.certificate.display(),
+            identity.key.display(),
+        ));
+    }
     let file = folder.path().join("jetway.toml");
     fs::write(&file, config)?;
-    Ok((signing_key, file))
+    Ok((issuer, file))
 }
 
 fn log_file(folder: &TempDir) -> anyhow::Result<Stdio> {
@@ -403,7 +687,14 @@ pub(crate) fn relay_process(arguments: &[String]) -> anyhow::Result<()> {
     match kind.parse()? {
         Kind::Threads => relay_with_threads(&listener, targets),
         Kind::Relay => relay_alone(listener, targets),
-        Kind::Direct | Kind::Haproxy | Kind::HaproxySplice | Kind::Jetway => bail!("not ours"),
+        Kind::Direct
+        | Kind::Haproxy
+        | Kind::HaproxySplice
+        | Kind::Jetway
+        | Kind::TlsDirect
+        | Kind::HaproxyTls
+        | Kind::FreerdpProxy
+        | Kind::JetwayInspected => bail!("not ours"),
     }
 }
 

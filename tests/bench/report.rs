@@ -136,7 +136,7 @@ pub(crate) fn print(plan: &Plan, all: &[Figures]) {
     );
 }
 
-pub(crate) fn json(plan: &Plan, all: &[Figures]) -> String {
+pub(crate) fn json(plan: &Plan, all: &[Figures], inspected: &Value) -> String {
     let direct = all.iter().find(|figures| figures.kind == Kind::Direct);
     let path = |figures: &Figures| {
         let mut values = serde_json::Map::new();
@@ -172,22 +172,23 @@ pub(crate) fn json(plan: &Plan, all: &[Figures]) -> String {
         .iter()
         .map(|figures| (figures.kind.to_string(), path(figures)))
         .collect();
-    format!("{:#}\n", json!({ "rounds": plan.rounds, "paths": paths }))
+    let all = json!({ "rounds": plan.rounds, "paths": paths, "inspected": inspected });
+    format!("{all:#}\n")
 }
 
 fn stalls(round: &Round) -> u64 {
     (round.round_trip.stalls + round.write_write_read.stalls) as u64
 }
 
-fn gbit(figures: &BulkFigures) -> f64 {
+pub(crate) fn gbit(figures: &BulkFigures) -> f64 {
     figures.bytes_per_s * 8.0 / 1e9
 }
 
-fn micros(time: Duration) -> f64 {
+pub(crate) fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }
 
-fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     if value >= 1000.0 {
         format!("{value:.0}")
     } else {
@@ -195,7 +196,7 @@ fn number(value: f64) -> String {
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

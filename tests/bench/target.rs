@@ -12,6 +12,8 @@ use anyhow::Context;
 use jetway::rdp::connection_request::{self, ConnectionRequest, NegotiationRequest};
 use socket2::{Domain, Socket, Type};
 
+use crate::rdp;
+
 /// X.224 Connection Confirm with RDP_NEG_RSP: TLS selected ([MS-RDPBCGR] 2.2.1.2).
 pub(crate) const CONNECTION_CONFIRM: [u8; 19] = [
     3, 0, 0, 19, 14, 0xd0, 0, 0, 0x12, 0x34, 0, 2, 0, 8, 0, 1, 0, 0, 0,
@@ -73,7 +75,10 @@ const WORKERS: usize = 8;
 
 /// The process, seen from the one that measures.
 pub(crate) struct Target {
+    /// Where bytes go.
     pub(crate) port: u16,
+    /// Where RDP sessions go.
+    pub(crate) rdp_port: u16,
     child: Child,
 }
 
@@ -86,8 +91,12 @@ impl Target {
         let mut line = String::new();
         let output = child.stdout.take().context("no output")?;
         BufReader::new(output).read_line(&mut line)?;
-        let port = line.trim().parse().context("no port")?;
-        Ok(Self { port, child })
+        let (port, rdp_port) = line.trim().split_once(' ').context("no ports")?;
+        Ok(Self {
+            port: port.parse()?,
+            rdp_port: rdp_port.parse()?,
+            child,
+        })
     }
 
     pub(crate) fn process(&self) -> u32 {
@@ -114,9 +123,18 @@ impl Drop for Target {
 
 /// A Connection Request that asks for `deed`.
 pub(crate) fn greeting(deed: Deed) -> anyhow::Result<Vec<u8>> {
+    connection_request(deed.name())
+}
+
+/// The Connection Request of an RDP session.
+pub(crate) fn rdp_request() -> anyhow::Result<Vec<u8>> {
+    connection_request("bench")
+}
+
+fn connection_request(mstshash: &str) -> anyhow::Result<Vec<u8>> {
     let request = ConnectionRequest {
         routing_token: None,
-        mstshash: Some(deed.name().to_owned()),
+        mstshash: Some(mstshash.to_owned()),
         negotiation: Some(NegotiationRequest {
             flags: 0,
             requested_protocols: 1,
@@ -128,16 +146,22 @@ pub(crate) fn greeting(deed: Deed) -> anyhow::Result<Vec<u8>> {
     Ok(request.encode()?)
 }
 
-/// Listens on every loopback address, prints the port, and serves until it is killed.
+/// Listens on every loopback address, prints the ports, and serves until it is killed.
 pub(crate) fn target_process() -> anyhow::Result<()> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
     socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)).into())?;
     socket.listen(4096)?;
     let listener = TcpListener::from(socket);
-    println!("{}", listener.local_addr()?.port());
+    let sessions = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    println!(
+        "{} {}",
+        listener.local_addr()?.port(),
+        sessions.local_addr()?.port()
+    );
     let (resting, brief) = (Mutex::new(Vec::new()), Mutex::new(VecDeque::new()));
     thread::scope(|scope| {
+        scope.spawn(|| rdp::serve(&sessions));
         for _ in 0..WORKERS {
             scope.spawn(|| {
                 while let Ok((stream, _)) = listener.accept() {
