@@ -126,6 +126,8 @@ pub mod token;
 #[cfg(feature = "shell")]
 pub mod api;
 #[cfg(feature = "shell")]
+pub mod buffers;
+#[cfg(feature = "shell")]
 pub mod cli;
 #[cfg(feature = "shell")]
 pub mod clock;
@@ -141,6 +143,8 @@ pub mod gateway;
 pub mod keyring;
 #[cfg(feature = "shell")]
 pub mod listener;
+#[cfg(feature = "shell")]
+pub mod read_ahead;
 #[cfg(feature = "shell")]
 pub mod relay;
 #[cfg(feature = "shell")]

@@ -407,7 +407,10 @@ impl Tracker {
             // The common case: nothing to move but the incomplete end.
             mem::swap(arrived, onward);
             arrived.clear();
-            arrived.extend_from_slice(onward.get(at..).unwrap_or_default());
+            let rest = onward.get_mut(at..).unwrap_or_default();
+            arrived.extend_from_slice(rest);
+            // It may be the beginning of a logon, of which nobody knows yet.
+            rest.fill(0);
             onward.truncate(at);
         } else {
             onward.extend_from_slice(arrived.get(passing..at).unwrap_or_default());

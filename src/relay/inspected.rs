@@ -15,13 +15,14 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::copy::to_u64;
 use super::{
     Alarm, Clock, Fault, LINGER_TIMEOUT, RelayEnd, RelayLimits, STEPS_PER_POLL, Side, Traffic,
     linger,
 };
+use crate::buffers;
 use crate::rdp::Direction;
 use crate::rdp::event::Sink;
 use crate::rdp::session::{
@@ -29,8 +30,8 @@ use crate::rdp::session::{
     Tracker,
 };
 
-/// Bytes read at once.
-const READ_BYTES: usize = 64 * 1024;
+/// Bytes read before they are passed on: several TLS records, so that several are written at once.
+const READ_BYTES: usize = buffers::BUFFER_BYTES;
 
 /// What may wait for a side, in answers of stages to it, before nothing more is read from it.
 const ANSWERS_BYTES: usize = 1024 * 1024;
@@ -197,6 +198,8 @@ struct Lane {
     arrived: Vec<u8>,
     /// Whether `arrived` may hold whole frames.
     fresh: bool,
+    /// How the source ended, behind what was read.
+    end: Option<io::Result<usize>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -442,6 +445,7 @@ impl Lane {
             state: LaneState::Open,
             fresh: !read_ahead.is_empty(),
             arrived: read_ahead,
+            end: None,
         }
     }
 
@@ -450,29 +454,53 @@ impl Lane {
         matches!(self.state, LaneState::Ended | LaneState::Abandoned)
     }
 
-    /// Reads once.
+    /// Reads what there is, within reason. Zero is the end.
     fn fill<S: AsyncRead + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
         source: &mut S,
     ) -> Poll<io::Result<usize>> {
-        self.arrived.reserve(READ_BYTES);
-        match pin!(source.read_buf(&mut self.arrived)).poll(cx) {
-            // TLS that ends without a close_notify alert, as RDP clients do. A frame that is cut off is not passed.
-            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                Poll::Ready(Ok(0))
-            }
-            read @ (Poll::Ready(_) | Poll::Pending) => read,
+        if let Some(end) = self.end.take() {
+            return Poll::Ready(end);
         }
+        if self.arrived.capacity() < READ_BYTES {
+            let beginning = std::mem::replace(&mut self.arrived, buffers::take());
+            self.arrived.extend_from_slice(&Zeroizing::new(beginning));
+        }
+        // TLS hands out one record at a time.
+        let mut count = 0_usize;
+        while count < READ_BYTES {
+            self.arrived.reserve(READ_BYTES.saturating_sub(count));
+            match pin!(source.read_buf(&mut self.arrived)).poll(cx) {
+                Poll::Ready(Ok(more @ 1..)) => count = count.saturating_add(more),
+                Poll::Ready(end) => {
+                    let end = match end {
+                        // TLS that ends without a close_notify alert, as RDP clients do. A frame that is cut off is
+                        // not passed.
+                        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
+                        end => end,
+                    };
+                    if count == 0 {
+                        return Poll::Ready(end);
+                    }
+                    // It may not be told twice.
+                    self.end = Some(end);
+                    break;
+                }
+                Poll::Pending if count == 0 => return Poll::Pending,
+                Poll::Pending => break,
+            }
+        }
+        Poll::Ready(Ok(count))
     }
 
     /// Nothing to read: nothing is held but the beginning of a frame.
     fn rest(&mut self) {
-        if self.arrived.is_empty() {
-            self.arrived = Vec::new();
-        } else {
-            self.arrived.shrink_to(self.arrived.len());
-        }
+        let beginning = self.arrived.as_slice().to_vec();
+        // It may be that of a logon.
+        self.arrived.fill(0);
+        buffers::give_back(&mut self.arrived);
+        self.arrived = beginning;
     }
 }
 
@@ -487,7 +515,7 @@ impl Outbox {
 
     fn rest_if_empty(&mut self) {
         if self.bytes.is_empty() {
-            self.bytes = Vec::new();
+            buffers::give_back(&mut self.bytes);
         }
     }
 
@@ -544,10 +572,11 @@ impl Drop for Outbox {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
     use std::sync::Arc;
     use std::time::Duration;
 
-    use tokio::io::{DuplexStream, duplex};
+    use tokio::io::{DuplexStream, ReadBuf, duplex};
     use tokio::task::JoinHandle;
 
     use super::*;
@@ -703,6 +732,62 @@ mod tests {
         let mut got = Vec::new();
         lab.client.read_to_end(&mut got).await.unwrap();
         assert!(got.is_empty());
+    }
+
+    #[test]
+    fn how_a_side_ended_is_not_lost_behind_what_it_said_before() {
+        struct Breaks(VecDeque<io::Result<Vec<u8>>>);
+        impl AsyncRead for Breaks {
+            fn poll_read(
+                mut self: Pin<&mut Self>,
+                _: &mut Context<'_>,
+                buf: &mut ReadBuf<'_>,
+            ) -> Poll<io::Result<()>> {
+                // As of a socket: the error is told once, and then nothing more comes.
+                match self.0.pop_front() {
+                    Some(Ok(bytes)) => buf.put_slice(&bytes),
+                    Some(Err(error)) => return Poll::Ready(Err(error)),
+                    None => {}
+                }
+                Poll::Ready(Ok(()))
+            }
+        }
+        let mut source = Breaks(VecDeque::from([
+            Ok(b"one".to_vec()),
+            Ok(b"two".to_vec()),
+            Err(io::ErrorKind::ConnectionReset.into()),
+        ]));
+        let mut lane = Lane::new(Vec::new());
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert!(matches!(
+            lane.fill(&mut cx, &mut source),
+            Poll::Ready(Ok(6))
+        ));
+        assert_eq!(lane.arrived, b"onetwo");
+        let Poll::Ready(Err(error)) = lane.fill(&mut cx, &mut source) else {
+            panic!("the end was lost");
+        };
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[test]
+    fn a_lane_at_rest_holds_no_more_than_the_beginning_of_a_frame() {
+        let mut lane = Lane::new(Vec::new());
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let (mut far, mut near) = duplex(1024 * 1024);
+        let sent = pin!(far.write_all(&[7; 1000])).poll(&mut cx);
+        assert!(matches!(sent, Poll::Ready(Ok(()))));
+        assert!(matches!(
+            lane.fill(&mut cx, &mut near),
+            Poll::Ready(Ok(1000))
+        ));
+        assert!(lane.arrived.capacity() >= READ_BYTES);
+        lane.rest();
+        assert_eq!(lane.arrived, [7; 1000]);
+        assert_eq!(lane.arrived.capacity(), 1000);
+        lane.arrived.clear();
+        lane.rest();
+        assert_eq!(lane.arrived.capacity(), 0);
     }
 
     #[tokio::test]

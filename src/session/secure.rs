@@ -14,11 +14,9 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::rustls::client::Resumption;
@@ -48,6 +46,7 @@ use crate::rdp::credssp::server::{
 use crate::rdp::credssp::{EarlyUserAuth, SubjectPublicKeyInfo, frame_length};
 use crate::rdp::farewell::{Farewell, FarewellError, Reason};
 use crate::rdp::negotiation::{ConnectionConfirm, FailureCode, decode_confirm};
+use crate::read_ahead::ReadAhead;
 use crate::target_certificate::{
     CertificateRefusal, Remembered, TargetCertificate, Verifier, thumbprint,
 };
@@ -109,9 +108,9 @@ pub enum Opening {
 }
 
 /// TLS to the client.
-pub type ClientTls<C> = server::TlsStream<Rewound<C>>;
+pub type ClientTls<C> = server::TlsStream<ReadAhead<C>>;
 /// TLS to the target.
-pub type TargetTls = client::TlsStream<TcpStream>;
+pub type TargetTls = client::TlsStream<ReadAhead<TcpStream>>;
 
 /// Both legs, complete.
 #[derive(Debug)]
@@ -685,7 +684,7 @@ where
         return Err(SecureError::CredentialLess);
     }
     let (tls, chosen) = recording(request.server_tls);
-    let accept = TlsAcceptor::from(tls).accept(Rewound::new(read_ahead, client));
+    let accept = TlsAcceptor::from(tls).accept(ReadAhead::new(read_ahead, client));
     let mut stream = Box::new(within(deadline, Step::ClientTls, accept).await?);
     let mut read_ahead = Vec::new();
     let mut leg = selection;
@@ -927,7 +926,8 @@ async fn target_tls(
     config.resumption = Resumption::disabled();
     let (name, sni) = server_name(&request.target.host);
     config.enable_sni = sni;
-    let connect = TlsConnector::from(Arc::new(config)).connect(name, target);
+    let connect =
+        TlsConnector::from(Arc::new(config)).connect(name, ReadAhead::new(Vec::new(), target));
     let connected = within(request.deadline, Step::TargetTls, connect).await;
     connected.map_err(|error| match verifier.refusal() {
         Some(refusal) => SecureError::Certificate(refusal.clone()),
@@ -1213,82 +1213,6 @@ pub enum SayError {
 }
 
 // ---- reading and writing ----
-
-/// A transport, and bytes that were read from it before.
-#[derive(Debug)]
-pub struct Rewound<C> {
-    before: Vec<u8>,
-    at: usize,
-    inner: C,
-}
-
-impl<C> Rewound<C> {
-    /// `inner`, with `before` to be read first.
-    #[must_use]
-    pub fn new(before: Vec<u8>, inner: C) -> Self {
-        let at = 0;
-        Self { before, at, inner }
-    }
-
-    /// The transport.
-    #[must_use]
-    pub fn get_ref(&self) -> &C {
-        &self.inner
-    }
-}
-
-impl<C: AsyncRead + Unpin> AsyncRead for Rewound<C> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let rest = this.before.get(this.at..).unwrap_or_default();
-        if rest.is_empty() {
-            return Pin::new(&mut this.inner).poll_read(cx, buf);
-        }
-        let (now, later) = rest.split_at(rest.len().min(buf.remaining()));
-        buf.put_slice(now);
-        if later.is_empty() {
-            this.before = Vec::new();
-            this.at = 0;
-        } else {
-            this.at = this.at.saturating_add(now.len());
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<C: AsyncWrite + Unpin> AsyncWrite for Rewound<C> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().inner).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().inner).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
-    }
-}
 
 async fn within<T>(
     deadline: Instant,
