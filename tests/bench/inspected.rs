@@ -251,11 +251,11 @@ impl Figures {
         )
     }
 
-    /// The ratios to those bases that were measured and are not this path itself.
+    /// The ratios to those bases that were measured, up to this path itself.
     fn ratios(&self, all: &[Self], figure: fn(&Round) -> f64) -> Vec<(Kind, f64)> {
         BASES
             .into_iter()
-            .filter(|base| *base != self.kind)
+            .take_while(|base| *base != self.kind)
             .filter_map(|base| all.iter().find(|figures| figures.kind == base))
             .map(|base| (base.kind, self.ratio(base, figure)))
             .filter(|(_, ratio)| ratio.is_finite())

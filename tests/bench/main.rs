@@ -10,6 +10,7 @@
 #![expect(clippy::print_stdout, reason = "a program that prints a table")]
 #![expect(clippy::print_stderr, reason = "and its progress")]
 
+mod freerdp;
 mod inspected;
 mod load;
 mod path;
@@ -22,6 +23,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use serde_json::json;
 
 use crate::load::{Bulk, RoundTrips};
 use crate::path::{Kind, Path};
@@ -42,6 +44,10 @@ pub(crate) struct Plan {
     /// Inspected sessions set up in one round.
     pub(crate) set_ups: usize,
     pub(crate) inspected_idle: usize,
+    /// Sessions of real programs.
+    pub(crate) real_set_ups: usize,
+    pub(crate) real_rounds: usize,
+    pub(crate) real_time: Duration,
     pub(crate) jetway: Option<PathBuf>,
     pub(crate) json: Option<PathBuf>,
 }
@@ -64,7 +70,10 @@ fn main() -> anyhow::Result<()> {
     }
     let target = Target::start()?;
     let opaque = measure_opaque(&plan, &target)?;
-    let inspected = inspected::run(&plan, &target)?;
+    let inspected = json!({
+        "small": inspected::run(&plan, &target)?,
+        "real": freerdp::run(&plan)?,
+    });
     if let Some(json) = &plan.json {
         std::fs::write(json, report::json(&plan, &opaque, &inspected))
             .with_context(|| json.display().to_string())?;
@@ -136,6 +145,9 @@ impl Plan {
             idle_sessions: 10_000,
             set_ups: 100,
             inspected_idle: 500,
+            real_set_ups: 7,
+            real_rounds: 3,
+            real_time: Duration::from_secs(8),
             jetway: Some(env!("CARGO_BIN_EXE_jetway").into()),
             json: None,
         };
@@ -155,6 +167,9 @@ impl Plan {
                     plan.idle_sessions = 200;
                     plan.set_ups = 10;
                     plan.inspected_idle = 20;
+                    plan.real_set_ups = 1;
+                    plan.real_rounds = 1;
+                    plan.real_time = Duration::from_secs(1);
                 }
                 "--paths" => {
                     plan.kinds = value()?
@@ -176,6 +191,8 @@ impl Plan {
                 "--round-trips" => plan.round_trips = value()?.parse()?,
                 "--idle" => plan.idle_sessions = value()?.parse()?,
                 "--set-ups" => plan.set_ups = value()?.parse()?,
+                "--real-set-ups" => plan.real_set_ups = value()?.parse()?,
+                "--real-rounds" => plan.real_rounds = value()?.parse()?,
                 "--inspected-idle" => plan.inspected_idle = value()?.parse()?,
                 "--jetway" => plan.jetway = Some(value()?.into()),
                 "--json" => plan.json = Some(value()?.into()),

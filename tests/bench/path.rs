@@ -430,7 +430,8 @@ impl Path {
             .unwrap_or_default()
     }
 
-    fn log(&self) -> String {
+    /// The last lines that the process in between has printed.
+    pub(crate) fn log(&self) -> String {
         let log = fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
         let tail: Vec<_> = log.lines().rev().take(5).collect();
         tail.join(" | ")

@@ -239,10 +239,6 @@ impl Session {
         }
         Ok(())
     }
-
-    pub(crate) fn tcp(&self) -> &TcpStream {
-        self.tls.get_ref()
-    }
 }
 
 // ---- the target ----
