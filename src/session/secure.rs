@@ -42,6 +42,7 @@ use crate::rdp::credssp::krb_error::{
 };
 use crate::rdp::credssp::server::{
     Cause, Kerberos as ClientKerberos, Progress as ServerProgress, Server as LogonServer,
+    account_restriction,
 };
 use crate::rdp::credssp::{EarlyUserAuth, SubjectPublicKeyInfo, frame_length};
 use crate::rdp::farewell::{Farewell, FarewellError, Reason};
@@ -679,8 +680,12 @@ where
         within(deadline, Step::ClientNegotiation, answer).await?;
     }
     if selection.credential_less {
-        // The answer lacks the flag that such a client asks for: it says so and closes.
-        drain(&mut client, deadline).await;
+        // The answer lacks the flag that such a client asks for. Some say so and close; FreeRDP goes on, and says what
+        // CredSSP answers.
+        let stream = Rewound::new(read_ahead, client);
+        let told = tell_credential_less(stream, request.server_tls, deadline);
+        // Whether it listens or not, it ends here.
+        let _ = timeout_at(deadline, told).await;
         return Err(SecureError::CredentialLess);
     }
     let (tls, chosen) = recording(request.server_tls);
@@ -767,6 +772,29 @@ where
         return Err(SecureError::CredentialLess);
     }
     Ok(negotiation.requested_protocols)
+}
+
+/// Goes on with a client that wants Restricted Admin or Remote Credential Guard until it can be told no in CredSSP.
+async fn tell_credential_less<S>(
+    stream: S,
+    tls: &Arc<ServerConfig>,
+    deadline: Instant,
+) -> Result<(), SecureError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let step = Step::ClientLogon;
+    let failed = |error| SecureError::Io { step, error };
+    let mut stream = TlsAcceptor::from(Arc::clone(tls))
+        .accept(stream)
+        .await
+        .map_err(failed)?;
+    let frame = read_ts_request(&mut stream, &mut Vec::new(), step).await?;
+    let answer = account_restriction(&frame).map_err(SecureError::ClientDenied)?;
+    stream.write_all(&answer).await.map_err(failed)?;
+    stream.shutdown().await.map_err(failed)?;
+    drain(&mut stream, deadline).await;
+    Ok(())
 }
 
 async fn client_logon<S>(
@@ -1432,6 +1460,8 @@ mod tests {
         direct: bool,
         nla: bool,
         password: &'static str,
+        /// Overlooks that the answer lacks the flag it asked for.
+        goes_on: bool,
         /// Sent behind its last message, in the same write.
         behind: &'static [u8],
     }
@@ -1444,6 +1474,7 @@ mod tests {
                 direct: false,
                 nla: offers & (PROTOCOL_HYBRID | PROTOCOL_HYBRID_EX) != 0,
                 password: PROXY_PASSWORD,
+                goes_on: false,
                 behind: b"\x03\x00connect initial",
             }
         }
@@ -1474,7 +1505,7 @@ mod tests {
                         None => fill(&mut stream, &mut bytes).await.map_err(failed)?,
                     }
                 };
-                if self.flags != 0 {
+                if self.flags != 0 && !self.goes_on {
                     return Ok(confirm);
                 }
             }
@@ -1507,8 +1538,12 @@ mod tests {
                 loop {
                     let progress = logon
                         .exchange(frame.as_deref())
-                        .and_then(|mut exchange| exchange.start())
-                        .map_err(SecureError::TargetLogon)?;
+                        .and_then(|mut exchange| exchange.start());
+                    if let (true, Err(LogonError::Status(0xc000_006e))) = (self.goes_on, &progress)
+                    {
+                        return Ok(confirm);
+                    }
+                    let progress = progress.map_err(SecureError::TargetLogon)?;
                     let Progress::Send {
                         frame: answer,
                         last,
@@ -1725,12 +1760,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_that_brings_no_credentials_is_told_and_ends() {
-        for flags in [
-            RESTRICTED_ADMIN_MODE_REQUIRED,
-            REDIRECTED_AUTHENTICATION_MODE_REQUIRED,
+        for (flags, goes_on) in [
+            (RESTRICTED_ADMIN_MODE_REQUIRED, false),
+            (RESTRICTED_ADMIN_MODE_REQUIRED, true),
+            (REDIRECTED_AUTHENTICATION_MODE_REQUIRED, false),
+            (REDIRECTED_AUTHENTICATION_MODE_REQUIRED, true),
         ] {
             let client = FakeClient {
                 flags,
+                goes_on,
                 ..FakeClient::offering(PROTOCOL_SSL | PROTOCOL_HYBRID)
             };
             let mut lab = Lab::new(client, FakeTarget::selecting(PROTOCOL_HYBRID));

@@ -226,6 +226,21 @@ fn told(mut reply: TsRequest, cause: Cause) -> Denied {
     }
 }
 
+/// Answers a first `TSRequest`, whatever it holds, with STATUS_ACCOUNT_RESTRICTION: what Windows says to Restricted Admin
+/// and Remote Credential Guard where they are switched off.
+///
+/// # Errors
+/// It is not a `TSRequest`.
+pub fn account_restriction(frame: &[u8]) -> Result<Vec<u8>, Cause> {
+    let mut reply = decode(frame)?;
+    reply.error_code = Some(ACCOUNT_RESTRICTION);
+    reply.nego_tokens = None;
+    reply.pub_key_auth = None;
+    reply.auth_info = None;
+    reply.client_nonce = None;
+    encode(&reply).map(|frame| frame.to_vec())
+}
+
 fn silently(cause: Cause) -> Denied {
     Denied { reply: None, cause }
 }
@@ -293,6 +308,9 @@ fn status(cause: &Cause) -> NStatusCode {
 
 /// STATUS_ACCESS_DENIED.
 const ACCESS_DENIED: NStatusCode = NStatusCode(0xc000_0022);
+
+/// STATUS_ACCOUNT_RESTRICTION.
+const ACCOUNT_RESTRICTION: NStatusCode = NStatusCode(0xc000_006e);
 
 /// The one user who may come in.
 #[derive(Clone)]
