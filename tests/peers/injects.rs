@@ -564,4 +564,4 @@ pub(crate) const WRONG_PASSWORD: &str = "Not-The-Target-1";
 /// PROTOCOL_HYBRID and PROTOCOL_HYBRID_EX.
 const HYBRID: u64 = 0x2 | 0x8;
 /// What freerdp-shadow-cli logs when the NTLM response does not fit the password.
-const LOGON_DENIED: &str = "client authentication failure";
+pub(crate) const LOGON_DENIED: &str = "client authentication failure";

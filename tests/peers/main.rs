@@ -13,3 +13,4 @@ mod opens;
 mod others;
 mod refuses;
 mod shares;
+mod withholds;
