@@ -682,7 +682,7 @@ where
     if selection.credential_less {
         // The answer lacks the flag that such a client asks for. Some say so and close; FreeRDP goes on, and says what
         // CredSSP answers.
-        let stream = Rewound::new(read_ahead, client);
+        let stream = ReadAhead::new(read_ahead, client);
         let told = tell_credential_less(stream, request.server_tls, deadline);
         // Whether it listens or not, it ends here.
         let _ = timeout_at(deadline, told).await;
