@@ -3,8 +3,12 @@
 //! One history per direction is shared by slow-path and fast-path output and static channels, so every compressed
 //! PDU has to be followed, whether a stage needs it or not. The decoder is made when the first one arrives: its
 //! histories take megabytes, and most sessions never need them.
+//!
+//! The decoder is another project's and reads what a peer sends. Should it panic, its session ends, as it does where
+//! data do not decompress: the panic goes no further, and the decoder is not asked again.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ironrdp_bulk::{BulkCompressor, CompressionType};
 
@@ -27,8 +31,10 @@ const OUTPUT_BYTES: usize = 4 * 1024 * 1024;
 
 /// The history of one direction.
 #[derive(Default)]
-pub(super) struct Bulk {
+pub struct Bulk {
     decoder: Option<Box<BulkCompressor>>,
+    /// What it did not understand, or where it panicked, has left it in a state that nobody knows.
+    broken: bool,
     /// Kinds that were used, a bit each.
     kinds: u16,
 }
@@ -37,6 +43,7 @@ impl fmt::Debug for Bulk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Bulk")
             .field("in_use", &self.decoder.is_some())
+            .field("broken", &self.broken)
             .finish()
     }
 }
@@ -51,17 +58,56 @@ impl Bulk {
         is_new.then_some(kind)
     }
 
-    /// The data of a PDU, given its compression flags.
-    pub(super) fn decompress<'a>(&'a mut self, data: &'a [u8], flags: u8) -> Option<&'a [u8]> {
-        if !concerns(flags) {
-            return Some(data);
-        }
-        let decoder = self
-            .decoder
-            .get_or_insert_with(|| Box::new(BulkCompressor::new(CompressionType::Rdp61)));
-        decoder
-            .decompress(data, flags.into())
-            .ok()
-            .filter(|plain| plain.len() <= OUTPUT_BYTES)
+    /// The data of a PDU, given its compression flags; `None`, from then on for all, where they do not decompress.
+    pub fn decompress<'a>(&'a mut self, data: &'a [u8], flags: u8) -> Option<&'a [u8]> {
+        let Self {
+            decoder, broken, ..
+        } = self;
+        guard(broken, || {
+            if !concerns(flags) {
+                return Some(data);
+            }
+            let decoder = decoder
+                .get_or_insert_with(|| Box::new(BulkCompressor::new(CompressionType::Rdp61)));
+            let plain = decoder.decompress(data, flags.into()).ok()?;
+            (plain.len() <= OUTPUT_BYTES).then_some(plain)
+        })
+    }
+}
+
+/// Runs `work` unless an earlier one failed, and keeps a panic inside.
+fn guard<T>(broken: &mut bool, work: impl FnOnce() -> Option<T>) -> Option<T> {
+    if *broken {
+        return None;
+    }
+    // What `work` leaves behind is not looked at again.
+    let done = catch_unwind(AssertUnwindSafe(work)).ok().flatten();
+    *broken = done.is_none();
+    done
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_stays_inside_and_nothing_is_decompressed_after_it() {
+        let mut bulk = Bulk::default();
+        assert_eq!(bulk.decompress(b"plain", 0), Some(&b"plain"[..]));
+        let nothing: Option<()> = guard(&mut bulk.broken, || {
+            let empty: &[u8] = &[];
+            let _ = empty[std::hint::black_box(0)];
+            None
+        });
+        assert_eq!(nothing, None);
+        assert_eq!(bulk.decompress(b"plain", 0), None);
+    }
+
+    #[test]
+    fn what_does_not_decompress_is_the_last_that_is_tried() {
+        let mut bulk = Bulk::default();
+        // No kind of compression.
+        assert_eq!(bulk.decompress(b"abc", COMPRESSED | 0x0f), None);
+        assert_eq!(bulk.decompress(b"abc", 0), None);
     }
 }

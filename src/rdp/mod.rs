@@ -8,7 +8,7 @@
     warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
 )]
 
-mod bulk;
+pub mod bulk;
 mod bytes;
 pub mod channel;
 pub mod client_info;
