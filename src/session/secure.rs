@@ -1163,6 +1163,19 @@ fn by_status(status: u32, text: String) -> Option<SecureError> {
             SecureError::AccountRestricted(text)
         }
         0xc000_005e => SecureError::KdcUnreachable(text),
+        // FACILITY_NTWIN32: a Win32 error in the clothes of an NTSTATUS ([MS-ERREF] 2.3).
+        0xc007_0000..=0xc007_ffff => match status & 0xffff {
+            // ERROR_ACCOUNT_LOCKED_OUT.
+            1909 => SecureError::AccountLocked(text),
+            // From ERROR_ACCOUNT_RESTRICTION to ERROR_ACCOUNT_DISABLED, LOGON_TYPE_NOT_GRANTED, ACCOUNT_EXPIRED,
+            // PASSWORD_MUST_CHANGE.
+            1327..=1331 | 1385 | 1793 | 1907 => SecureError::AccountRestricted(text),
+            // ERROR_NO_LOGON_SERVERS.
+            1311 => SecureError::KdcUnreachable(text),
+            // FreeRDP's servers put the thread's last error there when they refuse credentials, whatever it was last
+            // set to: ERROR_MORE_DATA, say. Before the credentials they have nothing to refuse.
+            _ => SecureError::WrongCredentials(text),
+        },
         _ => return None,
     })
 }
@@ -1895,6 +1908,11 @@ mod tests {
             (0xc000_0224, Class::AccountRestricted),
             (0xc000_005e, Class::KdcUnreachable),
             (0xc000_0001, Class::Target),
+            // Of FreeRDP 3 where the password is wrong.
+            (0xc007_00ea, Class::WrongCredentials),
+            (0xc007_0775, Class::AccountLocked),
+            (0xc007_0533, Class::AccountRestricted),
+            (0xc007_051f, Class::KdcUnreachable),
         ] {
             let mut answer = b"\x30\x0d\xa0\x03\x02\x01\x06\xa4\x06\x02\x04".to_vec();
             answer.extend(status.to_be_bytes());
