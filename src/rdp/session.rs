@@ -245,6 +245,8 @@ pub struct Tracker {
     bulk: PerDirection<Bulk>,
     /// Bytes of messages that are not complete.
     pending: PerDirection<usize>,
+    /// Whether a side has said that it leaves.
+    parted: PerDirection<bool>,
     /// What goes back to the sender of what is being fed.
     answers: Vec<u8>,
     /// Where secrets are in the frame that is being fed.
@@ -330,6 +332,7 @@ impl Tracker {
             },
             bulk: PerDirection::default(),
             pending: PerDirection::default(),
+            parted: PerDirection::default(),
             answers: Vec::new(),
             secrets: Vec::new(),
         }
@@ -339,6 +342,15 @@ impl Tracker {
     #[must_use]
     pub fn phase(&self) -> Phase {
         self.phase
+    }
+
+    /// Whether the side that speaks in this direction has said that it ends the session.
+    #[must_use]
+    pub fn has_parted(&self, direction: Direction) -> bool {
+        match direction {
+            Direction::ToTarget => self.parted.to_target,
+            Direction::ToClient => self.parted.to_client,
+        }
     }
 
     /// Takes the whole frames at the front of `arrived`, leaves the rest there, and adds what is to be sent: to the
@@ -586,9 +598,11 @@ impl Tracker {
                 return self.send_data(direction, bytes, channel, user_data, sink);
             }
             (Mcs::Disconnect { reason }, _) => {
+                *self.parted.of(direction) = true;
                 watch(sink, &Event::Disconnect { direction, reason })?;
             }
             (Mcs::X224Disconnect, _) => {
+                *self.parted.of(direction) = true;
                 let reason = 0;
                 watch(sink, &Event::Disconnect { direction, reason })?;
             }
@@ -1072,8 +1086,13 @@ impl Tracker {
             (pdu_type2::SET_ERROR_INFO, Direction::ToClient) => {
                 let code =
                     share::error_info(plain).ok_or_else(|| malformed(direction, "error info"))?;
+                // Zero is said when there is nothing to say.
+                self.parted.to_client |= code != 0;
                 watch(sink, &Event::ErrorInfo(code))?;
             }
+            // Clients ask so before they leave; a target that does not let them says so, and they stay.
+            (pdu_type2::SHUTDOWN_REQUEST, Direction::ToTarget) => self.parted.to_target = true,
+            (pdu_type2::SHUTDOWN_DENIED, Direction::ToClient) => self.parted.to_target = false,
             _ => {}
         }
         Ok(false)

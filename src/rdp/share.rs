@@ -38,6 +38,10 @@ pub mod pdu_type2 {
     pub const UPDATE: u8 = 2;
     /// Slow-path input.
     pub const INPUT: u8 = 28;
+    /// Shutdown Request.
+    pub const SHUTDOWN_REQUEST: u8 = 36;
+    /// Shutdown Request Denied.
+    pub const SHUTDOWN_DENIED: u8 = 37;
     /// Save Session Info.
     pub const SAVE_SESSION_INFO: u8 = 38;
     /// Set Error Info.

@@ -48,6 +48,13 @@ pub struct Leg<S> {
 /// Why an inspected relay ended.
 #[derive(Debug)]
 pub enum InspectedEnd {
+    /// Both directions ended.
+    Closed {
+        /// Who ended first.
+        by: Side,
+        /// Whether that side had said that it leaves; one that is killed has not.
+        orderly: bool,
+    },
     /// As an opaque relay ends.
     Relay(RelayEnd),
     /// What a side sent may not or cannot pass.
@@ -80,6 +87,7 @@ where
         to_client: Outbox::default(),
         to_target: Outbox::default(),
         dying: None,
+        first: None,
         started: Instant::now(),
     };
     let mut clock = Clock::new(limits);
@@ -114,6 +122,7 @@ where
         target,
         to_client,
         to_target,
+        first,
         ..
     } = relay;
     let (end, code) = match end {
@@ -129,7 +138,16 @@ where
                 }
                 None => {}
             }
-            return InspectedEnd::Relay(end);
+            return match (end, first) {
+                (RelayEnd::Closed, Some(by)) => InspectedEnd::Closed {
+                    by,
+                    orderly: tracker.has_parted(match by {
+                        Side::Client => Direction::ToTarget,
+                        Side::Target => Direction::ToClient,
+                    }),
+                },
+                (end, _) => InspectedEnd::Relay(end),
+            };
         }
         End::Told(end, code) => (InspectedEnd::Relay(end), code),
         End::Refused(error) => {
@@ -188,6 +206,8 @@ struct Relay<C, T> {
     to_target: Outbox,
     /// The side that could not be written to any more, while what it said before is still passed on.
     dying: Option<(Side, io::Error)>,
+    /// The side that ended first, in whatever way.
+    first: Option<Side>,
     started: Instant,
 }
 
@@ -255,6 +275,7 @@ where
                 &mut inspect,
                 &mut progress,
             );
+            self.note_end(Side::Client);
             if let Err(stop) = up
                 && let ended @ Poll::Ready(_) = self.stopped(stop, Side::Client)
             {
@@ -274,6 +295,7 @@ where
                 &mut inspect,
                 &mut progress,
             );
+            self.note_end(Side::Target);
             if let Err(stop) = down
                 && let ended @ Poll::Ready(_) = self.stopped(stop, Side::Target)
             {
@@ -326,6 +348,12 @@ where
                     }
                 }
             }
+        }
+    }
+
+    fn note_end(&mut self, side: Side) {
+        if self.first.is_none() && self.from(side).state != LaneState::Open {
+            self.first = Some(side);
         }
     }
 
@@ -600,8 +628,44 @@ mod tests {
         assert_eq!(got, update);
         assert!(matches!(
             lab.task.await.unwrap(),
-            InspectedEnd::Relay(RelayEnd::Closed)
+            InspectedEnd::Closed {
+                by: Side::Client,
+                orderly: false
+            }
         ));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_side_that_ends_first_is_named_and_whether_it_said_so() {
+        // Disconnect Provider Ultimatum; Set Error Info: logged off; Set Error Info: nothing.
+        let ultimatum = b"\x03\0\0\x09\x02\xf0\x80\x21\x80";
+        let error_info = |code: u8| {
+            let mut pdu = b"\x03\0\0\x25\x02\xf0\x80\x68\0\x01\x03\xeb\x70\x80\x16".to_vec();
+            pdu.extend(b"\x16\0\x17\0\xea\x03\0\0\0\0\0\x01\x04\0\x2f\0\0\0");
+            pdu.extend([code, 0, 0, 0]);
+            pdu
+        };
+        for (words, said) in [
+            (vec![], false),
+            (ultimatum.to_vec(), true),
+            (error_info(0x0c), true),
+            (error_info(0), false),
+        ] {
+            let mut lab = Lab::start(RelayLimits::default(), Judge::default());
+            lab.play(Phase::Active).await;
+            lab.target.write_all(&words).await.unwrap();
+            // Killed, or not.
+            drop(lab.target);
+            let mut got = Vec::new();
+            lab.client.read_to_end(&mut got).await.unwrap();
+            assert_eq!(got, words);
+            drop(lab.client);
+            let end = lab.task.await.unwrap();
+            assert!(
+                matches!(&end, InspectedEnd::Closed { by: Side::Target, orderly } if *orderly == said),
+                "{end:?}"
+            );
+        }
     }
 
     #[tokio::test(start_paused = true)]

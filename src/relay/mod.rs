@@ -184,9 +184,12 @@ async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     let _ = timeout(LINGER_TIMEOUT, closing).await;
 }
 
+/// One end of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Side {
+pub enum Side {
+    /// Who connected to the gateway.
     Client,
+    /// Whom the gateway connected to.
     Target,
 }
 

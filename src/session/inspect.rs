@@ -13,8 +13,8 @@ use crate::rdp::client_info::Logon;
 use crate::rdp::connection_request::ConnectionRequest;
 use crate::rdp::session::{Settings, Tracker};
 use crate::refusal::Refusal;
-use crate::relay::RelayLimits;
 use crate::relay::inspected::{self, InspectedEnd, Leg};
+use crate::relay::{RelayLimits, Side};
 use crate::session::connect::Connected;
 use crate::session::identify::Opening;
 use crate::session::refuse::Refused;
@@ -187,10 +187,25 @@ impl Inspected {
         // Stages have their last word before the session's own.
         drop(pipeline);
         let reason = match &end {
+            InspectedEnd::Closed { by, orderly } => closed(*by, *orderly).to_owned(),
             InspectedEnd::Relay(end) => describe(&live.session, end),
             InspectedEnd::Session(error) => error.to_string(),
         };
+        let ended = AuditEvent::Ended {
+            reason: reason.clone(),
+        };
+        audit(live.session.id, &ended);
         live.close(&reason);
+    }
+}
+
+/// Who ended the session, and how.
+fn closed(by: Side, orderly: bool) -> &'static str {
+    match (by, orderly) {
+        (Side::Client, true) => "ended by the client",
+        (Side::Client, false) => "the client closed the connection without a word",
+        (Side::Target, true) => "ended by the target",
+        (Side::Target, false) => "the target closed the connection without a word",
     }
 }
 

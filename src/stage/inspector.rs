@@ -323,6 +323,11 @@ pub enum AuditEvent {
         /// What is wrong with it.
         reason: String,
     },
+    /// The session is over.
+    Ended {
+        /// Why, as in the log.
+        reason: String,
+    },
     /// One side ended the session.
     Disconnected {
         /// Where the message went.
