@@ -24,11 +24,16 @@ use jetway::limits;
 use jetway::preamble::{self, Preamble, Recognition};
 use jetway::proxy_protocol::{self, ProxyHeader};
 use jetway::rdp::Direction;
+use jetway::rdp::bulk::Bulk;
 use jetway::rdp::channel::Channels;
 use jetway::rdp::channel::rdp8_lite::Rdp8Lite;
 use jetway::rdp::client_info::Logon;
 use jetway::rdp::connection_request::{self, ConnectionRequestError};
+use jetway::rdp::credssp::client::{Client, Package, Progress};
+use jetway::rdp::credssp::server::{Progress as Served, Server};
+use jetway::rdp::credssp::{self, SubjectPublicKeyInfo};
 use jetway::rdp::event::{Event, Interest, Sink, Verdict};
+use jetway::rdp::farewell::{Farewell, Reason};
 use jetway::rdp::negotiation;
 use jetway::rdp::preconnection::{self, PreconnectionPdu};
 use jetway::rdp::session::{SessionError, Settings, Tracker};
@@ -41,6 +46,7 @@ use jetway::token::{KeyDocument, KeySet, Token, TokenRules, Verifier};
 use openssl::hash::MessageDigest;
 use openssl::pkey::PKey;
 use openssl::sign::Signer;
+use secrecy::SecretString;
 
 /// A whole session of both directions, as records of who speaks (its lowest bit; with the next bit stages decide), a
 /// length of four bytes, and bytes: however it is cut into reads it passes, or ends, the same; frames go on whole;
@@ -62,6 +68,129 @@ pub(crate) fn session(data: &[u8]) {
         }
         assert!(rest.is_empty(), "what is no frame was passed on");
     }
+}
+
+/// PDUs with bulk compression, as records of their flags, a length and bytes: they mean the same each time and are
+/// bounded; the one that does not decompress is the last.
+pub(crate) fn bulk(data: &[u8]) {
+    let (mut first, mut second) = (Bulk::default(), Bulk::default());
+    let mut broken = false;
+    for (flags, record) in records(data) {
+        let plain = first.decompress(record, flags);
+        assert_eq!(plain, second.decompress(record, flags));
+        assert!(!broken || plain.is_none());
+        broken = plain.is_none();
+        if let Some(plain) = plain {
+            assert!(plain.len() <= 4 * 1024 * 1024);
+            assert!(flags & 0xe0 != 0 || plain == record);
+        }
+    }
+}
+
+/// What is said to a client does not depend on how its words arrive, is whole frames, and ends.
+pub(crate) fn farewell(data: &[u8]) {
+    let say = |size: usize| {
+        let mut farewell = Farewell::new(Reason::Denied.error_info(), 3);
+        let mut said = Vec::new();
+        for read in data.chunks(size) {
+            match farewell.feed(read) {
+                Ok(answer) => said.extend(answer),
+                Err(error) => return (said, Some(error), false),
+            }
+        }
+        let done = farewell.is_done();
+        assert!(farewell.feed(&[]).unwrap().is_empty());
+        (said, None, done)
+    };
+    let (said, error, done) = say(data.len().max(1));
+    for size in [1, 7] {
+        let (said_slowly, slow_error, slow_done) = say(size);
+        assert_eq!((slow_error, slow_done), (error, done));
+        // Answers to what came before an error are lost with it where both arrive at once.
+        assert!(said_slowly == said || error.is_some() && said_slowly.starts_with(&said));
+    }
+    let mut rest = said.as_slice();
+    while let Ok(Some(frame)) = jetway::rdp::frame::find(rest) {
+        rest = &rest[frame.length..];
+    }
+    assert!(rest.is_empty());
+    assert!(said.len() < 4096);
+}
+
+/// The frame of a `TSRequest` is found once and for all and is bounded; whatever a peer says, a server that knows the
+/// password lets nobody in who does not, and no exchange goes on for ever.
+pub(crate) fn credssp(data: &[u8]) {
+    settles_once(data, credssp::frame_length, |answer| *answer == Ok(None));
+    if let Ok(Some(length)) = credssp::frame_length(data) {
+        assert!(length <= credssp::TS_REQUEST_BYTES);
+    }
+    if let Ok(info) = SubjectPublicKeyInfo::of_certificate(data) {
+        assert!(info.key.len() + info.algorithm.len() < data.len());
+    }
+    let Some((&who, rest)) = data.split_first() else {
+        return;
+    };
+    let mut frames = records(rest).map(|(_, frame)| frame);
+    let password = SecretString::from("a password that nobody knows");
+    let package = match who % 3 {
+        0 => {
+            let mut server = Server::new(b"the bits of a public key", "user", &password);
+            for (count, frame) in frames.enumerate() {
+                assert!(count <= credssp::TS_REQUESTS);
+                match server.process(frame) {
+                    Ok(Served::Reply(_)) => {}
+                    Ok(Served::Finished) => panic!("somebody came in without the password"),
+                    Err(_) => return,
+                }
+            }
+            return;
+        }
+        1 => Package::Ntlm,
+        _ => Package::Kerberos {
+            realm: Some("REALM.TEST"),
+        },
+    };
+    let key = b"the bits of a public key";
+    let Ok(mut client) = Client::new(key, "user", &password, "target.test", package) else {
+        return;
+    };
+    let mut frame = None;
+    let mut asked = 0;
+    loop {
+        let Ok(mut exchange) = client.exchange(frame) else {
+            return;
+        };
+        let mut progress = exchange.start();
+        loop {
+            match progress {
+                Ok(Progress::AskKdc(_)) => {
+                    asked += 1;
+                    assert!(asked < 100, "questions without end");
+                    progress = exchange.resume(frames.next().map(<[u8]>::to_vec));
+                }
+                Ok(Progress::Send { last: true, .. }) => {
+                    panic!("credentials for a target that does not know the password")
+                }
+                Ok(Progress::Send { last: false, .. }) => break,
+                Err(_) => return,
+            }
+        }
+        frame = frames.next();
+        if frame.is_none() {
+            return;
+        }
+    }
+}
+
+/// A byte, a length of two bytes (little endian), and bytes, one behind the other.
+fn records(mut data: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    std::iter::from_fn(move || {
+        let (&[first, low, high], rest) = data.split_first_chunk()?;
+        let length = usize::from(u16::from_le_bytes([low, high])).min(rest.len());
+        let (record, rest) = rest.split_at(length);
+        data = rest;
+        Some((first, record))
+    })
 }
 
 #[derive(Default)]
@@ -261,18 +390,11 @@ fn channel(name: &str, data: &[u8]) {
     assert!(told <= 4096 + sent * 1024, "{told} for {sent}");
 }
 
-/// PDUs one behind the other: direction (1), length (2, little endian), bytes.
-fn pdus(mut data: &[u8]) -> impl Iterator<Item = (Direction, &[u8])> {
-    std::iter::from_fn(move || {
-        let (&[direction, low, high], rest) = data.split_first_chunk()?;
-        let length = usize::from(u16::from_le_bytes([low, high])).min(rest.len());
-        let (pdu, rest) = rest.split_at(length);
-        data = rest;
-        let direction = match direction & 1 {
-            0 => Direction::ToTarget,
-            _ => Direction::ToClient,
-        };
-        Some((direction, pdu))
+/// PDUs of both directions, as [`records`].
+fn pdus(data: &[u8]) -> impl Iterator<Item = (Direction, &[u8])> {
+    records(data).map(|(direction, pdu)| match direction & 1 {
+        0 => (Direction::ToTarget, pdu),
+        _ => (Direction::ToClient, pdu),
     })
 }
 

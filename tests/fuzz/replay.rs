@@ -29,12 +29,15 @@ macro_rules! replay {
 
 replay!(
     application_protocol,
+    bulk,
     channel_cliprdr,
     channel_drdynvc,
     channel_rdpdr,
     channel_rdpsnd,
     connection_confirm,
     connection_request,
+    credssp,
+    farewell,
     preamble,
     preconnection,
     proxy_protocol,

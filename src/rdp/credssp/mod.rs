@@ -9,22 +9,22 @@
 //!
 //! [MS-CSSP]: https://learn.microsoft.com/en-us/openspecs/windows_protocols/ms-cssp/85f57821-40bb-46aa-bfcb-ba9590b8fc30
 
-#[cfg(feature = "shell")]
+#[cfg(feature = "credssp")]
 mod acceptor;
-#[cfg(feature = "shell")]
+#[cfg(feature = "credssp")]
 pub mod client;
-#[cfg(feature = "shell")]
+#[cfg(feature = "credssp")]
 mod kerberos;
 pub mod keytab;
-#[cfg(feature = "shell")]
+#[cfg(feature = "credssp")]
 pub mod krb_error;
-#[cfg(feature = "shell")]
+#[cfg(feature = "credssp")]
 pub mod server;
-#[cfg(feature = "shell")]
+#[cfg(feature = "credssp")]
 mod spnego;
-#[cfg(feature = "shell")]
+#[cfg(feature = "credssp")]
 mod ticket;
-#[cfg(feature = "shell")]
+#[cfg(feature = "credssp")]
 mod wrap;
 
 /// Largest `TSRequest` accepted, bytes. NTLM needs less than 2 KiB; a Kerberos ticket with a large PAC about 12 KiB.
@@ -204,13 +204,13 @@ const EXPLICIT_VERSION: u8 = 0xa0;
 ///
 /// sspi writes the delegated credentials to its spans at debug level (`write_password_credentials` is instrumented with
 /// its return value): whatever filter the operator sets, they must not reach a log.
-#[cfg(feature = "shell")]
+#[cfg(feature = "credssp")]
 fn unlogged<T>(work: impl FnOnce() -> T) -> T {
     tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::new(), work)
 }
 
 /// The name by which the gateway calls itself in NTLM and Kerberos messages.
-#[cfg(feature = "shell")]
+#[cfg(feature = "credssp")]
 const COMPUTER_NAME: &str = "JETWAY";
 
 #[cfg(test)]
@@ -329,7 +329,7 @@ mod tests {
 
 /// Both halves glued together, without a network.
 #[cfg(test)]
-#[cfg(feature = "shell")]
+#[cfg(feature = "credssp")]
 mod glued {
     use secrecy::SecretString;
 
