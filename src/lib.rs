@@ -110,6 +110,7 @@
 pub mod address;
 pub mod application_protocol;
 pub mod carrier;
+pub mod jet;
 pub mod limits;
 pub mod policy;
 pub mod preamble;

@@ -123,3 +123,12 @@ pub const DYNAMIC_CHANNELS: usize = 1024;
 
 /// Largest message of a dynamic channel whose messages are read, bytes.
 pub const DYNAMIC_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
+
+/// Largest JSON message of a signaling channel, bytes: an answer with all its candidates and room to spare.
+pub const JET_MESSAGE_BYTES: usize = 32 * 1024;
+
+/// Candidates of one association: four transports of four relays, or as many addresses of one host.
+pub const JET_CANDIDATES: usize = 16;
+
+/// Default for associations at one time.
+pub const JET_ASSOCIATIONS: usize = 10_000;

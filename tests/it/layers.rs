@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 /// What the core is made of, below `src/`.
-const CORE: [&str; 13] = [
+const CORE: [&str; 14] = [
     "address.rs",
     "application_protocol.rs",
     "carrier.rs",
+    "jet",
     "limits.rs",
     "policy",
     "preamble.rs",

@@ -1,0 +1,21 @@
+//! JET rendezvous ([JET-PROTO] 0.3): two peers that can only connect outwards meet at the gateway.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`packet`] | `JET_PACKET`, the frame of the binary protocol |
+//! | [`exchange`] | the request and the response inside it, and the paths that WebSocket shares |
+//! | [`candidate`] | candidate URLs |
+//! | [`message`] | offer, answer, complete: what peers tell each other over their signaling channel |
+//!
+//! Nothing here does I/O: bytes and `now` in, values out.
+//!
+//! [JET-PROTO]: https://github.com/Devolutions/devolutions-gateway
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
+
+pub mod candidate;
+pub mod exchange;
+pub mod message;
+pub mod packet;
