@@ -6,6 +6,7 @@
 //! | [`exchange`] | the request and the response inside it, and the paths that WebSocket shares |
 //! | [`candidate`] | candidate URLs |
 //! | [`message`] | offer, answer, complete: what peers tell each other over their signaling channel |
+//! | [`rendezvous`] | associations, their candidates, and who may meet whom |
 //!
 //! Nothing here does I/O: bytes and `now` in, values out.
 //!
@@ -19,3 +20,4 @@ pub mod candidate;
 pub mod exchange;
 pub mod message;
 pub mod packet;
+pub mod rendezvous;
