@@ -20,6 +20,10 @@ use ironrdp_pdu::nego;
 use ironrdp_pdu::pcb::PreconnectionBlob;
 use ironrdp_pdu::x224::X224;
 use jetway::application_protocol::{self, ApplicationProtocol, FirstBytes};
+use jetway::jet::candidate::CandidateUrl;
+use jetway::jet::exchange::{JetPath, Request, Response};
+use jetway::jet::message::Message;
+use jetway::jet::packet;
 use jetway::limits;
 use jetway::preamble::{self, Preamble, Recognition};
 use jetway::proxy_protocol::{self, ProxyHeader};
@@ -592,6 +596,64 @@ pub(crate) fn ticket(data: &[u8]) {
         let again = Ticket::parse(ticket.as_str()).unwrap();
         assert_eq!(again.digest(), ticket.digest());
         assert!(!format!("{ticket:?}").contains(&text[3..]));
+    }
+}
+
+/// A packet and the request or response in it: what is read is written the same, a prefix never reads as something else,
+/// and `Debug` does not show a token.
+pub(crate) fn jet_packet(data: &[u8]) {
+    let whole = packet::decode(data);
+    for end in [0, 1, 7, data.len() / 2] {
+        let part = packet::decode(data.get(..end).unwrap_or_default());
+        assert!(
+            part == Ok(None) || part == whole,
+            "a prefix reads otherwise"
+        );
+    }
+    let Ok(Some(found)) = whole else {
+        return;
+    };
+    assert!(found.length <= data.len());
+    let wire = packet::encode(&found.payload, data[7]).unwrap();
+    assert_eq!(wire, data[..found.length]);
+    if let Ok(request) = Request::parse(&found.payload) {
+        assert_eq!(Request::parse(&request.to_payload()).as_ref(), Ok(&request));
+        let mut anonymous = request.clone();
+        anonymous.token = anonymous.token.map(|_| "x".to_owned().into());
+        assert_eq!(format!("{request:?}"), format!("{anonymous:?}"));
+    }
+    if let Ok(response) = Response::parse(&found.payload) {
+        assert_eq!(Response::parse(&response.to_payload()), Ok(response));
+    }
+}
+
+/// A message of a signaling channel: what is read is written so that it reads the same, within its bounds.
+pub(crate) fn jet_message(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else {
+        return;
+    };
+    if let Ok(message) = Message::parse(text) {
+        assert!(text.len() <= limits::JET_MESSAGE_BYTES);
+        let again = message.to_json();
+        assert_eq!(Message::parse(&again).unwrap(), message);
+        if let Message::Answer(answer) = message {
+            assert!(answer.candidates.len() <= limits::JET_CANDIDATES);
+        }
+    }
+}
+
+/// A candidate's URL, or the path of a request: what is read is written so that it reads the same.
+pub(crate) fn jet_url(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else {
+        return;
+    };
+    if let Ok(url) = text.parse::<CandidateUrl>() {
+        let written = url.to_string();
+        assert_eq!(written.parse::<CandidateUrl>().as_ref(), Ok(&url));
+        assert!(url.address.port != 0);
+    }
+    if let Some(path) = JetPath::parse(text) {
+        assert_eq!(JetPath::parse(&path.to_string()), Some(path));
     }
 }
 
