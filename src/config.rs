@@ -48,6 +48,9 @@ pub struct Config {
     /// How the gateway meets targets in sessions that it stands inside of.
     #[serde(default)]
     pub target: TargetConfig,
+    /// Rendezvous of peers that can only connect outwards.
+    #[serde(default)]
+    pub jet: JetConfig,
     /// What must survive a restart.
     #[serde(default)]
     pub store: StoreConfig,
@@ -79,6 +82,9 @@ pub struct ListenerConfig {
     pub proxy_protocol_from: Vec<IpNet>,
     /// TLS of this port, in place of the common one.
     pub tls: Option<TlsConfig>,
+    /// How this port is known outside, `host:port`, for the URLs of candidates. Without it the host is the one that the
+    /// request names, and the port this one.
+    pub external: Option<TargetAddr>,
 }
 
 /// A protocol that a port may be narrowed to.
@@ -218,6 +224,18 @@ pub struct ApiConfig {
     pub keys: Vec<ApiKeyConfig>,
     /// Who may use HTTP without TLS.
     pub plain_http: PlainHttp,
+}
+
+impl ApiConfig {
+    /// Whether this client may use HTTP without TLS.
+    #[must_use]
+    pub fn allows_plain_http(&self, client: SocketAddr) -> bool {
+        match self.plain_http {
+            PlainHttp::Off => false,
+            PlainHttp::Loopback => client.ip().is_loopback(),
+            PlainHttp::Any => true,
+        }
+    }
 }
 
 /// An API key, by the digest of its text: the configuration holds no secret.
@@ -373,6 +391,50 @@ impl SessionConfig {
 
 fn nonzero(seconds: u64) -> Option<Duration> {
     (seconds != 0).then(|| Duration::from_secs(seconds))
+}
+
+/// Rendezvous.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct JetConfig {
+    /// Who may be a peer.
+    pub peers: JetPeers,
+    /// Whether creating, reading and deleting associations needs a token or an API key.
+    pub authentication: bool,
+    /// From the last accept or connect until a candidate must be in use, seconds.
+    pub unused_timeout_s: u64,
+    /// How long the figures of a session that is over can be read, seconds.
+    pub ended_s: u64,
+    /// Associations at one time.
+    pub associations: usize,
+    /// `Jet-Instance`: the name of this gateway among those behind one address. The machine's own by default.
+    pub instance: Option<String>,
+}
+
+impl Default for JetConfig {
+    fn default() -> Self {
+        Self {
+            peers: JetPeers::default(),
+            authentication: true,
+            unused_timeout_s: 300,
+            ended_s: 60,
+            associations: limits::JET_ASSOCIATIONS,
+            instance: None,
+        }
+    }
+}
+
+/// Who may be a peer of a rendezvous.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum JetPeers {
+    /// The bearer of a token, where the association was created with one; otherwise whoever knows the ids.
+    #[default]
+    AsCreated,
+    /// Bearers of a token only.
+    Token,
+    /// Whoever knows the ids.
+    Anyone,
 }
 
 /// What must survive a restart.

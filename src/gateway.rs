@@ -11,14 +11,16 @@ use anyhow::Context;
 use tokio_rustls::rustls::RootCertStore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use zeroize::Zeroizing;
 
 use crate::clock;
 use crate::config::{Config, TlsConfig, VerifyTarget};
+use crate::jet::rendezvous::RendezvousLimits;
 use crate::keyring::{KeyFile, Keyring, ReloadOutcome};
 use crate::listener::admission::Door;
 use crate::listener::{self, Listener};
+use crate::meeting::MeetingPlace;
 use crate::policy::Inspecting;
 use crate::policy::work::WorkLimiter;
 use crate::rdp::credssp::keytab::{self, Keytab};
@@ -74,6 +76,10 @@ pub struct Gateway {
     chores: TaskTracker,
     /// How inspected sessions meet their targets.
     pub secure: SecureConfig,
+    /// Where the peers of rendezvous wait for each other.
+    pub meetings: Arc<MeetingPlace>,
+    /// The ports.
+    pub listeners: Vec<Arc<Listener>>,
     work: Mutex<WorkLimiter>,
     tls: Vec<Arc<ServerTls>>,
 }
@@ -125,6 +131,9 @@ impl Gateway {
             Ok(false) => {}
             Ok(true) => {
                 info!("Revocation list reloaded");
+                for (association, rule) in self.meetings.end_revoked(&self.revoked.rules()) {
+                    info!(jet_aid = %association, rule, "Removed an association whose token was revoked");
+                }
                 for (session, token, rule) in self.registry.end_revoked(&self.revoked.rules()) {
                     info!(%session, %token, rule, "Ending a session whose token was revoked");
                 }
@@ -151,6 +160,9 @@ impl Gateway {
                 () = self.stopping.cancelled() => return,
             }
             self.reload();
+            for association in self.meetings.expire() {
+                debug!(jet_aid = %association, "Association forgotten");
+            }
             turns = turns.wrapping_add(1);
             if turns.is_multiple_of(FORGET_EVERY) {
                 let now = clock::unix_now();
@@ -166,7 +178,7 @@ impl Running {
     ///
     /// # Errors
     /// Whatever of these fails; no port is bound before all files have been read.
-    pub fn start(config: Config) -> anyhow::Result<Self> {
+    pub fn start(mut config: Config) -> anyhow::Result<Self> {
         let now = clock::unix_now();
         let keyring = load_keys(&config)?;
         let revoked = Revoked::load(config.token.revoked.clone())?;
@@ -175,7 +187,9 @@ impl Running {
         let usages = Arc::new(Usages::new(disk, records, now));
         let secure = make_secure(&config)?;
         warn_of_switches(&config);
+        config.jet.instance.get_or_insert_with(machine_name);
         let limits = &config.limits;
+        let listeners: Vec<Arc<Listener>> = listeners.into_iter().map(Arc::new).collect();
         let gateway = Arc::new(Gateway {
             keyring,
             revoked,
@@ -184,6 +198,12 @@ impl Running {
             refusals: Refusals::default(),
             cookies: Arc::new(KnownCookies::new()?),
             secure,
+            meetings: Arc::new(MeetingPlace::new(RendezvousLimits {
+                associations: config.jet.associations,
+                unused: Duration::from_secs(config.jet.unused_timeout_s),
+                ended: Duration::from_secs(config.jet.ended_s),
+            })),
+            listeners,
             registry: Arc::new(Registry::new(limits.sessions_per_address)),
             door: Door::new(
                 limits.connections,
@@ -201,22 +221,20 @@ impl Running {
             config,
         });
         let mut sockets = Vec::new();
-        for listener in listeners {
+        for listener in &gateway.listeners {
             let socket = listener
                 .bind()
                 .with_context(|| format!("cannot listen on {}", listener.address()))?;
-            sockets.push((listener, socket));
+            sockets.push((Arc::clone(listener), socket));
         }
         let mut addresses = Vec::new();
         for (listener, socket) in sockets {
             let address = socket.local_addr()?;
             info!(%address, "Listening");
             addresses.push(address);
-            gateway.chores.spawn(listener::accept_all(
-                Arc::clone(&gateway),
-                Arc::new(listener),
-                socket,
-            ));
+            gateway
+                .chores
+                .spawn(listener::accept_all(Arc::clone(&gateway), listener, socket));
         }
         gateway.chores.spawn(Arc::clone(&gateway).upkeep());
         Ok(Self { gateway, addresses })
@@ -362,10 +380,21 @@ fn read_keytab(path: &Path) -> anyhow::Result<Keytab> {
     read().with_context(|| path.display().to_string())
 }
 
+/// The machine's name, for peers that look for the gateway that holds their association.
+fn machine_name() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
+}
+
 /// Switches that weaken the gateway are announced where nobody can miss them.
 fn warn_of_switches(config: &Config) {
     if config.development.accept_unsigned_tokens {
         warn!("DEVELOPMENT SWITCH: tokens with alg none are accepted; anybody can make them");
+    }
+    if !config.jet.authentication {
+        warn!("Anybody may create associations (jet.authentication = false)");
     }
     if config.target.verify == VerifyTarget::AcceptAny {
         warn!("Certificates of targets are not verified (target.verify = accept-any)");

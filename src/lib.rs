@@ -28,6 +28,10 @@
 //! | secure both legs | [`session::inspect`], [`session::secure`], [`rdp::credssp`], [`target_certificate`] | TLS and, where it was negotiated, CredSSP with the client, and only then with the target |
 //! | past the stages | [`relay::inspected`], [`rdp::session`], [`stage`] | PDUs both ways, read by the [tracker](rdp::session::Tracker), judged by the stages, edited only where the legs differ |
 //!
+//! A JET peer takes another way in ([`session::rendezvous`], [`api::jet`]): its packet or WebSocket handshake names a candidate, and
+//! it waits or meets who waits there ([`meeting`], [`jet::rendezvous`]). From the first byte on, two peers that have met are a
+//! session like any other: the connector is its client and the acceptor its target.
+//!
 //! Every step takes the one before it by value. A step that fails returns a [`Refusal`](refusal::Refusal), and
 //! [`session::refuse`] tells the client in its own protocol.
 //!
@@ -40,7 +44,7 @@
 //! # What always holds
 //!
 //! 1. **Fail closed.** A token that demands what cannot be delivered is refused before the target hears of it. Today that is
-//!    recording, filtering and rendezvous; and what needs the gateway inside the session, where the listener has no
+//!    recording and filtering; and what needs the gateway inside the session, where the listener has no
 //!    certificate. A PDU that cannot be read where a stage needs it ends the session.
 //! 2. **Original bytes.** In an opaque session client and target exchange their own bytes past the Connection Request, from
 //!    which the routing token is removed: TLS and CredSSP run end to end. In an inspected one every PDU passes byte for byte
@@ -70,6 +74,11 @@
 //! - **This machine is no target** unless an egress rule has a CIDR of that very kind: tokens name hosts, and a gateway must
 //!   not be a way to its own administration ports or to a cloud's metadata service.
 //! - **Loopback alone may use HTTP without TLS** by default, since requests carry tokens.
+//! - **Two UUIDs are no secret**: an association that a token has created demands a token of its peers. One that an operator has
+//!   created does not, unless they say so, since existing peers have no way to show one.
+//! - **The first bytes of a rendezvous wait for a quarter of a second** where the peer that is to get them may not have read its
+//!   response yet: existing clients read it by one call and lose what comes with it.
+//! - **Gathering is idempotent**: both peers may ask, and get the same candidates.
 //! - **Bulk is spliced, small talk is copied**: see [`relay`] for the figures behind that.
 //!
 //! # JET requirements and their tests
@@ -84,16 +93,27 @@
 //! | J-JWT-3 | `none` only by a development switch | `token::tests::alg_none_is_refused_but_for_the_development_switch` |
 //! | J-JWT-4 | JWE alone and nested; a signature inside by default | `token::tests::encryption_alone_is_accepted_only_as_configured`, `token::tests::a_stranger_with_the_public_key_makes_no_token`, `peers::opens` |
 //! | J-JWT-5 | `dst_usr`, `dst_pwd` only in an encrypted token | `token::tests::secrets_make_a_token_invalid_unless_it_was_encrypted` |
-//! | J-CM-1 | `jet_cm` | `token::claims::tests::jet_cm_is_rdv_when_absent_and_nothing_but_rdv_or_fwd`, `it::demands::recording_filtering_and_rendezvous_are_refused_with_their_reason` |
-//! | J-CT-1 | `jet_ct` is read (it matters to rendezvous only) | `token::claims::tests::jet_ct_is_keep_when_absent_and_nothing_but_keep_or_close` |
-//! | J-AP-1 | `jet_ap` is enforced from the first byte | `it::enforcement` |
-//! | J-REC-1 | `jet_rec` true: refused while there is no recorder | `it::demands::recording_filtering_and_rendezvous_are_refused_with_their_reason` |
+//! | J-CM-1 | `jet_cm` | `token::claims::tests::jet_cm_is_rdv_when_absent_and_nothing_but_rdv_or_fwd`, `it::rendezvous::associations_are_created_read_and_deleted_by_who_may` |
+//! | J-CT-1 | `jet_ct` | `token::claims::tests::jet_ct_is_keep_when_absent_and_nothing_but_keep_or_close`, `it::rendezvous::with_jet_ct_close_connecting_selects` |
+//! | J-AP-1 | `jet_ap` is enforced from the first byte | `it::enforcement`, `it::rendezvous::jet_ap_is_enforced_in_a_rendezvous` |
+//! | J-REC-1 | `jet_rec` true: refused while there is no recorder | `it::demands::recording_and_filtering_are_refused_with_their_reason` |
 //! | J-FLT-1 | `jetflt`, `jet_flt` true: refused while there is no filter | the same |
 //! | J-DST-1 | `dst_hst` | `token::target::tests`, `token::claims::tests::a_destination_is_required_with_fwd_and_refused_with_rdv`, `it::onward::ipv6_targets_and_names_are_reached` |
 //! | J-DST-2 | the gateway logs on with them; they never reach the client or a log | `peers::injects`, `peers::legs`, `it::demands::credentials_are_refused_where_there_is_no_certificate_to_inject_them_behind` |
 //! | J-RDP-1 | token in the preconnection PDU | `it::forward`, `peers::opens` |
 //! | J-RDP-2 | token or ticket in the routing token | `it::forward::a_ticket_in_the_routing_token_opens_a_session`, `it::forward::a_token_too_long_for_the_length_indicator_still_works_as_a_routing_token`, `peers::opens` |
-//! | J-RDP-3 | a rendezvous token in the PDU: refused while there is no rendezvous | `it::demands::recording_filtering_and_rendezvous_are_refused_with_their_reason` |
+//! | J-RDP-3 | a rendezvous token in the PDU | `it::rendezvous::an_rdp_client_with_a_rendezvous_token_meets_the_acceptor` |
+//! | J-PKT-1, J-PKT-2 | `JET_PACKET`, every mask | `jet::packet::tests` |
+//! | J-PKT-3 | bad packets; packets in pieces; bytes behind them | `jet::packet::tests`, `it::rendezvous::what_is_no_packet_is_closed_with_a_line`, `it::rendezvous::bytes_behind_the_request_are_delivered_and_single_bytes_make_a_request` |
+//! | J-API-1, J-API-3 | associations, and who may | `it::rendezvous::associations_are_created_read_and_deleted_by_who_may`, `it::rendezvous::authentication_may_be_switched_off_and_says_so` |
+//! | J-API-2 | gathering | `it::rendezvous::gathering_names_each_way_in_once` |
+//! | J-API-4 | expiry | `jet::rendezvous::tests::what_is_unused_expires_and_a_session_does_not`, `it::rendezvous::what_nobody_uses_is_forgotten_and_its_peers_are_closed` |
+//! | J-URL-1 | candidate URLs | `jet::candidate::tests` |
+//! | J-MSG-1, J-MSG-2 | offer, answer, complete | `jet::message::tests` |
+//! | J-SEQ-3 | one candidate is selected | `it::rendezvous::the_first_bytes_select_a_candidate_and_close_the_others`, `it::rendezvous::the_clients_word_selects_a_candidate` |
+//! | J-BIN-1, J-BIN-2 | accept and connect, over TCP and TLS | `it::rendezvous::peers_meet_over_every_pair_of_transports`, `it::rendezvous::what_a_server_says_first_never_comes_with_the_response` |
+//! | J-BIN-3 | test | `it::rendezvous::unknown_ids_are_not_found_and_known_ones_test_well` |
+//! | J-WS-1, J-WS-2 | WebSocket peers, with peers of every transport | `it::rendezvous` |
 //!
 //! [JET-PROTO]: https://github.com/Devolutions/devolutions-gateway
 //! [MS-RDPBCGR]: https://learn.microsoft.com/en-us/openspecs/windows_protocols/ms-rdpbcgr/
@@ -145,6 +165,8 @@ pub mod keyring;
 #[cfg(feature = "shell")]
 pub mod listener;
 #[cfg(feature = "shell")]
+pub mod meeting;
+#[cfg(feature = "shell")]
 pub mod read_ahead;
 #[cfg(feature = "shell")]
 pub mod relay;
@@ -160,3 +182,5 @@ pub mod target_certificate;
 pub mod tls;
 #[cfg(feature = "shell")]
 pub mod upstream;
+#[cfg(feature = "shell")]
+pub mod websocket;

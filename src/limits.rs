@@ -132,3 +132,9 @@ pub const JET_CANDIDATES: usize = 16;
 
 /// Default for associations at one time.
 pub const JET_ASSOCIATIONS: usize = 10_000;
+
+/// Largest WebSocket message of a JET peer, bytes. Peers send streams, which they may cut as they like.
+pub const WEBSOCKET_MESSAGE_BYTES: usize = 1024 * 1024;
+
+/// What a peer of a rendezvous may send before it has met anybody, bytes.
+pub const RENDEZVOUS_EARLY_BYTES: usize = 64 * 1024;

@@ -8,11 +8,12 @@
 //! |---|---|---|
 //! | no token, a bad, expired, used or revoked one | `HYBRID_REQUIRED_BY_SERVER` | says that the user must authenticate first; clients have no words for code 6, which would say so as well |
 //! | a token that demands what is not to be had | `SSL_NOT_ALLOWED_BY_SERVER` | says that the server does not allow it |
-//! | target not reachable, or not allowed; gateway busy | `SSL_CERT_NOT_ON_SERVER` | says that the server cannot do it, and is not the user's fault |
+//! | target or peer not reachable, or not allowed; gateway busy | `SSL_CERT_NOT_ON_SERVER` | says that the server cannot do it, and is not the user's fault |
 //! | not the protocol that was announced | `INCONSISTENT_FLAGS` | says that the client's messages do not fit |
 
 use crate::application_protocol::ApplicationProtocol;
 use crate::carrier::CarrierError;
+use crate::jet::rendezvous::Refused;
 use crate::proxy_protocol::ProxyProtocolError;
 use crate::rdp::connection_request::ConnectionRequestError;
 use crate::rdp::negotiation::FailureCode;
@@ -85,9 +86,9 @@ pub enum Refusal {
     /// The token was used from another address.
     #[error("the token was used already, from another address")]
     OtherAddress,
-    /// A rendezvous token at a door that only forwards.
-    #[error("the token asks for a rendezvous, which this gateway does not offer here")]
-    Rendezvous,
+    /// The peer cannot be met.
+    #[error("rendezvous: {0}")]
+    Rendezvous(#[from] Refused),
     /// `jet_rec` asks for what cannot be delivered.
     #[error("the token demands a recording, which this gateway cannot make")]
     Recording,
@@ -177,7 +178,7 @@ impl Refusal {
             Self::Replayed => "replayed",
             Self::InUse => "in-use",
             Self::OtherAddress => "other-address",
-            Self::Rendezvous => "rendezvous",
+            Self::Rendezvous(_) => "rendezvous",
             Self::Recording => "recording",
             Self::ClientRecording => "client-recording",
             Self::Filtering => "filtering",
@@ -219,8 +220,7 @@ impl Refusal {
             | Self::Replayed
             | Self::InUse
             | Self::OtherAddress => Some(FailureCode::HybridRequired),
-            Self::Rendezvous
-            | Self::Recording
+            Self::Recording
             | Self::ClientRecording
             | Self::Filtering
             | Self::Injection
@@ -231,6 +231,7 @@ impl Refusal {
             | Self::Ended(_)
             | Self::ShuttingDown
             | Self::Egress(_)
+            | Self::Rendezvous(_)
             | Self::Target(_) => Some(FailureCode::SslCertNotOnServer),
             Self::Unsecured { code, .. } => Some(*code),
             Self::Preconnection(_)

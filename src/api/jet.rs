@@ -1,60 +1,204 @@
-//! The JET binary protocol's place: packets are recognised and answered, rendezvous is not offered yet.
+//! [JET-PROTO] 2.2.6 WebSocket protocol: `/jet/accept|connect|test/<association>/<candidate>`.
+//!
+//! The request is decided before the handshake is answered: 101 says that the peer waits, or has met somebody.
+//!
+//! A peer shows its token, where one is demanded, in one of three ways:
+//!
+//! - `Authorization: Bearer TOKEN`;
+//! - the sub-protocol `bearer.TOKEN` beside `jet`, since scripts in a browser cannot set headers; the answer selects
+//!   `jet`;
+//! - `?ticket=jt-...`, a ticket of `POST /jet/tickets`: what a URL shows is worth nothing once it was used.
+//!
+//! [JET-PROTO]: https://github.com/Devolutions/devolutions-gateway
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::timeout;
+use std::sync::PoisonError;
 
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use hyper_util::rt::TokioIo;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::Role;
+use tracing::{Instrument, Span, debug};
+use zeroize::Zeroizing;
+
+use crate::api::ApiState;
+use crate::api::operator::bearer;
+use crate::api::problem::Problem;
+use crate::clock;
+use crate::gateway::Gateway;
+use crate::jet::exchange::JetPath;
 use crate::limits;
-use crate::stream::Stream;
+use crate::refusal::Refusal;
+use crate::session::SessionId;
+use crate::session::identify::Client;
+use crate::session::rendezvous::{self, NotAdmitted};
+use crate::stream::{Io, Stream};
+use crate::ticket::Ticket;
+use crate::websocket::WebSocket;
 
-/// Signature of a JET_PACKET ([JET-PROTO] 2.2.1.1).
-const SIGNATURE: [u8; 4] = *b"JET\0";
+/// The sub-protocol of peers that offer one.
+const SUB_PROTOCOL: &str = "jet";
 
-/// The answer to whatever was asked.
-const NOT_IMPLEMENTED: &[u8] = b"HTTP/1.1 501 Not Implemented\r\nJet-Version: 2\r\n\r\n";
+/// What comes before a token that is offered as a sub-protocol.
+const BEARER_SUB_PROTOCOL: &str = "bearer.";
 
-/// Bytes of the request that are read and thrown away, so that the client can read the answer.
-const DRAIN_BYTES: u64 = 64 * 1024;
-
-/// Tells a JET peer that this gateway has no rendezvous.
-pub async fn answer_not_offered(stream: Stream) {
-    let answer = async {
-        let (mut io, _read_ahead) = stream.into_parts();
-        io.write_all(&packet(NOT_IMPLEMENTED, mask())).await?;
-        io.shutdown().await?;
-        tokio::io::copy(&mut io.take(DRAIN_BYTES), &mut tokio::io::sink()).await
+/// Handles a WebSocket handshake.
+///
+/// # Errors
+/// A problem document with the status that the specification has for it: 404 for what is not there.
+pub async fn websocket(
+    State(state): State<ApiState>,
+    mut request: Request,
+) -> Result<Response, Problem> {
+    let id = state.id;
+    let uri = request.uri().clone();
+    let path = JetPath::parse(uri.path()).ok_or_else(|| {
+        let detail = "expected /jet/accept|connect|test/<association>/<candidate>";
+        Problem::new(StatusCode::BAD_REQUEST, "path", detail, id)
+    })?;
+    let headers = request.headers();
+    let key = handshake_key(headers).ok_or_else(|| {
+        let detail = "this path is for WebSocket handshakes of version 13";
+        Problem::new(StatusCode::UPGRADE_REQUIRED, "upgrade", detail, id)
+    })?;
+    let accept = derive_accept_key(key.as_bytes());
+    let offered_jet = sub_protocols(headers).any(|offered| offered == SUB_PROTOCOL);
+    let text = token(&state, headers, uri.query())?;
+    let upgrade = hyper::upgrade::on(&mut request);
+    let connection = {
+        let connection = state.connection.lock();
+        connection.unwrap_or_else(PoisonError::into_inner).take()
     };
-    // A peer that does not take its answer is not waited for.
-    let _answered = timeout(limits::REFUSAL_LINGER, answer).await;
+    let connection = connection.ok_or_else(|| {
+        let detail = "the connection was upgraded already";
+        Problem::new(StatusCode::CONFLICT, "upgrade", detail, id)
+    })?;
+    let gateway = state.gateway;
+    let peer = state.peer;
+    let admitted = async {
+        let token = match text {
+            Some(text) => Some(rendezvous::verify(&gateway, peer, &text)?),
+            None => None,
+        };
+        let admitted = rendezvous::admit(&gateway, path, token.as_ref()).await?;
+        Ok::<_, NotAdmitted>((token, admitted))
+    };
+    let (token, admitted) = match admitted.await {
+        Ok(admitted) => admitted,
+        Err(why) => {
+            rendezvous::log_not_admitted(id, peer, path, &why);
+            return Err(not_admitted(id, &why));
+        }
+    };
+    let tasks = gateway.connections.clone();
+    let span = Span::current();
+    let going_on = async move {
+        let stream = match upgrade.await.map(hyper::upgrade::Upgraded::downcast) {
+            Ok(Ok(parts)) => {
+                let parts: hyper::upgrade::Parts<TokioIo<Stream>> = parts;
+                let (io, rest) = parts.io.into_inner().into_parts();
+                // What the HTTP side had read comes before what it had not.
+                let mut read_ahead = parts.read_buf.to_vec();
+                read_ahead.extend_from_slice(&rest);
+                Stream::rewound(io, read_ahead)
+            }
+            Ok(Err(_)) | Err(_) => {
+                debug!(session = %id, %peer, "JET peer left during its handshake");
+                return;
+            }
+        };
+        let socket = WebSocket::new(stream, Role::Server).await;
+        let now = clock::now();
+        let client = Client {
+            id,
+            peer,
+            started: connection.started,
+            identify_by: now + limits::IDENTIFY_TIMEOUT,
+            establish_by: now + limits::ESTABLISH_TIMEOUT,
+            listener: connection.listener,
+            stream: Stream::new(Io::WebSocket(Box::new(socket))),
+            admission: connection.admission,
+        };
+        rendezvous::proceed(&gateway, client, token, path.association, admitted).await;
+    };
+    tasks.spawn(going_on.instrument(span));
+    let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    if let Ok(accept) = HeaderValue::try_from(accept) {
+        headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    }
+    if offered_jet {
+        let jet = HeaderValue::from_static(SUB_PROTOCOL);
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, jet);
+    }
+    Ok(response)
 }
 
-/// A JET_PACKET around `payload`, which is far shorter than the 65,527 bytes that fit.
-fn packet(payload: &[u8], mask: u8) -> Vec<u8> {
-    let size = u16::try_from(payload.len() + 8)
-        .unwrap_or(u16::MAX)
-        .to_be_bytes();
-    let mut packet = Vec::with_capacity(payload.len() + 8);
-    packet.extend_from_slice(&SIGNATURE);
-    packet.extend_from_slice(&size);
-    packet.extend_from_slice(&[0, mask]);
-    packet.extend(payload.iter().map(|byte| byte ^ mask));
-    packet
+/// The problem document of a request that was not granted.
+#[must_use]
+pub fn not_admitted(id: SessionId, why: &NotAdmitted) -> Problem {
+    let status = StatusCode::from_u16(why.status().into());
+    let status = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    Problem::new(status, why.rule(), why.to_string(), id)
 }
 
-/// Random and not zero; where the system has no randomness, the value that other gateways always send.
-fn mask() -> u8 {
-    let mut random = [0_u8; 1];
-    match openssl::rand::rand_bytes(&mut random) {
-        Ok(()) => random[0].max(1),
-        Err(_) => 0x73,
+/// `Sec-WebSocket-Key` of a request that asks for an upgrade to WebSocket ([RFC 6455] 4.2.1).
+///
+/// [RFC 6455]: https://www.rfc-editor.org/rfc/rfc6455#section-4.2.1
+fn handshake_key(headers: &HeaderMap) -> Option<&HeaderValue> {
+    let has = |name, wanted: &str| {
+        let values = headers.get_all(name).iter();
+        let mut values = values.filter_map(|value| value.to_str().ok());
+        values.any(|value| {
+            let mut words = value.split(',');
+            words.any(|word| word.trim().eq_ignore_ascii_case(wanted))
+        })
+    };
+    let asks = has(header::CONNECTION, "upgrade")
+        && has(header::UPGRADE, "websocket")
+        && has(header::SEC_WEBSOCKET_VERSION, "13");
+    headers
+        .get(header::SEC_WEBSOCKET_KEY)
+        .filter(|key| asks && !key.is_empty())
+}
+
+fn sub_protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let values = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
+    let values = values.filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim)
+}
+
+/// The token that the peer shows, if it shows one.
+fn token(
+    state: &ApiState,
+    headers: &HeaderMap,
+    query: Option<&str>,
+) -> Result<Option<Zeroizing<String>>, Problem> {
+    if let Some(token) = bearer(headers) {
+        return Ok(Some(Zeroizing::new(token.to_owned())));
+    }
+    let mut offered = sub_protocols(headers);
+    if let Some(token) = offered.find_map(|offered| offered.strip_prefix(BEARER_SUB_PROTOCOL)) {
+        return Ok(Some(Zeroizing::new(token.to_owned())));
+    }
+    let mut parameters = query.unwrap_or_default().split('&');
+    let Some(ticket) = parameters.find_map(|parameter| parameter.strip_prefix("ticket=")) else {
+        return Ok(None);
+    };
+    match redeem(&state.gateway, state, ticket) {
+        Some(token) => Ok(Some(token)),
+        None => {
+            let why = NotAdmitted::Token(Refusal::Ticket);
+            Err(not_admitted(state.id, &why))
+        }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_packet_has_signature_size_flags_mask_and_masked_payload() {
-        assert_eq!(packet(b"ab", 0x73), b"JET\0\x00\x0A\x00\x73\x12\x11");
-    }
+fn redeem(gateway: &Gateway, state: &ApiState, ticket: &str) -> Option<Zeroizing<String>> {
+    let ticket = Ticket::parse(ticket).ok()?;
+    let now = clock::unix_now();
+    gateway.tickets.take(&ticket, state.peer.ip(), now)
 }

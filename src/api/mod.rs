@@ -1,5 +1,6 @@
-//! HTTP on the same port: tickets, live sessions, health.
+//! HTTP on the same port: tickets, live sessions, rendezvous, health.
 
+pub mod associations;
 pub mod jet;
 pub mod operator;
 pub mod problem;
@@ -7,11 +8,11 @@ pub mod sessions;
 pub mod tickets;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use axum::extract::DefaultBodyLimit;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
@@ -21,12 +22,12 @@ use hyper_util::service::TowerToHyperService;
 use tracing::debug;
 
 use crate::api::problem::Problem;
-use crate::config::PlainHttp;
 use crate::gateway::Gateway;
 use crate::limits;
+use crate::listener::Listener;
 use crate::listener::admission::Admission;
 use crate::session::SessionId;
-use crate::stream::Stream;
+use crate::session::identify::Client;
 
 /// An HTTP connection lasts no longer, whatever it does.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
@@ -40,17 +41,45 @@ pub struct ApiState {
     pub id: SessionId,
     /// The client.
     pub peer: SocketAddr,
+    /// The rest of the connection, for the handler that takes it over.
+    pub connection: Arc<Mutex<Option<Connection>>>,
 }
 
-/// Serves HTTP/1.1 on a connection whose first request is in `stream`.
-pub async fn serve(state: ApiState, stream: Stream, tls: bool, admission: Admission) {
-    let ApiState { id, peer, .. } = state;
-    let plain_allowed = match state.gateway.config.api.plain_http {
-        PlainHttp::Off => false,
-        PlainHttp::Loopback => peer.ip().is_loopback(),
-        PlainHttp::Any => true,
+/// What an HTTP connection is besides its bytes.
+#[derive(Debug)]
+pub struct Connection {
+    /// When it was accepted.
+    pub started: Instant,
+    /// The port it came in by.
+    pub listener: Arc<Listener>,
+    /// Its place among the connections.
+    pub admission: Admission,
+}
+
+/// Serves HTTP/1.1 on a connection whose first request is in its stream.
+pub async fn serve(gateway: &Arc<Gateway>, client: Client, tls: bool) {
+    let Client {
+        id,
+        peer,
+        started,
+        listener,
+        stream,
+        admission,
+        ..
+    } = client;
+    let connection = Connection {
+        started,
+        listener,
+        admission,
     };
-    let stopping = state.gateway.stopping.clone();
+    let state = ApiState {
+        gateway: Arc::clone(gateway),
+        id,
+        peer,
+        connection: Arc::new(Mutex::new(Some(connection))),
+    };
+    let plain_allowed = gateway.config.api.allows_plain_http(peer);
+    let stopping = gateway.stopping.clone();
     let router = if tls || plain_allowed {
         router(state)
     } else {
@@ -67,7 +96,8 @@ pub async fn serve(state: ApiState, stream: Stream, tls: bool, admission: Admiss
         .timer(TokioTimer::new())
         .header_read_timeout(limits::IDENTIFY_TIMEOUT)
         .max_buf_size(limits::HTTP_HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .with_upgrades();
     tokio::select! {
         result = connection => if let Err(error) = result {
             debug!(session = %id, %peer, %error, "HTTP connection failed");
@@ -75,17 +105,35 @@ pub async fn serve(state: ApiState, stream: Stream, tls: bool, admission: Admiss
         () = tokio::time::sleep(CONNECTION_TIMEOUT) => {}
         () = stopping.cancelled() => {}
     }
-    drop(admission);
 }
 
 fn router(state: ApiState) -> Router {
     let id = state.id;
     Router::new()
         .route("/jet/health", get(health))
+        .route("/jet/association", get(associations::list))
+        .route(
+            "/jet/association/{id}",
+            post(associations::create)
+                .get(associations::read)
+                .delete(associations::delete),
+        )
+        .route("/jet/gather/{id}", post(associations::gather))
+        .route(
+            "/jet/association/{id}/candidates",
+            post(associations::gather),
+        )
+        .route("/jet/complete/{id}", post(associations::complete))
+        .route("/jet/accept/{association}/{candidate}", get(jet::websocket))
+        .route(
+            "/jet/connect/{association}/{candidate}",
+            get(jet::websocket),
+        )
+        .route("/jet/test/{association}/{candidate}", get(jet::websocket))
         .route("/jet/sessions", get(sessions::list))
         .route("/jet/sessions/{id}", delete(sessions::end))
         .route("/jet/tickets", post(tickets::create))
-        .fallback(move |headers: HeaderMap| async move { not_found(&headers, id) })
+        .fallback(move || async move { not_found(id) })
         .method_not_allowed_fallback(move || async move {
             let (status, detail) = (
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -102,14 +150,7 @@ async fn health() -> impl IntoResponse {
     Json(serde_json::json!({ "status": "ok" }))
 }
 
-fn not_found(headers: &HeaderMap, id: SessionId) -> Problem {
-    if headers.contains_key(header::UPGRADE) {
-        let (status, detail) = (
-            StatusCode::NOT_IMPLEMENTED,
-            "WebSocket is not offered by this gateway",
-        );
-        return Problem::new(status, "not-offered", detail, id);
-    }
+fn not_found(id: SessionId) -> Problem {
     Problem::new(
         StatusCode::NOT_FOUND,
         "path",

@@ -260,24 +260,23 @@ impl Response {
         }
     }
 
-    /// The answer to a request that cannot be read, in the version that it named.
+    /// The answer to a request that makes no sense, in the version that it named; none to what is no request at all.
     #[must_use]
-    pub fn to_error(error: &ExchangeError) -> Self {
-        let version = match error {
-            ExchangeError::Version(Some(version)) => *version,
-            ExchangeError::Version(None)
-            | ExchangeError::NotHttp
-            | ExchangeError::Body
-            | ExchangeError::Method
-            | ExchangeError::Path
-            | ExchangeError::Authorization => Version::V2.into(),
+    pub fn to_error(error: &ExchangeError) -> Option<Self> {
+        let (status, version) = match error {
+            ExchangeError::NotHttp | ExchangeError::Body => return None,
+            ExchangeError::Version(Some(version)) => (Status::BadRequest, *version),
+            ExchangeError::Authorization => (Status::Unauthorized, Version::V2.into()),
+            ExchangeError::Version(None) | ExchangeError::Method | ExchangeError::Path => {
+                (Status::BadRequest, Version::V2.into())
+            }
         };
-        Self {
-            status: Status::BadRequest,
+        Some(Self {
+            status,
             version,
             instance: None,
             timeout: None,
-        }
+        })
     }
 
     /// Reads the payload of a packet.
@@ -546,8 +545,9 @@ mod tests {
 
     #[test]
     fn a_request_with_a_strange_version_is_answered_in_it() {
-        let answer = Response::to_error(&ExchangeError::Version(Some(9)));
+        let answer = Response::to_error(&ExchangeError::Version(Some(9))).unwrap();
         assert_eq!((answer.status, answer.version), (Status::BadRequest, 9));
-        assert_eq!(Response::to_error(&ExchangeError::Path).version, 2);
+        assert_eq!(Response::to_error(&ExchangeError::Path).unwrap().version, 2);
+        assert_eq!(Response::to_error(&ExchangeError::NotHttp), None);
     }
 }

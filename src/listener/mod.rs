@@ -4,7 +4,7 @@ pub mod admission;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
@@ -23,6 +23,7 @@ use crate::session::identify::Client;
 use crate::session::{self, SessionId};
 use crate::stream::{Io, Stream};
 use crate::tls::ServerTls;
+use crate::token::target::TargetAddr;
 use crate::upstream;
 
 /// Connections the kernel holds for us while we are busy. The kernel caps it at `net.core.somaxconn`.
@@ -39,13 +40,19 @@ const ACCEPT_REPORT: Duration = Duration::from_secs(10);
 pub struct Listener {
     config: ListenerConfig,
     tls: Option<Arc<ServerTls>>,
+    /// Where it listens in fact.
+    bound: OnceLock<SocketAddr>,
 }
 
 impl Listener {
     /// A listener with the TLS settings that hold for it, if any.
     #[must_use]
     pub fn new(config: ListenerConfig, tls: Option<Arc<ServerTls>>) -> Self {
-        Self { config, tls }
+        Self {
+            config,
+            tls,
+            bound: OnceLock::new(),
+        }
     }
 
     /// Where it listens, as configured.
@@ -102,7 +109,21 @@ impl Listener {
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
-        TcpListener::from_std(socket.into())
+        let listener = TcpListener::from_std(socket.into())?;
+        let _only = self.bound.set(listener.local_addr()?);
+        Ok(listener)
+    }
+
+    /// How others reach it: as configured, or by the `host` that they know and the port.
+    #[must_use]
+    pub fn external(&self, host: Option<&str>) -> Option<TargetAddr> {
+        if let Some(external) = &self.config.external {
+            return Some(external.clone());
+        }
+        Some(TargetAddr {
+            host: host?.to_owned(),
+            port: self.bound.get()?.port(),
+        })
     }
 }
 

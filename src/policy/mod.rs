@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::application_protocol::ApplicationProtocol;
 use crate::policy::permit::{Inspection, Permit};
 use crate::refusal::Refusal;
-use crate::token::claims::{Claims, ConnectionMode, RecordingPolicy};
+use crate::token::claims::{Claims, RecordingPolicy};
 
 /// Time limits that hold for every session, whatever its token says.
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,7 +35,7 @@ pub enum Inspecting {
     Always,
 }
 
-/// Decides over a forward session (`jet_cm: fwd`).
+/// Decides over a session. One by rendezvous (`jet_cm: rdv`) has no targets: its target is whoever has accepted.
 ///
 /// # Errors
 /// The claim that cannot be honoured.
@@ -44,10 +44,6 @@ pub fn decide(
     limits: SessionLimits,
     inspecting: Inspecting,
 ) -> Result<Permit, Refusal> {
-    match claims.jet_cm {
-        ConnectionMode::Rdv => return Err(Refusal::Rendezvous),
-        ConnectionMode::Fwd => {}
-    }
     match claims.jet_rec {
         RecordingPolicy::None => {}
         RecordingPolicy::Proxy => return Err(Refusal::Recording),

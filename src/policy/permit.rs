@@ -28,7 +28,7 @@ pub struct Inspection {
 }
 
 impl Permit {
-    /// Destinations, in the order in which to try them; never empty.
+    /// Destinations, in the order in which to try them; empty for a rendezvous.
     #[must_use]
     pub fn targets(&self) -> &[TargetAddr] {
         &self.targets

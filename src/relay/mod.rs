@@ -91,7 +91,7 @@ pub enum RelayEnd {
 /// Dropping the future closes both connections at once.
 pub async fn run(
     client: Io,
-    target: TcpStream,
+    target: Io,
     traffic: &Traffic,
     limits: RelayLimits,
     cancel: CancellationToken,
@@ -117,7 +117,7 @@ impl Default for Means {
 
 async fn run_with(
     client: Io,
-    target: TcpStream,
+    target: Io,
     traffic: &Traffic,
     limits: RelayLimits,
     cancel: CancellationToken,
@@ -126,7 +126,7 @@ async fn run_with(
     // An interactive session must not wait for more to send, whoever made the sockets. Where it fails the peer is
     // gone, and the first read says so better.
     let _ = client.tcp().set_nodelay(true);
-    let _ = target.set_nodelay(true);
+    let _ = target.tcp().set_nodelay(true);
     let mut relay = Relay {
         client,
         target,
@@ -202,7 +202,7 @@ enum Fault {
 
 struct Relay {
     client: Io,
-    target: TcpStream,
+    target: Io,
     /// Client to target.
     up: Direction,
     /// Target to client.
@@ -304,27 +304,6 @@ impl Side {
     }
 }
 
-/// One end of a direction.
-trait Endpoint: AsyncRead + AsyncWrite + Unpin {
-    /// The socket itself, where its bytes are those of the stream.
-    fn plain(&self) -> Option<&TcpStream>;
-}
-
-impl Endpoint for TcpStream {
-    fn plain(&self) -> Option<&TcpStream> {
-        Some(self)
-    }
-}
-
-impl Endpoint for Io {
-    fn plain(&self) -> Option<&TcpStream> {
-        match self {
-            Self::Tcp(stream) => Some(stream),
-            Self::Tls(_) => None,
-        }
-    }
-}
-
 /// The way from one side to the other.
 struct Direction {
     state: State,
@@ -400,8 +379,8 @@ impl Direction {
     fn advance(
         &mut self,
         cx: &mut Context<'_>,
-        source: &mut impl Endpoint,
-        sink: &mut impl Endpoint,
+        source: &mut Io,
+        sink: &mut Io,
         count: &AtomicU64,
         moved: &mut bool,
     ) -> Result<(), Fault> {
@@ -433,8 +412,8 @@ impl Direction {
     fn step(
         &mut self,
         cx: &mut Context<'_>,
-        source: &mut impl Endpoint,
-        sink: &mut impl Endpoint,
+        source: &mut Io,
+        sink: &mut Io,
         written: &mut u64,
     ) -> Result<Step, Fault> {
         match self.state {
@@ -460,8 +439,8 @@ impl Direction {
     fn pull(
         &mut self,
         cx: &mut Context<'_>,
-        source: &mut impl Endpoint,
-        sink: &mut impl Endpoint,
+        source: &mut Io,
+        sink: &mut Io,
         written: &mut u64,
     ) -> Result<Step, Fault> {
         #[cfg(target_os = "linux")]
@@ -526,7 +505,7 @@ impl Direction {
     fn push(
         &mut self,
         cx: &mut Context<'_>,
-        sink: &mut impl Endpoint,
+        sink: &mut Io,
         written: &mut u64,
     ) -> Result<Step, Fault> {
         match std::mem::replace(&mut self.held, Held::Nothing) {
@@ -570,7 +549,7 @@ impl Direction {
     }
 
     /// Nothing to read: what the sink keeps back has to leave now.
-    fn flush(&mut self, cx: &mut Context<'_>, sink: &mut impl Endpoint) -> Result<Step, Fault> {
+    fn flush(&mut self, cx: &mut Context<'_>, sink: &mut Io) -> Result<Step, Fault> {
         if self.unflushed {
             match Pin::new(sink).poll_flush(cx) {
                 Poll::Ready(Ok(())) => self.unflushed = false,
@@ -732,7 +711,7 @@ mod tests {
         let traffic = Arc::new(Traffic::default());
         let task = spawn(
             Io::Tls(Box::new(gateway_client)),
-            gateway_target,
+            Io::Tcp(gateway_target),
             &traffic,
             RelayLimits::default(),
             CancellationToken::new(),
@@ -763,7 +742,7 @@ mod tests {
         let traffic = Arc::new(Traffic::default());
         let _task = spawn(
             Io::Tls(Box::new(gateway_client)),
-            gateway_target,
+            Io::Tcp(gateway_target),
             &traffic,
             RelayLimits::default(),
             CancellationToken::new(),
@@ -811,7 +790,7 @@ mod tests {
         let traffic = Arc::new(Traffic::default());
         let task = spawn(
             Io::Tls(Box::new(gateway_client)),
-            gateway_target,
+            Io::Tcp(gateway_target),
             &traffic,
             RelayLimits::default(),
             CancellationToken::new(),
@@ -833,7 +812,7 @@ mod tests {
         let traffic = Arc::new(Traffic::default());
         let task = spawn(
             Io::Tls(Box::new(gateway_client)),
-            gateway_target,
+            Io::Tcp(gateway_target),
             &traffic,
             RelayLimits::default(),
             CancellationToken::new(),
@@ -886,7 +865,7 @@ mod tests {
         let traffic = Arc::new(Traffic::default());
         let task = spawn(
             Io::Tcp(gateway_client),
-            gateway_target,
+            Io::Tcp(gateway_target),
             &traffic,
             RelayLimits::default(),
             CancellationToken::new(),
@@ -982,7 +961,7 @@ mod tests {
         let traffic = Traffic::default();
         let future = run(
             Io::Tcp(gateway_client),
-            gateway_target,
+            Io::Tcp(gateway_target),
             &traffic,
             RelayLimits::default(),
             CancellationToken::new(),
@@ -1006,7 +985,7 @@ mod tests {
         cancel.cancel();
         run(
             Io::Tcp(gateway_client),
-            gateway_target,
+            Io::Tcp(gateway_target),
             &Traffic::default(),
             RelayLimits::default(),
             cancel,
@@ -1082,7 +1061,7 @@ mod tests {
         let traffic = Arc::new(Traffic::default());
         let task = spawn(
             Io::Tcp(gateway_client),
-            gateway_target,
+            Io::Tcp(gateway_target),
             &traffic,
             RelayLimits::default(),
             CancellationToken::new(),
@@ -1125,7 +1104,7 @@ mod tests {
             let cancel = CancellationToken::new();
             let task = spawn(
                 Io::Tcp(gateway_client),
-                gateway_target,
+                Io::Tcp(gateway_target),
                 &traffic,
                 limits,
                 cancel.clone(),
@@ -1152,7 +1131,7 @@ mod tests {
 
     fn spawn(
         client: Io,
-        target: TcpStream,
+        target: Io,
         traffic: &Arc<Traffic>,
         limits: RelayLimits,
         cancel: CancellationToken,

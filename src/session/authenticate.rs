@@ -130,7 +130,11 @@ fn check_same(gateway: &Gateway, routing: Option<&Credential>, text: &str) -> Re
 }
 
 /// `jet_ap` is enforced from the first byte: what follows the token must be that protocol.
-fn check_protocol(token: &Token, opening: &Opening, client: &Client) -> Result<(), Refusal> {
+pub(super) fn check_protocol(
+    token: &Token,
+    opening: &Opening,
+    client: &Client,
+) -> Result<(), Refusal> {
     let Some(protocol) = &token.claims.jet_ap else {
         return Ok(());
     };

@@ -1,8 +1,6 @@
-//! Step 4: the target dialled.
+//! Step 4: the target dialled, or met where it waits.
 
 use std::time::Duration;
-
-use tokio::net::TcpStream;
 
 use crate::clock;
 use crate::gateway::Gateway;
@@ -12,7 +10,10 @@ use crate::session::authorize::Authorized;
 use crate::session::identify::{Client, Opening};
 use crate::session::refuse::Refused;
 use crate::session::registry::Registered;
+use crate::session::rendezvous::{self, Together};
 use crate::store::usage::Reservation;
+use crate::stream::Stream;
+use crate::token::claims::ConnectionMode;
 use crate::upstream::{self, ConnectClass, SystemResolver};
 
 /// A client and its target.
@@ -29,7 +30,9 @@ pub struct Connected {
     /// Its token, taken.
     pub reservation: Reservation,
     /// The target.
-    pub target: TcpStream,
+    pub target: Stream,
+    /// Of a rendezvous: the places of both peers.
+    pub met: Option<Together>,
 }
 
 /// Reaches the target.
@@ -44,14 +47,25 @@ pub async fn connect(gateway: &Gateway, authorized: Authorized) -> Result<Connec
         session,
         reservation,
     } = authorized;
-    match reach(gateway, &permit, &session).await {
-        Ok(target) => Ok(Connected {
+    let reached = match session.token.claims.jet_cm {
+        ConnectionMode::Fwd => {
+            let target = reach(gateway, &permit, &session).await;
+            target.map(|target| (target, None))
+        }
+        ConnectionMode::Rdv => {
+            let met = rendezvous::meet(gateway, &client, &session).await;
+            met.map(|(target, met)| (target, Some(met)))
+        }
+    };
+    match reached {
+        Ok((target, met)) => Ok(Connected {
             client,
             opening,
             permit,
             session,
             reservation,
             target,
+            met,
         }),
         Err(refusal) => Err(client.refused(refusal, opening).with_token(&session.token)),
     }
@@ -61,7 +75,7 @@ async fn reach(
     gateway: &Gateway,
     permit: &Permit,
     session: &Registered,
-) -> Result<TcpStream, Refusal> {
+) -> Result<Stream, Refusal> {
     let timeout = Duration::from_secs(gateway.config.session.connect_timeout_s);
     let deadline = tokio::time::Instant::from_std(clock::now() + timeout);
     let dial = upstream::connect(
@@ -78,6 +92,10 @@ async fn reach(
         ConnectClass::NotAllowed => Refusal::Egress(error.to_string()),
         ConnectClass::Unreachable | ConnectClass::TimedOut => Refusal::Target(error.to_string()),
     })?;
-    session.relaying(connected.target, connected.address, connected.handshake);
-    Ok(connected.stream)
+    session.relaying(
+        connected.target,
+        connected.address,
+        Some(connected.handshake),
+    );
+    Ok(connected.stream.into())
 }

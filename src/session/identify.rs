@@ -76,19 +76,15 @@ pub enum Identified {
     Rdp(Box<RdpClient>),
     /// HTTP.
     Http {
-        /// The request is still in it.
-        stream: Stream,
-        /// The client.
-        peer: SocketAddr,
+        /// The connection; the request is still in it.
+        client: Box<Client>,
         /// Whether TLS protects it.
         tls: bool,
-        /// Its place among the connections.
-        pending: Admission,
     },
     /// JET binary protocol.
     Jet {
-        /// The packet is still in it.
-        stream: Stream,
+        /// The connection; the packet is still in it.
+        client: Box<Client>,
     },
 }
 
@@ -156,23 +152,12 @@ async fn read(mut client: Client) -> Result<Identified, Box<Refused>> {
                 };
             }
             Preamble::Http => {
-                let Client {
-                    stream,
-                    peer,
-                    admission,
-                    ..
-                } = client;
-                return Ok(Identified::Http {
-                    stream,
-                    peer,
-                    tls,
-                    pending: admission,
-                });
+                let client = Box::new(client);
+                return Ok(Identified::Http { client, tls });
             }
             Preamble::Jet => {
-                return Ok(Identified::Jet {
-                    stream: client.stream,
-                });
+                let client = Box::new(client);
+                return Ok(Identified::Jet { client });
             }
         }
         first = false;

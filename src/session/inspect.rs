@@ -60,6 +60,7 @@ pub async fn inspect(
         session,
         mut reservation,
         target,
+        met,
     } = connected;
     let Some((name, _)) = session.target().cloned() else {
         return Err(client.refused(Refusal::Target("not connected".to_owned()), opening));
@@ -143,6 +144,7 @@ pub async fn inspect(
             reservation,
             started,
             admission,
+            met,
         },
         permit,
         client: Leg {

@@ -20,6 +20,7 @@ mod kdc;
 pub mod open;
 pub mod refuse;
 pub mod registry;
+pub mod rendezvous;
 pub mod secure;
 
 use std::fmt;
@@ -31,16 +32,19 @@ use serde::Serialize;
 use tracing::info;
 use uuid::Uuid;
 
-use crate::api::{self, ApiState};
+use crate::api;
 use crate::clock;
 use crate::gateway::Gateway;
 use crate::listener::admission::Admission;
 use crate::refusal::Refusal;
 use crate::relay::RelayEnd;
+use crate::session::connect::Connected;
 use crate::session::identify::{Client, Identified};
 use crate::session::inspect::Inspected;
 use crate::session::open::Opened;
+use crate::session::refuse::Refused;
 use crate::session::registry::{EndCause, Registered, Session};
+use crate::session::rendezvous::Together;
 use crate::store::usage::Reservation;
 
 /// The correlation id of one connection: in every line it causes, in its refusal's log line and in its record.
@@ -72,34 +76,28 @@ impl fmt::Display for SessionId {
 /// Carries one connection from its first byte to its last.
 pub async fn handle(gateway: Arc<Gateway>, client: Client) {
     // Setting up needs far more memory than relaying, so it has a box of its own, gone before the relay starts.
-    match Box::pin(establish(&gateway, client)).await {
-        Some(Ready::Opaque(opened)) => opened.run().await,
-        Some(Ready::Inspected(inspected)) => inspected.run().await,
-        None => {}
+    if let Some(ready) = Box::pin(establish(&gateway, client)).await {
+        run(ready).await;
+    }
+}
+
+async fn run(ready: Ready) {
+    match ready {
+        Ready::Opaque(opened) => opened.run().await,
+        Ready::Inspected(inspected) => inspected.run().await,
     }
 }
 
 /// Steps 1 to 5, bounded in time. `None`: the connection has had its answer.
 async fn establish(gateway: &Arc<Gateway>, client: Client) -> Option<Ready> {
-    let id = client.id;
     let client = match identify::identify(client).await {
         Ok(Identified::Rdp(client)) => client,
-        Ok(Identified::Http {
-            stream,
-            peer,
-            tls,
-            pending,
-        }) => {
-            let state = ApiState {
-                gateway: Arc::clone(gateway),
-                id,
-                peer,
-            };
-            api::serve(state, stream, tls, pending).await;
+        Ok(Identified::Http { client, tls }) => {
+            api::serve(gateway, *client, tls).await;
             return None;
         }
-        Ok(Identified::Jet { stream }) => {
-            api::jet::answer_not_offered(stream).await;
+        Ok(Identified::Jet { client }) => {
+            rendezvous::serve(gateway, *client).await;
             return None;
         }
         Err(refused) => {
@@ -111,14 +109,7 @@ async fn establish(gateway: &Arc<Gateway>, client: Client) -> Option<Ready> {
         let authenticated = authenticate::authenticate(gateway, *client).await?;
         let authorized = authorize::authorize(gateway, authenticated).await?;
         let connected = connect::connect(gateway, authorized).await?;
-        match connected.permit.inspection().cloned() {
-            None => open::open(connected)
-                .await
-                .map(|opened| Ready::Opaque(Box::new(opened))),
-            Some(inspection) => inspect::inspect(gateway, connected, &inspection)
-                .await
-                .map(Ready::Inspected),
-        }
+        secure_or_open(gateway, connected).await
     };
     match ready.await {
         Ok(ready) => Some(ready),
@@ -126,6 +117,18 @@ async fn establish(gateway: &Arc<Gateway>, client: Client) -> Option<Ready> {
             refuse::refuse(gateway, *refused).await;
             None
         }
+    }
+}
+
+/// Step 5.
+async fn secure_or_open(gateway: &Gateway, connected: Connected) -> Result<Ready, Box<Refused>> {
+    match connected.permit.inspection().cloned() {
+        None => open::open(connected)
+            .await
+            .map(|opened| Ready::Opaque(Box::new(opened))),
+        Some(inspection) => inspect::inspect(gateway, connected, &inspection)
+            .await
+            .map(Ready::Inspected),
     }
 }
 
@@ -148,6 +151,8 @@ pub struct Live {
     pub started: Instant,
     /// Its place among the connections.
     pub admission: Admission,
+    /// Of a rendezvous: the places of both peers, and the acceptor's among the connections.
+    pub met: Option<Together>,
 }
 
 impl Live {
@@ -158,10 +163,12 @@ impl Live {
             reservation,
             started,
             admission,
+            met,
         } = self;
         // The reconnect window starts no later than the log says so.
         drop(reservation);
         log_end(&session, reason, started);
+        drop(met);
         drop(admission);
     }
 }

@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::timeout_at;
 
 use crate::application_protocol::{self, ApplicationProtocol, FirstBytes};
@@ -24,7 +23,7 @@ use crate::session::refuse::Refused;
 use crate::session::registry::Registered;
 use crate::session::{Live, describe};
 use crate::store::usage::Reservation;
-use crate::stream::Io;
+use crate::stream::{Io, Stream};
 
 /// A session whose bytes can be relayed.
 #[derive(Debug)]
@@ -34,7 +33,7 @@ pub struct Opened {
     /// The client's transport; what was read ahead is on its way to the target.
     pub client: Io,
     /// The target's.
-    pub target: TcpStream,
+    pub target: Io,
     /// What the session may do.
     pub permit: Permit,
 }
@@ -71,6 +70,7 @@ pub async fn open(connected: Connected) -> Result<Opened, Box<Refused>> {
         session,
         mut reservation,
         mut target,
+        met,
     } = connected;
     let exchange = exchange(
         &mut client,
@@ -97,12 +97,14 @@ pub async fn open(connected: Connected) -> Result<Opened, Box<Refused>> {
     } = client;
     admission.proven();
     let (client, _sent) = stream.into_parts();
+    let (target, _sent) = target.into_parts();
     Ok(Opened {
         live: Live {
             session,
             reservation,
             started,
             admission,
+            met,
         },
         client,
         target,
@@ -137,7 +139,7 @@ async fn exchange(
     opening: &Opening,
     session: &Registered,
     reservation: &mut Reservation,
-    target: &mut TcpStream,
+    target: &mut Stream,
 ) -> Result<(), Failure> {
     let protocol = session.token.claims.jet_ap.as_ref();
     if let Opening::X224(request) = opening {
@@ -197,12 +199,22 @@ async fn exchange(
     count(&session.traffic.to_target, read_ahead.len());
     let sent = read_ahead.len();
     client.stream.consume(sent);
+    // What a peer of a rendezvous said before it was met, and nobody has asked for.
+    let early = target.buffered();
+    if !early.is_empty() {
+        write(client.stream.io_mut(), early)
+            .await
+            .map_err(|error| Failure::after_answer(Refusal::Io(error)))?;
+        count(&session.traffic.to_client, early.len());
+        let sent = early.len();
+        target.consume(sent);
+    }
     Ok(())
 }
 
 /// The target's Connection Confirm, whole, and whatever came with it.
 async fn read_confirm(
-    target: &mut TcpStream,
+    target: &mut Stream,
     protocol: Option<&ApplicationProtocol>,
 ) -> Result<Vec<u8>, Refusal> {
     let mut bytes = Vec::with_capacity(64);
@@ -222,7 +234,7 @@ async fn read_confirm(
 
 /// The first bytes of a target that is not reached by X.224, as many as tell whether it speaks `protocol`.
 async fn first_answer(
-    target: &mut TcpStream,
+    target: &mut Stream,
     protocol: &ApplicationProtocol,
     deadline: Instant,
 ) -> Result<Vec<u8>, Refusal> {
@@ -326,7 +338,7 @@ async fn check_second_flight(
     }
 }
 
-async fn read_more(target: &mut TcpStream, bytes: &mut Vec<u8>) -> Result<(), Refusal> {
+async fn read_more(target: &mut Stream, bytes: &mut Vec<u8>) -> Result<(), Refusal> {
     if bytes.len() >= limits::CONNECTION_CONFIRM_BYTES {
         return Err(Refusal::Target("its first answer is too long".to_owned()));
     }

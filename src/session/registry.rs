@@ -100,10 +100,13 @@ impl Session {
         }
     }
 
-    /// Notes that the target was reached and bytes are relayed from now on.
-    pub fn relaying(&self, target: TargetAddr, address: SocketAddr, handshake: Duration) {
+    /// Notes that the target was reached and bytes are relayed from now on. `handshake` is how long its TCP handshake took,
+    /// where it was the gateway that connected.
+    pub fn relaying(&self, target: TargetAddr, address: SocketAddr, handshake: Option<Duration>) {
         let _only = self.target.set((target, address));
-        let _only = self.handshake.set(handshake);
+        if let Some(handshake) = handshake {
+            let _only = self.handshake.set(handshake);
+        }
         *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = SessionPhase::Relaying;
     }
 
@@ -239,6 +242,14 @@ impl Registry {
 
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Registered {
+    /// The session itself, for those who look at it after its end.
+    #[must_use]
+    pub fn shared(&self) -> &Arc<Session> {
+        &self.session
     }
 }
 

@@ -17,7 +17,6 @@ use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::rustls::client::Resumption;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
@@ -48,6 +47,7 @@ use crate::rdp::credssp::{EarlyUserAuth, SubjectPublicKeyInfo, frame_length};
 use crate::rdp::farewell::{Farewell, FarewellError, Reason};
 use crate::rdp::negotiation::{ConnectionConfirm, FailureCode, decode_confirm};
 use crate::read_ahead::ReadAhead;
+use crate::stream::Stream;
 use crate::target_certificate::{
     CertificateRefusal, Remembered, TargetCertificate, Verifier, thumbprint,
 };
@@ -111,7 +111,7 @@ pub enum Opening {
 /// TLS to the client.
 pub type ClientTls<C> = server::TlsStream<ReadAhead<C>>;
 /// TLS to the target.
-pub type TargetTls = client::TlsStream<ReadAhead<TcpStream>>;
+pub type TargetTls = client::TlsStream<ReadAhead<Stream>>;
 
 /// Both legs, complete.
 #[derive(Debug)]
@@ -459,12 +459,13 @@ pub async fn secure<C>(
     client: C,
     read_ahead: Vec<u8>,
     opening: Opening,
-    mut target: TcpStream,
+    target: impl Into<Stream>,
     request: &SecureRequest<'_>,
 ) -> Result<Secured<C>, Box<Failed<C>>>
 where
     C: AsyncRead + AsyncWrite + Unpin,
 {
+    let mut target = target.into();
     let unanswered = |error, client, read_ahead| {
         let client = Remaining::Unanswered { client, read_ahead };
         Box::new(Failed { error, client })
@@ -529,7 +530,7 @@ struct Negotiated {
 }
 
 async fn negotiate(
-    target: &mut TcpStream,
+    target: &mut Stream,
     request: &SecureRequest<'_>,
 ) -> Result<Negotiated, SecureError> {
     let step = Step::TargetNegotiation;
@@ -894,7 +895,7 @@ struct TargetLeg {
 }
 
 async fn target_leg(
-    target: TcpStream,
+    target: Stream,
     negotiated: &Negotiated,
     request: &SecureRequest<'_>,
 ) -> Result<TargetLeg, SecureError> {
@@ -940,7 +941,7 @@ async fn target_leg(
 }
 
 async fn target_tls(
-    target: TcpStream,
+    target: Stream,
     policy: &TargetCertificate,
     request: &SecureRequest<'_>,
 ) -> Result<TargetTls, SecureError> {
@@ -1342,7 +1343,7 @@ mod tests {
 
     use secrecy::SecretString;
     use tokio::io::{DuplexStream, duplex};
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
     use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 
     use super::*;

@@ -4,7 +4,7 @@
 //! ([`key`]), the plaintext becomes claims ([`claims`]), and the claims are valid now ([`validity`]). Whether the
 //! token was used before or revoked is asked afterwards, by whoever keeps that memory.
 //!
-//! INVARIANT: a [`Token`] exists only if every rule held. No error, name or log line made here repeats the text of a
+//! INVARIANT: a [`Token`] exists only if every rule held, or an operator spoke in its place ([`Token::of_operator`]). No error, name or log line made here repeats the text of a
 //! token or any part of a key.
 
 pub mod algorithm;
@@ -21,12 +21,16 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use self::algorithm::{ContentEncryption, KeyManagement, SignatureAlgorithm};
 pub use self::claims::Claims;
+use self::claims::{ConnectionMode, ConnectionTest, RecordingPolicy};
 use self::jose::{Compact, Header, Jwe, Jws, JwsAlg};
 pub use self::key::{KeyDocument, KeyError, KeySet, KeyUsage};
+use self::validity::Validity;
+use crate::application_protocol::ApplicationProtocol;
 use crate::time::UnixTime;
 
 /// Verifies tokens with one set of keys under one set of rules.
@@ -94,6 +98,43 @@ pub struct Token {
     pub protection: Protection,
 }
 
+impl Token {
+    /// What an operator says of an association, in place of a token: a rendezvous of `jet_ap`, tested as `jet_ct`, for a
+    /// session that is opened during `validity`. `unique` tells it from all others.
+    #[must_use]
+    pub fn of_operator(
+        name: &str,
+        unique: Uuid,
+        association: Uuid,
+        jet_ap: Option<ApplicationProtocol>,
+        jet_ct: ConnectionTest,
+        validity: Validity,
+    ) -> Self {
+        Self {
+            id: TokenId::new(format!("operator:{name}:{unique}")),
+            claims: Claims {
+                jet_aid: Some(association),
+                jet_cm: ConnectionMode::Rdv,
+                jet_ct,
+                jet_ap,
+                jet_rec: RecordingPolicy::None,
+                jet_flt: false,
+                jet_ttl: None,
+                jet_reuse: None,
+                targets: Vec::new(),
+                target_credentials: None,
+                proxy_credentials: None,
+                cert_thumb256: None,
+                sub: None,
+                jti: None,
+                validity,
+                extra: Map::new(),
+            },
+            protection: Protection::Operator(name.to_owned()),
+        }
+    }
+}
+
 /// The name of a token: its `jti`, or a digest of its text when it has none. Safe to log and to store.
 ///
 /// The digest of a signed token covers header and payload only: an ECDSA signature can be rewritten into another valid
@@ -130,7 +171,7 @@ impl fmt::Display for TokenId {
     }
 }
 
-/// How a token was protected on its way.
+/// What vouches for the claims: how the token was protected on its way, or who spoke instead of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Protection {
     /// Not at all: `alg: none`, by the development switch.
@@ -146,6 +187,8 @@ pub enum Protection {
         /// The inner layer.
         signature: Signature,
     },
+    /// There is no token: an operator said so, by the name of their API key.
+    Operator(String),
 }
 
 /// A signature that held.
@@ -173,7 +216,7 @@ impl Protection {
     #[must_use]
     pub const fn is_encrypted(&self) -> bool {
         match self {
-            Self::None | Self::Signed(_) => false,
+            Self::None | Self::Signed(_) | Self::Operator(_) => false,
             Self::Encrypted(_) | Self::Nested { .. } => true,
         }
     }
@@ -183,6 +226,7 @@ impl fmt::Display for Protection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::None => f.write_str("none"),
+            Self::Operator(name) => write!(f, "operator {name}"),
             Self::Signed(signature) => signature.fmt(f),
             Self::Encrypted(encryption) => encryption.fmt(f),
             Self::Nested {

@@ -717,7 +717,7 @@ fn relay_alone(
                     let traffic = Traffic::default();
                     let limits = RelayLimits::default();
                     let cancel = CancellationToken::new();
-                    relay::run(Io::Tcp(client), target, &traffic, limits, cancel).await;
+                    relay::run(Io::Tcp(client), Io::Tcp(target), &traffic, limits, cancel).await;
                 }
             });
         }

@@ -124,11 +124,6 @@ async fn a_token_that_would_be_refused_gets_no_ticket_and_its_reason() {
         (json!({ "exp": 5, "nbf": 1 }), 401, "expired"),
         (json!({ "jet_rec": true }), 403, "recording"),
         (json!({ "jetflt": true }), 403, "filtering"),
-        (
-            json!({ "jet_cm": "rdv", "dst_hst": null }),
-            403,
-            "rendezvous",
-        ),
     ];
     for (changes, expected, rule) in cases {
         let body = json!({ "token": lab.token(target.address, changes) }).to_string();
@@ -174,10 +169,11 @@ async fn what_is_no_request_of_ours_gets_a_problem_document() {
         ("POST /jet/tickets HTTP/1.1", "", 401),
         ("POST /jet/tickets HTTP/1.1", "not json", 400),
         ("POST /jet/tickets HTTP/1.1", "{\"tokn\": \"x\"}", 400),
+        ("GET /jet/accept/a/b HTTP/1.1", "", 400),
         (
-            "GET /jet/accept/a/b HTTP/1.1\r\nUpgrade: websocket",
+            "GET /jet/accept/300f1c82-d33b-11e9-bb65-2a2ae2dbcce5/4c8f409f-c1a2-4cae-bda2-84c590fed618 HTTP/1.1",
             "",
-            501,
+            426,
         ),
     ] {
         let (status, answer) = http(&lab, head, body).await;
@@ -186,29 +182,6 @@ async fn what_is_no_request_of_ours_gets_a_problem_document() {
     let long = "x".repeat(64 * 1024);
     let (status, _) = http(&lab, "POST /jet/tickets HTTP/1.1", &long).await;
     assert_eq!(status, 413);
-}
-
-#[tokio::test]
-async fn a_jet_packet_is_answered_by_a_jet_packet() {
-    let lab = Lab::start("");
-    let mut stream = lab.connect().await;
-    let text = b"GET /jet/test/a/b HTTP/1.1\r\nHost: gw\r\nJet-Version: 2\r\n\r\n";
-    let mut packet = b"JET\0\x00\x00\x00\x00".to_vec();
-    packet[5] = u8::try_from(text.len() + 8).unwrap();
-    packet.extend_from_slice(text);
-    stream.write_all(&packet).await.unwrap();
-    stream.shutdown().await.unwrap();
-    let mut answer = Vec::new();
-    within(stream.read_to_end(&mut answer)).await.unwrap();
-    assert_eq!(&answer[..4], b"JET\0");
-    let mask = answer[7];
-    assert_ne!(mask, 0);
-    let text: Vec<u8> = answer[8..].iter().map(|byte| byte ^ mask).collect();
-    assert!(
-        text.starts_with(b"HTTP/1.1 501 "),
-        "{}",
-        String::from_utf8_lossy(&text)
-    );
 }
 
 #[tokio::test]

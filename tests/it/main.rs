@@ -21,6 +21,7 @@ mod onward;
 mod process;
 mod proxy_header;
 mod refusals;
+mod rendezvous;
 mod replay;
 mod revocation;
 mod secrets;

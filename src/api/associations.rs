@@ -1,0 +1,406 @@
+//! [JET-PROTO] 2.2.2 REST API of associations and their candidates.
+//!
+//! | request | what |
+//! |---|---|
+//! | `POST /jet/association/ID` | creates; again with the same claims changes nothing |
+//! | `GET /jet/association/ID` | reads: candidates, their states, bytes |
+//! | `DELETE /jet/association/ID` | removes, and closes the peers |
+//! | `GET /jet/association` | lists (API key) |
+//! | `POST /jet/gather/ID` | candidates; `POST /jet/association/ID/candidates`, as existing clients have it, is the same |
+//! | `POST /jet/complete/ID` | selects a candidate by the client's word, the body being a Complete message |
+//!
+//! The bearer is a rendezvous token, or an API key; `jet.authentication = false` does without. An association that a token
+//! has created demands a token of its peers, and one of an operator does where the body says `"token_required": true`.
+//!
+//! [JET-PROTO]: https://github.com/Devolutions/devolutions-gateway
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use serde::{Deserialize, Serialize};
+use tracing::info;
+use uuid::Uuid;
+
+use crate::api::ApiState;
+use crate::api::jet::not_admitted;
+use crate::api::operator::{bearer, find_key, operator};
+use crate::api::problem::Problem;
+use crate::application_protocol::ApplicationProtocol;
+use crate::clock;
+use crate::config::{Arrival, JetPeers};
+use crate::jet::candidate::{CandidateType, CandidateUrl, TRANSPORTS, Transport};
+use crate::jet::exchange;
+use crate::jet::message::{Candidate, Complete};
+use crate::jet::rendezvous::{Access, CandidateState, Proof, Refused};
+use crate::meeting::Listed;
+use crate::policy::{self, SessionLimits};
+use crate::session::SessionId;
+use crate::session::rendezvous::{self, NotAdmitted};
+use crate::time::UnixTime;
+use crate::token::Token;
+use crate::token::claims::ConnectionTest;
+use crate::token::target::TargetAddr;
+use crate::token::validity::Validity;
+
+/// How long a session can be opened on what an operator has created.
+const OPERATOR_VALIDITY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Who acts when nobody has to say who they are.
+const NOBODY: &str = "nobody";
+
+/// What an operator may say of a new association.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Wanted {
+    jet_ap: Option<String>,
+    jet_ct: Option<Test>,
+    token_required: bool,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Test {
+    Keep,
+    Close,
+}
+
+/// An association, as it is shown.
+#[derive(Debug, Serialize)]
+pub struct Shown {
+    id: Uuid,
+    /// Unix seconds.
+    created_at: UnixTime,
+    jet_ap: Option<String>,
+    token_required: bool,
+    candidates: Vec<ShownCandidate>,
+    /// The session on the selected candidate.
+    session: Option<SessionId>,
+    /// From the connector, on the selected candidate.
+    bytes_to_acceptor: u64,
+    /// From the acceptor, on the selected candidate.
+    bytes_to_connector: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct ShownCandidate {
+    id: Uuid,
+    transport: Transport,
+    state: CandidateState,
+}
+
+/// The candidates of an association.
+#[derive(Debug, Serialize)]
+pub struct Gathered {
+    id: Uuid,
+    candidates: Vec<Candidate>,
+}
+
+/// Who sent a request.
+enum Caller {
+    Token(Box<Token>),
+    Operator(String),
+}
+
+impl Caller {
+    fn proof(&self) -> Proof<'_> {
+        match self {
+            Self::Token(token) => Proof::Token {
+                id: &token.id,
+                jet_aid: token.claims.jet_aid,
+            },
+            Self::Operator(_) => Proof::Operator,
+        }
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Self::Token(_) => "token",
+            Self::Operator(name) => name,
+        }
+    }
+}
+
+/// Handles `POST /jet/association/ID`.
+///
+/// # Errors
+/// A problem document: 400 for what is no UUID, 401 and 403 for who may not, 409 where the id is taken.
+pub async fn create(
+    State(state): State<ApiState>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<StatusCode, Problem> {
+    let association = association_id(&state, &id)?;
+    let caller = caller(&state, &headers)?;
+    let peers = state.gateway.config.jet.peers;
+    let (token, access) = match &caller {
+        Caller::Token(token) => {
+            let access = match (peers, token.claims.jet_aid) {
+                (_, Some(named)) if named != association => {
+                    return Err(declined(&state, Refused::OtherToken));
+                }
+                (JetPeers::Anyone, _) => Access::Anyone,
+                (JetPeers::AsCreated | JetPeers::Token, Some(_)) => Access::Association,
+                (JetPeers::AsCreated | JetPeers::Token, None) => Access::Token(token.id.clone()),
+            };
+            (token.as_ref().clone(), access)
+        }
+        Caller::Operator(name) => {
+            let wanted = wanted(&state, &body)?;
+            let required = match peers {
+                JetPeers::Anyone => false,
+                JetPeers::Token => true,
+                JetPeers::AsCreated => wanted.token_required,
+            };
+            let access = if required {
+                Access::Association
+            } else {
+                Access::Anyone
+            };
+            (of_operator(name, association, wanted), access)
+        }
+    };
+    // What no session could have is refused before anybody waits for one.
+    let permitted = policy::decide(
+        &token.claims,
+        SessionLimits::default(),
+        state.gateway.inspecting(),
+    );
+    permitted.map_err(|refusal| {
+        let detail = refusal.to_string();
+        Problem::new(StatusCode::FORBIDDEN, refusal.rule(), detail, state.id)
+    })?;
+    let meetings = &state.gateway.meetings;
+    let new = meetings.create(association, &token, access);
+    let new = new.map_err(|refused| declined(&state, refused))?;
+    if new {
+        let by = caller.name();
+        info!(session = %state.id, peer = %state.peer, jet_aid = %association, by, "Association created");
+    }
+    Ok(StatusCode::OK)
+}
+
+/// Handles `GET /jet/association/ID`.
+///
+/// # Errors
+/// A problem document: 404 where there is none.
+pub async fn read(
+    State(state): State<ApiState>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Json<Shown>, Problem> {
+    let association = association_id(&state, &id)?;
+    let caller = caller(&state, &headers)?;
+    let listed = state.gateway.meetings.view(association, caller.proof());
+    let listed = listed.map_err(|refused| declined(&state, refused))?;
+    Ok(Json(shown(listed)))
+}
+
+/// Handles `GET /jet/association`.
+///
+/// # Errors
+/// No API key.
+pub async fn list(
+    State(state): State<ApiState>,
+    headers: HeaderMap,
+) -> Result<Json<Vec<Shown>>, Problem> {
+    operator(&state, &headers)?;
+    let listed = state.gateway.meetings.list().into_iter();
+    Ok(Json(listed.map(shown).collect()))
+}
+
+/// Handles `DELETE /jet/association/ID`.
+///
+/// # Errors
+/// A problem document: 404 where there is none.
+pub async fn delete(
+    State(state): State<ApiState>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<StatusCode, Problem> {
+    let association = association_id(&state, &id)?;
+    let caller = caller(&state, &headers)?;
+    let deleted = state.gateway.meetings.delete(association, caller.proof());
+    deleted.map_err(|refused| declined(&state, refused))?;
+    let by = caller.name();
+    info!(session = %state.id, peer = %state.peer, jet_aid = %association, by, "Association deleted");
+    Ok(StatusCode::OK)
+}
+
+/// Handles `POST /jet/gather/ID`.
+///
+/// # Errors
+/// A problem document: 404 where there is no such association.
+pub async fn gather(
+    State(state): State<ApiState>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Json<Gathered>, Problem> {
+    let association = association_id(&state, &id)?;
+    let caller = caller(&state, &headers)?;
+    let urls = candidate_urls(&state, &headers);
+    let transports: Vec<Transport> = urls.iter().map(|url| url.transport).collect();
+    let gathered = state
+        .gateway
+        .meetings
+        .gather(association, &transports, caller.proof());
+    let gathered = gathered.map_err(|refused| declined(&state, refused))?;
+    let candidates = gathered.iter().filter_map(|candidate| {
+        let url = urls.iter().find(|url| url.transport == candidate.transport);
+        Some(Candidate {
+            id: candidate.id,
+            url: url?.clone(),
+        })
+    });
+    Ok(Json(Gathered {
+        id: association,
+        candidates: candidates.collect(),
+    }))
+}
+
+/// Handles `POST /jet/complete/ID`.
+///
+/// # Errors
+/// A problem document: 404 where it is unknown, 409 where another one was selected or nobody is connected.
+pub async fn complete(
+    State(state): State<ApiState>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<StatusCode, Problem> {
+    let association = association_id(&state, &id)?;
+    let caller = caller(&state, &headers)?;
+    let Complete { candidate } = serde_json::from_slice(&body).map_err(|_| {
+        let detail = "expected a Complete message: {\"candidate\":{\"id\":\"...\"}}";
+        Problem::new(StatusCode::BAD_REQUEST, "body", detail, state.id)
+    })?;
+    let meetings = &state.gateway.meetings;
+    let completed = meetings.complete(association, candidate.id, caller.proof());
+    completed.map_err(|refused| declined(&state, refused))?;
+    Ok(StatusCode::OK)
+}
+
+fn association_id(state: &ApiState, text: &str) -> Result<Uuid, Problem> {
+    exchange::uuid(text).ok_or_else(|| {
+        let detail = "an association's id is a UUID";
+        Problem::new(StatusCode::BAD_REQUEST, "uuid", detail, state.id)
+    })
+}
+
+fn caller(state: &ApiState, headers: &HeaderMap) -> Result<Caller, Problem> {
+    let config = &state.gateway.config;
+    let Some(bearer) = bearer(headers) else {
+        if config.jet.authentication {
+            let detail = "send a rendezvous token or an API key as bearer";
+            let (status, rule) = (StatusCode::UNAUTHORIZED, "no-token");
+            return Err(Problem::new(status, rule, detail, state.id));
+        }
+        return Ok(Caller::Operator(NOBODY.to_owned()));
+    };
+    if let Some(key) = find_key(&config.api.keys, bearer) {
+        return Ok(Caller::Operator(key.name.clone()));
+    }
+    match rendezvous::verify(&state.gateway, state.peer, bearer) {
+        Ok(token) => Ok(Caller::Token(Box::new(token))),
+        Err(refusal) => {
+            let (id, peer) = (state.id, state.peer);
+            info!(session = %id, %peer, rule = refusal.rule(), reason = %refusal, "Request refused");
+            Err(not_admitted(id, &NotAdmitted::Token(refusal)))
+        }
+    }
+}
+
+fn wanted(state: &ApiState, body: &[u8]) -> Result<Wanted, Problem> {
+    if body.is_empty() {
+        return Ok(Wanted::default());
+    }
+    serde_json::from_slice(body)
+        .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "body", error.to_string(), state.id))
+}
+
+fn of_operator(name: &str, association: Uuid, wanted: Wanted) -> Token {
+    let now = clock::unix_now();
+    let validity = Validity {
+        not_before: now,
+        not_after: now.plus(OPERATOR_VALIDITY.as_secs()),
+    };
+    let jet_ap = wanted.jet_ap.map(ApplicationProtocol::from);
+    let jet_ct = match wanted.jet_ct {
+        Some(Test::Close) => ConnectionTest::Close,
+        Some(Test::Keep) | None => ConnectionTest::Keep,
+    };
+    Token::of_operator(name, Uuid::now_v7(), association, jet_ap, jet_ct, validity)
+}
+
+fn declined(state: &ApiState, refused: Refused) -> Problem {
+    not_admitted(state.id, &refused.into())
+}
+
+/// One URL for each transport that some listener has, as the caller may use it.
+fn candidate_urls(state: &ApiState, headers: &HeaderMap) -> Vec<CandidateUrl> {
+    let host = headers
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok());
+    let host = host.and_then(host_of);
+    let gateway = &state.gateway;
+    let plain_http = gateway.config.api.allows_plain_http(state.peer);
+    let urls = TRANSPORTS.into_iter().filter_map(|transport| {
+        let mut listeners = gateway.listeners.iter();
+        let listener = listeners.find(|listener| {
+            let tls =
+                !transport.is_tls() || (listener.tls().is_some() && listener.accepts(Arrival::Tls));
+            let inner = if transport.is_websocket() {
+                listener.accepts(Arrival::Http) && (transport.is_tls() || plain_http)
+            } else {
+                listener.accepts(Arrival::Jet)
+            };
+            tls && inner
+        })?;
+        Some(CandidateUrl {
+            transport,
+            address: listener.external(host.as_deref())?,
+            ctype: Some(CandidateType::Relay),
+        })
+    });
+    urls.collect()
+}
+
+/// The host of a `Host` header, which may have a port.
+fn host_of(header: &str) -> Option<String> {
+    let with_port = header.parse::<TargetAddr>();
+    let address = with_port.or_else(|_| format!("{header}:1").parse());
+    address.ok().map(|address| address.host)
+}
+
+fn shown(listed: Listed) -> Shown {
+    let Listed { view, session, .. } = listed;
+    let (bytes_to_acceptor, bytes_to_connector) = session.as_ref().map_or((0, 0), |session| {
+        let traffic = &session.traffic;
+        (
+            traffic.to_target.load(Ordering::Relaxed),
+            traffic.to_client.load(Ordering::Relaxed),
+        )
+    });
+    Shown {
+        id: view.id,
+        created_at: view.created_at,
+        jet_ap: view.terms.application_protocol.map(|ap| ap.to_string()),
+        token_required: view.terms.access != Access::Anyone,
+        candidates: view
+            .candidates
+            .iter()
+            .map(|candidate| ShownCandidate {
+                id: candidate.id,
+                transport: candidate.transport,
+                state: candidate.state,
+            })
+            .collect(),
+        session: session.map(|session| session.id),
+        bytes_to_acceptor,
+        bytes_to_connector,
+    }
+}

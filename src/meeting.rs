@@ -1,0 +1,490 @@
+//! Where the peers of a rendezvous wait for each other: the state of [`jet::rendezvous`](crate::jet::rendezvous), and
+//! the connections behind its numbers.
+//!
+//! A waiting acceptor's connection belongs to the task that watches it; who connects asks that task for it. So an acceptor
+//! that has left is noticed by its own task, and at the latest when it is asked.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::{Notify, oneshot};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::clock;
+use crate::jet::candidate::Transport;
+use crate::jet::rendezvous::{
+    Access, AssociationView, CandidateView, Now, PeerId, Proof, Refused, Rendezvous,
+    RendezvousLimits, Terms,
+};
+use crate::session::identify::Client;
+use crate::session::registry::Session;
+use crate::token::Token;
+use crate::token::revocation::Revocations;
+
+/// All associations of this process, and their peers.
+#[derive(Debug)]
+pub struct MeetingPlace {
+    table: Mutex<Table>,
+    /// Fires when somebody has accepted.
+    accepted: Notify,
+}
+
+#[derive(Debug)]
+struct Table {
+    rendezvous: Rendezvous,
+    seats: HashMap<PeerId, Seat>,
+    vouched: HashMap<Uuid, Vouched>,
+    next_peer: u64,
+}
+
+/// What can be done to a peer from outside of its task.
+#[derive(Debug)]
+struct Seat {
+    /// Ends its connection.
+    close: CancellationToken,
+    /// Asks a waiting acceptor for its connection.
+    claim: Option<oneshot::Sender<Handover>>,
+}
+
+/// Where an acceptor's task puts its connection.
+pub type Handover = oneshot::Sender<Party>;
+
+/// What an association was created with, and what became of it.
+#[derive(Debug)]
+struct Vouched {
+    token: Token,
+    session: Option<Arc<Session>>,
+}
+
+/// A peer with its connection, past its handshake.
+#[derive(Debug)]
+pub struct Party {
+    /// The connection.
+    pub client: Client,
+    /// What it has shown.
+    pub token: Option<Token>,
+    /// Its place at a candidate.
+    pub place: Place,
+    /// When its request was answered.
+    pub answered: Instant,
+}
+
+/// A peer's place at a candidate; dropping it leaves.
+#[derive(Debug)]
+pub struct Place {
+    meetings: Arc<MeetingPlace>,
+    peer: PeerId,
+    /// Fires when the peer is to go.
+    pub close: CancellationToken,
+}
+
+/// A peer that may wait.
+#[derive(Debug)]
+pub struct Waiting {
+    /// Its place.
+    pub place: Place,
+    /// Fires when somebody has connected.
+    pub claimed: oneshot::Receiver<Handover>,
+}
+
+/// Two peers that have met.
+#[derive(Debug)]
+pub struct Met {
+    /// The connector's place.
+    pub place: Place,
+    /// Where they met.
+    pub candidate: Uuid,
+    /// The acceptor.
+    pub acceptor: Box<Party>,
+}
+
+/// An association as operators see it.
+#[derive(Debug)]
+pub struct Listed {
+    /// Its state.
+    pub view: AssociationView,
+    /// What it was created with.
+    pub token: Option<Token>,
+    /// Its session, once there is one.
+    pub session: Option<Arc<Session>>,
+}
+
+impl MeetingPlace {
+    /// No associations.
+    #[must_use]
+    pub fn new(limits: RendezvousLimits) -> Self {
+        Self {
+            table: Mutex::new(Table {
+                rendezvous: Rendezvous::new(limits),
+                seats: HashMap::new(),
+                vouched: HashMap::new(),
+                next_peer: 0,
+            }),
+            accepted: Notify::new(),
+        }
+    }
+
+    /// Creates an association that `token` vouches for; says whether it is new.
+    ///
+    /// # Errors
+    /// The id is taken with other claims, or there are too many.
+    pub fn create(&self, id: Uuid, token: &Token, access: Access) -> Result<bool, Refused> {
+        let terms = Terms {
+            access,
+            application_protocol: token.claims.jet_ap.clone(),
+            connection_test: token.claims.jet_ct,
+        };
+        let mut table = self.lock();
+        let new = table.rendezvous.create(id, terms, now())?;
+        if new {
+            let vouched = Vouched {
+                token: token.clone(),
+                session: None,
+            };
+            table.vouched.insert(id, vouched);
+        }
+        Ok(new)
+    }
+
+    /// The candidates of an association, one for each of `transports`.
+    ///
+    /// # Errors
+    /// See [`Rendezvous::gather`].
+    pub fn gather(
+        &self,
+        id: Uuid,
+        transports: &[Transport],
+        proof: Proof<'_>,
+    ) -> Result<Vec<CandidateView>, Refused> {
+        let mut table = self.lock();
+        table.rendezvous.gather(id, transports, proof, Uuid::new_v4)
+    }
+
+    /// Takes the acceptor's place at a candidate.
+    ///
+    /// # Errors
+    /// See [`Rendezvous::accept`].
+    pub fn accept(
+        self: &Arc<Self>,
+        association: Uuid,
+        candidate: Uuid,
+        proof: Proof<'_>,
+    ) -> Result<Waiting, Refused> {
+        let mut table = self.lock();
+        let peer = table.new_peer();
+        table
+            .rendezvous
+            .accept(association, candidate, peer, proof, now())?;
+        let (claim, claimed) = oneshot::channel();
+        let place = self.seat(&mut table, peer, Some(claim));
+        drop(table);
+        self.accepted.notify_waiters();
+        Ok(Waiting { place, claimed })
+    }
+
+    /// Takes the connector's place at a candidate, or at the first one with an acceptor, and the acceptor with it.
+    ///
+    /// # Errors
+    /// See [`Rendezvous::connect`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the place, and the acceptor waits on or is closed.
+    pub async fn connect(
+        self: &Arc<Self>,
+        association: Uuid,
+        candidate: Option<Uuid>,
+        proof: Proof<'_>,
+    ) -> Result<Met, Refused> {
+        let (place, candidate, acceptor) = {
+            let mut table = self.lock();
+            let peer = table.new_peer();
+            let meeting = table
+                .rendezvous
+                .connect(association, candidate, peer, proof, now())?;
+            table.close(&meeting.close);
+            let seat = table.seats.get_mut(&meeting.acceptor);
+            let claim = seat.and_then(|seat| seat.claim.take());
+            let place = self.seat(&mut table, peer, None);
+            (place, meeting.candidate, claim)
+        };
+        let (handover, acceptor_party) = oneshot::channel();
+        let asked = acceptor.is_some_and(|claim| claim.send(handover).is_ok());
+        if !asked {
+            return Err(Refused::NotAccepted);
+        }
+        // A dropped end means that the acceptor had left.
+        let acceptor = acceptor_party.await.map_err(|_| Refused::NotAccepted)?;
+        Ok(Met {
+            place,
+            candidate,
+            acceptor: Box::new(acceptor),
+        })
+    }
+
+    /// As [`connect`](Self::connect) to any candidate; waits until `deadline` for somebody to accept.
+    ///
+    /// # Errors
+    /// Nobody has accepted by then, or see [`Rendezvous::connect`].
+    pub async fn connect_by(
+        self: &Arc<Self>,
+        association: Uuid,
+        proof: Proof<'_>,
+        deadline: tokio::time::Instant,
+    ) -> Result<Met, Refused> {
+        loop {
+            let accepted = self.accepted.notified();
+            tokio::pin!(accepted);
+            // Listening starts before the question, so that nobody is missed between the two.
+            accepted.as_mut().enable();
+            match self.connect(association, None, proof).await {
+                Err(Refused::NotAccepted) => {}
+                result => return result,
+            }
+            if tokio::time::timeout_at(deadline, accepted).await.is_err() {
+                return Err(Refused::NotAccepted);
+            }
+        }
+    }
+
+    /// Gives the acceptor back that `connector` has met and not spoken to: it waits again.
+    #[must_use]
+    pub fn part(&self, connector: Place, acceptor: &Place) -> oneshot::Receiver<Handover> {
+        let (claim, claimed) = oneshot::channel();
+        let mut table = self.lock();
+        // At once, so that nobody finds the acceptor without its claim.
+        table.rendezvous.leave(connector.peer, now());
+        if let Some(seat) = table.seats.get_mut(&acceptor.peer) {
+            seat.claim = Some(claim);
+        }
+        drop(table);
+        drop(connector);
+        self.accepted.notify_waiters();
+        claimed
+    }
+
+    /// Lets an acceptor wait again that was claimed by somebody who left at that moment.
+    #[must_use]
+    pub fn wait_again(&self, acceptor: &Place) -> oneshot::Receiver<Handover> {
+        let (claim, claimed) = oneshot::channel();
+        if let Some(seat) = self.lock().seats.get_mut(&acceptor.peer) {
+            seat.claim = Some(claim);
+        }
+        self.accepted.notify_waiters();
+        claimed
+    }
+
+    /// Whether a candidate can be used.
+    ///
+    /// # Errors
+    /// See [`Rendezvous::test`].
+    pub fn test(
+        &self,
+        association: Uuid,
+        candidate: Uuid,
+        proof: Proof<'_>,
+    ) -> Result<(), Refused> {
+        self.lock().rendezvous.test(association, candidate, proof)
+    }
+
+    /// Selects a candidate, and closes all others of its association.
+    ///
+    /// # Errors
+    /// See [`Rendezvous::select`].
+    pub fn select(&self, association: Uuid, candidate: Uuid) -> Result<(), Refused> {
+        let mut table = self.lock();
+        let close = table.rendezvous.select(association, candidate)?;
+        table.close(&close);
+        Ok(())
+    }
+
+    /// Selects a candidate by the client's word.
+    ///
+    /// # Errors
+    /// See [`Rendezvous::complete`].
+    pub fn complete(
+        &self,
+        association: Uuid,
+        candidate: Uuid,
+        proof: Proof<'_>,
+    ) -> Result<(), Refused> {
+        let mut table = self.lock();
+        let close = table.rendezvous.complete(association, candidate, proof)?;
+        table.close(&close);
+        Ok(())
+    }
+
+    /// Notes the session of an association: its figures are the association's, and who closes `connector` ends it.
+    pub fn in_session(&self, association: Uuid, connector: &Place, session: &Arc<Session>) {
+        let mut table = self.lock();
+        if let Some(vouched) = table.vouched.get_mut(&association) {
+            vouched.session = Some(Arc::clone(session));
+        }
+        match table.seats.get_mut(&connector.peer) {
+            Some(seat) if !seat.close.is_cancelled() => {
+                seat.close = session.cancelled().clone();
+            }
+            Some(_) | None => session.cancelled().cancel(),
+        }
+    }
+
+    /// Removes an association and closes its peers.
+    ///
+    /// # Errors
+    /// See [`Rendezvous::delete`].
+    pub fn delete(&self, id: Uuid, proof: Proof<'_>) -> Result<(), Refused> {
+        let mut table = self.lock();
+        let close = table.rendezvous.delete(id, proof)?;
+        table.vouched.remove(&id);
+        table.close(&close);
+        Ok(())
+    }
+
+    /// Forgets what is past its time; returns the associations.
+    pub fn expire(&self) -> Vec<Uuid> {
+        let mut table = self.lock();
+        let expired = table.rendezvous.expire(now());
+        for (id, close) in &expired {
+            table.vouched.remove(id);
+            table.close(close);
+        }
+        expired.into_iter().map(|(id, _)| id).collect()
+    }
+
+    /// Removes the associations whose token `rules` revoke; returns them with their rule.
+    pub fn end_revoked(&self, rules: &Revocations) -> Vec<(Uuid, String)> {
+        let revoked: Vec<(Uuid, String)> = {
+            let table = self.lock();
+            let vouched = table.vouched.iter();
+            let revoked = vouched.filter_map(|(id, vouched)| {
+                let rule = rules.revokes(&vouched.token.id, &vouched.token.claims)?;
+                Some((*id, rule))
+            });
+            revoked.collect()
+        };
+        for (id, _) in &revoked {
+            // Gone already is as good.
+            let _ = self.delete(*id, Proof::Operator);
+        }
+        revoked
+    }
+
+    /// The association that a token is for.
+    #[must_use]
+    pub fn association_of(&self, token: &Token) -> Option<Uuid> {
+        let table = self.lock();
+        table
+            .rendezvous
+            .association_of(&token.id, token.claims.jet_aid)
+    }
+
+    /// What an association was created with.
+    #[must_use]
+    pub fn token_of(&self, association: Uuid) -> Option<Token> {
+        let table = self.lock();
+        let vouched = table.vouched.get(&association);
+        vouched.map(|vouched| vouched.token.clone())
+    }
+
+    /// One association.
+    ///
+    /// # Errors
+    /// See [`Rendezvous::view`].
+    pub fn view(&self, id: Uuid, proof: Proof<'_>) -> Result<Listed, Refused> {
+        let mut table = self.lock();
+        let view = table.rendezvous.view(id, proof)?;
+        Ok(table.listed(view))
+    }
+
+    /// All associations.
+    #[must_use]
+    pub fn list(&self) -> Vec<Listed> {
+        let table = self.lock();
+        let views = table.rendezvous.list().into_iter();
+        views.map(|view| table.listed(view)).collect()
+    }
+
+    /// `Jet-Timeout`.
+    #[must_use]
+    pub fn unused_timeout(&self) -> std::time::Duration {
+        self.lock().rendezvous.unused_timeout()
+    }
+
+    fn seat(
+        self: &Arc<Self>,
+        table: &mut Table,
+        peer: PeerId,
+        claim: Option<oneshot::Sender<Handover>>,
+    ) -> Place {
+        let close = CancellationToken::new();
+        let seat = Seat {
+            close: close.clone(),
+            claim,
+        };
+        table.seats.insert(peer, seat);
+        Place {
+            meetings: Arc::clone(self),
+            peer,
+            close,
+        }
+    }
+
+    fn leave(&self, peer: PeerId) {
+        let mut table = self.lock();
+        table.seats.remove(&peer);
+        let close = table.rendezvous.leave(peer, now());
+        table.close(close.as_slice());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn new_peer(&mut self) -> PeerId {
+        self.next_peer = self.next_peer.wrapping_add(1);
+        PeerId(self.next_peer)
+    }
+
+    fn close(&self, peers: &[PeerId]) {
+        for seat in peers.iter().filter_map(|peer| self.seats.get(peer)) {
+            seat.close.cancel();
+        }
+    }
+
+    fn listed(&self, view: AssociationView) -> Listed {
+        let vouched = self.vouched.get(&view.id);
+        Listed {
+            token: vouched.map(|vouched| vouched.token.clone()),
+            session: vouched.and_then(|vouched| vouched.session.clone()),
+            view,
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.meetings.leave(self.peer);
+    }
+}
+
+/// What a token proves to an association.
+#[must_use]
+pub fn proof_of(token: Option<&Token>) -> Proof<'_> {
+    match token {
+        Some(token) => Proof::Token {
+            id: &token.id,
+            jet_aid: token.claims.jet_aid,
+        },
+        None => Proof::Nothing,
+    }
+}
+
+fn now() -> Now {
+    Now {
+        instant: clock::now(),
+        unix: clock::unix_now(),
+    }
+}

@@ -1,0 +1,918 @@
+//! Two peers that can only connect outwards meet at the gateway, over any transport ([JET-PROTO] 2.2.2, 2.2.5 to 2.2.7).
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use jetway::jet::exchange::{JetPath, Operation, Request, Response, Status};
+use jetway::jet::message::Version;
+use jetway::jet::packet;
+use jetway::token::mint::{self, SigningKey};
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use crate::lab::{Lab, Target, failure, logged, within};
+
+/// A gateway with a certificate, and an operator.
+struct Place {
+    lab: Lab,
+    roots: Arc<ClientConfig>,
+    _folder: tempfile::TempDir,
+}
+
+const OPERATOR: &str = "operator-secret";
+
+const TRANSPORTS: [&str; 4] = ["tcp", "tls", "ws", "wss"];
+
+impl Place {
+    fn start(extra: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (certificate, key) = (folder.path().join("c.pem"), folder.path().join("k.pem"));
+        let certified = rcgen::generate_simple_self_signed(["gw.test".to_owned()]).unwrap();
+        std::fs::write(&certificate, certified.cert.pem()).unwrap();
+        std::fs::write(&key, certified.signing_key.serialize_pem()).unwrap();
+        let digest = hex::encode(openssl::sha::sha256(OPERATOR.as_bytes()));
+        let lab = Lab::start(&format!(
+            "[tls]\ncertificate = {certificate:?}\nkey = {key:?}\n\
+             [api]\nkeys = [{{ name = \"desk\", sha256 = \"{digest}\" }}]\n{extra}"
+        ));
+        let mut roots = RootCertStore::empty();
+        roots.add(certified.cert.der().clone()).unwrap();
+        let config = ClientConfig::builder()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Self {
+            lab,
+            roots: Arc::new(config),
+            _folder: folder,
+        }
+    }
+
+    /// A rendezvous token, with `changes` over its claims.
+    fn token(&self, association: Uuid, changes: Value) -> String {
+        let mut claims = json!({ "jet_cm": "rdv", "dst_hst": null, "jet_ap": null, "jet_aid": association.to_string() });
+        let object = claims.as_object_mut().unwrap();
+        object.extend(changes.as_object().unwrap().clone());
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
+        let key = SigningKey::from_key(&self.lab.signing, None).unwrap();
+        mint::mint(&Lab::claims(nowhere, claims), Some(&key), None).unwrap()
+    }
+
+    async fn http(&self, head: &str, bearer: &str, body: &str) -> (u16, Value) {
+        let mut stream = self.lab.connect().await;
+        let length = body.len();
+        let authorization = if bearer.is_empty() {
+            String::new()
+        } else {
+            format!("Authorization: Bearer {bearer}\r\n")
+        };
+        let request = format!(
+            "{head} HTTP/1.1\r\nHost: gw.test:1\r\n{authorization}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        within(stream.read_to_string(&mut text)).await.unwrap();
+        let status = text.split(' ').nth(1).unwrap().parse().unwrap();
+        let body = text.split_once("\r\n\r\n").unwrap().1;
+        (status, serde_json::from_str(body).unwrap_or(Value::Null))
+    }
+
+    /// An association that `bearer` has created, and its candidates by transport.
+    async fn association(&self, association: Uuid, bearer: &str) -> Vec<(String, Uuid)> {
+        let create = format!("POST /jet/association/{association}");
+        assert_eq!(self.http(&create, bearer, "").await.0, 200);
+        let gather = format!("POST /jet/gather/{association}");
+        let (status, gathered) = self.http(&gather, bearer, "").await;
+        assert_eq!(status, 200, "{gathered}");
+        assert_eq!(gathered["id"], association.to_string());
+        let candidates = gathered["candidates"].as_array().unwrap().iter();
+        candidates
+            .map(|candidate| {
+                let url = candidate["url"].as_str().unwrap();
+                let transport = url.split("://").next().unwrap().to_owned();
+                assert!(url.ends_with("?ctype=relay"), "{url}");
+                (
+                    transport,
+                    candidate["id"].as_str().unwrap().parse().unwrap(),
+                )
+            })
+            .collect()
+    }
+
+    async fn read(&self, association: Uuid) -> Value {
+        let path = format!("GET /jet/association/{association}");
+        let (status, shown) = self.http(&path, OPERATOR, "").await;
+        assert_eq!(status, 200, "{shown}");
+        shown
+    }
+
+    /// Waits until so many bytes were counted: they may arrive before.
+    async fn relayed(&self, association: Uuid, to_acceptor: u64, to_connector: u64) {
+        within(async {
+            loop {
+                let shown = self.read(association).await;
+                if shown["bytes_to_acceptor"] == to_acceptor
+                    && shown["bytes_to_connector"] == to_connector
+                {
+                    return;
+                }
+            }
+        })
+        .await;
+    }
+
+    /// The states of all candidates, as they were gathered.
+    async fn states(&self, association: Uuid) -> Vec<String> {
+        let shown = self.read(association).await;
+        let candidates = shown["candidates"].as_array().unwrap().iter();
+        candidates
+            .map(|candidate| candidate["state"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    async fn tls(&self) -> tokio_rustls::client::TlsStream<TcpStream> {
+        let name = "gw.test".try_into().unwrap();
+        let connector = TlsConnector::from(Arc::clone(&self.roots));
+        within(connector.connect(name, self.lab.connect().await))
+            .await
+            .unwrap()
+    }
+
+    /// A peer of a candidate, over any transport; or the status that it was answered with.
+    async fn peer(&self, transport: &str, path: JetPath, token: Option<&str>) -> Result<Peer, u16> {
+        let stream: Box<dyn Duplex> = match transport {
+            "tcp" | "ws" => Box::new(self.lab.connect().await),
+            _ => Box::new(self.tls().await),
+        };
+        match transport {
+            "tcp" | "tls" => binary(stream, path, Version::V2, token).await,
+            _ => websocket(stream, path, token).await,
+        }
+    }
+}
+
+trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// A peer past its handshake, spoken for by libraries that know nothing of the gateway.
+enum Peer {
+    Stream(Box<dyn Duplex>),
+    WebSocket {
+        socket: Box<WebSocketStream<Box<dyn Duplex>>>,
+        arrived: Vec<u8>,
+        /// The code of the Close frame.
+        closed: Option<CloseCode>,
+    },
+}
+
+impl Peer {
+    async fn send(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Stream(stream) => {
+                stream.write_all(bytes).await.unwrap();
+                stream.flush().await.unwrap();
+            }
+            Self::WebSocket { socket, .. } => {
+                let message = Message::Binary(bytes.to_vec().into());
+                socket.send(message).await.unwrap();
+            }
+        }
+    }
+
+    async fn receive(&mut self, count: usize) -> Vec<u8> {
+        match self {
+            Self::Stream(stream) => {
+                let mut bytes = vec![0; count];
+                within(stream.read_exact(&mut bytes)).await.unwrap();
+                bytes
+            }
+            Self::WebSocket { arrived, .. } if arrived.len() >= count => {
+                arrived.drain(..count).collect()
+            }
+            Self::WebSocket { .. } => {
+                assert!(self.more().await, "the peer has closed");
+                Box::pin(self.receive(count)).await
+            }
+        }
+    }
+
+    /// Waits for another message; false at the end.
+    async fn more(&mut self) -> bool {
+        let Self::WebSocket {
+            socket,
+            arrived,
+            closed,
+        } = self
+        else {
+            panic!("only a WebSocket has messages");
+        };
+        match within(socket.next()).await {
+            Some(Ok(Message::Binary(bytes))) => arrived.extend_from_slice(&bytes),
+            Some(Ok(Message::Close(frame))) => {
+                *closed = frame.map(|frame| frame.code);
+                // The library's answer is on its way when the end is read.
+                let _end = within(socket.next()).await;
+                return false;
+            }
+            Some(Ok(_)) => {}
+            None | Some(Err(_)) => return false,
+        }
+        true
+    }
+
+    /// Says that nothing more comes.
+    async fn finish(&mut self) {
+        match self {
+            Self::Stream(stream) => stream.shutdown().await.unwrap(),
+            Self::WebSocket { socket, .. } => socket.close().await.unwrap(),
+        }
+    }
+
+    /// What is left to the end.
+    async fn rest(mut self) -> Vec<u8> {
+        match &mut self {
+            Self::Stream(stream) => {
+                let mut bytes = Vec::new();
+                // TLS may end without close_notify.
+                let _end = within(stream.read_to_end(&mut bytes)).await;
+                bytes
+            }
+            Self::WebSocket { .. } => {
+                while self.more().await {}
+                let Self::WebSocket { arrived, .. } = self else {
+                    panic!("it was one");
+                };
+                arrived
+            }
+        }
+    }
+}
+
+async fn binary(
+    mut stream: Box<dyn Duplex>,
+    path: JetPath,
+    version: Version,
+    token: Option<&str>,
+) -> Result<Peer, u16> {
+    let request = Request {
+        path,
+        version,
+        host: Some("gw.test".to_owned()),
+        token: token.map(|token| Zeroizing::new(token.to_owned())),
+    };
+    let packet = packet::encode(&request.to_payload(), 0x5A).unwrap();
+    stream.write_all(&packet).await.unwrap();
+    stream.flush().await.unwrap();
+    let response = response(&mut stream).await;
+    assert_eq!(response.version, u8::from(version));
+    if response.status == Status::Ok {
+        Ok(Peer::Stream(stream))
+    } else {
+        Err(response.status.into())
+    }
+}
+
+/// Reads a response as existing clients do: by one call of at most 1,024 bytes.
+async fn response(stream: &mut (impl AsyncRead + Unpin + ?Sized)) -> Response {
+    let mut bytes = vec![0; 1024];
+    let count = within(stream.read(&mut bytes)).await.unwrap();
+    let packet = packet::decode(&bytes[..count])
+        .unwrap()
+        .expect("a whole packet");
+    assert_eq!(packet.length, count, "something came with the response");
+    Response::parse(&packet.payload).unwrap()
+}
+
+async fn websocket(
+    stream: Box<dyn Duplex>,
+    path: JetPath,
+    token: Option<&str>,
+) -> Result<Peer, u16> {
+    let mut request = format!("ws://gw.test{path}").into_client_request().unwrap();
+    if let Some(token) = token {
+        let bearer = format!("Bearer {token}").parse().unwrap();
+        request.headers_mut().insert("authorization", bearer);
+    }
+    handshake(stream, request).await
+}
+
+async fn handshake(
+    stream: Box<dyn Duplex>,
+    request: tokio_tungstenite::tungstenite::handshake::client::Request,
+) -> Result<Peer, u16> {
+    match within(tokio_tungstenite::client_async(request, stream)).await {
+        Ok((socket, _)) => Ok(Peer::WebSocket {
+            socket: Box::new(socket),
+            arrived: Vec::new(),
+            closed: None,
+        }),
+        Err(Error::Http(response)) => Err(response.status().as_u16()),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn path(operation: Operation, association: Uuid, candidate: Uuid) -> JetPath {
+    JetPath {
+        operation,
+        association,
+        candidate,
+    }
+}
+
+fn of(candidates: &[(String, Uuid)], transport: &str) -> Uuid {
+    let mut candidates = candidates.iter();
+    let found = candidates.find(|(name, _)| name == transport);
+    found.unwrap().1
+}
+
+/// Two peers of one association, each on its transport, on the candidate of the acceptor's transport.
+async fn meet(place: &Place, acceptor: &str, connector: &str) -> (Uuid, Peer, Peer) {
+    let association = Uuid::new_v4();
+    let candidates = place.association(association, OPERATOR).await;
+    let candidate = of(&candidates, acceptor);
+    let accept = path(Operation::Accept, association, candidate);
+    let connect = path(Operation::Connect, association, candidate);
+    let accepted = place.peer(acceptor, accept, None).await.ok().unwrap();
+    let connected = place.peer(connector, connect, None).await.ok().unwrap();
+    (association, accepted, connected)
+}
+
+// J-BIN-1 J-BIN-2 J-WS-1 J-WS-2
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_meet_over_every_pair_of_transports() {
+    let place = Place::start("");
+    for acceptor in TRANSPORTS {
+        for connector in TRANSPORTS {
+            let (association, mut accepted, mut connected) =
+                meet(&place, acceptor, connector).await;
+            connected.send(b"client first").await;
+            assert_eq!(accepted.receive(12).await, b"client first");
+            accepted.send(b"and the answer").await;
+            assert_eq!(connected.receive(14).await, b"and the answer");
+            place.relayed(association, 12, 14).await;
+            // One side ends; what the other still says on a stream arrives.
+            connected.finish().await;
+            if connector.starts_with('t') && acceptor.starts_with('t') {
+                accepted.send(b"late").await;
+                assert_eq!(accepted.rest().await, b"");
+                assert_eq!(connected.rest().await, b"late");
+            } else {
+                assert_eq!(accepted.rest().await, b"", "{acceptor} {connector}");
+                drop(connected);
+            }
+        }
+    }
+}
+
+// J-WS-1
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_stream_is_a_normal_close_of_a_websocket() {
+    let place = Place::start("");
+    let (_, mut accepted, mut connected) = meet(&place, "tcp", "ws").await;
+    connected.send(b"hello").await;
+    assert_eq!(accepted.receive(5).await, b"hello");
+    accepted.send(b"bye").await;
+    accepted.finish().await;
+    while connected.more().await {}
+    let Peer::WebSocket {
+        closed, arrived, ..
+    } = connected
+    else {
+        panic!("a WebSocket");
+    };
+    assert_eq!(arrived, b"bye");
+    assert_eq!(closed, Some(CloseCode::Normal));
+}
+
+// J-WS-1
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_that_sends_text_or_too_much_is_told_why_it_is_closed() {
+    let place = Place::start("");
+    let long = Message::Binary(vec![0; jetway::limits::WEBSOCKET_MESSAGE_BYTES + 1].into());
+    for (message, code) in [
+        (Message::text("hello"), CloseCode::Unsupported),
+        (long, CloseCode::Size),
+    ] {
+        let (_, mut accepted, mut connected) = meet(&place, "tcp", "ws").await;
+        connected.send(b"x").await;
+        accepted.receive(1).await;
+        let Peer::WebSocket { socket, .. } = &mut connected else {
+            panic!("a WebSocket");
+        };
+        // The gateway may close while it is still being sent.
+        let _sent = socket.send(message).await;
+        while connected.more().await {}
+        let Peer::WebSocket { closed, .. } = connected else {
+            panic!("a WebSocket");
+        };
+        assert_eq!(closed, Some(code));
+    }
+}
+
+// J-WS-1
+#[tokio::test(flavor = "multi_thread")]
+async fn pings_are_answered_and_fragments_are_put_together() {
+    use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+    use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
+
+    let place = Place::start("");
+    let (_, mut accepted, mut connected) = meet(&place, "ws", "tcp").await;
+    let Peer::WebSocket { socket, .. } = &mut accepted else {
+        panic!("a WebSocket");
+    };
+    socket.send(Message::Ping("there?".into())).await.unwrap();
+    let pong = within(socket.next()).await.unwrap().unwrap();
+    assert_eq!(pong, Message::Pong("there?".into()));
+    let part = |bytes: &'static [u8], opcode, last| {
+        Message::Frame(Frame::message(bytes, OpCode::Data(opcode), last))
+    };
+    socket
+        .send(part(b"one ", Data::Binary, false))
+        .await
+        .unwrap();
+    socket
+        .send(part(b"two ", Data::Continue, false))
+        .await
+        .unwrap();
+    socket
+        .send(part(b"three", Data::Continue, true))
+        .await
+        .unwrap();
+    assert_eq!(connected.receive(13).await, b"one two three");
+}
+
+// J-BIN-2: existing clients lose what comes with the response.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_server_says_first_never_comes_with_the_response() {
+    let place = Place::start("");
+    for transport in ["tcp", "tls"] {
+        for _ in 0..10 {
+            let association = Uuid::new_v4();
+            let candidates = place.association(association, OPERATOR).await;
+            let candidate = of(&candidates, "tcp");
+            let accept = path(Operation::Accept, association, candidate);
+            let mut accepted = place.peer("tcp", accept, None).await.ok().unwrap();
+            accepted.send(b"SSH-2.0-banner\r\n").await;
+            let connect = path(Operation::Connect, association, candidate);
+            // `response` demands that it comes alone.
+            let mut connected = place.peer(transport, connect, None).await.ok().unwrap();
+            assert_eq!(connected.receive(16).await, b"SSH-2.0-banner\r\n");
+        }
+    }
+}
+
+// J-PKT-3
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_behind_the_request_are_delivered_and_single_bytes_make_a_request() {
+    let place = Place::start("");
+    let association = Uuid::new_v4();
+    let candidates = place.association(association, OPERATOR).await;
+    let candidate = of(&candidates, "tcp");
+    let packet = |operation, version| {
+        let request = Request {
+            path: path(operation, association, candidate),
+            version,
+            host: None,
+            token: None,
+        };
+        packet::encode(&request.to_payload(), 0).unwrap()
+    };
+    let mut acceptor = place.lab.connect().await;
+    acceptor.set_nodelay(true).unwrap();
+    for byte in packet(Operation::Accept, Version::V3) {
+        acceptor.write_all(&[byte]).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    let accepted = response(&mut acceptor).await;
+    assert_eq!((accepted.status, accepted.version), (Status::Ok, 3));
+    assert!(accepted.instance.is_some_and(|name| !name.is_empty()));
+    assert_eq!(accepted.timeout, Some(Duration::from_secs(300)));
+
+    let mut connector = place.lab.connect().await;
+    let mut bytes = packet(Operation::Connect, Version::V2);
+    bytes.extend_from_slice(b"early");
+    connector.write_all(&bytes).await.unwrap();
+    let connected = response(&mut connector).await;
+    assert_eq!((connected.status, connected.version), (Status::Ok, 2));
+    let mut early = [0; 5];
+    within(acceptor.read_exact(&mut early)).await.unwrap();
+    assert_eq!(&early, b"early");
+}
+
+// J-PKT-3
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_packet_is_closed_with_a_line() {
+    let place = Place::start("");
+    let not_http = packet::encode(b"hello", 1).unwrap();
+    for bytes in [&b"JET\0\0\x07\0\0"[..], b"JET\0\0\x09\x01\0x", &not_http] {
+        let mut stream = place.lab.connect().await;
+        stream.write_all(bytes).await.unwrap();
+        let mut rest = Vec::new();
+        // A reset is a close, too.
+        let _end = within(stream.read_to_end(&mut rest)).await;
+        assert_eq!(rest, b"");
+    }
+    crate::lab::logged_times("Bad JET packet", 3).await;
+}
+
+// J-BIN-3 J-WS-1
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_ids_are_not_found_and_known_ones_test_well() {
+    let place = Place::start("");
+    let association = Uuid::new_v4();
+    let candidates = place.association(association, OPERATOR).await;
+    assert_eq!(candidates.len(), 4);
+    for transport in TRANSPORTS {
+        let candidate = of(&candidates, transport);
+        for operation in [Operation::Accept, Operation::Connect, Operation::Test] {
+            let unknown = [
+                path(operation, Uuid::new_v4(), candidate),
+                path(operation, association, Uuid::new_v4()),
+            ];
+            for path in unknown {
+                let answer = place.peer(transport, path, None).await;
+                assert_eq!(answer.err(), Some(404), "{transport} {operation}");
+            }
+        }
+        let test = path(Operation::Test, association, candidate);
+        let tested = place.peer(transport, test, None).await.ok().unwrap();
+        assert_eq!(tested.rest().await, b"", "{transport}");
+    }
+    assert_eq!(place.states(association).await, ["gathered"; 4]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_acceptor_is_refused_and_one_that_left_is_noticed() {
+    let place = Place::start("");
+    for transport in TRANSPORTS {
+        let association = Uuid::new_v4();
+        let candidates = place.association(association, OPERATOR).await;
+        let candidate = of(&candidates, transport);
+        let accept = path(Operation::Accept, association, candidate);
+        let connect = path(Operation::Connect, association, candidate);
+        let early = place.peer(transport, connect, None).await;
+        assert_eq!(early.err(), Some(409), "{transport}: nobody has accepted");
+        let accepted = place.peer(transport, accept, None).await.ok().unwrap();
+        let second = place.peer(transport, accept, None).await;
+        assert_eq!(second.err(), Some(409), "{transport}: it has an acceptor");
+        drop(accepted);
+        within(async {
+            while place
+                .states(association)
+                .await
+                .contains(&"accepted".to_owned())
+            {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        let gone = place.peer(transport, connect, None).await;
+        assert_eq!(gone.err(), Some(409), "{transport}: it has left");
+        // And its place is free again.
+        let _accepted = place.peer(transport, accept, None).await.ok().unwrap();
+    }
+}
+
+// J-SEQ-3
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_bytes_select_a_candidate_and_close_the_others() {
+    let place = Place::start("");
+    let association = Uuid::new_v4();
+    let candidates = place.association(association, OPERATOR).await;
+    let mut accepted = Vec::new();
+    let mut connected = Vec::new();
+    for transport in TRANSPORTS {
+        let candidate = of(&candidates, transport);
+        let accept = path(Operation::Accept, association, candidate);
+        let connect = path(Operation::Connect, association, candidate);
+        accepted.push(place.peer(transport, accept, None).await.ok().unwrap());
+        connected.push(place.peer(transport, connect, None).await.ok().unwrap());
+    }
+    assert_eq!(place.states(association).await, ["connected"; 4]);
+    let mut chosen = connected.remove(2);
+    let mut its_acceptor = accepted.remove(2);
+    chosen.send(b"this one").await;
+    assert_eq!(its_acceptor.receive(8).await, b"this one");
+    for other in accepted.into_iter().chain(connected) {
+        assert_eq!(other.rest().await, b"");
+    }
+    assert_eq!(
+        place.states(association).await,
+        ["closed", "closed", "selected", "closed"]
+    );
+    drop((chosen, its_acceptor));
+    logged("Session closed").await;
+    assert_eq!(place.states(association).await, ["closed"; 4]);
+    assert_eq!(place.read(association).await["bytes_to_acceptor"], 8);
+}
+
+// J-SEQ-3
+#[tokio::test(flavor = "multi_thread")]
+async fn the_clients_word_selects_a_candidate() {
+    let place = Place::start("");
+    let association = Uuid::new_v4();
+    let candidates = place.association(association, OPERATOR).await;
+    let (tcp, wss) = (of(&candidates, "tcp"), of(&candidates, "wss"));
+    let complete = format!("POST /jet/complete/{association}");
+    let word = json!({ "candidate": { "id": tcp } }).to_string();
+    assert_eq!(place.http(&complete, OPERATOR, &word).await.0, 409);
+    let accept = |candidate| path(Operation::Accept, association, candidate);
+    let connect = path(Operation::Connect, association, tcp);
+    let mut accepted = place.peer("tcp", accept(tcp), None).await.ok().unwrap();
+    let other = place.peer("wss", accept(wss), None).await.ok().unwrap();
+    let mut connected = place.peer("tcp", connect, None).await.ok().unwrap();
+    assert_eq!(place.http(&complete, OPERATOR, &word).await.0, 200);
+    assert_eq!(other.rest().await, b"");
+    connected.send(b"hello").await;
+    assert_eq!(accepted.receive(5).await, b"hello");
+    let another = json!({ "candidate": { "id": wss } }).to_string();
+    assert_eq!(place.http(&complete, OPERATOR, &another).await.0, 409);
+    assert_eq!(place.http(&complete, OPERATOR, "{}").await.0, 400);
+}
+
+// J-CT-1
+#[tokio::test(flavor = "multi_thread")]
+async fn with_jet_ct_close_connecting_selects() {
+    let place = Place::start("");
+    let association = Uuid::new_v4();
+    let token = place.token(association, json!({ "jet_ct": "close" }));
+    let candidates = place.association(association, &token).await;
+    let (tcp, ws) = (of(&candidates, "tcp"), of(&candidates, "ws"));
+    let token = Some(token.as_str());
+    let accept = |candidate| path(Operation::Accept, association, candidate);
+    let _accepted = place.peer("tcp", accept(tcp), token).await.ok().unwrap();
+    let other = place.peer("ws", accept(ws), token).await.ok().unwrap();
+    let connect = path(Operation::Connect, association, tcp);
+    let _connected = place.peer("tcp", connect, token).await.ok().unwrap();
+    assert_eq!(other.rest().await, b"");
+    assert_eq!(place.states(association).await[0], "selected");
+}
+
+// J-API-1 J-API-3
+#[tokio::test(flavor = "multi_thread")]
+async fn associations_are_created_read_and_deleted_by_who_may() {
+    let place = Place::start("");
+    let association = Uuid::new_v4();
+    let own = place.token(association, json!({}));
+    let same = place.token(association, json!({}));
+    let other_claims = place.token(association, json!({ "jet_ap": "ssh" }));
+    let elsewhere = place.token(Uuid::new_v4(), json!({}));
+    let forward = place.lab.token("127.0.0.1:1".parse().unwrap(), json!({}));
+    let recorded = place.token(association, json!({ "jet_rec": true }));
+    let id = format!("/jet/association/{association}");
+    let cases = [
+        ("POST", id.as_str(), "", 401),
+        ("POST", &id, "nonsense", 401),
+        ("POST", &id, elsewhere.as_str(), 403),
+        ("POST", &id, &forward, 401),
+        ("POST", &id, &recorded, 403),
+        ("POST", "/jet/association/seven", &own, 400),
+        ("GET", &id, &own, 404),
+        ("DELETE", &id, &own, 404),
+        ("POST", &id, &own, 200),
+        ("POST", &id, &own, 200),
+        ("POST", &id, &same, 200),
+        ("POST", &id, &other_claims, 409),
+        ("GET", &id, "", 401),
+        ("GET", &id, &elsewhere, 403),
+        ("GET", &id, &own, 200),
+        ("GET", &id, OPERATOR, 200),
+        ("GET", "/jet/association", &own, 401),
+        ("GET", "/jet/association", OPERATOR, 200),
+        ("DELETE", &id, &elsewhere, 403),
+        ("DELETE", &id, &own, 200),
+        ("GET", &id, &own, 404),
+    ];
+    for (method, path, bearer, expected) in cases {
+        let (status, body) = place.http(&format!("{method} {path}"), bearer, "").await;
+        assert_eq!(status, expected, "{method} {path}: {body}");
+    }
+}
+
+// J-API-3
+#[tokio::test(flavor = "multi_thread")]
+async fn authentication_may_be_switched_off_and_says_so() {
+    let place = Place::start("[jet]\nauthentication = false\n");
+    let association = Uuid::new_v4();
+    place.association(association, "").await;
+    let log = crate::lab::log();
+    assert!(log.contains("jet.authentication = false"), "{log}");
+}
+
+// J-API-2
+#[tokio::test(flavor = "multi_thread")]
+async fn gathering_names_each_way_in_once() {
+    let place = Place::start("");
+    let association = Uuid::new_v4();
+    let candidates = place.association(association, OPERATOR).await;
+    let transports: Vec<&str> = candidates.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(transports, TRANSPORTS);
+    assert_eq!(place.association(association, OPERATOR).await, candidates);
+    let port = place.lab.address().port();
+    let existing = format!("POST /jet/association/{association}/candidates");
+    let (_, gathered) = place.http(&existing, OPERATOR, "").await;
+    let url = format!("wss://gw.test:{port}?ctype=relay");
+    assert_eq!(gathered["candidates"][3]["url"], url);
+    let unknown = format!("POST /jet/gather/{}", Uuid::new_v4());
+    assert_eq!(place.http(&unknown, OPERATOR, "").await.0, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_ids_are_not_enough_where_a_token_created_the_association() {
+    let place = Place::start("");
+    let association = Uuid::new_v4();
+    let token = place.token(association, json!({}));
+    let candidates = place.association(association, &token).await;
+    let other = place.token(Uuid::new_v4(), json!({}));
+    for transport in TRANSPORTS {
+        let candidate = of(&candidates, transport);
+        for operation in [Operation::Test, Operation::Accept, Operation::Connect] {
+            let path = path(operation, association, candidate);
+            let without = place.peer(transport, path, None).await;
+            assert_eq!(without.err(), Some(401), "{transport} {operation}");
+            let wrong = place.peer(transport, path, Some(&other)).await;
+            assert_eq!(wrong.err(), Some(403), "{transport} {operation}");
+            let forged = place.peer(transport, path, Some("eyJ.e30.")).await;
+            assert_eq!(forged.err(), Some(401), "{transport} {operation}");
+        }
+        let own = Some(token.as_str());
+        let accept = path(Operation::Accept, association, candidate);
+        let connect = path(Operation::Connect, association, candidate);
+        place.peer(transport, accept, own).await.ok().unwrap();
+        let _accepted = within(async {
+            loop {
+                match place.peer(transport, accept, own).await {
+                    Ok(peer) => return peer,
+                    // The first one's end is on its way.
+                    Err(409) => {}
+                    Err(status) => panic!("{status}"),
+                }
+            }
+        })
+        .await;
+        place.peer(transport, connect, own).await.ok().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_browser_shows_its_token_as_a_sub_protocol_or_a_ticket() {
+    let place = Place::start("");
+    let association = Uuid::new_v4();
+    let token = place.token(association, json!({}));
+    let candidates = place.association(association, &token).await;
+    let test = path(Operation::Test, association, of(&candidates, "ws"));
+    let mut request = format!("ws://gw.test{test}").into_client_request().unwrap();
+    let protocols = format!("jet, bearer.{token}").parse().unwrap();
+    request
+        .headers_mut()
+        .insert("sec-websocket-protocol", protocols);
+    let stream: Box<dyn Duplex> = Box::new(place.lab.connect().await);
+    handshake(stream, request).await.ok().unwrap();
+
+    let ticket = crate::api::ticket(&place.lab, &token).await;
+    for (ticket, expected) in [(ticket.as_str(), None), ("jt-guessed", Some(401))] {
+        let request = format!("ws://gw.test{test}?ticket={ticket}");
+        let request = request.into_client_request().unwrap();
+        let stream: Box<dyn Duplex> = Box::new(place.lab.connect().await);
+        assert_eq!(handshake(stream, request).await.err(), expected);
+    }
+    for line in crate::lab::log().lines() {
+        // The client's library, which is part of the test, tells what it sends.
+        if !line.contains("tungstenite") {
+            assert!(!line.contains(&ticket) && !line.contains(&token), "{line}");
+        }
+    }
+}
+
+// J-API-4
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_uses_is_forgotten_and_its_peers_are_closed() {
+    let place = Place::start("[jet]\nunused_timeout_s = 1\n");
+    let (association, accepted, connected) = meet(&place, "tcp", "ws").await;
+    assert_eq!(accepted.rest().await, b"");
+    assert_eq!(connected.rest().await, b"");
+    let path = format!("GET /jet/association/{association}");
+    assert_eq!(place.http(&path, OPERATOR, "").await.0, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleting_an_association_ends_its_session() {
+    let place = Place::start("");
+    let (association, mut accepted, mut connected) = meet(&place, "tcp", "tcp").await;
+    connected.send(b"x").await;
+    accepted.receive(1).await;
+    let delete = format!("DELETE /jet/association/{association}");
+    assert_eq!(place.http(&delete, OPERATOR, "").await.0, 200);
+    assert_eq!(accepted.rest().await, b"");
+    assert_eq!(connected.rest().await, b"");
+}
+
+// J-RDP-3
+#[tokio::test(flavor = "multi_thread")]
+async fn an_rdp_client_with_a_rendezvous_token_meets_the_acceptor() {
+    let place = Place::start("");
+    let target = Target::start().await;
+    let association = Uuid::new_v4();
+    let token = place.token(association, json!({ "jet_ap": "rdp" }));
+    // Before there is an association the client reads that the other side is missing.
+    assert_eq!(failure(&mut place.lab.client(&token).await).await, 3);
+    let candidates = place.association(association, &token).await;
+    let accept = path(Operation::Accept, association, of(&candidates, "wss"));
+    let client = {
+        let token = token.clone();
+        let opening = place.lab.client(&token).await;
+        // The acceptor comes a moment later than the client.
+        let accepted = place.peer("wss", accept, Some(&token)).await.ok().unwrap();
+        tokio::spawn(bridge(accepted, target.address));
+        opening
+    };
+    let mut client = client;
+    assert_eq!(
+        crate::lab::confirm(&mut client).await,
+        crate::lab::SELECTED_TLS
+    );
+    client.write_all(crate::lab::CLIENT_HELLO).await.unwrap();
+    let mut echo = [0_u8; crate::lab::CLIENT_HELLO.len()];
+    within(client.read_exact(&mut echo)).await.unwrap();
+    assert_eq!(place.states(association).await[3], "selected");
+    drop(client);
+    let line = logged("Session closed").await;
+    assert_eq!(line["jet_aid"], association.to_string());
+    // One token, one session.
+    assert_eq!(failure(&mut place.lab.client(&token).await).await, 5);
+}
+
+// J-AP-1
+#[tokio::test(flavor = "multi_thread")]
+async fn jet_ap_is_enforced_in_a_rendezvous() {
+    let place = Place::start("");
+    let association = Uuid::new_v4();
+    let token = place.token(association, json!({ "jet_ap": "ssh" }));
+    let candidates = place.association(association, &token).await;
+    let candidate = of(&candidates, "tcp");
+    let accept = path(Operation::Accept, association, candidate);
+    let connect = path(Operation::Connect, association, candidate);
+    let token = Some(token.as_str());
+    let accepted = place.peer("tcp", accept, token).await.ok().unwrap();
+    let mut connected = place.peer("tcp", connect, token).await.ok().unwrap();
+    connected.send(b"GET / HTTP/1.1\r\n\r\n").await;
+    assert_eq!(accepted.rest().await, b"");
+    assert_eq!(connected.rest().await, b"");
+    assert_eq!(logged("Session refused").await["rule"], "protocol");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_transfer_arrives_whole_through_every_kind_of_peer() {
+    let place = Place::start("");
+    for (acceptor, connector) in [("tcp", "tcp"), ("ws", "tcp"), ("tls", "wss")] {
+        let (_, mut accepted, mut connected) = meet(&place, acceptor, connector).await;
+        let bytes: Vec<u8> = (0..=250).cycle().take(2 * 1024 * 1024).collect();
+        let sent = bytes.clone();
+        let sending = tokio::spawn(async move {
+            for chunk in sent.chunks(700 * 1024) {
+                connected.send(chunk).await;
+            }
+            connected
+        });
+        assert_eq!(accepted.receive(bytes.len()).await, bytes);
+        drop(sending.await.unwrap());
+    }
+}
+
+/// A peer that brings what it is sent to a target, and back.
+async fn bridge(peer: Peer, target: SocketAddr) {
+    let mut target = TcpStream::connect(target).await.unwrap();
+    let Peer::WebSocket { mut socket, .. } = peer else {
+        panic!("a WebSocket");
+    };
+    let mut buffer = vec![0; 4096];
+    loop {
+        tokio::select! {
+            message = socket.next() => match message {
+                Some(Ok(Message::Binary(bytes))) => target.write_all(&bytes).await.unwrap(),
+                Some(Ok(_)) => {}
+                None | Some(Err(_)) => return,
+            },
+            read = target.read(&mut buffer) => match read {
+                Ok(count @ 1..) => {
+                    let message = Message::Binary(buffer[..count].to_vec().into());
+                    if socket.send(message).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(0) | Err(_) => return,
+            },
+        }
+    }
+}
