@@ -1,12 +1,13 @@
 #!/bin/bash
 # Installs what is missing to build and test Jetway on Debian 12; does nothing, quickly, when all is there.
 #
-# usage: tests/install.sh [build] [peers] [ci]
+# usage: tests/install.sh [build] [peers] [ci] [bench]
 #   build      what the build needs, and nothing else
 #   (nothing)  what the tests without peers need: cargo-nextest, besides what the build needs
 #   peers      the real clients and targets of tests/peers: FreeRDP 2 and 3, rdesktop, aardwolf, xrdp, weston, krb5kdc, Xvfb
 #              and the tools around them
 #   ci         cargo-deny and cargo-fuzz
+#   bench      what tests/bench compares with: HAProxy and FreeRDP's proxy; its real sessions also need peers
 set -euo pipefail
 
 packages=(gcc libssl-dev pkg-config)
@@ -24,8 +25,9 @@ for part in "$@"; do
         environments=(aardwolf)
         ;;
     ci) tools+=(cargo-deny cargo-fuzz) ;;
+    bench) packages+=(haproxy freerdp3-proxy) ;;
     *)
-        echo "install.sh: unknown part '$part' (known: build, peers, ci)" >&2
+        echo "install.sh: unknown part '$part' (known: build, peers, ci, bench)" >&2
         exit 2
         ;;
     esac
@@ -75,7 +77,7 @@ done
 if [ ${#missing[@]} -gt 0 ]; then
     echo "install.sh: installing ${missing[*]}"
     apt_get update
-    if [[ " ${missing[*]} " == *" freerdp3-x11 "* ]] && ! apt-cache show freerdp3-x11 >/dev/null 2>&1; then
+    if [[ " ${missing[*]} " == *" freerdp3-"* ]] && ! apt-cache show freerdp3-x11 >/dev/null 2>&1; then
         add_backports
     fi
     apt_get install --yes --no-install-recommends "${missing[@]}" </dev/null
