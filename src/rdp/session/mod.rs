@@ -29,30 +29,36 @@
 //! - *Share PDUs of an unknown type.* Receivers find the next PDU by `totalLength`, whatever the type is. None takes
 //!   one for a PDU of a type that is known; virtual channels do not travel in share PDUs at all.
 //! - *Unknown input.* What is behind it in its PDU cannot be told apart from it, and is reported as one with it
-//!   ([`Input::Unknown`](super::event::Input::Unknown)). It can be keys, and it can be nothing else.
+//!   ([`Input::Unknown`](crate::rdp::event::Input::Unknown)). It can be keys, and it can be nothing else.
 //! - *Another number of channels than asked for.* Clients give the ids to their names in order. A target that counts
 //!   otherwise, as xrdp does where a name is malformed, means other channels by the same ids; so fewer ids, unless
 //!   there are none, end the session if any name among those asked for is read by a stage. Ids beyond the names belong
 //!   to nothing, and data for them end the session. A name that is there twice would do the same.
 
-use std::borrow::Cow;
+mod channel;
+mod error;
+
 use std::mem;
 use std::ops::Range;
 
 use zeroize::Zeroize;
 
-use super::Direction;
-use super::bulk::{self, Bulk};
-use super::bytes::{Reader, shifted, u16_at, u32_at};
-use super::client_info::{self, ClientInfoError, Logon};
-use super::event::{Event, Interest, Phase, Sink, StaticChannel, Unknown, Verdict};
-use super::fast_path;
-use super::frame::{self, Frame, FrameError, FrameKind};
-use super::gcc::{self, GccError};
-use super::mcs::{self, Mcs, McsError};
-use super::reconnect::{ClientCookie, Cookies};
-use super::share::{self, pdu_type, pdu_type2};
-use crate::limits;
+use crate::rdp::Direction;
+use crate::rdp::bulk::{self, Bulk};
+use crate::rdp::bytes::{Reader, shifted, u16_at, u32_at};
+use crate::rdp::client_info::{self, ClientInfoError, Logon};
+use crate::rdp::event::{Event, Input, Interest, Phase, Sink, StaticChannel, Unknown, Verdict};
+use crate::rdp::fast_path;
+use crate::rdp::frame::{self, Frame, FrameKind};
+use crate::rdp::gcc::{self, GccError};
+use crate::rdp::mcs::{self, Mcs, McsError};
+use crate::rdp::reconnect::{ClientCookie, Cookies};
+use crate::rdp::share::{self, pdu_type, pdu_type2};
+
+use self::channel::{Channel, ChannelContext, Chunk};
+pub use self::error::{
+    ERRINFO_IDLE_TIMEOUT, ERRINFO_LOGON_TIMEOUT, ERRINFO_RPC_INITIATED_DISCONNECT, SessionError,
+};
 
 /// What differs between the legs, and what a session may do.
 #[derive(Debug)]
@@ -69,137 +75,6 @@ pub struct Settings {
     pub cookies: Option<Box<dyn Cookies>>,
 }
 
-/// Why a session cannot go on.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SessionError {
-    /// Bytes that are no frame.
-    #[error("{} sent no RDP frame: {error}", .from.sender())]
-    Frame {
-        /// Whose fault it is.
-        from: Direction,
-        /// Why.
-        error: FrameError,
-    },
-    /// A frame that is no MCS PDU.
-    #[error("{} sent a broken frame: {error}", .from.sender())]
-    Mcs {
-        /// Whose fault it is.
-        from: Direction,
-        /// Why.
-        error: McsError,
-    },
-    /// Basic settings that cannot be trusted.
-    #[error("{} sent broken settings: {error}", .from.sender())]
-    Gcc {
-        /// Whose fault it is.
-        from: Direction,
-        /// Why.
-        error: GccError,
-    },
-    /// A Client Info PDU that cannot be read or changed.
-    #[error("client's logon cannot be passed on: {0}")]
-    ClientInfo(#[from] ClientInfoError),
-    /// A PDU that does not say what its kind says.
-    #[error("{} sent a malformed {pdu}", .from.sender())]
-    Malformed {
-        /// Whose fault it is.
-        from: Direction,
-        /// Which PDU.
-        pdu: &'static str,
-    },
-    /// A PDU that has no place in this phase or direction.
-    #[error("{} sent {pdu} during {phase}", .from.sender())]
-    OutOfPlace {
-        /// Whose fault it is.
-        from: Direction,
-        /// Which PDU.
-        pdu: &'static str,
-        /// When.
-        phase: Phase,
-    },
-    /// Data for a channel that does not exist.
-    #[error("{} sent data on channel {channel}, which does not exist", .from.sender())]
-    UnknownChannel {
-        /// Whose fault it is.
-        from: Direction,
-        /// MCS channel.
-        channel: u16,
-    },
-    /// More than a limit allows.
-    #[error("{} sent a message of {length} bytes on {channel}, above the limit of {limit}", .from.sender())]
-    TooLong {
-        /// Whose fault it is.
-        from: Direction,
-        /// Name of the channel.
-        channel: String,
-        /// What it says or holds.
-        length: usize,
-        /// What is accepted.
-        limit: usize,
-    },
-    /// Compressed data that do not decompress, or that were declined.
-    #[error("{} sent compressed data that {why}", .from.sender())]
-    Compression {
-        /// Whose fault it is.
-        from: Direction,
-        /// What is wrong.
-        why: &'static str,
-    },
-    /// UDP is offered where it cannot be declined.
-    #[error("a second transport was asked for, which would pass the gateway by")]
-    Multitransport,
-    /// The target sends the client where its token does not.
-    #[error("target redirects to {to}, which is not allowed")]
-    Redirection {
-        /// Where to.
-        to: String,
-    },
-    /// A stage ended the session.
-    #[error("session ended by policy: {reason}")]
-    Terminated {
-        /// What the stage says.
-        reason: String,
-        /// Set Error Info code for the user.
-        error_info: u32,
-    },
-    /// A stage wanted what cannot be done any more.
-    #[error("a verdict on {0} cannot be carried out")]
-    Verdict(&'static str),
-}
-
-impl SessionError {
-    /// The Set Error Info code ([MS-RDPBCGR] 2.2.5.1.1) closest in meaning.
-    #[must_use]
-    pub fn error_info(&self) -> u32 {
-        match self {
-            Self::Terminated { error_info, .. } => *error_info,
-            // ERRINFO_SERVER_DENIED_CONNECTION.
-            Self::Redirection { .. } | Self::Multitransport => 0x0000_0007,
-            // ERRINFO_DATAPDUSEQUENCE.
-            Self::OutOfPlace { .. } => 0x0000_10cb,
-            // The codes for broken PDUs name one kind each; this one is for any.
-            Self::Frame { .. }
-            | Self::Mcs { .. }
-            | Self::Gcc { .. }
-            | Self::ClientInfo(_)
-            | Self::Malformed { .. }
-            | Self::UnknownChannel { .. }
-            | Self::TooLong { .. }
-            | Self::Compression { .. }
-            | Self::Verdict(_) => ERRINFO_RPC_INITIATED_DISCONNECT,
-        }
-    }
-}
-
-/// `ERRINFO_RPC_INITIATED_DISCONNECT`: ended by an administrative tool.
-pub const ERRINFO_RPC_INITIATED_DISCONNECT: u32 = 0x0000_0001;
-
-/// `ERRINFO_IDLE_TIMEOUT`.
-pub const ERRINFO_IDLE_TIMEOUT: u32 = 0x0000_0003;
-
-/// `ERRINFO_LOGON_TIMEOUT`: the time allowed for the session is over.
-pub const ERRINFO_LOGON_TIMEOUT: u32 = 0x0000_0004;
-
 /// Flags of the basic security header ([MS-RDPBCGR] 2.2.8.1.1.2.1).
 mod security {
     pub(super) const TRANSPORT_REQ: u16 = 0x0002;
@@ -209,24 +84,6 @@ mod security {
     pub(super) const LICENSE_PKT: u16 = 0x0080;
     pub(super) const REDIRECTION_PKT: u16 = 0x0400;
 }
-
-/// Flags of the channel PDU header ([MS-RDPBCGR] 2.2.6.1.1).
-mod channel_flag {
-    pub(super) const FIRST: u32 = 0x01;
-    pub(super) const LAST: u32 = 0x02;
-    pub(super) const SHOW_PROTOCOL: u32 = 0x10;
-    pub(super) const SUSPEND: u32 = 0x20;
-    pub(super) const RESUME: u32 = 0x40;
-}
-
-/// `CHANNEL_OPTION_SHOW_PROTOCOL`: chunks carry [`channel_flag::SHOW_PROTOCOL`].
-const CHANNEL_OPTION_SHOW_PROTOCOL: u32 = 0x0020_0000;
-
-/// `CHANNEL_CHUNK_LENGTH`: what every peer accepts.
-const CHUNK_BYTES: usize = 1600;
-
-/// Bytes of the channel PDU header.
-const CHANNEL_HEADER_BYTES: usize = 8;
 
 /// A session between its two legs.
 #[derive(Debug)]
@@ -272,23 +129,6 @@ impl<T> PerDirection<T> {
             Direction::ToClient => &mut self.to_client,
         }
     }
-}
-
-/// A static channel and what of its messages has arrived.
-#[derive(Debug)]
-struct Channel {
-    info: StaticChannel,
-    interest: Interest,
-    partial: PerDirection<Option<Partial>>,
-}
-
-/// A message that is not complete.
-#[derive(Debug)]
-struct Partial {
-    total: usize,
-    data: Vec<u8>,
-    /// Frames that wait for the verdict, as they came.
-    held: Vec<u8>,
 }
 
 /// What becomes of a frame.
@@ -1158,186 +998,6 @@ const LICENSE_VALID_CLIENT: [u8; 20] = [
     0x80, 0, 0, 0, 0xff, 0x03, 16, 0, 7, 0, 0, 0, 2, 0, 0, 0, 4, 0, 0, 0,
 ];
 
-/// A chunk of a channel as it came.
-struct Chunk<'a> {
-    direction: Direction,
-    frame: &'a [u8],
-    data: &'a [u8],
-}
-
-/// What a channel shares with the others.
-struct ChannelContext<'a> {
-    bulk: &'a mut PerDirection<Bulk>,
-    pending: &'a mut usize,
-    initiators: &'a mut PerDirection<u16>,
-    answers: &'a mut Vec<u8>,
-}
-
-impl Channel {
-    fn chunk(
-        &mut self,
-        chunk: &Chunk<'_>,
-        context: &mut ChannelContext<'_>,
-        sink: &mut dyn Sink,
-    ) -> Result<Passage, SessionError> {
-        let direction = chunk.direction;
-        let bad = || malformed(direction, "channel PDU");
-        let total = u32_at(chunk.data, 0).ok_or_else(bad)?;
-        let flags = u32_at(chunk.data, 4).ok_or_else(bad)?;
-        let data = chunk.data.get(CHANNEL_HEADER_BYTES..).unwrap_or_default();
-        let [_, _, compression, _] = flags.to_le_bytes();
-        if self.interest == Interest::Decide && compression & bulk::COMPRESSED != 0 {
-            return Err(SessionError::Compression {
-                from: direction,
-                why: "was declined",
-            });
-        }
-        // Followed even where nobody looks: the history is shared.
-        note_compression(context.bulk, direction, compression, sink)?;
-        let data = plain(context.bulk, direction, data, compression)?;
-        if self.interest == Interest::Ignore {
-            return Ok(Passage::AsIs);
-        }
-        if flags & (channel_flag::SUSPEND | channel_flag::RESUME) != 0 && data.is_empty() {
-            return Ok(Passage::AsIs);
-        }
-        let total = usize::try_from(total).unwrap_or(usize::MAX);
-        let decides = self.interest == Interest::Decide;
-        let name = &self.info.name;
-        let partial = self.partial.of(direction);
-        let first = flags & channel_flag::FIRST != 0;
-        let last = flags & channel_flag::LAST != 0;
-        if first != partial.is_none() {
-            return Err(bad());
-        }
-        let too_long = |length, limit| SessionError::TooLong {
-            from: direction,
-            channel: name.clone(),
-            length,
-            limit,
-        };
-        if total > limits::CHANNEL_MESSAGE_BYTES {
-            return Err(too_long(total, limits::CHANNEL_MESSAGE_BYTES));
-        }
-        let (message, held) = if first && last {
-            (Cow::Borrowed(data), Vec::new())
-        } else {
-            let partial = partial.get_or_insert_with(|| Partial {
-                total,
-                data: Vec::new(),
-                held: Vec::new(),
-            });
-            let length = partial.data.len().saturating_add(data.len());
-            if length > partial.total {
-                return Err(bad());
-            }
-            let held = if decides { chunk.frame.len() } else { 0 };
-            *context.pending = context
-                .pending
-                .saturating_add(data.len())
-                .saturating_add(held);
-            if *context.pending > limits::CHANNEL_PENDING_BYTES {
-                return Err(too_long(*context.pending, limits::CHANNEL_PENDING_BYTES));
-            }
-            partial.data.extend_from_slice(data);
-            if decides {
-                partial.held.extend_from_slice(chunk.frame);
-            }
-            if !last {
-                return Ok(if decides {
-                    Passage::Withheld
-                } else {
-                    Passage::AsIs
-                });
-            }
-            let whole = self.partial.of(direction).take().ok_or_else(bad)?;
-            *context.pending = context
-                .pending
-                .saturating_sub(whole.data.len())
-                .saturating_sub(whole.held.len());
-            (Cow::Owned(whole.data), whole.held)
-        };
-        if message.len() != total {
-            return Err(bad());
-        }
-        let verdict = sink.on_event(&Event::ChannelMessage {
-            direction,
-            channel: &self.info,
-            data: &message,
-        });
-        match verdict {
-            Verdict::Forward if held.is_empty() => Ok(Passage::AsIs),
-            Verdict::Forward => Ok(Passage::Instead {
-                bytes: held,
-                secrets: Vec::new(),
-            }),
-            Verdict::Replace(message) if decides => Ok(Passage::Instead {
-                bytes: self.encode(direction, context, &message)?,
-                secrets: Vec::new(),
-            }),
-            Verdict::Deny { answers, .. } if decides => {
-                for answer in &answers {
-                    let bytes = self.encode(direction.opposite(), context, answer)?;
-                    context.answers.extend(bytes);
-                }
-                Ok(Passage::Withheld)
-            }
-            Verdict::Replace(_) | Verdict::Deny { .. } => {
-                Err(SessionError::Verdict("a message that has passed"))
-            }
-            Verdict::Terminate { reason, error_info } => {
-                Err(SessionError::Terminated { reason, error_info })
-            }
-        }
-    }
-
-    /// The frames of a message, in chunks that every peer accepts.
-    fn encode(
-        &self,
-        direction: Direction,
-        context: &mut ChannelContext<'_>,
-        message: &[u8],
-    ) -> Result<Vec<u8>, SessionError> {
-        // Between the chunks of another message it would destroy that one.
-        let busy = match direction {
-            Direction::ToTarget => self.partial.to_target.as_ref(),
-            Direction::ToClient => self.partial.to_client.as_ref(),
-        };
-        let passed = busy.is_some_and(|partial| partial.held.is_empty());
-        let total = u32::try_from(message.len()).ok();
-        let initiator = *context.initiators.of(direction);
-        let Some(total) = total.filter(|_| !passed && initiator != 0) else {
-            return Err(SessionError::Verdict("a channel message"));
-        };
-        let mut bytes = Vec::new();
-        let count = message.len().div_ceil(CHUNK_BYTES).max(1);
-        for position in 0..count {
-            let start = position.saturating_mul(CHUNK_BYTES);
-            let end = start.saturating_add(CHUNK_BYTES).min(message.len());
-            let mut flags = 0;
-            if position == 0 {
-                flags |= channel_flag::FIRST;
-            }
-            if end == message.len() {
-                flags |= channel_flag::LAST;
-            }
-            if self.info.options & CHANNEL_OPTION_SHOW_PROTOCOL != 0 {
-                flags |= channel_flag::SHOW_PROTOCOL;
-            }
-            let parts = [
-                &total.to_le_bytes()[..],
-                &flags.to_le_bytes(),
-                message.get(start..end).unwrap_or_default(),
-            ];
-            let request = direction == Direction::ToTarget;
-            let frame = mcs::encode_send_data(request, initiator, self.info.id, &parts)
-                .ok_or(SessionError::Verdict("a channel message"))?;
-            bytes.extend(frame);
-        }
-        Ok(bytes)
-    }
-}
-
 /// Reports what can be seen but not held up.
 fn watch(sink: &mut dyn Sink, event: &Event<'_>) -> Result<(), SessionError> {
     match sink.on_event(event) {
@@ -1352,10 +1012,7 @@ fn watch(sink: &mut dyn Sink, event: &Event<'_>) -> Result<(), SessionError> {
 }
 
 /// Reports the events of one input PDU, which passes whole or not at all.
-fn report_inputs(
-    sink: &mut dyn Sink,
-    inputs: Vec<super::event::Input>,
-) -> Result<Passage, SessionError> {
+fn report_inputs(sink: &mut dyn Sink, inputs: Vec<Input>) -> Result<Passage, SessionError> {
     let mut passage = Passage::AsIs;
     for input in inputs {
         match sink.on_event(&Event::Input(input)) {
@@ -1452,7 +1109,8 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::rdp::event::{Input, Redirection};
+    use crate::limits;
+    use crate::rdp::event::Redirection;
 
     #[test]
     fn nothing_but_the_client_info_may_come_before_it() {
@@ -2286,7 +1944,7 @@ mod tests {
 
     fn recording() -> Vec<(Direction, Vec<u8>)> {
         crate::rdp::recording(include_bytes!(
-            "../../tests/golden/sessions/gdi-tls-shadow2.rec"
+            "../../../tests/golden/sessions/gdi-tls-shadow2.rec"
         ))
     }
 }

@@ -1,0 +1,228 @@
+//! Static virtual channels ([MS-RDPBCGR] 2.2.6.1, 3.1.5.2.2): messages put together from their chunks, judged, and
+//! passed on, held back, replaced or answered.
+
+use std::borrow::Cow;
+
+use crate::limits;
+use crate::rdp::Direction;
+use crate::rdp::bulk::{self, Bulk};
+use crate::rdp::bytes::u32_at;
+use crate::rdp::event::{Event, Interest, Sink, StaticChannel, Verdict};
+use crate::rdp::mcs;
+
+use super::{Passage, PerDirection, SessionError, malformed, note_compression, plain};
+
+/// A static channel and what of its messages has arrived.
+#[derive(Debug)]
+pub(super) struct Channel {
+    pub(super) info: StaticChannel,
+    pub(super) interest: Interest,
+    pub(super) partial: PerDirection<Option<Partial>>,
+}
+
+/// A message that is not complete.
+#[derive(Debug)]
+pub(super) struct Partial {
+    total: usize,
+    data: Vec<u8>,
+    /// Frames that wait for the verdict, as they came.
+    held: Vec<u8>,
+}
+
+/// A chunk of a channel as it came.
+pub(super) struct Chunk<'a> {
+    pub(super) direction: Direction,
+    pub(super) frame: &'a [u8],
+    pub(super) data: &'a [u8],
+}
+
+/// What a channel shares with the others.
+pub(super) struct ChannelContext<'a> {
+    pub(super) bulk: &'a mut PerDirection<Bulk>,
+    pub(super) pending: &'a mut usize,
+    pub(super) initiators: &'a mut PerDirection<u16>,
+    pub(super) answers: &'a mut Vec<u8>,
+}
+
+impl Channel {
+    pub(super) fn chunk(
+        &mut self,
+        chunk: &Chunk<'_>,
+        context: &mut ChannelContext<'_>,
+        sink: &mut dyn Sink,
+    ) -> Result<Passage, SessionError> {
+        let direction = chunk.direction;
+        let bad = || malformed(direction, "channel PDU");
+        let total = u32_at(chunk.data, 0).ok_or_else(bad)?;
+        let flags = u32_at(chunk.data, 4).ok_or_else(bad)?;
+        let data = chunk.data.get(CHANNEL_HEADER_BYTES..).unwrap_or_default();
+        let [_, _, compression, _] = flags.to_le_bytes();
+        if self.interest == Interest::Decide && compression & bulk::COMPRESSED != 0 {
+            return Err(SessionError::Compression {
+                from: direction,
+                why: "was declined",
+            });
+        }
+        // Followed even where nobody looks: the history is shared.
+        note_compression(context.bulk, direction, compression, sink)?;
+        let data = plain(context.bulk, direction, data, compression)?;
+        if self.interest == Interest::Ignore {
+            return Ok(Passage::AsIs);
+        }
+        if flags & (channel_flag::SUSPEND | channel_flag::RESUME) != 0 && data.is_empty() {
+            return Ok(Passage::AsIs);
+        }
+        let total = usize::try_from(total).unwrap_or(usize::MAX);
+        let decides = self.interest == Interest::Decide;
+        let name = &self.info.name;
+        let partial = self.partial.of(direction);
+        let first = flags & channel_flag::FIRST != 0;
+        let last = flags & channel_flag::LAST != 0;
+        if first != partial.is_none() {
+            return Err(bad());
+        }
+        let too_long = |length, limit| SessionError::TooLong {
+            from: direction,
+            channel: name.clone(),
+            length,
+            limit,
+        };
+        if total > limits::CHANNEL_MESSAGE_BYTES {
+            return Err(too_long(total, limits::CHANNEL_MESSAGE_BYTES));
+        }
+        let (message, held) = if first && last {
+            (Cow::Borrowed(data), Vec::new())
+        } else {
+            let partial = partial.get_or_insert_with(|| Partial {
+                total,
+                data: Vec::new(),
+                held: Vec::new(),
+            });
+            let length = partial.data.len().saturating_add(data.len());
+            if length > partial.total {
+                return Err(bad());
+            }
+            let held = if decides { chunk.frame.len() } else { 0 };
+            *context.pending = context
+                .pending
+                .saturating_add(data.len())
+                .saturating_add(held);
+            if *context.pending > limits::CHANNEL_PENDING_BYTES {
+                return Err(too_long(*context.pending, limits::CHANNEL_PENDING_BYTES));
+            }
+            partial.data.extend_from_slice(data);
+            if decides {
+                partial.held.extend_from_slice(chunk.frame);
+            }
+            if !last {
+                return Ok(if decides {
+                    Passage::Withheld
+                } else {
+                    Passage::AsIs
+                });
+            }
+            let whole = self.partial.of(direction).take().ok_or_else(bad)?;
+            *context.pending = context
+                .pending
+                .saturating_sub(whole.data.len())
+                .saturating_sub(whole.held.len());
+            (Cow::Owned(whole.data), whole.held)
+        };
+        if message.len() != total {
+            return Err(bad());
+        }
+        let verdict = sink.on_event(&Event::ChannelMessage {
+            direction,
+            channel: &self.info,
+            data: &message,
+        });
+        match verdict {
+            Verdict::Forward if held.is_empty() => Ok(Passage::AsIs),
+            Verdict::Forward => Ok(Passage::Instead {
+                bytes: held,
+                secrets: Vec::new(),
+            }),
+            Verdict::Replace(message) if decides => Ok(Passage::Instead {
+                bytes: self.encode(direction, context, &message)?,
+                secrets: Vec::new(),
+            }),
+            Verdict::Deny { answers, .. } if decides => {
+                for answer in &answers {
+                    let bytes = self.encode(direction.opposite(), context, answer)?;
+                    context.answers.extend(bytes);
+                }
+                Ok(Passage::Withheld)
+            }
+            Verdict::Replace(_) | Verdict::Deny { .. } => {
+                Err(SessionError::Verdict("a message that has passed"))
+            }
+            Verdict::Terminate { reason, error_info } => {
+                Err(SessionError::Terminated { reason, error_info })
+            }
+        }
+    }
+
+    /// The frames of a message, in chunks that every peer accepts.
+    fn encode(
+        &self,
+        direction: Direction,
+        context: &mut ChannelContext<'_>,
+        message: &[u8],
+    ) -> Result<Vec<u8>, SessionError> {
+        // Between the chunks of another message it would destroy that one.
+        let busy = match direction {
+            Direction::ToTarget => self.partial.to_target.as_ref(),
+            Direction::ToClient => self.partial.to_client.as_ref(),
+        };
+        let passed = busy.is_some_and(|partial| partial.held.is_empty());
+        let total = u32::try_from(message.len()).ok();
+        let initiator = *context.initiators.of(direction);
+        let Some(total) = total.filter(|_| !passed && initiator != 0) else {
+            return Err(SessionError::Verdict("a channel message"));
+        };
+        let mut bytes = Vec::new();
+        let count = message.len().div_ceil(CHUNK_BYTES).max(1);
+        for position in 0..count {
+            let start = position.saturating_mul(CHUNK_BYTES);
+            let end = start.saturating_add(CHUNK_BYTES).min(message.len());
+            let mut flags = 0;
+            if position == 0 {
+                flags |= channel_flag::FIRST;
+            }
+            if end == message.len() {
+                flags |= channel_flag::LAST;
+            }
+            if self.info.options & CHANNEL_OPTION_SHOW_PROTOCOL != 0 {
+                flags |= channel_flag::SHOW_PROTOCOL;
+            }
+            let parts = [
+                &total.to_le_bytes()[..],
+                &flags.to_le_bytes(),
+                message.get(start..end).unwrap_or_default(),
+            ];
+            let request = direction == Direction::ToTarget;
+            let frame = mcs::encode_send_data(request, initiator, self.info.id, &parts)
+                .ok_or(SessionError::Verdict("a channel message"))?;
+            bytes.extend(frame);
+        }
+        Ok(bytes)
+    }
+}
+
+/// Flags of the channel PDU header ([MS-RDPBCGR] 2.2.6.1.1).
+mod channel_flag {
+    pub(super) const FIRST: u32 = 0x01;
+    pub(super) const LAST: u32 = 0x02;
+    pub(super) const SHOW_PROTOCOL: u32 = 0x10;
+    pub(super) const SUSPEND: u32 = 0x20;
+    pub(super) const RESUME: u32 = 0x40;
+}
+
+/// `CHANNEL_OPTION_SHOW_PROTOCOL`: chunks carry [`channel_flag::SHOW_PROTOCOL`].
+const CHANNEL_OPTION_SHOW_PROTOCOL: u32 = 0x0020_0000;
+
+/// `CHANNEL_CHUNK_LENGTH`: what every peer accepts.
+const CHUNK_BYTES: usize = 1600;
+
+/// Bytes of the channel PDU header.
+const CHANNEL_HEADER_BYTES: usize = 8;
