@@ -29,7 +29,13 @@ use zeroize::Zeroizing;
 use super::kerberos::{Initiator, TICKET_NOT_TAKEN, Work};
 use super::krb_error::KrbError;
 use super::server::{Cause, decode, encode};
-use super::{COMPUTER_NAME, TS_REQUESTS, TsRequestError, unlogged};
+use super::{COMPUTER_NAME, Panicked, TS_REQUESTS, TsRequestError, contained};
+
+impl From<Panicked> for LogonError {
+    fn from(panicked: Panicked) -> Self {
+        Self::Package(panicked.to_string())
+    }
+}
 
 /// How to log on.
 #[derive(Clone, Copy, Debug)]
@@ -198,10 +204,10 @@ impl Client {
             }
             None => TsRequest::default(),
         };
-        let generator = unlogged(|| match &mut self.inner {
+        let generator = contained(|| match &mut self.inner {
             Inner::Ntlm(client) => client.process(request),
             Inner::Kerberos(client) => client.process(request),
-        });
+        })?;
         Ok(Exchange {
             generator,
             binding_sent: &mut self.binding_sent,
@@ -238,7 +244,7 @@ impl Exchange<'_> {
     /// # Errors
     /// The logon failed.
     pub fn start(&mut self) -> Result<Progress, LogonError> {
-        let state = unlogged(|| self.generator.start());
+        let state = contained(|| self.generator.start())?;
         self.advance(state)
     }
 
@@ -258,7 +264,7 @@ impl Exchange<'_> {
             .as_deref()
             .ok()
             .and_then(|answer| KrbError::decode(answer.get(LENGTH_BYTES..)?));
-        let state = unlogged(|| self.generator.resume(answer));
+        let state = contained(|| self.generator.resume(answer))?;
         self.advance(state)
     }
 

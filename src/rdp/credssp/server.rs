@@ -22,7 +22,9 @@ use zeroize::Zeroizing;
 
 use super::acceptor::{self, Acceptor, Step};
 use super::keytab::Keytab;
-use super::{COMPUTER_NAME, Mechanism, TS_REQUESTS, TsRequestError, frame_length, unlogged};
+use super::{
+    COMPUTER_NAME, Mechanism, Panicked, TS_REQUESTS, TsRequestError, contained, frame_length,
+};
 
 /// What a client's `TSRequest` leads to.
 #[derive(Debug)]
@@ -165,16 +167,21 @@ impl Server {
         let server = match self.inner.insert(inner) {
             Inner::Ntlm(server) => server,
             Inner::Kerberos(acceptor) => {
-                return match unlogged(|| acceptor.process(&request)) {
-                    Ok(Step::Reply(reply)) => encode(&reply)
+                return match contained(|| acceptor.process(&request)) {
+                    Ok(Ok(Step::Reply(reply))) => encode(&reply)
                         .map(|frame| Progress::Reply(frame.to_vec()))
                         .map_err(silently),
-                    Ok(Step::Finished) => Ok(Progress::Finished),
-                    Err(cause) => Err(told(TsRequest::default(), cause)),
+                    Ok(Ok(Step::Finished)) => Ok(Progress::Finished),
+                    Ok(Err(cause)) => Err(told(TsRequest::default(), cause)),
+                    Err(panicked) => Err(self.give_up(panicked)),
                 };
             }
         };
-        match unlogged(|| server.process(request).resolve_to_result()) {
+        let processed = match contained(|| server.process(request).resolve_to_result()) {
+            Ok(processed) => processed,
+            Err(panicked) => return Err(self.give_up(panicked)),
+        };
+        match processed {
             Ok(ServerState::ReplyNeeded(reply)) => encode(&reply)
                 .map(|frame| Progress::Reply(frame.to_vec()))
                 .map_err(silently),
@@ -241,6 +248,15 @@ pub fn account_restriction(frame: &[u8]) -> Result<Vec<u8>, Cause> {
     encode(&reply).map(|frame| frame.to_vec())
 }
 
+impl Server {
+    /// Nothing more is asked of a package that panicked.
+    fn give_up(&mut self, panicked: Panicked) -> Denied {
+        self.inner = None;
+        self.seen = TS_REQUESTS;
+        silently(Cause::Package(panicked.to_string()))
+    }
+}
+
 fn silently(cause: Cause) -> Denied {
     Denied { reply: None, cause }
 }
@@ -251,7 +267,9 @@ pub(super) fn decode(frame: &[u8]) -> Result<TsRequest, TsRequestError> {
         Some(length) if length == frame.len() => {}
         _ => return Err(TsRequestError::Malformed),
     }
-    TsRequest::from_buffer(frame).map_err(|_| TsRequestError::Malformed)
+    contained(|| TsRequest::from_buffer(frame))
+        .map_err(|Panicked| TsRequestError::Malformed)?
+        .map_err(|_| TsRequestError::Malformed)
 }
 
 pub(super) fn encode(request: &TsRequest) -> Result<Zeroizing<Vec<u8>>, Cause> {
