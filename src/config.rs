@@ -328,7 +328,14 @@ pub enum VerifyTarget {
 #[serde(deny_unknown_fields)]
 pub struct KerberosConfig {
     /// `host:port` of the KDCs, in the order in which to try them.
+    #[serde(default)]
     pub kdcs: Vec<String>,
+    /// Whether DNS is asked for the KDCs of `realm`, in the place of `kdcs`. They are judged by the egress rules.
+    #[serde(default)]
+    pub dns: bool,
+    /// Who is asked, where it is not the name servers of the system.
+    #[serde(default)]
+    pub nameservers: Vec<SocketAddr>,
     /// The realm of user names that name none.
     pub realm: Option<String>,
     /// Whether NTLM may be used where there is no ticket.
@@ -654,8 +661,19 @@ impl Config {
         }
         if let Some(kerberos) = &self.target.kerberos {
             let key = ["target", "kerberos", "kdcs"];
-            if kerberos.kdcs.is_empty() {
-                return Err(file.error(&key, "names no KDC"));
+            if kerberos.kdcs.is_empty() && !kerberos.dns {
+                return Err(file.error(&key, "names no KDC, and dns is not to be asked"));
+            }
+            if kerberos.dns && !kerberos.kdcs.is_empty() {
+                return Err(file.error(&key, "where KDCs are named, dns is not asked"));
+            }
+            if kerberos.dns && kerberos.realm.as_deref().is_none_or(str::is_empty) {
+                let key = ["target", "kerberos", "realm"];
+                return Err(file.error(&key, "needed for dns"));
+            }
+            if !kerberos.dns && !kerberos.nameservers.is_empty() {
+                let key = ["target", "kerberos", "nameservers"];
+                return Err(file.error(&key, "nobody asks them without dns = true"));
             }
             for kdc in &kerberos.kdcs {
                 kdc.parse::<TargetAddr>()
@@ -824,6 +842,21 @@ mod tests {
                 "[target]\nkerberos = { kdcs = [] }\n",
                 "target.kerberos.kdcs",
                 8,
+            ),
+            (
+                "[target.kerberos]\ndns = true\nkdcs = [\"dc1.corp.example:88\"]\n",
+                "target.kerberos.kdcs",
+                9,
+            ),
+            (
+                "[target.kerberos]\ndns = true\n",
+                "target.kerberos.realm",
+                7,
+            ),
+            (
+                "[target.kerberos]\nkdcs = [\"dc1:88\"]\nnameservers = [\"192.0.2.53:53\"]\n",
+                "target.kerberos.nameservers",
+                9,
             ),
             (
                 "[target]\nkerberos = { kdcs = [\"dc1.corp.example\"] }\n",

@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 use zeroize::Zeroizing;
 
 use crate::clock;
-use crate::config::{Config, TlsConfig, VerifyTarget};
+use crate::config::{Config, KerberosConfig, TlsConfig, VerifyTarget};
 use crate::jet::rendezvous::RendezvousLimits;
 use crate::keyring::{KeyFile, Keyring, ReloadOutcome};
 use crate::listener::admission::Door;
@@ -26,6 +26,7 @@ use crate::policy::work::WorkLimiter;
 use crate::rdp::credssp::keytab::{self, Keytab};
 use crate::rdp::credssp::server::Kerberos as ClientKerberos;
 use crate::refusal::Refusal;
+use crate::session::kdc::{KdcLookup, KdcSource};
 use crate::session::registry::{EndCause, Registry};
 use crate::session::secure::{Kerberos, SecureConfig};
 use crate::store::cookies::KnownCookies;
@@ -350,11 +351,14 @@ fn make_secure(config: &Config) -> anyhow::Result<SecureConfig> {
         }
         VerifyTarget::AcceptAny => TargetCertificate::AcceptAny,
     };
-    let kerberos = target.kerberos.clone().map(|kerberos| Kerberos {
-        kdcs: kerberos.kdcs,
-        realm: kerberos.realm,
-        ntlm_fallback: kerberos.ntlm_fallback,
-    });
+    let kerberos = match &target.kerberos {
+        Some(kerberos) => Some(Kerberos {
+            kdcs: kdc_source(kerberos, config)?,
+            realm: kerberos.realm.clone(),
+            ntlm_fallback: kerberos.ntlm_fallback,
+        }),
+        None => None,
+    };
     let client_kerberos = match &config.client.kerberos {
         Some(kerberos) => Some(ClientKerberos {
             keytab: Arc::new(read_keytab(&kerberos.keytab)?),
@@ -367,6 +371,17 @@ fn make_secure(config: &Config) -> anyhow::Result<SecureConfig> {
         kerberos,
         client_kerberos,
     })
+}
+
+fn kdc_source(kerberos: &KerberosConfig, config: &Config) -> anyhow::Result<KdcSource> {
+    if !kerberos.dns {
+        return Ok(KdcSource::Listed(kerberos.kdcs.clone()));
+    }
+    let realm = kerberos.realm.as_deref().unwrap_or_default();
+    let egress = config.egress_rules.clone();
+    let lookup = KdcLookup::new(realm, &kerberos.nameservers, egress);
+    let lookup = lookup.with_context(|| format!("target.kerberos: {realm}"))?;
+    Ok(KdcSource::Dns(Arc::new(lookup)))
 }
 
 fn read_keytab(path: &Path) -> anyhow::Result<Keytab> {

@@ -21,7 +21,7 @@ for part in "$@"; do
             freerdp2-x11 freerdp2-shadow-x11 winpr-utils freerdp3-x11 freerdp3-shadow-x11 xrdp xorgxrdp
             rdesktop fuse3 pulseaudio pulseaudio-utils weston xwayland python3-venv
             # They come without a realm, and without one krb5kdc and kadmind do not start.
-            krb5-kdc krb5-admin-server krb5-user faketime)
+            krb5-kdc krb5-admin-server krb5-user faketime dnsmasq-base)
         environments=(aardwolf)
         ;;
     ci) tools+=(cargo-deny cargo-fuzz) ;;

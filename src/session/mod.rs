@@ -16,7 +16,7 @@ pub mod authorize;
 pub mod connect;
 pub mod identify;
 pub mod inspect;
-mod kdc;
+pub mod kdc;
 pub mod open;
 pub mod refuse;
 pub mod registry;

@@ -54,7 +54,7 @@ use crate::target_certificate::{
 use crate::token::claims::{Credentials, Thumbprint};
 use crate::token::target::TargetAddr;
 
-use super::kdc::Kdcs;
+use super::kdc::{KdcSource, Kdcs};
 
 /// What an operator configures for the target leg.
 #[derive(Clone, Debug)]
@@ -68,10 +68,10 @@ pub struct SecureConfig {
 }
 
 /// Kerberos to targets that were named, not addressed: there is no ticket for an IP address.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Kerberos {
-    /// `host:port` of the KDCs, in the order to try them.
-    pub kdcs: Vec<String>,
+    /// Where the KDCs are.
+    pub kdcs: KdcSource,
     /// The realm of user names that name none.
     pub realm: Option<String>,
     /// Whether NTLM may be used where there is no ticket: no KDC answers or has the right time, the KDC does not know
@@ -1064,7 +1064,8 @@ async fn first_by_kerberos(
     }
     let realm = kerberos.realm.as_deref();
     let package = (Package::Kerberos { realm }, Logon::Kerberos);
-    let kdcs = kerberos.kdcs.clone();
+    let kdcs = kerberos.kdcs.addresses(request.deadline).await;
+    let kdcs = kdcs.map_err(SecureError::KdcUnreachable)?;
     first_by(package, kdcs, public_key, credentials, request).await
 }
 
@@ -2044,7 +2045,7 @@ mod tests {
             let target = FakeTarget::selecting(PROTOCOL_HYBRID);
             let mut lab = Lab::new(FakeClient::offering(PROTOCOL_SSL), target);
             lab.config.kerberos = Some(Kerberos {
-                kdcs,
+                kdcs: KdcSource::Listed(kdcs),
                 realm: Some("CORP".to_owned()),
                 ntlm_fallback: false,
             });
@@ -2064,7 +2065,7 @@ mod tests {
         ] {
             let kerberos = |ntlm_fallback| {
                 Some(Kerberos {
-                    kdcs: vec!["127.0.0.1:1".to_owned()],
+                    kdcs: KdcSource::Listed(vec!["127.0.0.1:1".to_owned()]),
                     realm: realm.map(str::to_owned),
                     ntlm_fallback,
                 })
@@ -2084,7 +2085,7 @@ mod tests {
         lab.host = "192.0.2.1";
         let kerberos = |ntlm_fallback| {
             Some(Kerberos {
-                kdcs: vec!["127.0.0.1:1".to_owned()],
+                kdcs: KdcSource::Listed(vec!["127.0.0.1:1".to_owned()]),
                 realm: None,
                 ntlm_fallback,
             })

@@ -10,6 +10,7 @@ use jetway::rdp::credssp::client::{Client, Package, Progress};
 use jetway::rdp::credssp::keytab::Keytab;
 use jetway::rdp::credssp::server::{Kerberos, Progress as Served, Server};
 
+use crate::lab::dns::Dns;
 use crate::lab::freerdp::{FreeRdp, Version, exit};
 use crate::lab::gateway::{Gateway, Grant};
 use crate::lab::kdc::{Clock, Kdc, REALM, Transport};
@@ -198,6 +199,104 @@ fn a_kdc_that_cannot_be_reached_is_told() -> Result<()> {
             output.contains("ERRINFO_CB_SESSION_ONLINE_VM_NO_DNS"),
             "{output}"
         );
+        Ok(())
+    })
+}
+
+#[test]
+fn kdcs_are_found_by_dns_in_the_order_that_it_says() -> Result<()> {
+    workspace::run(|workspace| {
+        let lab = Lab::start(workspace, Kdc::start(workspace)?)?;
+        let gone = Port::free()?;
+        let kdc = lab.kdc.address();
+        let dns = Dns::start(
+            workspace,
+            &[
+                srv("_tcp", &kdc, 20),
+                srv("_tcp", &format!("127.0.0.1:{}", gone.number()), 10),
+                "--host-record=kdc.corp.example,127.0.0.1".to_owned(),
+            ],
+        )?;
+        let gateway = lab.gateway_with_dns(workspace, &dns)?;
+        let place = lab.target.place();
+        let (_, mut client) = lab.session(workspace, &gateway, "client", &place.user)?;
+        client.wait_for_desktop(place)?;
+        expect_ticket(&gateway, 1)?;
+        client.end();
+
+        for (count, user) in (1..).zip(["alice@evil.example", "EVIL.EXAMPLE\\alice"]) {
+            let role = format!("stranger-{count}");
+            let (_, mut client) = lab.session(workspace, &gateway, &role, user)?;
+            client.exit_code()?;
+            gateway.wait_for(REFUSED, count)?;
+        }
+        // What a token says was not looked up, and what DNS said was asked for once.
+        let mut asked = dns.asked()?;
+        asked.retain(|name| name != "kdc.corp.example");
+        ensure!(asked == ["_kerberos._tcp.corp.example"], "{asked:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_kdc_with_a_udp_record_alone_is_found() -> Result<()> {
+    workspace::run(|workspace| {
+        let kdc = Kdc::start_as(workspace, Transport::Udp, Clock::Right)?;
+        let lab = Lab::start(workspace, kdc)?;
+        let dns = Dns::start(
+            workspace,
+            &[
+                srv("_udp", &lab.kdc.address(), 0),
+                "--host-record=kdc.corp.example,127.0.0.1".to_owned(),
+            ],
+        )?;
+        let gateway = lab.gateway_with_dns(workspace, &dns)?;
+        let place = lab.target.place();
+        let (_, mut client) = lab.session(workspace, &gateway, "client", &place.user)?;
+        client.wait_for_desktop(place)?;
+        expect_ticket(&gateway, 1)
+    })
+}
+
+#[test]
+fn dns_leads_to_nobody_whom_the_egress_rules_deny() -> Result<()> {
+    workspace::run(|workspace| {
+        let lab = Lab::start(workspace, Kdc::start(workspace)?)?;
+        let dns = Dns::start(
+            workspace,
+            &[
+                srv("_tcp", &lab.kdc.address(), 0),
+                "--host-record=kdc.corp.example,169.254.169.254".to_owned(),
+            ],
+        )?;
+        let gateway = lab.gateway_with_dns(workspace, &dns)?;
+        let place = lab.target.place();
+        let (_, mut client) = lab.session(workspace, &gateway, "client", &place.user)?;
+        client.exit_code()?;
+        let refused = gateway.wait_for(REFUSED, 1)?;
+        let reason = refused[0].rule_and_reason();
+        ensure!(
+            reason.starts_with("kdc: no KDC can be reached: kdc.corp.example.: ")
+                && reason.contains("169.254.169.254"),
+            "{reason}"
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn a_realm_that_dns_does_not_know_is_told() -> Result<()> {
+    workspace::run(|workspace| {
+        let lab = Lab::start(workspace, Kdc::start(workspace)?)?;
+        let dns = Dns::start(workspace, &[])?;
+        let gateway = lab.gateway_with_dns(workspace, &dns)?;
+        let place = lab.target.place();
+        let (_, mut client) = lab.session(workspace, &gateway, "client", &place.user)?;
+        client.exit_code()?;
+        let refused = gateway.wait_for(REFUSED, 1)?;
+        let reason = refused[0].rule_and_reason();
+        let expected = "kdc: no KDC can be reached: _kerberos._tcp.CORP.EXAMPLE.: ";
+        ensure!(reason.starts_with(expected), "{reason}");
         Ok(())
     })
 }
@@ -567,6 +666,14 @@ impl Lab {
         Gateway::start_inside_with(workspace, "first-use", &kerberos)
     }
 
+    fn gateway_with_dns(&self, workspace: &Workspace, dns: &Dns) -> Result<Gateway> {
+        let kerberos = format!(
+            "kerberos = {{ dns = true, nameservers = [{:?}], realm = \"{REALM}\", ntlm_fallback = false }}",
+            dns.address()
+        );
+        Gateway::start_inside_with(workspace, "first-use", &kerberos)
+    }
+
     /// A session with a token for the target's own user, spelt like `user`.
     fn session(
         &self,
@@ -602,6 +709,12 @@ impl Lab {
         let client = FreeRdp::start(workspace, role, Version::Three, &arguments, &stranger)?;
         Ok((token, client))
     }
+}
+
+/// A record that names `kdc.corp.example`, on the port of `address`.
+fn srv(protocol: &str, address: &str, priority: u16) -> String {
+    let port = address.rsplit(':').next().unwrap_or_default();
+    format!("--srv-host=_kerberos.{protocol}.corp.example,kdc.corp.example,{port},{priority},0")
 }
 
 /// The last of `count` sessions was secured with a ticket for the target.

@@ -156,15 +156,15 @@ const TOK_ID_ERROR: &[u8] = &[0x03, 0x00];
 const OCTET_STRING: u8 = 0x04;
 const OID: u8 = 0x06;
 const GENERAL_STRING: u8 = 0x1b;
-/// [APPLICATION 0] of GSS-API.
+/// APPLICATION 0 of GSS-API.
 const INITIAL_TOKEN: u8 = 0x60;
-/// [APPLICATION 30].
+/// APPLICATION 30.
 const KRB_ERROR: u8 = 0x7e;
-/// error-code [6], e-text [11], e-data [12].
+/// Context tags 6, 11 and 12.
 const ERROR_CODE: u8 = 0xa6;
 const E_TEXT: u8 = 0xab;
 const E_DATA: u8 = 0xac;
-/// data-type [1], data-value [2].
+/// Context tags 1 and 2.
 const DATA_TYPE: u8 = 0xa1;
 const DATA_VALUE: u8 = 0xa2;
 

@@ -174,7 +174,7 @@ const LONG_FORM: u8 = 0x80;
 const OCTET_STRING: u8 = 0x04;
 const OID: u8 = 0x06;
 const ENUMERATED: u8 = 0x0a;
-/// [APPLICATION 0] of GSS-API.
+/// APPLICATION 0 of GSS-API.
 const INITIAL_TOKEN: u8 = 0x60;
 /// The two kinds of NegotiationToken.
 const NEG_TOKEN_INIT: u8 = 0xa0;

@@ -151,9 +151,9 @@ const OID: u8 = 0x06;
 const GENERAL_STRING: u8 = 0x1b;
 /// Constructed, context-specific.
 const CONTEXT: u8 = 0xa0;
-/// [APPLICATION 0] of GSS-API.
+/// APPLICATION 0 of GSS-API.
 const INITIAL_TOKEN: u8 = 0x60;
-/// [APPLICATION 1], [APPLICATION 3] and [APPLICATION 14].
+/// APPLICATION 1, 3 and 14.
 const TICKET: u8 = 0x61;
 const ENC_TICKET_PART: u8 = 0x63;
 const AP_REQ: u8 = 0x6e;

@@ -8,6 +8,7 @@ pub(crate) mod border;
 pub(crate) mod clipboard;
 pub(crate) mod desktop;
 pub(crate) mod display;
+pub(crate) mod dns;
 pub(crate) mod forge;
 pub(crate) mod freerdp;
 pub(crate) mod gateway;
