@@ -1,6 +1,6 @@
 //! Sessions that the gateway stands inside of: it logs on to the target with credentials that nobody types.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::json;
 
 use crate::lab::clipboard::{self, Copied};
@@ -44,17 +44,17 @@ logons! {
 enum Graphics {
     /// As the two agree.
     Any,
-    /// The graphics pipeline, a dynamic channel.
-    Pipeline,
-    /// Updates of the desktop, without the pipeline.
-    Updates,
+    /// The graphics pipeline, a dynamic channel, in this codec.
+    Pipeline(&'static str),
+    /// Updates of the desktop, without the pipeline, in this codec.
+    Updates(&'static str),
 }
 
 macro_rules! graphics {
-    ($($name:ident: $version:ident, $program:ident, $graphics:ident, $options:expr;)*) => {$(
+    ($($name:ident: $version:ident, $program:ident, $path:ident($codec:expr), $options:expr;)*) => {$(
         #[test]
         fn $name() -> Result<()> {
-            let graphics = Graphics::$graphics;
+            let graphics = Graphics::$path($codec);
             a_token_alone_reaches_the_desktop(Version::$version, &$options, graphics, |workspace| {
                 let target = Shadow::start_program(workspace, Program::$program, Security::Nla)?;
                 Ok(Box::new(target))
@@ -64,15 +64,17 @@ macro_rules! graphics {
 }
 
 graphics! {
-    freerdp3_shows_the_same_picture_with_h264: Three, Three, Pipeline, [];
-    freerdp3_shows_the_same_picture_with_egfx_remotefx: Three, Three, Pipeline, ["/gfx:rfx"];
-    freerdp3_shows_the_same_picture_with_egfx_progressive: Three, Three, Pipeline, ["/gfx:progressive"];
-    freerdp3_shows_the_same_picture_with_bitmaps: Three, Three, Updates, ["/network:modem"];
-    freerdp3_shows_the_same_picture_with_16_bit_bitmaps: Three, Three, Updates, ["/network:modem", "/bpp:16"];
-    freerdp3_shows_the_same_picture_with_remotefx: Three, Three, Updates, ["+rfx", "/network:modem"];
-    freerdp2_shows_the_same_picture_with_egfx: Two, Three, Pipeline, [];
-    freerdp2_shows_the_same_picture_with_remotefx: Two, Two, Updates, ["/rfx"];
-    freerdp2_shows_the_same_picture_with_16_bit_bitmaps: Two, Two, Updates, ["/bpp:16"];
+    freerdp3_shows_the_same_picture_with_avc444: Three, Three, Pipeline("AVC444v2"), [];
+    freerdp3_shows_the_same_picture_with_avc420: Three, Three, Pipeline("AVC420"), ["/gfx:AVC420:on"];
+    freerdp3_shows_the_same_picture_with_egfx_remotefx: Three, Three, Pipeline("RemoteFX"), ["/gfx:rfx"];
+    freerdp3_shows_the_same_picture_with_egfx_progressive: Three, Three, Pipeline("RemoteFX Progressive"), ["/gfx:progressive"];
+    freerdp3_shows_the_same_picture_with_bitmaps: Three, Three, Updates("compressed bitmap"), ["/network:modem"];
+    freerdp3_shows_the_same_picture_with_16_bit_bitmaps: Three, Three, Updates("compressed bitmap"), ["/network:modem", "/bpp:16"];
+    freerdp3_shows_the_same_picture_with_remotefx: Three, Three, Updates("RemoteFX"), ["+rfx", "/network:modem"];
+    freerdp2_shows_the_same_picture_with_avc444: Two, Three, Pipeline("AVC444v2"), [];
+    freerdp2_shows_the_same_picture_with_avc420: Two, Three, Pipeline("AVC420"), ["/gfx:AVC420"];
+    freerdp2_shows_the_same_picture_with_remotefx: Two, Two, Updates("RemoteFX"), ["/rfx"];
+    freerdp2_shows_the_same_picture_with_16_bit_bitmaps: Two, Two, Updates("compressed bitmap"), ["/bpp:16"];
 }
 
 /// The desktop of a direct session and the desktop through Jetway are the same picture, typed keys arrive, the session
@@ -113,6 +115,10 @@ fn a_token_alone_reaches_the_desktop(
         )?;
         client.wait_for_picture(workspace, &expected)?;
         client.type_until_it_arrives(place)?;
+        let live = gateway.live_sessions()?;
+        let [live] = live.as_array().map(Vec::as_slice).unwrap_or_default() else {
+            bail!("not one live session: {live}");
+        };
         client.end();
 
         let line = the_only(gateway.wait_for(CLOSED, 1)?)?;
@@ -147,11 +153,33 @@ fn a_token_alone_reaches_the_desktop(
         let pipeline = events.iter().any(|event| {
             event.contains("\"event\":\"channel_opened\"") && event.contains(GRAPHICS_PIPELINE)
         });
-        match graphics {
-            Graphics::Any => {}
-            Graphics::Pipeline => ensure!(pipeline, "no graphics pipeline: {events:?}"),
-            Graphics::Updates => ensure!(!pipeline, "a graphics pipeline: {events:?}"),
+        let inside = &live["inside"]["statistics"];
+        let codec = match graphics {
+            Graphics::Any => None,
+            Graphics::Pipeline(codec) => {
+                ensure!(pipeline, "no graphics pipeline: {events:?}");
+                Some(codec)
+            }
+            Graphics::Updates(codec) => {
+                ensure!(!pipeline, "a graphics pipeline: {events:?}");
+                Some(codec)
+            }
+        };
+        if let Some(codec) = codec {
+            ensure!(
+                inside["codecs"][codec].as_u64().is_some(),
+                "no {codec}: {live}"
+            );
         }
+        ensure!(inside["user"] == place.user, "{live}");
+        ensure!(inside["keys"].as_u64() > Some(20), "{live}");
+        let secrets = [token.as_str(), &place.password, WRONG_PASSWORD];
+        ensure!(
+            !secrets
+                .iter()
+                .any(|secret| live.to_string().contains(secret)),
+            "the operator is shown a secret"
+        );
         gateway.keeps_secret(&[&token, &place.password, WRONG_PASSWORD])
     })
 }

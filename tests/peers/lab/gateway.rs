@@ -2,6 +2,8 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -53,8 +55,12 @@ impl Gateway {
         let (certificate, key) = (folder.join("tls.pem"), folder.join("tls.key"));
         fs::write(&certificate, certified.cert.pem())?;
         fs::write(&key, certified.signing_key.serialize_pem())?;
+        let digest = hex::encode(openssl::sha::sha256(API_KEY.as_bytes()));
         let further = format!(
             r#"
+[api]
+keys = [{{ name = "peers", sha256 = "{digest}" }}]
+
 [tls]
 certificate = "{certificate}"
 key = "{key}"
@@ -250,6 +256,21 @@ pins = "{pins}"
             .collect()
     }
 
+    /// The live sessions, as an operator gets them from the REST interface.
+    pub(crate) fn live_sessions(&self) -> Result<Value> {
+        let mut stream = TcpStream::connect(self.address())?;
+        write!(
+            stream,
+            "GET /jet/sessions HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer {API_KEY}\r\n\
+             Connection: close\r\n\r\n"
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("HTTP")?;
+        ensure!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        serde_json::from_str(body).with_context(|| body.to_owned())
+    }
+
     /// Waits until something happened that has all of `expected`, and returns what was told of it.
     pub(crate) fn wait_for_audit(&self, expected: &Value) -> Result<Value> {
         let found = until("an audit event", PATIENCE, || {
@@ -413,6 +434,7 @@ fn jetway(arguments: &[&OsStr]) -> Result<String> {
 }
 
 const BINARY: &str = env!("CARGO_BIN_EXE_jetway");
+const API_KEY: &str = "Of-An-Operator-1";
 const AUDIT: &str = "Audit";
 const REVOKED: &str = "revoked.json";
 const RELOADED: &str = "Revocation list reloaded";
