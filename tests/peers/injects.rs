@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::lab::clipboard::{self, Copied};
 use crate::lab::forge;
 use crate::lab::freerdp::{FreeRdp, Version, exit};
-use crate::lab::gateway::{Gateway, Grant};
+use crate::lab::gateway::{Gateway, Grant, Protection};
 use crate::lab::log::{CLOSED, Line, REFUSED};
 use crate::lab::shadow::{Program, Security, Shadow};
 use crate::lab::target::{self, Place, Target, TargetKind};
@@ -332,6 +332,61 @@ fn a_wrong_target_password_opens_nothing(
     })
 }
 
+/// Three sessions under a log at its most talkative: one that works, one whose client does not know the password of the
+/// proxy, and one whose token does not know that of the target.
+#[test]
+fn the_log_at_trace_holds_no_secret_of_any_session() -> Result<()> {
+    workspace::run(|workspace| {
+        let target = Shadow::start(workspace, Security::Nla)?;
+        let place = target.place();
+        let gateway = Gateway::start_inside_at_trace(workspace, "first-use")?;
+        let version = Version::Three;
+        let options = ["/sec:nla"];
+
+        let (good, visitor) = proxied(&gateway, place)?;
+        let mut client = through(
+            workspace, &gateway, "good", version, &good, &options, &visitor,
+        )?;
+        client.wait_for_desktop(place)?;
+        client.type_until_it_arrives(place)?;
+        client.end();
+        the_only(gateway.wait_for(CLOSED, 1)?)?;
+
+        let (denied, mut mistaken) = proxied(&gateway, place)?;
+        mistaken.password = "Not-Of-The-Proxy-1".to_owned();
+        let mut client = through(
+            workspace, &gateway, "denied", version, &denied, &options, &mistaken,
+        )?;
+        client.exit_code()?;
+        gateway.wait_for(REFUSED, 1)?;
+
+        let mut stale = place.clone();
+        stale.password = WRONG_PASSWORD.to_owned();
+        let (refused, visitor) = proxied(&gateway, &stale)?;
+        let mut client = through(
+            workspace, &gateway, "refused", version, &refused, &options, &visitor,
+        )?;
+        client.exit_code()?;
+        gateway.wait_for(REFUSED, 2)?;
+
+        let traced = |line: &Line| line.field("level").as_deref() == Some("TRACE");
+        ensure!(gateway.log()?.iter().any(traced), "it is not talkative");
+        ensure!(
+            gateway.keeps_secret(&[&place.user]).is_err(),
+            "the search does not even find what is there"
+        );
+        gateway.keeps_secret(&[
+            &good,
+            &denied,
+            &refused,
+            &place.password,
+            &visitor.password,
+            &mistaken.password,
+            WRONG_PASSWORD,
+        ])
+    })
+}
+
 #[test]
 fn a_target_that_changes_its_certificate_is_refused() -> Result<()> {
     workspace::run(|workspace| {
@@ -414,6 +469,27 @@ fn the_certificate_that_a_token_names_is_the_only_one() -> Result<()> {
         let mut client = session("same", &target.thumbprint(workspace)?)?;
         client.wait_for_desktop(place)?;
         Ok(())
+    })
+}
+
+/// With `session.inspect = "always"` the gateway stands inside of sessions that bring no credentials of its own, too.
+#[test]
+fn freerdp3_logs_on_to_xrdp_by_itself_and_is_seen() -> Result<()> {
+    workspace::run(|workspace| {
+        let target = Xrdp::start(workspace)?;
+        let place = target.place();
+        let always = "[session]\ninspect = \"always\"";
+        let gateway = Gateway::start_inside_with(workspace, "first-use", always)?;
+        let token = gateway.token(&place.address(), Protection::Signed)?;
+        let version = Version::Three;
+        let mut client = through(workspace, &gateway, "client", version, &token, &[], place)?;
+        client.wait_for_desktop(place)?;
+        client.type_until_it_arrives(place)?;
+        client.end();
+        the_only(gateway.wait_for(CLOSED, 1)?)?;
+        let logon = json!({ "event": "logon_requested", "user": place.user, "has_password": true });
+        gateway.wait_for_audit(&logon)?;
+        gateway.keeps_secret(&[&token, &place.password])
     })
 }
 

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
 use serde_json::{Value, json};
 
 use super::log::Line;
@@ -34,7 +36,7 @@ impl Gateway {
 
     /// A gateway where the same address may use a token again within so many seconds.
     pub(crate) fn start_with(workspace: &Workspace, reconnect_window_s: u64) -> Result<Self> {
-        Self::start_configured(workspace, reconnect_window_s, "")
+        Self::start_configured(workspace, reconnect_window_s, "", &[])
     }
 
     /// A gateway with a certificate of its own, which can stand inside of sessions.
@@ -44,19 +46,30 @@ impl Gateway {
         Self::start_inside_with(workspace, verify, "")
     }
 
+    /// The same with a log at its most talkative.
+    pub(crate) fn start_inside_at_trace(workspace: &Workspace, verify: &str) -> Result<Self> {
+        let further = Self::inside(workspace, verify, "")?;
+        Self::start_configured(workspace, 0, &further, &["--log-filter", "trace"])
+    }
+
     /// The same with further lines of configuration, the first of them in `[target]`.
     pub(crate) fn start_inside_with(
         workspace: &Workspace,
         verify: &str,
         target: &str,
     ) -> Result<Self> {
+        let further = Self::inside(workspace, verify, target)?;
+        Self::start_configured(workspace, 0, &further, &[])
+    }
+
+    fn inside(workspace: &Workspace, verify: &str, target: &str) -> Result<String> {
         let folder = workspace.folder("gateway")?;
         let certified = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()])?;
         let (certificate, key) = (folder.join("tls.pem"), folder.join("tls.key"));
         fs::write(&certificate, certified.cert.pem())?;
         fs::write(&key, certified.signing_key.serialize_pem())?;
         let digest = hex::encode(openssl::sha::sha256(API_KEY.as_bytes()));
-        let further = format!(
+        Ok(format!(
             r#"
 [api]
 keys = [{{ name = "peers", sha256 = "{digest}" }}]
@@ -72,15 +85,15 @@ pins = "{pins}"
 "#,
             certificate = certificate.display(),
             key = key.display(),
-            pins = folder.join("targets.pins").display(),
-        );
-        Self::start_configured(workspace, 0, &further)
+            pins = folder.join(PINS).display(),
+        ))
     }
 
     fn start_configured(
         workspace: &Workspace,
         reconnect_window_s: u64,
         further: &str,
+        arguments: &[&str],
     ) -> Result<Self> {
         let folder = workspace.folder("gateway")?;
         let port = Port::free()?;
@@ -103,6 +116,7 @@ pins = "{pins}"
                     OsStr::new("--config"),
                     config.as_os_str(),
                 ])
+                .args(arguments)
                 .stdin(Stdio::null())
                 .stderr(fs::File::create(&outputs[0])?)
                 .stdout(fs::File::create(&outputs[1])?),
@@ -284,27 +298,28 @@ pins = "{pins}"
     }
 
     /// None of `secrets` is in what the gateway printed, in the command line that every user of the machine can read,
-    /// or in its environment.
+    /// in its environment, or in a file that it wrote; not in another spelling either.
     pub(crate) fn keeps_secret(&self, secrets: &[&str]) -> Result<()> {
-        let mut seen = self.process.command_line()?;
-        seen.push_str(&self.process.environment()?);
-        for output in &self.outputs {
-            seen.push_str(&fs::read_to_string(output)?);
+        let mut seen = self.process.command_line()?.into_bytes();
+        seen.extend(self.process.environment()?.into_bytes());
+        let written = [STORE, PINS].map(|name| self.folder.join(name));
+        for file in self.outputs.iter().chain(&written) {
+            if file.exists() {
+                seen.extend(fs::read(file)?);
+            }
         }
         for secret in secrets {
             ensure!(!secret.is_empty(), "an empty secret proves nothing");
-            ensure!(
-                !seen.contains(secret),
-                "the gateway shows a secret: {secret}"
-            );
             // The signature alone is enough to complete a token whose claims are known.
-            if let Some((_, signature)) =
-                secret.rsplit_once('.').filter(|(_, part)| part.len() > 20)
-            {
-                ensure!(
-                    !seen.contains(signature),
-                    "the gateway shows the signature of a token"
-                );
+            let signature = secret.rsplit_once('.').map(|(_, part)| part);
+            let signature = signature.filter(|part| part.len() > 20);
+            for secret in std::iter::once(*secret).chain(signature) {
+                for spelling in spellings(secret) {
+                    ensure!(
+                        !contains(&seen, &spelling),
+                        "the gateway shows a secret: {secret}"
+                    );
+                }
             }
         }
         Ok(())
@@ -315,6 +330,41 @@ pins = "{pins}"
         fs::write(&path, content)?;
         Ok(path)
     }
+}
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    let Some(first) = part.first() else {
+        return true;
+    };
+    let mut rest = text;
+    while let Some(at) = rest.iter().position(|byte| byte == first) {
+        let (_, found) = rest.split_at(at);
+        if found.starts_with(part) {
+            return true;
+        }
+        rest = found.get(1..).unwrap_or_default();
+    }
+    false
+}
+
+/// A secret as it may stand in a log: as text, as UTF-16 (the way it is on the wire), in base64 and hexadecimal.
+fn spellings(secret: &str) -> Vec<Vec<u8>> {
+    let utf16: Vec<u8> = secret.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let bytes = |bytes: &[u8]| {
+        let list = format!("{bytes:?}");
+        [
+            STANDARD_NO_PAD.encode(bytes),
+            hex::encode(bytes),
+            hex::encode_upper(bytes),
+            // As a derived `Debug` prints bytes.
+            list.trim_matches(['[', ']']).to_owned(),
+        ]
+        .map(String::into_bytes)
+    };
+    let mut spellings = vec![secret.as_bytes().to_vec(), utf16.clone()];
+    spellings.extend(bytes(secret.as_bytes()));
+    spellings.extend(bytes(&utf16));
+    spellings
 }
 
 /// How a token is protected.
@@ -419,7 +469,7 @@ format = "json"
         sign = keys.signing_public.display(),
         encrypt = keys.encryption.display(),
         revoked = folder.join(REVOKED).display(),
-        store = folder.join("state.redb").display(),
+        store = folder.join(STORE).display(),
     )
 }
 
@@ -436,5 +486,7 @@ fn jetway(arguments: &[&OsStr]) -> Result<String> {
 const BINARY: &str = env!("CARGO_BIN_EXE_jetway");
 const API_KEY: &str = "Of-An-Operator-1";
 const AUDIT: &str = "Audit";
+const PINS: &str = "targets.pins";
+const STORE: &str = "state.redb";
 const REVOKED: &str = "revoked.json";
 const RELOADED: &str = "Revocation list reloaded";
