@@ -9,7 +9,7 @@
 //!
 //! [MS-RDPECLIP]: https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpeclip/
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -184,9 +184,10 @@ pub struct Cliprdr {
 struct Side {
     /// CB_USE_LONG_FORMAT_NAMES.
     long_names: bool,
-    /// The formats it offered last.
+    /// The formats it offered last, and behind them those with a name that it offered before: the other side may ask for
+    /// one of them yet, and a list of files must not pass unread because an offer crossed the request.
     formats: Vec<Format>,
-    /// The files it listed last.
+    /// The files it listed last: indices mean these until another list has been asked for.
     files: Option<Arc<[ClipboardFile]>>,
     /// Lists that the other side locked, by `clipDataId`.
     locked: HashMap<u32, Option<Arc<[ClipboardFile]>>>,
@@ -325,8 +326,11 @@ impl Cliprdr {
             short_names(msg_flags & CB_ASCII_NAMES != 0, reader)?
         };
         let owner = self.side(direction);
-        owner.formats.clone_from(&formats);
-        owner.files = None;
+        let ids: HashSet<u32> = formats.iter().map(|format| format.id).collect();
+        let earlier = std::mem::take(&mut owner.formats).into_iter();
+        let earlier = earlier.filter(|format| format.name.is_some() && !ids.contains(&format.id));
+        let known = formats.iter().cloned().chain(earlier);
+        owner.formats = known.take(limits::CLIPBOARD_FORMATS).collect();
         Ok(ClipboardEvent::Offered { direction, formats })
     }
 
@@ -654,6 +658,34 @@ mod tests {
         assert_eq!(requested(&mut channel, None).as_deref(), Some("new.txt"));
         channel.one(ToTarget, &pdu(CB_UNLOCK_CLIPDATA, 0, &7_u32.to_le_bytes()));
         assert_eq!(requested(&mut channel, Some(7)).as_deref(), Some("new.txt"));
+    }
+
+    #[test]
+    fn files_are_named_where_an_offer_crosses_the_request_for_them() {
+        let mut channel = with_files(&["old.txt"]);
+        channel.one(ToClient, &pdu(CB_FORMAT_LIST, 0, &[]));
+        assert_eq!(requested(&mut channel, None).as_deref(), Some("old.txt"));
+        channel.one(ToTarget, &pdu(CB_FORMAT_DATA_REQUEST, 0, &FILES_ID));
+        let events = channel.feed(ToClient, &files_pdu(&["new.txt"])).unwrap();
+        assert!(
+            matches!(
+                &events[1],
+                ChannelEvent::Clipboard(ClipboardEvent::FilesListed { files, .. })
+                    if files[0].name == "new.txt"
+            ),
+            "{events:?}"
+        );
+        assert_eq!(requested(&mut channel, None).as_deref(), Some("new.txt"));
+    }
+
+    #[test]
+    fn names_of_formats_are_not_kept_without_end() {
+        let mut channel = with_files(&[]);
+        for id in 0..4 * u32::try_from(limits::CLIPBOARD_FORMATS).unwrap() {
+            let list = [&id.to_le_bytes()[..], &[b'a', 0, 0, 0]].concat();
+            channel.one(ToClient, &pdu(CB_FORMAT_LIST, 0, &list));
+        }
+        assert_eq!(channel.target.formats.len(), limits::CLIPBOARD_FORMATS);
     }
 
     #[test]
