@@ -31,6 +31,7 @@ use crate::session::registry::{EndCause, Registry};
 use crate::session::secure::{Kerberos, SecureConfig};
 use crate::store::cookies::KnownCookies;
 use crate::store::disk::Disk;
+use crate::store::redirections::Returning;
 use crate::store::refusals::Refusals;
 use crate::store::revoked::Revoked;
 use crate::store::tickets::Tickets;
@@ -77,6 +78,8 @@ pub struct Gateway {
     chores: TaskTracker,
     /// How inspected sessions meet their targets.
     pub secure: SecureConfig,
+    /// Where targets have sent clients that come back.
+    pub returning: Arc<Returning>,
     /// Where the peers of rendezvous wait for each other.
     pub meetings: Arc<MeetingPlace>,
     /// The ports.
@@ -199,6 +202,7 @@ impl Running {
             refusals: Refusals::default(),
             cookies: Arc::new(KnownCookies::new()?),
             secure,
+            returning: Arc::default(),
             meetings: Arc::new(MeetingPlace::new(RendezvousLimits {
                 associations: config.jet.associations,
                 unused: Duration::from_secs(config.jet.unused_timeout_s),

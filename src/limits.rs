@@ -138,3 +138,6 @@ pub const WEBSOCKET_MESSAGE_BYTES: usize = 1024 * 1024;
 
 /// What a peer of a rendezvous may send before it has met anybody, bytes.
 pub const RENDEZVOUS_EARLY_BYTES: usize = 64 * 1024;
+
+/// Clients that a target has sent on and that have not come back yet.
+pub const REDIRECTIONS: usize = 4096;

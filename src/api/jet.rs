@@ -117,6 +117,7 @@ pub async fn websocket(
             identify_by: now + limits::IDENTIFY_TIMEOUT,
             establish_by: now + limits::ESTABLISH_TIMEOUT,
             listener: connection.listener,
+            routing_token: None,
             stream: Stream::new(Io::WebSocket(Box::new(socket))),
             admission: connection.admission,
         };

@@ -185,6 +185,7 @@ fn spawn(
         identify_by: started + limits::IDENTIFY_TIMEOUT,
         establish_by: started + limits::ESTABLISH_TIMEOUT,
         listener: Arc::clone(listener),
+        routing_token: None,
         stream: Stream::new(Io::Tcp(stream)),
         admission,
     };

@@ -34,6 +34,15 @@ impl Permit {
         &self.targets
     }
 
+    /// The same with `target` in front, if it is among its destinations: another one has sent the client there.
+    pub fn prefer(&mut self, target: &TargetAddr) {
+        if let Some(at) = self.targets.iter().position(|known| known == target)
+            && let Some(front) = self.targets.get_mut(..=at)
+        {
+            front.rotate_right(1);
+        }
+    }
+
     /// How long the session may be silent in both directions.
     #[must_use]
     pub fn idle_timeout(&self) -> Option<Duration> {

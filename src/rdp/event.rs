@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 use super::Direction;
 use super::client_info::ClientInfo;
 use super::gcc::{ClientData, ServerData};
+use super::redirection::Redirection;
 use super::share::CapabilitySets;
 
 /// What a PDU says.
@@ -371,25 +372,6 @@ impl fmt::Debug for AutoReconnectCookie {
             .field("logon_id", &self.logon_id)
             .finish_non_exhaustive()
     }
-}
-
-/// Where a Server Redirection PDU points; what it carries of credentials is not kept.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Redirection {
-    /// Session of the new target.
-    pub session_id: u32,
-    /// `LB_*`.
-    pub flags: u32,
-    /// An address.
-    pub target_net_address: Option<String>,
-    /// A name.
-    pub target_fqdn: Option<String>,
-    /// A NetBIOS name.
-    pub target_net_bios_name: Option<String>,
-    /// Further addresses.
-    pub target_net_addresses: Vec<String>,
-    /// Whether a load balancing token is to be sent to the same address.
-    pub load_balance_info: bool,
 }
 
 /// What becomes of what an event tells.

@@ -23,6 +23,7 @@ pub mod mcs;
 pub mod negotiation;
 pub mod preconnection;
 pub mod reconnect;
+pub mod redirection;
 pub mod session;
 pub mod share;
 pub mod surface;

@@ -1,12 +1,12 @@
 //! Share control and share data PDUs of the I/O channel ([MS-RDPBCGR] 2.2.8.1.1.1), and what a gateway reads in
-//! them: capability sets, input, logon information, error information, redirection.
+//! them: capability sets, input, logon information, error information.
 
 use std::ops::Range;
 
 use zeroize::Zeroizing;
 
 use super::bytes::{Reader, shifted, u16_at, u32_at, utf16};
-use super::event::{AutoReconnectCookie, Input, Logon, Redirection};
+use super::event::{AutoReconnectCookie, Input, Logon};
 use super::fast_path::signed;
 
 /// `pduType` of the share control header.
@@ -331,69 +331,6 @@ pub(super) fn session_info(data: &[u8]) -> Option<SessionInfo> {
         _ => {}
     }
     Some(info)
-}
-
-/// `LB_*` flags of [MS-RDPBCGR] 2.2.13.1.
-mod redirect {
-    pub(super) const TARGET_NET_ADDRESS: u32 = 0x0000_0001;
-    pub(super) const LOAD_BALANCE_INFO: u32 = 0x0000_0002;
-    pub(super) const USERNAME: u32 = 0x0000_0004;
-    pub(super) const DOMAIN: u32 = 0x0000_0008;
-    pub(super) const PASSWORD: u32 = 0x0000_0010;
-    pub(super) const TARGET_FQDN: u32 = 0x0000_0100;
-    pub(super) const TARGET_NET_BIOS_NAME: u32 = 0x0000_0200;
-    pub(super) const TARGET_NET_ADDRESSES: u32 = 0x0000_0800;
-    pub(super) const CLIENT_TSV_URL: u32 = 0x0000_1000;
-    pub(super) const REDIRECTION_GUID: u32 = 0x0000_8000;
-    pub(super) const TARGET_CERTIFICATE: u32 = 0x0001_0000;
-}
-
-/// Reads Server Redirection ([MS-RDPBCGR] 2.2.13.1), behind the share control header and its padding.
-pub(super) fn redirection(body: &[u8]) -> Option<Redirection> {
-    let mut reader = Reader::new(body);
-    // Padding of the enhanced form, then SEC_REDIRECTION_PKT and Length.
-    reader.take(2)?;
-    if reader.u16_le()? != 0x0400 {
-        return None;
-    }
-    reader.take(2)?;
-    let session_id = reader.u32_le()?;
-    let flags = reader.u32_le()?;
-    let mut found = Redirection {
-        session_id,
-        flags,
-        ..Redirection::default()
-    };
-    let mut field = |flag: u32| -> Option<Option<&[u8]>> {
-        if flags & flag == 0 {
-            return Some(None);
-        }
-        let length = usize::try_from(reader.u32_le()?).ok()?;
-        reader.take(length).map(Some)
-    };
-    found.target_net_address = field(redirect::TARGET_NET_ADDRESS)?.map(utf16);
-    found.load_balance_info = field(redirect::LOAD_BALANCE_INFO)?.is_some();
-    for flag in [redirect::USERNAME, redirect::DOMAIN, redirect::PASSWORD] {
-        field(flag)?;
-    }
-    found.target_fqdn = field(redirect::TARGET_FQDN)?.map(utf16);
-    found.target_net_bios_name = field(redirect::TARGET_NET_BIOS_NAME)?.map(utf16);
-    for flag in [
-        redirect::CLIENT_TSV_URL,
-        redirect::REDIRECTION_GUID,
-        redirect::TARGET_CERTIFICATE,
-    ] {
-        field(flag)?;
-    }
-    if let Some(addresses) = field(redirect::TARGET_NET_ADDRESSES)? {
-        let mut reader = Reader::new(addresses);
-        let count = reader.u32_le()?;
-        for _ in 0..count.min(64) {
-            let length = usize::try_from(reader.u32_le()?).ok()?;
-            found.target_net_addresses.push(utf16(reader.take(length)?));
-        }
-    }
-    Some(found)
 }
 
 /// Set Error Info.

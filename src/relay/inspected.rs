@@ -1060,7 +1060,8 @@ mod tests {
             client_requested: 3,
             target_selected: 1,
             logon: None,
-            redirect_to: Vec::new(),
+            redirections: None,
+            routing_token: None,
             cookies: None,
         })
     }

@@ -40,7 +40,7 @@ pub async fn authenticate(
         preconnection,
         mut opening,
     } = rdp;
-    let routing = match take_routing(&mut opening) {
+    let routing = match take_routing(&mut client, &mut opening) {
         Ok(routing) => routing,
         Err(refusal) => return Err(client.refused(refusal, opening)),
     };
@@ -69,7 +69,7 @@ pub async fn authenticate(
             }
         };
     }
-    let checked = take_routing(&mut opening)
+    let checked = take_routing(&mut client, &mut opening)
         .and_then(|routing| check_same(gateway, routing.as_ref(), &text))
         .and_then(|()| check_protocol(&token, &opening, &client));
     if let Err(refusal) = checked {
@@ -83,14 +83,16 @@ pub async fn authenticate(
 }
 
 /// Takes the credential out of the routing token, and the routing token out of the request: the target never sees it.
-fn take_routing(opening: &mut Opening) -> Result<Option<Credential>, Refusal> {
+fn take_routing(client: &mut Client, opening: &mut Opening) -> Result<Option<Credential>, Refusal> {
     let Opening::X224(request) = opening else {
         return Ok(None);
     };
     let Some(routing_token) = request.take_routing_token() else {
         return Ok(None);
     };
-    Ok(carrier::from_routing_token(&routing_token)?)
+    let credential = carrier::from_routing_token(&routing_token)?;
+    client.routing_token = Some(routing_token);
+    Ok(credential)
 }
 
 /// Verifies the token that `credential` is or stands for.

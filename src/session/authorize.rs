@@ -8,6 +8,7 @@ use crate::session::authenticate::Authenticated;
 use crate::session::identify::{Client, Opening};
 use crate::session::refuse::Refused;
 use crate::session::registry::Registered;
+use crate::store::redirections::RETURN_WINDOW;
 use crate::store::usage::{Claim, Reservation};
 use crate::token::Token;
 
@@ -61,7 +62,7 @@ async fn decide(
         idle_timeout: config.session.idle_timeout(),
         time_limit: config.session.time_limit(),
     };
-    let permit = policy::decide(
+    let mut permit = policy::decide(
         &token.claims,
         limits,
         client.listener.inspecting(config.session.inspect),
@@ -80,6 +81,14 @@ async fn decide(
             .max_reconnect_window_s
             .max(config.token.reconnect_window_s),
     );
+    // Who was sent on by the target comes back at once.
+    let reconnect_window_s = match gateway.returning.of(&token.id) {
+        Some(redirected) => {
+            permit.prefer(&redirected.target);
+            reconnect_window_s.max(RETURN_WINDOW.as_secs())
+        }
+        None => reconnect_window_s,
+    };
     let reserve = gateway.usages.reserve(Claim {
         token: token.id.clone(),
         session: client.id,

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use tokio::time::timeout_at;
 use tokio_rustls::TlsAcceptor;
+use zeroize::Zeroizing;
 
 use crate::application_protocol::ApplicationProtocol;
 use crate::carrier::{self, Credential};
@@ -39,6 +40,8 @@ pub struct Client {
     pub establish_by: Instant,
     /// The port it came in by.
     pub listener: Arc<Listener>,
+    /// What it showed as routing token, taken from its Connection Request.
+    pub routing_token: Option<Zeroizing<Vec<u8>>>,
     /// Its bytes.
     pub stream: Stream,
     /// Its place among the connections.
@@ -250,6 +253,7 @@ impl Client {
             identify_by,
             establish_by,
             listener,
+            routing_token,
             stream,
             admission,
         } = self;
@@ -287,6 +291,7 @@ impl Client {
             identify_by,
             establish_by,
             listener,
+            routing_token,
             stream,
             admission,
         })

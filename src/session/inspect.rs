@@ -80,6 +80,10 @@ pub async fn inspect(
             .refused(Refusal::Injection, Opening::Other)
             .with_session(&session));
     };
+    let redirected = gateway.returning.of(&session.token.id);
+    let routing_token = redirected
+        .filter(|redirected| redirected.target == name)
+        .and_then(|redirected| redirected.routing_token);
     let request = SecureRequest {
         config: &gateway.secure,
         server_tls: &server_tls,
@@ -87,10 +91,12 @@ pub async fn inspect(
         target_credentials: inspection.target_credentials.as_ref(),
         proxy_credentials: inspection.proxy_credentials.as_ref(),
         certificate_pin: inspection.certificate_pin,
+        routing_token: routing_token.as_deref().map(Vec::as_slice),
         deadline: client.establish_by.into(),
     };
     let (id, peer, started, mut admission) =
         (client.id, client.peer, client.started, client.admission);
+    let shown = client.routing_token;
     let (io, read_ahead) = client.stream.into_parts();
     let secured = tokio::select! {
         secured = secure::secure(io, read_ahead, opening, target, &request) => secured,
@@ -131,13 +137,19 @@ pub async fn inspect(
         &name,
         account.map(|credentials| credentials.username.as_str()),
     );
+    let token = session.token.id.clone();
+    let follower = gateway.returning.follower(token, permit.targets(), name);
     let inspector = Inspector::new(move |event| audit(id, &event));
     session.stand_inside(Inside {
         legs: legs.clone(),
         statistics: inspector.statistics(),
     });
     Ok(Box::new(Inspected {
-        tracker: Tracker::new(settings(&legs, inspection, cookies)),
+        tracker: Tracker::new(Settings {
+            redirections: Some(Box::new(follower)),
+            routing_token: shown,
+            ..settings(&legs, inspection, cookies)
+        }),
         pipeline: Pipeline::new().with(inspector),
         live: Live {
             session,
@@ -217,7 +229,8 @@ fn settings(legs: &Legs, inspection: &Inspection, cookies: SessionCookies) -> Se
         client_requested: legs.client_requested,
         target_selected: legs.target_selected,
         logon: inspection.target_credentials.as_ref().map(logon),
-        redirect_to: Vec::new(),
+        redirections: None,
+        routing_token: None,
         cookies: Some(Box::new(cookies)),
     }
 }

@@ -95,6 +95,8 @@ pub struct SecureRequest<'a> {
     pub proxy_credentials: Option<&'a Credentials>,
     /// `cert_thumb256`.
     pub certificate_pin: Option<Thumbprint>,
+    /// What the target is to be shown as routing token: another one has sent the client with it.
+    pub routing_token: Option<&'a [u8]>,
     /// When all of it must be done.
     pub deadline: Instant,
 }
@@ -539,7 +541,7 @@ async fn negotiate(
     } else {
         PROTOCOL_SSL
     };
-    let frame = target_request(request.target_credentials, requested)?;
+    let frame = target_request(request.target_credentials, request.routing_token, requested)?;
     let exchange = async {
         target.write_all(&frame).await?;
         let mut bytes = Vec::with_capacity(CONFIRM_BYTES);
@@ -584,13 +586,17 @@ async fn negotiate(
 /// The Connection Request of the gateway, with the name of the target's user where it fits a cookie.
 fn target_request(
     credentials: Option<&Credentials>,
+    routing_token: Option<&[u8]>,
     requested_protocols: u32,
 ) -> Result<Vec<u8>, SecureError> {
+    // One or the other.
+    let credentials = credentials.filter(|_| routing_token.is_none());
     let name = credentials.map(|credentials| credentials.username.as_str());
     let cookie = name.filter(|name| {
         name.len() <= COOKIE_BYTES && name.bytes().all(|byte| byte.is_ascii_graphic())
     });
     let mut request = ConnectionRequest {
+        routing_token: routing_token.map(|token| token.to_vec().into()),
         mstshash: cookie.map(str::to_owned),
         negotiation: Some(NegotiationRequest {
             flags: 0,
@@ -1644,6 +1650,7 @@ mod tests {
                     target_credentials: Some(&dst),
                     proxy_credentials: proxy.as_ref(),
                     certificate_pin: None,
+                    routing_token: None,
                     deadline,
                 };
                 secure(near, Vec::new(), opening, stream, &request).await
@@ -1745,6 +1752,7 @@ mod tests {
             target_credentials: None,
             proxy_credentials: None,
             certificate_pin: None,
+            routing_token: None,
             deadline: Instant::now() + PATIENCE,
         };
         let stream = TcpStream::connect(address).await.unwrap();
@@ -1990,6 +1998,7 @@ mod tests {
                 target_credentials: Some(&dst),
                 proxy_credentials: None,
                 certificate_pin: None,
+                routing_token: None,
                 deadline: Instant::now() + patience,
             };
             let (near, _far) = duplex(1024);

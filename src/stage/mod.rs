@@ -13,9 +13,9 @@ use std::time::Duration;
 pub use self::pipeline::Pipeline;
 pub use crate::rdp::Direction;
 pub use crate::rdp::event::{
-    AutoReconnectCookie, Event, Input, Interest, Logon, Phase, Redirection, StaticChannel, Unknown,
-    Verdict,
+    AutoReconnectCookie, Event, Input, Interest, Logon, Phase, StaticChannel, Unknown, Verdict,
 };
+pub use crate::rdp::redirection::Redirection;
 
 /// One observer or judge of a session.
 pub trait Stage: Send + fmt::Debug {

@@ -4,6 +4,7 @@
 
 pub mod cookies;
 pub mod disk;
+pub mod redirections;
 pub mod refusals;
 pub mod revoked;
 pub mod tickets;

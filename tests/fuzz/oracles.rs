@@ -40,6 +40,7 @@ use jetway::rdp::event::{Event, Interest, Sink, Verdict};
 use jetway::rdp::farewell::{Farewell, Reason};
 use jetway::rdp::negotiation;
 use jetway::rdp::preconnection::{self, PreconnectionPdu};
+use jetway::rdp::redirection::{Redirection, Redirections};
 use jetway::rdp::session::{SessionError, Settings, Tracker};
 use jetway::stage::inspector::{AuditEvent, Inspector};
 use jetway::ticket::Ticket;
@@ -218,6 +219,16 @@ struct Passed {
     error: Option<SessionError>,
 }
 
+/// Follows a redirection to the host `a`.
+#[derive(Debug)]
+struct ToA;
+
+impl Redirections for ToA {
+    fn follow(&mut self, redirection: &Redirection) -> bool {
+        redirection.hosts().any(|host| host == "a")
+    }
+}
+
 fn run_session(data: &[u8], decides: bool, size: usize) -> Passed {
     let mut judge = Judge {
         decides,
@@ -232,7 +243,8 @@ fn run_session(data: &[u8], decides: bool, size: usize) -> Passed {
             user: "user".to_owned(),
             password: "password".to_owned().into(),
         }),
-        redirect_to: vec!["a".to_owned()],
+        redirections: Some(Box::new(ToA)),
+        routing_token: Some(b"jt-ticket".to_vec().into()),
         cookies: None,
     });
     let mut passed = Passed::default();

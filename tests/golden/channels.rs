@@ -224,7 +224,8 @@ fn whole_sessions_are_read_through_the_pipeline() {
             client_requested: 1,
             target_selected: 1,
             logon: None,
-            redirect_to: Vec::new(),
+            redirections: None,
+            routing_token: None,
             cookies: None,
         });
         let (mut onward, mut back) = (Vec::new(), Vec::new());

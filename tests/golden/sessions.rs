@@ -335,7 +335,8 @@ fn settings(logon: bool) -> Settings {
             user: "svc".to_owned(),
             password: PASSWORD.to_owned().into(),
         }),
-        redirect_to: Vec::new(),
+        redirections: None,
+        routing_token: None,
         cookies: None,
     }
 }

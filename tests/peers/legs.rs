@@ -100,6 +100,7 @@ impl<'a> ToTarget<'a> {
             target_credentials: self.credentials.as_ref(),
             proxy_credentials: None,
             certificate_pin: self.pin,
+            routing_token: None,
             deadline: Instant::now() + PATIENCE,
         };
         let result = secure(near, Vec::new(), opening, target, &request).await;
@@ -270,6 +271,7 @@ async fn accept(
         target_credentials: Some(&dst),
         proxy_credentials: proxy,
         certificate_pin: None,
+        routing_token: None,
         deadline: Instant::now() + PATIENCE,
     };
     Ok(secure(

@@ -41,7 +41,7 @@ mod error;
 use std::mem;
 use std::ops::Range;
 
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::rdp::Direction;
 use crate::rdp::bulk::{self, Bulk};
@@ -53,6 +53,7 @@ use crate::rdp::frame::{self, Frame, FrameKind};
 use crate::rdp::gcc::{self, GccError};
 use crate::rdp::mcs::{self, Mcs, McsError};
 use crate::rdp::reconnect::{ClientCookie, Cookies};
+use crate::rdp::redirection::{self, Redirections};
 use crate::rdp::share::{self, pdu_type, pdu_type2};
 
 use self::channel::{Channel, ChannelContext, Chunk};
@@ -69,8 +70,10 @@ pub struct Settings {
     pub target_selected: u32,
     /// Credentials for the target; without them the client's pass.
     pub logon: Option<Logon>,
-    /// Hosts that a Server Redirection may name, compared without case; none by default.
-    pub redirect_to: Vec<String>,
+    /// Where the target may send the client; without it nowhere.
+    pub redirections: Option<Box<dyn Redirections>>,
+    /// What the client showed as routing token, for when it is to come back.
+    pub routing_token: Option<Zeroizing<Vec<u8>>>,
     /// Auto-reconnect cookies that may be used; without them none may, and none is remembered.
     pub cookies: Option<Box<dyn Cookies>>,
 }
@@ -846,11 +849,12 @@ impl Tracker {
                     self.enter(Phase::CapabilitiesExchange, sink)?;
                 }
                 (Some(pdu_type::SERVER_REDIRECTION), Direction::ToClient) => {
-                    self.redirection(
-                        body,
-                        user_data.start.saturating_add(control.body.start),
-                        sink,
-                    )?;
+                    let data = self.redirection(body, sink)?;
+                    let bytes = replace_user_data(bytes, &data);
+                    passage = Passage::Instead {
+                        bytes: bytes.ok_or(SessionError::Verdict("redirection"))?,
+                        secrets: Vec::new(),
+                    };
                 }
                 (Some(kind), _) if pdu_type::is_known(kind) => {
                     return Err(self.out_of_place(direction, "a share PDU of the other side"));
@@ -865,8 +869,12 @@ impl Tracker {
             count = count.saturating_add(1);
         }
         // A PDU that shares its frame with others cannot be taken out of it.
-        if matches!(passage, Passage::Withheld) && count > 1 {
-            return Err(SessionError::Verdict("input"));
+        match passage {
+            Passage::Withheld if count > 1 => return Err(SessionError::Verdict("input")),
+            Passage::Instead { .. } if count > 1 => {
+                return Err(SessionError::Verdict("redirection"));
+            }
+            Passage::AsIs | Passage::Withheld | Passage::Instead { .. } => {}
         }
         Ok(passage)
     }
@@ -938,33 +946,24 @@ impl Tracker {
         Ok(false)
     }
 
-    fn redirection(
-        &mut self,
-        body: &[u8],
-        at: usize,
-        sink: &mut dyn Sink,
-    ) -> Result<(), SessionError> {
-        let redirection = share::redirection(body)
+    /// The share PDU that brings the client back here, to be connected to what the target names.
+    fn redirection(&mut self, body: &[u8], sink: &mut dyn Sink) -> Result<Vec<u8>, SessionError> {
+        let redirection = redirection::decode(body)
             .ok_or_else(|| malformed(Direction::ToClient, "server redirection"))?;
-        // It may hold a password.
-        self.secrets.push(shifted(&(0..body.len()), at));
         watch(sink, &Event::Redirection(&redirection))?;
-        let named: Vec<&String> = redirection
-            .target_net_address
-            .iter()
-            .chain(&redirection.target_fqdn)
-            .chain(&redirection.target_net_bios_name)
-            .chain(&redirection.target_net_addresses)
-            .collect();
-        let allowed = |host: &String| {
-            let mut hosts = self.settings.redirect_to.iter();
-            hosts.any(|candidate| candidate.eq_ignore_ascii_case(host))
-        };
-        if !named.is_empty() && named.iter().all(|host| allowed(host)) {
-            return Ok(());
+        let follows = redirection.only_informs()
+            || match &mut self.settings.redirections {
+                Some(redirections) => redirections.follow(&redirection),
+                None => false,
+            };
+        if !follows {
+            let to: Vec<&str> = redirection.hosts().collect();
+            return Err(SessionError::Redirection { to: to.join(", ") });
         }
-        let to: Vec<&str> = named.iter().map(|host| host.as_str()).collect();
-        Err(SessionError::Redirection { to: to.join(", ") })
+        let token = self.settings.routing_token.as_ref();
+        let token = token.map(|token| token.as_slice());
+        redirection::encode_return(&redirection, token, self.initiators.to_client)
+            .ok_or(SessionError::Verdict("redirection"))
     }
 
     fn enter(&mut self, phase: Phase, sink: &mut dyn Sink) -> Result<(), SessionError> {
@@ -1110,7 +1109,7 @@ mod tests {
 
     use super::*;
     use crate::limits;
-    use crate::rdp::event::Redirection;
+    use crate::rdp::redirection::Redirection;
 
     #[test]
     fn nothing_but_the_client_info_may_come_before_it() {
@@ -1325,35 +1324,49 @@ mod tests {
         ));
     }
 
+    /// Follows to one host.
+    #[derive(Debug)]
+    struct To(&'static str);
+
+    impl Redirections for To {
+        fn follow(&mut self, redirection: &Redirection) -> bool {
+            redirection.hosts().any(|host| host == self.0)
+        }
+    }
+
     #[test]
-    fn a_redirection_is_refused_unless_every_host_it_names_is_allowed() {
+    fn a_redirection_brings_the_client_back_or_ends_the_session() {
         let pdu = redirection(&["10.0.0.7", "Other.example"]);
-        for (allowed, passes) in [
-            (vec![], false),
-            (vec!["10.0.0.7"], false),
-            (vec!["10.0.0.7", "other.example"], true),
+        for (to, follows) in [
+            (None, false),
+            (Some("other"), false),
+            (Some("10.0.0.7"), true),
         ] {
             let mut session = Session::until(Phase::Active);
-            session.tracker.settings.redirect_to =
-                allowed.into_iter().map(ToOwned::to_owned).collect();
+            let settings = &mut session.tracker.settings;
+            settings.redirections = to.map(|to| -> Box<dyn Redirections> { Box::new(To(to)) });
+            settings.routing_token = Some(b"jt-ticket".to_vec().into());
             let result = session.feed(Direction::ToClient, &pdu);
-            assert_eq!(result.is_ok(), passes, "{result:?}");
             let seen = session.judge.redirection.unwrap();
             assert_eq!(seen.target_net_address.as_deref(), Some("10.0.0.7"));
             assert_eq!(seen.target_fqdn.as_deref(), Some("Other.example"));
-            if let Err(error) = result {
-                let to = "10.0.0.7, Other.example".to_owned();
-                assert_eq!(error, SessionError::Redirection { to });
+            match result {
+                Ok(passed) => {
+                    assert!(follows);
+                    assert_eq!(
+                        passed.len(),
+                        usize::from(u16::from_be_bytes([passed[2], passed[3]]))
+                    );
+                    let at = |what: &[u8]| passed.windows(what.len()).any(|bytes| bytes == what);
+                    assert!(at(b"jt-ticket\r\n") && !at(b"1\x000\0.") && !at(b"O\0t\0"));
+                }
+                Err(error) => {
+                    assert!(!follows);
+                    let to = "Other.example, 10.0.0.7".to_owned();
+                    assert_eq!(error, SessionError::Redirection { to });
+                }
             }
         }
-        // To the same address, with a token: nothing says that it is allowed.
-        let mut session = Session::until(Phase::Active);
-        session.tracker.settings.redirect_to = vec!["10.0.0.7".to_owned()];
-        assert!(
-            session
-                .feed(Direction::ToClient, &redirection(&[]))
-                .is_err()
-        );
     }
 
     #[test]
@@ -1727,7 +1740,8 @@ mod tests {
                     client_requested: 3,
                     target_selected: 1,
                     logon: None,
-                    redirect_to: Vec::new(),
+                    redirections: None,
+                    routing_token: None,
                     cookies: None,
                 }),
                 judge: Judge::default(),

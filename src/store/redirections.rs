@@ -1,0 +1,146 @@
+//! Where targets have sent the clients of sessions: each comes back with its token, and is connected there.
+//!
+//! Only to a target that its token names, and only for as long as a client needs to come back. In memory: behind a restart the
+//! client is connected to the first target of its token, which sends it on again.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use zeroize::Zeroizing;
+
+use crate::clock;
+use crate::limits;
+use crate::rdp::redirection::{Redirection, Redirections};
+use crate::token::TokenId;
+use crate::token::target::TargetAddr;
+
+/// How long a client may take to come back.
+pub const RETURN_WINDOW: Duration = Duration::from_secs(60);
+
+/// Where a client goes when it comes back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redirected {
+    /// One of its token's targets.
+    pub target: TargetAddr,
+    /// The routing token for it, as the other target gave it.
+    pub routing_token: Option<Zeroizing<Vec<u8>>>,
+}
+
+/// The redirections of all tokens.
+#[derive(Debug, Default)]
+pub struct Returning {
+    table: Mutex<HashMap<TokenId, (Redirected, Instant)>>,
+}
+
+impl Returning {
+    /// Where the client with this token is to go, if it was sent somewhere a moment ago.
+    #[must_use]
+    pub fn of(&self, token: &TokenId) -> Option<Redirected> {
+        let table = self.lock();
+        let (redirected, at) = table.get(token)?;
+        is_fresh(*at, clock::now()).then(|| redirected.clone())
+    }
+
+    /// What one session decides with.
+    #[must_use]
+    pub fn follower(
+        self: &Arc<Self>,
+        token: TokenId,
+        targets: &[TargetAddr],
+        current: TargetAddr,
+    ) -> Follower {
+        Follower {
+            returning: Arc::clone(self),
+            token,
+            targets: targets.to_vec(),
+            current,
+        }
+    }
+
+    fn note(&self, token: TokenId, redirected: Redirected) -> bool {
+        let now = clock::now();
+        let mut table = self.lock();
+        if table.len() >= limits::REDIRECTIONS {
+            table.retain(|_, (_, at)| is_fresh(*at, now));
+        }
+        if table.len() >= limits::REDIRECTIONS {
+            return false;
+        }
+        table.insert(token, (redirected, now));
+        true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<TokenId, (Redirected, Instant)>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_fresh(at: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(at) < RETURN_WINDOW
+}
+
+/// Decides for one session: it may go to the targets of its token.
+#[derive(Debug)]
+pub struct Follower {
+    returning: Arc<Returning>,
+    token: TokenId,
+    targets: Vec<TargetAddr>,
+    current: TargetAddr,
+}
+
+impl Redirections for Follower {
+    fn follow(&mut self, redirection: &Redirection) -> bool {
+        let named = |target: &&TargetAddr| {
+            let mut hosts = redirection.hosts();
+            hosts.any(|host| host.eq_ignore_ascii_case(&target.host))
+        };
+        let target = if redirection.hosts().next().is_none() {
+            // The same one once more, by another routing token.
+            Some(&self.current)
+        } else {
+            self.targets.iter().find(named)
+        };
+        let Some(target) = target.cloned() else {
+            return false;
+        };
+        let routing_token = redirection.load_balance_info.clone();
+        let redirected = Redirected {
+            target,
+            routing_token,
+        };
+        self.returning.note(self.token.clone(), redirected)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn redirection(host: Option<&str>, token: Option<&[u8]>) -> Redirection {
+        Redirection {
+            target_fqdn: host.map(str::to_owned),
+            load_balance_info: token.map(|token| token.to_vec().into()),
+            ..Redirection::default()
+        }
+    }
+
+    #[test]
+    fn a_client_may_be_sent_to_the_targets_of_its_token_and_nowhere_else() {
+        let returning = Arc::new(Returning::default());
+        let targets: Vec<TargetAddr> = ["broker.example:3389", "desk.example:3390"]
+            .map(|target| target.parse().unwrap())
+            .to_vec();
+        let token = TokenId::new("one");
+        let mut follower = returning.follower(token.clone(), &targets, targets[0].clone());
+        assert!(!follower.follow(&redirection(Some("other.example"), None)));
+        assert_eq!(returning.of(&token), None);
+        assert!(follower.follow(&redirection(Some("DESK.example"), Some(b"msts"))));
+        let redirected = returning.of(&token).unwrap();
+        assert_eq!(redirected.target, targets[1]);
+        assert_eq!(redirected.routing_token.unwrap().as_slice(), b"msts");
+        assert!(follower.follow(&redirection(None, Some(b"again"))));
+        assert_eq!(returning.of(&token).unwrap().target, targets[0]);
+        assert_eq!(returning.of(&TokenId::new("two")), None);
+    }
+}
