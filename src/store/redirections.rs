@@ -104,7 +104,11 @@ impl Redirections for Follower {
         let Some(target) = target.cloned() else {
             return false;
         };
-        let routing_token = redirection.load_balance_info.clone();
+        let routing_token = redirection.load_balance_info.as_ref().map(|info| {
+            // Brokers end it as it is ended on the wire, which our Connection Request does, too.
+            let token = info.strip_suffix(b"\r\n").unwrap_or(info);
+            Zeroizing::new(token.to_vec())
+        });
         let redirected = Redirected {
             target,
             routing_token,
@@ -135,7 +139,7 @@ mod tests {
         let mut follower = returning.follower(token.clone(), &targets, targets[0].clone());
         assert!(!follower.follow(&redirection(Some("other.example"), None)));
         assert_eq!(returning.of(&token), None);
-        assert!(follower.follow(&redirection(Some("DESK.example"), Some(b"msts"))));
+        assert!(follower.follow(&redirection(Some("DESK.example"), Some(b"msts\r\n"))));
         let redirected = returning.of(&token).unwrap();
         assert_eq!(redirected.target, targets[1]);
         assert_eq!(redirected.routing_token.unwrap().as_slice(), b"msts");

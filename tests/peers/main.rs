@@ -11,6 +11,7 @@ mod legs;
 mod lives;
 mod opens;
 mod others;
+mod redirects;
 mod refuses;
 mod shares;
 mod withholds;

@@ -164,17 +164,19 @@ fn connect_initial(listener: &TcpListener) -> Result<Vec<u8>> {
     stream.set_read_timeout(Some(crate::lab::wait::PATIENCE))?;
     let request = tpkt(&mut stream)?;
     ensure!(connection_request::decode(&request)?.is_some());
-    // [MS-RDPBCGR] 2.2.1.2 with RDP_NEG_RSP: EXTENDED_CLIENT_DATA_SUPPORTED, PROTOCOL_SSL.
-    stream.write_all(&[
-        3, 0, 0, 19, 14, 0xd0, 0, 0, 0x12, 0x34, 0, 2, 1, 8, 0, 1, 0, 0, 0,
-    ])?;
+    stream.write_all(&SELECTED_TLS)?;
     let mut stream = acceptor()?
         .accept(stream)
         .map_err(|error| anyhow::anyhow!("{error}"))?;
     tpkt(&mut stream)
 }
 
-fn acceptor() -> Result<SslAcceptor> {
+/// [MS-RDPBCGR] 2.2.1.2 with RDP_NEG_RSP: EXTENDED_CLIENT_DATA_SUPPORTED, PROTOCOL_SSL.
+pub(crate) const SELECTED_TLS: [u8; 19] = [
+    3, 0, 0, 19, 14, 0xd0, 0, 0, 0x12, 0x34, 0, 2, 1, 8, 0, 1, 0, 0, 0,
+];
+
+pub(crate) fn acceptor() -> Result<SslAcceptor> {
     let certified = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()])?;
     let certificate = openssl::x509::X509::from_der(certified.cert.der())?;
     let key = openssl::pkey::PKey::private_key_from_der(&certified.signing_key.serialize_der())?;
@@ -184,7 +186,7 @@ fn acceptor() -> Result<SslAcceptor> {
     Ok(acceptor.build())
 }
 
-fn tpkt(stream: &mut impl Read) -> Result<Vec<u8>> {
+pub(crate) fn tpkt(stream: &mut impl Read) -> Result<Vec<u8>> {
     let mut pdu = vec![0; 4];
     stream.read_exact(&mut pdu)?;
     let length = usize::from(u16::from_be_bytes([pdu[2], pdu[3]]));

@@ -9,6 +9,7 @@
 //! - the credentials of the Client Info PDU and `INFO_AUTOLOGON`, where the gateway logs on;
 //! - the auto-reconnect cookie of the Client Info PDU, which is taken out unless the target gave it to the same
 //!   association ([`reconnect`](super::reconnect));
+//! - a Server Redirection PDU, to one that brings the client back here ([`redirection`](super::redirection));
 //! - `INFO_COMPRESSION`, where the sink wants to replace or withhold messages: both sides share a history that a
 //!   message which does not arrive would break.
 //!

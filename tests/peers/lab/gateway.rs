@@ -184,6 +184,9 @@ pins = "{pins}"
             arguments.extend([format!("--{side}-usr").into(), user.into()]);
             arguments.extend([format!("--{side}-pwd-file").into(), file.into()]);
         }
+        if let Some(alternative) = grant.alternative {
+            arguments.extend(["--dst-alt".into(), alternative.into()]);
+        }
         if let Some(thumbprint) = grant.certificate {
             arguments.extend(["--cert-thumb256".into(), thumbprint.into()]);
         }
@@ -384,6 +387,8 @@ pub(crate) struct Grant<'a> {
     pub(crate) proxy: Option<(&'a str, &'a str)>,
     /// SHA-256 of the only certificate that the target may show.
     pub(crate) certificate: Option<&'a str>,
+    /// Another target that will do.
+    pub(crate) alternative: Option<&'a str>,
 }
 
 impl<'a> Grant<'a> {
@@ -393,6 +398,7 @@ impl<'a> Grant<'a> {
             target: (user, password),
             proxy: None,
             certificate: None,
+            alternative: None,
         }
     }
 }
