@@ -42,7 +42,7 @@ pub struct ConnectionRequest {
     /// `IDENTIFIER` of `Cookie: mstshash=`: a user name, cut to 9 characters by some clients.
     ///
     /// The specification names no encoding, so each character stands for one byte (U+0000 to U+00FF) and the target
-    /// gets the bytes that the client sent; [`user_name`](Self::user_name) is the form for people.
+    /// gets the bytes that the client sent.
     pub mstshash: Option<String>,
     /// `rdpNegReq`.
     pub negotiation: Option<NegotiationRequest>,

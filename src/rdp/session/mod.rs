@@ -9,7 +9,7 @@
 //! - the credentials of the Client Info PDU and `INFO_AUTOLOGON`, where the gateway logs on;
 //! - the auto-reconnect cookie of the Client Info PDU, which is taken out unless the target gave it to the same
 //!   association ([`reconnect`](super::reconnect));
-//! - a Server Redirection PDU, to one that brings the client back here ([`redirection`](super::redirection));
+//! - a Server Redirection PDU, to one that brings the client back here ([`redirection`]);
 //! - `INFO_COMPRESSION`, where the sink wants to replace or withhold messages: both sides share a history that a
 //!   message which does not arrive would break.
 //!
@@ -30,7 +30,7 @@
 //! - *Share PDUs of an unknown type.* Receivers find the next PDU by `totalLength`, whatever the type is. None takes
 //!   one for a PDU of a type that is known; virtual channels do not travel in share PDUs at all.
 //! - *Unknown input.* What is behind it in its PDU cannot be told apart from it, and is reported as one with it
-//!   ([`Input::Unknown`](crate::rdp::event::Input::Unknown)). It can be keys, and it can be nothing else.
+//!   ([`Input::Unknown`]). It can be keys, and it can be nothing else.
 //! - *Another number of channels than asked for.* Clients give the ids to their names in order. A target that counts
 //!   otherwise, as xrdp does where a name is malformed, means other channels by the same ids; so fewer ids, unless
 //!   there are none, end the session if any name among those asked for is read by a stage. Ids beyond the names belong
