@@ -15,7 +15,8 @@ use tracing::{debug, info, warn};
 use zeroize::Zeroizing;
 
 use crate::clock;
-use crate::config::{Config, KerberosConfig, TlsConfig, VerifyTarget};
+use crate::config::{Arrival, Config, KerberosConfig, TlsConfig, VerifyTarget};
+use crate::jet::candidate::{CandidateType, CandidateUrl, TRANSPORTS};
 use crate::jet::rendezvous::RendezvousLimits;
 use crate::keyring::{KeyFile, Keyring, ReloadOutcome};
 use crate::listener::admission::Door;
@@ -29,6 +30,7 @@ use crate::refusal::Refusal;
 use crate::session::kdc::{KdcLookup, KdcSource};
 use crate::session::registry::{EndCause, Registry};
 use crate::session::secure::{Kerberos, SecureConfig};
+use crate::store::agents::Agents;
 use crate::store::cookies::KnownCookies;
 use crate::store::disk::Disk;
 use crate::store::redirections::Returning;
@@ -58,6 +60,8 @@ pub struct Gateway {
     pub keyring: Keyring,
     /// The revocations in force.
     pub revoked: Revoked,
+    /// Agents.
+    pub agents: Arc<Agents>,
     /// Tickets.
     pub tickets: Tickets,
     /// Which tokens were used.
@@ -103,11 +107,7 @@ impl Gateway {
     pub fn verify_token(&self, text: &str, client: IpAddr) -> Result<Token, Refusal> {
         let verifier = self.keyring.verifier();
         let cost = verifier.cost_us(text);
-        self.work
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .book(client.into(), cost, clock::now())
-            .map_err(|_| Refusal::TooMuchWork)?;
+        self.book(client, cost)?;
         let token = verifier.verify(text, clock::unix_now())?;
         if token.protection == Protection::None {
             warn!(token = %token.id, peer = %client, "Accepted an unsigned token (development.accept_unsigned_tokens)");
@@ -123,6 +123,47 @@ impl Gateway {
         } else {
             Inspecting::WhenNeeded
         }
+    }
+
+    /// One candidate URL for each transport that some listener has, for a `peer` that knows the gateway as `host`.
+    #[must_use]
+    pub fn candidate_urls(&self, peer: SocketAddr, host: Option<&str>) -> Vec<CandidateUrl> {
+        let plain_http = self.config.api.allows_plain_http(peer);
+        let urls = TRANSPORTS.into_iter().filter_map(|transport| {
+            let mut listeners = self.listeners.iter();
+            let listener = listeners.find(|listener| {
+                let tls = !transport.is_tls()
+                    || (listener.tls().is_some() && listener.accepts(Arrival::Tls));
+                let inner = if transport.is_websocket() {
+                    listener.accepts(Arrival::Http) && (transport.is_tls() || plain_http)
+                } else {
+                    listener.accepts(Arrival::Jet)
+                };
+                tls && inner
+            })?;
+            Some(CandidateUrl {
+                transport,
+                address: listener.external(host)?,
+                ctype: Some(CandidateType::Relay),
+            })
+        });
+        urls.collect()
+    }
+
+    /// `Jet-Instance`.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        self.config.jet.instance.as_deref().unwrap_or_default()
+    }
+
+    /// Books work that `client` causes.
+    ///
+    /// # Errors
+    /// The address has caused too much.
+    pub fn book(&self, client: IpAddr, cost_us: u32) -> Result<(), Refusal> {
+        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        let booked = work.book(client.into(), cost_us, clock::now());
+        booked.map_err(|_| Refusal::TooMuchWork)
     }
 
     /// Reads changed files again.
@@ -167,6 +208,7 @@ impl Gateway {
             for association in self.meetings.expire() {
                 debug!(jet_aid = %association, "Association forgotten");
             }
+            self.agents.forget_offers(|id| self.meetings.is_live(id));
             turns = turns.wrapping_add(1);
             if turns.is_multiple_of(FORGET_EVERY) {
                 let now = clock::unix_now();
@@ -187,8 +229,10 @@ impl Running {
         let keyring = load_keys(&config)?;
         let revoked = Revoked::load(config.token.revoked.clone())?;
         let (listeners, tls) = make_listeners(&config)?;
-        let (disk, records) = Disk::open(&config.store.path, now)?;
-        let usages = Arc::new(Usages::new(disk, records, now));
+        let (disk, contents) = Disk::open(&config.store.path, now)?;
+        let disk = Arc::new(disk);
+        let agents = Arc::new(Agents::new(Arc::clone(&disk), &contents.agents));
+        let usages = Arc::new(Usages::new(disk, contents.tokens, now));
         let secure = make_secure(&config)?;
         warn_of_switches(&config);
         config.jet.instance.get_or_insert_with(machine_name);
@@ -197,6 +241,7 @@ impl Running {
         let gateway = Arc::new(Gateway {
             keyring,
             revoked,
+            agents,
             tickets: Tickets::default(),
             usages,
             refusals: Refusals::default(),

@@ -173,6 +173,8 @@ pub mod relay;
 #[cfg(feature = "shell")]
 pub mod session;
 #[cfg(feature = "shell")]
+pub mod signaling;
+#[cfg(feature = "shell")]
 pub mod store;
 #[cfg(feature = "shell")]
 pub mod stream;

@@ -136,6 +136,30 @@ pub const JET_ASSOCIATIONS: usize = 10_000;
 /// Largest WebSocket message of a JET peer, bytes. Peers send streams, which they may cut as they like.
 pub const WEBSOCKET_MESSAGE_BYTES: usize = 1024 * 1024;
 
+/// Longest statement of an agent, bytes: a short header, five short members and a signature.
+pub const STATEMENT_BYTES: usize = 2048;
+
+/// Agents that can be enrolled.
+pub const AGENTS: usize = 10_000;
+
+/// Enrolments waiting to be used.
+pub const ENROLMENTS: usize = 1000;
+
+/// Longest life of an enrolment, seconds: one working day.
+pub const ENROLMENT_S: u64 = 24 * 60 * 60;
+
+/// Targets that one agent can be enrolled for.
+pub const AGENT_TARGETS: usize = 64;
+
+/// Messages on their way to one agent. One that does not read them is busy.
+pub const AGENT_QUEUE: usize = 64;
+
+/// Sessions through one agent at one time.
+pub const AGENT_SESSIONS: usize = 256;
+
+/// From an offer until the agent has accepted somewhere.
+pub const AGENT_ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// What a peer of a rendezvous may send before it has met anybody, bytes.
 pub const RENDEZVOUS_EARLY_BYTES: usize = 64 * 1024;
 

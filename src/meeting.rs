@@ -370,6 +370,12 @@ impl MeetingPlace {
         revoked
     }
 
+    /// Whether an association exists and its session is not over.
+    #[must_use]
+    pub fn is_live(&self, association: Uuid) -> bool {
+        self.lock().rendezvous.is_live(association)
+    }
+
     /// The association that a token is for.
     #[must_use]
     pub fn association_of(&self, token: &Token) -> Option<Uuid> {

@@ -13,6 +13,7 @@
 
 use crate::application_protocol::ApplicationProtocol;
 use crate::carrier::CarrierError;
+use crate::jet::agent::Unmet;
 use crate::jet::rendezvous::Refused;
 use crate::proxy_protocol::ProxyProtocolError;
 use crate::rdp::connection_request::ConnectionRequestError;
@@ -89,6 +90,9 @@ pub enum Refusal {
     /// The peer cannot be met.
     #[error("rendezvous: {0}")]
     Rendezvous(#[from] Refused),
+    /// The agent does not lead to the target.
+    #[error("{0}")]
+    Agent(#[from] Unmet),
     /// `jet_rec` asks for what cannot be delivered.
     #[error("the token demands a recording, which this gateway cannot make")]
     Recording,
@@ -179,6 +183,7 @@ impl Refusal {
             Self::InUse => "in-use",
             Self::OtherAddress => "other-address",
             Self::Rendezvous(_) => "rendezvous",
+            Self::Agent(_) => "agent",
             Self::Recording => "recording",
             Self::ClientRecording => "client-recording",
             Self::Filtering => "filtering",
@@ -232,6 +237,7 @@ impl Refusal {
             | Self::ShuttingDown
             | Self::Egress(_)
             | Self::Rendezvous(_)
+            | Self::Agent(_)
             | Self::Target(_) => Some(FailureCode::SslCertNotOnServer),
             Self::Unsecured { code, .. } => Some(*code),
             Self::Preconnection(_)

@@ -20,7 +20,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 use tracing::info;
 use uuid::Uuid;
@@ -31,8 +31,8 @@ use crate::api::operator::{bearer, find_key, operator};
 use crate::api::problem::Problem;
 use crate::application_protocol::ApplicationProtocol;
 use crate::clock;
-use crate::config::{Arrival, JetPeers};
-use crate::jet::candidate::{CandidateType, CandidateUrl, TRANSPORTS, Transport};
+use crate::config::JetPeers;
+use crate::jet::candidate::Transport;
 use crate::jet::exchange;
 use crate::jet::message::{Candidate, Complete};
 use crate::jet::rendezvous::{Access, CandidateState, Proof, Refused};
@@ -43,7 +43,6 @@ use crate::session::rendezvous::{self, NotAdmitted};
 use crate::time::UnixTime;
 use crate::token::Token;
 use crate::token::claims::ConnectionTest;
-use crate::token::target::TargetAddr;
 use crate::token::validity::Validity;
 
 /// How long a session can be opened on what an operator has created.
@@ -100,13 +99,13 @@ pub struct Gathered {
 }
 
 /// Who sent a request.
-enum Caller {
+pub(super) enum Caller {
     Token(Box<Token>),
     Operator(String),
 }
 
 impl Caller {
-    fn proof(&self) -> Proof<'_> {
+    pub(super) fn proof(&self) -> Proof<'_> {
         match self {
             Self::Token(token) => Proof::Token {
                 id: &token.id,
@@ -242,7 +241,7 @@ pub async fn gather(
 ) -> Result<Json<Gathered>, Problem> {
     let association = association_id(&state, &id)?;
     let caller = caller(&state, &headers)?;
-    let urls = candidate_urls(&state, &headers);
+    let urls = state.candidate_urls(&headers);
     let transports: Vec<Transport> = urls.iter().map(|url| url.transport).collect();
     let gathered = state
         .gateway
@@ -281,17 +280,18 @@ pub async fn complete(
     let meetings = &state.gateway.meetings;
     let completed = meetings.complete(association, candidate.id, caller.proof());
     completed.map_err(|refused| declined(&state, refused))?;
+    state.gateway.agents.complete(association, candidate.id);
     Ok(StatusCode::OK)
 }
 
-fn association_id(state: &ApiState, text: &str) -> Result<Uuid, Problem> {
+pub(super) fn association_id(state: &ApiState, text: &str) -> Result<Uuid, Problem> {
     exchange::uuid(text).ok_or_else(|| {
         let detail = "an association's id is a UUID";
         Problem::new(StatusCode::BAD_REQUEST, "uuid", detail, state.id)
     })
 }
 
-fn caller(state: &ApiState, headers: &HeaderMap) -> Result<Caller, Problem> {
+pub(super) fn caller(state: &ApiState, headers: &HeaderMap) -> Result<Caller, Problem> {
     let config = &state.gateway.config;
     let Some(bearer) = bearer(headers) else {
         if config.jet.authentication {
@@ -336,44 +336,8 @@ fn of_operator(name: &str, association: Uuid, wanted: Wanted) -> Token {
     Token::of_operator(name, Uuid::now_v7(), association, jet_ap, jet_ct, validity)
 }
 
-fn declined(state: &ApiState, refused: Refused) -> Problem {
+pub(super) fn declined(state: &ApiState, refused: Refused) -> Problem {
     not_admitted(state.id, &refused.into())
-}
-
-/// One URL for each transport that some listener has, as the caller may use it.
-fn candidate_urls(state: &ApiState, headers: &HeaderMap) -> Vec<CandidateUrl> {
-    let host = headers
-        .get(header::HOST)
-        .and_then(|host| host.to_str().ok());
-    let host = host.and_then(host_of);
-    let gateway = &state.gateway;
-    let plain_http = gateway.config.api.allows_plain_http(state.peer);
-    let urls = TRANSPORTS.into_iter().filter_map(|transport| {
-        let mut listeners = gateway.listeners.iter();
-        let listener = listeners.find(|listener| {
-            let tls =
-                !transport.is_tls() || (listener.tls().is_some() && listener.accepts(Arrival::Tls));
-            let inner = if transport.is_websocket() {
-                listener.accepts(Arrival::Http) && (transport.is_tls() || plain_http)
-            } else {
-                listener.accepts(Arrival::Jet)
-            };
-            tls && inner
-        })?;
-        Some(CandidateUrl {
-            transport,
-            address: listener.external(host.as_deref())?,
-            ctype: Some(CandidateType::Relay),
-        })
-    });
-    urls.collect()
-}
-
-/// The host of a `Host` header, which may have a port.
-fn host_of(header: &str) -> Option<String> {
-    let with_port = header.parse::<TargetAddr>();
-    let address = with_port.or_else(|_| format!("{header}:1").parse());
-    address.ok().map(|address| address.host)
 }
 
 fn shown(listed: Listed) -> Shown {

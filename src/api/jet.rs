@@ -11,7 +11,8 @@
 //!
 //! [JET-PROTO]: https://github.com/Devolutions/devolutions-gateway
 
-use std::sync::PoisonError;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError};
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -22,9 +23,9 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use tracing::{Instrument, Span, debug};
 use zeroize::Zeroizing;
 
-use crate::api::ApiState;
 use crate::api::operator::bearer;
 use crate::api::problem::Problem;
+use crate::api::{ApiState, Connection};
 use crate::clock;
 use crate::gateway::Gateway;
 use crate::jet::exchange::JetPath;
@@ -58,31 +59,19 @@ pub async fn websocket(
         Problem::new(StatusCode::BAD_REQUEST, "path", detail, id)
     })?;
     let headers = request.headers();
-    let key = handshake_key(headers).ok_or_else(|| {
-        let detail = "this path is for WebSocket handshakes of version 13";
-        Problem::new(StatusCode::UPGRADE_REQUIRED, "upgrade", detail, id)
-    })?;
-    let accept = derive_accept_key(key.as_bytes());
-    let offered_jet = sub_protocols(headers).any(|offered| offered == SUB_PROTOCOL);
     let text = token(&state, headers, uri.query())?;
-    let upgrade = hyper::upgrade::on(&mut request);
-    let connection = {
-        let connection = state.connection.lock();
-        connection.unwrap_or_else(PoisonError::into_inner).take()
-    };
-    let connection = connection.ok_or_else(|| {
-        let detail = "the connection was upgraded already";
-        Problem::new(StatusCode::CONFLICT, "upgrade", detail, id)
-    })?;
-    let gateway = state.gateway;
+    let upgrade = Upgrade::of(&state, &mut request)?;
+    let gateway = Arc::clone(&state.gateway);
     let peer = state.peer;
     let admitted = async {
-        let token = match text {
-            Some(text) => Some(rendezvous::verify(&gateway, peer, &text)?),
-            None => None,
-        };
-        let admitted = rendezvous::admit(&gateway, path, token.as_ref()).await?;
-        Ok::<_, NotAdmitted>((token, admitted))
+        let shown = rendezvous::show(
+            &gateway,
+            peer,
+            path,
+            text.as_ref().map(|text| text.as_str()),
+        )?;
+        let admitted = rendezvous::admit(&gateway, path, shown.proof()).await?;
+        Ok::<_, NotAdmitted>((shown.into_token(), admitted))
     };
     let (token, admitted) = match admitted.await {
         Ok(admitted) => admitted,
@@ -91,51 +80,113 @@ pub async fn websocket(
             return Err(not_admitted(id, &why));
         }
     };
-    let tasks = gateway.connections.clone();
-    let span = Span::current();
-    let going_on = async move {
-        let stream = match upgrade.await.map(hyper::upgrade::Upgraded::downcast) {
-            Ok(Ok(parts)) => {
-                let parts: hyper::upgrade::Parts<TokioIo<Stream>> = parts;
-                let (io, rest) = parts.io.into_inner().into_parts();
-                // What the HTTP side had read comes before what it had not.
-                let mut read_ahead = parts.read_buf.to_vec();
-                read_ahead.extend_from_slice(&rest);
-                Stream::rewound(io, read_ahead)
-            }
-            Ok(Err(_)) | Err(_) => {
-                debug!(session = %id, %peer, "JET peer left during its handshake");
-                return;
-            }
+    Ok(
+        upgrade.go_on(&state.gateway, move |stream, connection| async move {
+            let socket = WebSocket::new(stream, Role::Server).await;
+            let now = clock::now();
+            let client = Client {
+                id,
+                peer,
+                started: connection.started,
+                identify_by: now + limits::IDENTIFY_TIMEOUT,
+                establish_by: now + limits::ESTABLISH_TIMEOUT,
+                listener: connection.listener,
+                routing_token: None,
+                stream: Stream::new(Io::WebSocket(Box::new(socket))),
+                admission: connection.admission,
+            };
+            rendezvous::proceed(&gateway, client, token, path.association, admitted).await;
+        }),
+    )
+}
+
+/// A request for an upgrade to WebSocket, on its way to be one.
+pub(super) struct Upgrade {
+    accept: String,
+    sub_protocol: bool,
+    upgrade: hyper::upgrade::OnUpgrade,
+    connection: Connection,
+    id: SessionId,
+    peer: SocketAddr,
+}
+
+impl Upgrade {
+    /// Takes the connection over.
+    ///
+    /// # Errors
+    /// The request asks for no upgrade, or the connection was upgraded already.
+    pub(super) fn of(state: &ApiState, request: &mut Request) -> Result<Self, Problem> {
+        let headers = request.headers();
+        let key = handshake_key(headers).ok_or_else(|| {
+            let detail = "this path is for WebSocket handshakes of version 13";
+            Problem::new(StatusCode::UPGRADE_REQUIRED, "upgrade", detail, state.id)
+        })?;
+        let accept = derive_accept_key(key.as_bytes());
+        let sub_protocol = sub_protocols(headers).any(|offered| offered == SUB_PROTOCOL);
+        let upgrade = hyper::upgrade::on(request);
+        let connection = {
+            let connection = state.connection.lock();
+            connection.unwrap_or_else(PoisonError::into_inner).take()
         };
-        let socket = WebSocket::new(stream, Role::Server).await;
-        let now = clock::now();
-        let client = Client {
+        let connection = connection.ok_or_else(|| {
+            let detail = "the connection was upgraded already";
+            Problem::new(StatusCode::CONFLICT, "upgrade", detail, state.id)
+        })?;
+        Ok(Self {
+            accept,
+            sub_protocol,
+            upgrade,
+            connection,
+            id: state.id,
+            peer: state.peer,
+        })
+    }
+
+    /// The answer to the handshake; behind it, `next` goes on with the connection in a task of its own.
+    pub(super) fn go_on<N, F>(self, gateway: &Gateway, next: N) -> Response
+    where
+        N: FnOnce(Stream, Connection) -> F + Send + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let Self {
+            accept,
+            sub_protocol,
+            upgrade,
+            connection,
             id,
             peer,
-            started: connection.started,
-            identify_by: now + limits::IDENTIFY_TIMEOUT,
-            establish_by: now + limits::ESTABLISH_TIMEOUT,
-            listener: connection.listener,
-            routing_token: None,
-            stream: Stream::new(Io::WebSocket(Box::new(socket))),
-            admission: connection.admission,
+        } = self;
+        let going_on = async move {
+            match upgrade.await.map(hyper::upgrade::Upgraded::downcast) {
+                Ok(Ok(parts)) => {
+                    let parts: hyper::upgrade::Parts<TokioIo<Stream>> = parts;
+                    let (io, rest) = parts.io.into_inner().into_parts();
+                    // What the HTTP side had read comes before what it had not.
+                    let mut read_ahead = parts.read_buf.to_vec();
+                    read_ahead.extend_from_slice(&rest);
+                    next(Stream::rewound(io, read_ahead), connection).await;
+                }
+                Ok(Err(_)) | Err(_) => {
+                    debug!(session = %id, %peer, "A peer left during its handshake");
+                }
+            }
         };
-        rendezvous::proceed(&gateway, client, token, path.association, admitted).await;
-    };
-    tasks.spawn(going_on.instrument(span));
-    let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
-    let headers = response.headers_mut();
-    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    if let Ok(accept) = HeaderValue::try_from(accept) {
-        headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+        gateway
+            .connections
+            .spawn(going_on.instrument(Span::current()));
+        let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        if let Ok(accept) = HeaderValue::try_from(accept) {
+            headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+        }
+        if sub_protocol {
+            let jet = HeaderValue::from_static(SUB_PROTOCOL);
+            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, jet);
+        }
+        response
     }
-    if offered_jet {
-        let jet = HeaderValue::from_static(SUB_PROTOCOL);
-        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, jet);
-    }
-    Ok(response)
 }
 
 /// The problem document of a request that was not granted.

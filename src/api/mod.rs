@@ -1,5 +1,6 @@
-//! HTTP on the same port: tickets, live sessions, rendezvous, health.
+//! HTTP on the same port: tickets, live sessions, rendezvous, agents, health.
 
+pub mod agents;
 pub mod associations;
 pub mod jet;
 pub mod operator;
@@ -12,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::extract::DefaultBodyLimit;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
@@ -23,11 +24,13 @@ use tracing::debug;
 
 use crate::api::problem::Problem;
 use crate::gateway::Gateway;
+use crate::jet::candidate::CandidateUrl;
 use crate::limits;
 use crate::listener::Listener;
 use crate::listener::admission::Admission;
 use crate::session::SessionId;
 use crate::session::identify::Client;
+use crate::token::target::TargetAddr;
 
 /// An HTTP connection lasts no longer, whatever it does.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
@@ -41,6 +44,8 @@ pub struct ApiState {
     pub id: SessionId,
     /// The client.
     pub peer: SocketAddr,
+    /// Whether the connection has TLS.
+    pub tls: bool,
     /// The rest of the connection, for the handler that takes it over.
     pub connection: Arc<Mutex<Option<Connection>>>,
 }
@@ -54,6 +59,23 @@ pub struct Connection {
     pub listener: Arc<Listener>,
     /// Its place among the connections.
     pub admission: Admission,
+}
+
+impl ApiState {
+    /// One candidate URL for each transport, as the sender of a request with these headers can use it.
+    #[must_use]
+    pub fn candidate_urls(&self, headers: &HeaderMap) -> Vec<CandidateUrl> {
+        let host = headers.get(header::HOST);
+        let host = host.and_then(|host| host.to_str().ok()).and_then(host_of);
+        self.gateway.candidate_urls(self.peer, host.as_deref())
+    }
+}
+
+/// The host of a `Host` header, which may have a port.
+fn host_of(header: &str) -> Option<String> {
+    let with_port = header.parse::<TargetAddr>();
+    let address = with_port.or_else(|_| format!("{header}:1").parse());
+    address.ok().map(|address| address.host)
 }
 
 /// Serves HTTP/1.1 on a connection whose first request is in its stream.
@@ -76,6 +98,7 @@ pub async fn serve(gateway: &Arc<Gateway>, client: Client, tls: bool) {
         gateway: Arc::clone(gateway),
         id,
         peer,
+        tls,
         connection: Arc::new(Mutex::new(Some(connection))),
     };
     let plain_allowed = gateway.config.api.allows_plain_http(peer);
@@ -130,6 +153,11 @@ fn router(state: ApiState) -> Router {
             get(jet::websocket),
         )
         .route("/jet/test/{association}/{candidate}", get(jet::websocket))
+        .route("/jet/enrolments", post(agents::invite))
+        .route("/jet/agents", post(agents::enrol).get(agents::list))
+        .route("/jet/agents/{name}", delete(agents::revoke))
+        .route("/jet/agent", get(agents::signal))
+        .route("/jet/offer/{name}", post(agents::offer))
         .route("/jet/sessions", get(sessions::list))
         .route("/jet/sessions/{id}", delete(sessions::end))
         .route("/jet/tickets", post(tickets::create))

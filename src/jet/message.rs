@@ -239,7 +239,7 @@ struct Shape<'a> {
     candidates: Option<&'a serde_json::value::RawValue>,
 }
 
-fn bounded_candidates<'de, D: Deserializer<'de>>(
+pub(super) fn bounded_candidates<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Vec<Candidate>, D::Error> {
     let candidates = Vec::<Candidate>::deserialize(deserializer)?;

@@ -5,6 +5,7 @@
 //! | [`packet`] | `JET_PACKET`, the frame of the binary protocol |
 //! | [`exchange`] | the request and the response inside it, and the paths that WebSocket shares |
 //! | [`candidate`] | candidate URLs |
+//! | [`agent`] | agents: their names, and what they and the gateway tell each other |
 //! | [`message`] | offer, answer, complete: what peers tell each other over their signaling channel |
 //! | [`rendezvous`] | associations, their candidates, and who may meet whom |
 //!
@@ -16,6 +17,7 @@
     warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
 )]
 
+pub mod agent;
 pub mod candidate;
 pub mod exchange;
 pub mod message;

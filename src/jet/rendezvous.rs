@@ -73,6 +73,11 @@ pub enum Proof<'a> {
         /// Its `jet_aid`.
         jet_aid: Option<Uuid>,
     },
+    /// The statement of an agent that was offered this association.
+    Agent {
+        /// The association.
+        association: Uuid,
+    },
     /// An operator's API key, or a decision that was made elsewhere.
     Operator,
 }
@@ -518,6 +523,13 @@ impl Rendezvous {
             .collect()
     }
 
+    /// Whether an association exists and its session is not over.
+    #[must_use]
+    pub fn is_live(&self, id: Uuid) -> bool {
+        let found = self.associations.get(&id);
+        found.is_some_and(|association| !matches!(association.progress, Progress::Ended(_)))
+    }
+
     /// The association that a token is for: the one it names, or the one it has created.
     #[must_use]
     pub fn association_of(&self, token: &TokenId, jet_aid: Option<Uuid>) -> Option<Uuid> {
@@ -541,6 +553,8 @@ impl Rendezvous {
         let found = self.found(id)?;
         match (&found.terms.access, proof) {
             (_, Proof::Operator) | (Access::Anyone, Proof::Nothing) => Ok(found),
+            (_, Proof::Agent { association }) if association == id => Ok(found),
+            (_, Proof::Agent { .. }) => Err(Refused::OtherToken),
             (Access::Association | Access::Token(_), Proof::Nothing) => Err(Refused::NoToken),
             // A token that names another association is wrong even where none is needed.
             (Access::Anyone, Proof::Token { jet_aid, .. }) => match jet_aid {
@@ -816,7 +830,11 @@ mod tests {
         let other = TokenId::new("other");
         let token = |id, jet_aid| Proof::Token { id, jet_aid };
         let elsewhere = Some(Uuid::nil());
+        let agent = |association| Proof::Agent { association };
         let cases = [
+            (Access::Association, agent(ASSOCIATION), Ok(())),
+            (Access::Token(own.clone()), agent(ASSOCIATION), Ok(())),
+            (Access::Anyone, agent(Uuid::nil()), Err(Refused::OtherToken)),
             (Access::Anyone, Proof::Nothing, Ok(())),
             (Access::Anyone, token(&other, None), Ok(())),
             (

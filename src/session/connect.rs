@@ -6,6 +6,7 @@ use crate::clock;
 use crate::gateway::Gateway;
 use crate::policy::permit::Permit;
 use crate::refusal::Refusal;
+use crate::session::agent;
 use crate::session::authorize::Authorized;
 use crate::session::identify::{Client, Opening};
 use crate::session::refuse::Refused;
@@ -53,7 +54,10 @@ pub async fn connect(gateway: &Gateway, authorized: Authorized) -> Result<Connec
             target.map(|target| (target, None))
         }
         ConnectionMode::Rdv => {
-            let met = rendezvous::meet(gateway, &client, &session).await;
+            let met = match &session.token.claims.agent {
+                Some(agent) => agent::meet(gateway, &client, &session, agent).await,
+                None => rendezvous::meet(gateway, &client, &session).await,
+            };
             met.map(|(target, met)| (target, Some(met)))
         }
     };

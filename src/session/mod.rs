@@ -11,6 +11,7 @@
 //! Each step takes the one before it by value, so a step that was skipped does not compile. A step that fails returns a
 //! [`Refusal`]; [`refuse`] tells the client.
 
+pub mod agent;
 pub mod authenticate;
 pub mod authorize;
 pub mod connect;
@@ -200,6 +201,7 @@ fn log_end(session: &Session, reason: &str, started: Instant) {
         session = %session.id,
         peer = %session.peer,
         user = claims.sub.as_deref(),
+        agent = claims.agent.as_ref().map(|agent| agent.agent.to_string()),
         target = target.map(|(name, _)| name.to_string()),
         address = target.map(|(_, address)| address.to_string()),
         token = %session.token.id,

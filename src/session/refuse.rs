@@ -82,7 +82,9 @@ impl Refused {
     #[must_use]
     pub fn with_token(mut self: Box<Self>, token: &Token) -> Box<Self> {
         self.token = Some(token.id.clone());
-        self.target = token.claims.targets.first().map(ToString::to_string);
+        let behind = token.claims.agent.as_ref().map(|agent| &agent.target);
+        let target = token.claims.targets.first().or(behind);
+        self.target = target.map(ToString::to_string);
         self.user.clone_from(&token.claims.sub);
         self
     }

@@ -23,10 +23,11 @@ use uuid::Uuid;
 use crate::application_protocol::ApplicationProtocol;
 use crate::clock;
 use crate::gateway::Gateway;
+use crate::jet::agent::{ACCEPT_TYPE, Acceptance, AgentName};
 use crate::jet::exchange::{JetPath, Operation, Request, Response, Status};
 use crate::jet::message::Version;
 use crate::jet::packet;
-use crate::jet::rendezvous::Refused as Declined;
+use crate::jet::rendezvous::{Proof, Refused as Declined};
 use crate::limits;
 use crate::listener::admission::Admission;
 use crate::meeting::{Met, Party, Place, Waiting, proof_of};
@@ -42,6 +43,7 @@ use crate::session::{Ready, SessionId, run, secure_or_open};
 use crate::stream::{Io, Stream};
 use crate::token::Token;
 use crate::token::claims::ConnectionMode;
+use crate::token::statement::{self, StatementKey};
 use crate::token::target::TargetAddr;
 
 /// How long the first bytes for a peer are held back that may not have read its response yet. An existing client lost
@@ -132,6 +134,76 @@ pub fn verify(gateway: &Gateway, peer: SocketAddr, text: &str) -> Result<Token, 
     }
 }
 
+/// What a peer has shown with its request.
+#[derive(Debug)]
+pub enum Shown {
+    /// Nothing.
+    Nothing,
+    /// A rendezvous token.
+    Token(Box<Token>),
+    /// The statement of an agent, for the one candidate that the request is for.
+    Agent {
+        /// Its name.
+        name: AgentName,
+        /// The association that it was offered.
+        association: Uuid,
+    },
+}
+
+impl Shown {
+    /// What it proves to an association.
+    #[must_use]
+    pub fn proof(&self) -> Proof<'_> {
+        match self {
+            Self::Nothing => Proof::Nothing,
+            Self::Token(token) => proof_of(Some(token)),
+            Self::Agent { association, .. } => Proof::Agent {
+                association: *association,
+            },
+        }
+    }
+
+    /// The token, if it is one.
+    #[must_use]
+    pub fn into_token(self) -> Option<Token> {
+        match self {
+            Self::Token(token) => Some(*token),
+            Self::Nothing | Self::Agent { .. } => None,
+        }
+    }
+}
+
+/// Verifies what a peer shows with its request for `path`: a rendezvous token, or the statement of an agent.
+///
+/// # Errors
+/// It does not hold, or not for this.
+pub fn show(
+    gateway: &Gateway,
+    peer: SocketAddr,
+    path: JetPath,
+    text: Option<&str>,
+) -> Result<Shown, Refusal> {
+    let Some(text) = text else {
+        return Ok(Shown::Nothing);
+    };
+    if statement::claimed::<Acceptance>(text, ACCEPT_TYPE).is_none() {
+        return Ok(Shown::Token(Box::new(verify(gateway, peer, text)?)));
+    }
+    gateway.book(peer.ip(), StatementKey::cost_us())?;
+    let name = match path.operation {
+        Operation::Accept | Operation::Test => {
+            gateway.agents.accepts(text, gateway.instance(), path)
+        }
+        // An agent is met; whom it meets is not its choice.
+        Operation::Connect => None,
+    };
+    let name = name.ok_or(Declined::OtherToken)?;
+    Ok(Shown::Agent {
+        name,
+        association: path.association,
+    })
+}
+
 /// Grants a request, or says why not. Whoever is admitted as a connector has the acceptor's connection in hand.
 ///
 /// # Errors
@@ -139,14 +211,14 @@ pub fn verify(gateway: &Gateway, peer: SocketAddr, text: &str) -> Result<Token, 
 pub async fn admit(
     gateway: &Gateway,
     path: JetPath,
-    token: Option<&Token>,
+    proof: Proof<'_>,
 ) -> Result<Admitted, NotAdmitted> {
     let JetPath {
         operation,
         association,
         candidate,
     } = path;
-    let (meetings, proof) = (&gateway.meetings, proof_of(token));
+    let meetings = &gateway.meetings;
     Ok(match operation {
         Operation::Test => {
             meetings.test(association, candidate, proof)?;
@@ -189,12 +261,10 @@ pub async fn serve(gateway: &Arc<Gateway>, mut client: Client) {
         ..
     } = request;
     let admitted = async {
-        let token = match token {
-            Some(text) => Some(verify(gateway, peer, &text)?),
-            None => None,
-        };
-        let admitted = admit(gateway, path, token.as_ref()).await?;
-        Ok::<_, NotAdmitted>((token, admitted))
+        let text = token.as_ref().map(|text| text.as_str());
+        let shown = show(gateway, peer, path, text)?;
+        let admitted = admit(gateway, path, shown.proof()).await?;
+        Ok::<_, NotAdmitted>((shown.into_token(), admitted))
     };
     match admitted.await {
         Ok((token, admitted)) => {
@@ -410,7 +480,7 @@ async fn before(connector: &mut Party, acceptor: &mut Party) -> Before {
 }
 
 /// From when on bytes can be written to a peer without meeting its response.
-fn readable_at(party: &Party, spoke: bool) -> Instant {
+pub(super) fn readable_at(party: &Party, spoke: bool) -> Instant {
     match party.client.stream.io() {
         // Its messages are apart from its handshake.
         Io::WebSocket(_) => party.answered,
@@ -472,7 +542,7 @@ async fn establish(
             session,
             reservation,
         } = authorize::authorize(gateway, authenticated).await?;
-        let (target, met) = together(gateway, association, place, acceptor, &session);
+        let (target, met) = together(gateway, association, place, acceptor, (&session, None));
         let connected = Connected {
             client,
             opening,
@@ -560,15 +630,22 @@ pub async fn meet(
     gateway.meetings.select(association, candidate)?;
     let acceptor = *acceptor;
     sleep_until(readable_at(&acceptor, false).into()).await;
-    Ok(together(gateway, association, place, acceptor, session))
+    Ok(together(
+        gateway,
+        association,
+        place,
+        acceptor,
+        (session, None),
+    ))
 }
 
-fn together(
+/// Makes a session of two peers. What is behind the acceptor is called `behind`, where that is known.
+pub(super) fn together(
     gateway: &Gateway,
     association: Uuid,
     connector: Place,
     acceptor: Party,
-    session: &Registered,
+    (session, behind): (&Registered, Option<TargetAddr>),
 ) -> (Stream, Together) {
     let Party { client, place, .. } = acceptor;
     let Client {
@@ -579,10 +656,10 @@ fn together(
         ..
     } = client;
     debug!(session = %session.id, acceptor = %id, peer = %peer, jet_aid = %association, "Peers have met");
-    let name = TargetAddr {
+    let name = behind.unwrap_or_else(|| TargetAddr {
         host: peer.ip().to_string(),
         port: peer.port(),
-    };
+    });
     session.relaying(name, peer, None);
     let shared: &Arc<Session> = session.shared();
     gateway.meetings.in_session(association, &connector, shared);

@@ -17,6 +17,9 @@ use crate::token::TokenId;
 const USED_TOKENS: TableDefinition<'_, &str, (&str, u64, u64)> =
     TableDefinition::new("used-tokens-v1");
 
+/// Agent's name to what is known of it, as JSON.
+const AGENTS: TableDefinition<'_, &str, &str> = TableDefinition::new("agents-v1");
+
 /// Stands for "not ended" in the file.
 const NOT_ENDED: u64 = u64::MAX;
 
@@ -35,6 +38,15 @@ pub struct Record {
     pub keep_until: UnixTime,
     /// End of its last session; `None` while it runs, or where the process ended first.
     pub ended_at: Option<UnixTime>,
+}
+
+/// What the file holds.
+#[derive(Clone, Debug, Default)]
+pub struct Contents {
+    /// Tokens that were used.
+    pub tokens: Vec<(TokenId, Record)>,
+    /// Agents: name, and what [`agents`](crate::store::agents) wrote.
+    pub agents: Vec<(String, String)>,
 }
 
 /// The file failed.
@@ -62,6 +74,12 @@ enum Command {
     ForgetExpired {
         now: UnixTime,
     },
+    /// Writes an agent, or removes it.
+    Agent {
+        name: String,
+        record: Option<String>,
+        done: oneshot::Sender<Result<(), String>>,
+    },
 }
 
 /// The open file. Dropping it waits for the thread to write what it was given.
@@ -79,7 +97,7 @@ impl Disk {
     ///
     /// # Errors
     /// It cannot be opened, is no store, or another process has it.
-    pub fn open(path: &Path, now: UnixTime) -> Result<(Self, Vec<(TokenId, Record)>), DiskError> {
+    pub fn open(path: &Path, now: UnixTime) -> Result<(Self, Contents), DiskError> {
         let file = path.to_owned();
         let open = Box::new(move || Ok(Database::create(&file)?));
         Self::open_with(open, now).map_err(|problem| DiskError::Open {
@@ -88,11 +106,11 @@ impl Disk {
         })
     }
 
-    fn open_with(open: Open, now: UnixTime) -> Result<(Self, Vec<(TokenId, Record)>), String> {
+    fn open_with(open: Open, now: UnixTime) -> Result<(Self, Contents), String> {
         let database = open().map_err(|error| error.to_string())?;
         let forget = [Command::ForgetExpired { now }];
         write_batch(&database, &forget).map_err(|error| error.to_string())?;
-        let records = read_all(&database).map_err(|error| error.to_string())?;
+        let contents = read_all(&database).map_err(|error| error.to_string())?;
         let (commands, receiver) = mpsc::sync_channel(QUEUE);
         let writer = thread::Builder::new()
             .name("store".to_owned())
@@ -102,7 +120,7 @@ impl Disk {
             commands: Some(commands),
             writer: Some(writer),
         };
-        Ok((disk, records))
+        Ok((disk, contents))
     }
 
     /// Writes one record; returns when it is on disk.
@@ -118,6 +136,22 @@ impl Disk {
                 record,
                 done: Some(done),
             })
+            .map_err(|_| DiskError::Write("too many writes are waiting".to_owned()))?;
+        written
+            .await
+            .map_err(|_| closed())?
+            .map_err(DiskError::Write)
+    }
+
+    /// Writes an agent, or removes it; returns when that is on disk.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put).
+    pub async fn put_agent(&self, name: String, record: Option<String>) -> Result<(), DiskError> {
+        let (done, written) = oneshot::channel();
+        let commands = self.commands.as_ref().ok_or_else(closed)?;
+        commands
+            .try_send(Command::Agent { name, record, done })
             .map_err(|_| DiskError::Write("too many writes are waiting".to_owned()))?;
         written
             .await
@@ -183,7 +217,8 @@ fn write_all(database: Database, open: &Open, commands: &mpsc::Receiver<Command>
         for command in batch {
             if let Command::Put {
                 done: Some(done), ..
-            } = command
+            }
+            | Command::Agent { done, .. } = command
             {
                 // The session may have gone away meanwhile.
                 let _received = done.send(result.clone());
@@ -208,10 +243,10 @@ fn write_or_reopen(
     Ok(())
 }
 
-fn read_all(database: &Database) -> Result<Vec<(TokenId, Record)>, redb::Error> {
+fn read_all(database: &Database) -> Result<Contents, redb::Error> {
     let transaction = database.begin_read()?;
     let table = transaction.open_table(USED_TOKENS)?;
-    let mut records = Vec::new();
+    let mut tokens = Vec::new();
     for row in table.iter()? {
         let (token, value) = row?;
         let (client, keep_until, ended_at) = value.value();
@@ -221,15 +256,21 @@ fn read_all(database: &Database) -> Result<Vec<(TokenId, Record)>, redb::Error> 
             keep_until: UnixTime(keep_until),
             ended_at: (ended_at != NOT_ENDED).then_some(UnixTime(ended_at)),
         };
-        records.push((TokenId::new(token.value()), record));
+        tokens.push((TokenId::new(token.value()), record));
     }
-    Ok(records)
+    let mut agents = Vec::new();
+    for row in transaction.open_table(AGENTS)?.iter()? {
+        let (name, record) = row?;
+        agents.push((name.value().to_owned(), record.value().to_owned()));
+    }
+    Ok(Contents { tokens, agents })
 }
 
 fn write_batch(database: &Database, batch: &[Command]) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
     {
         let mut table = transaction.open_table(USED_TOKENS)?;
+        let mut agents = transaction.open_table(AGENTS)?;
         for command in batch {
             match command {
                 Command::Put { token, record, .. } => {
@@ -242,6 +283,12 @@ fn write_batch(database: &Database, batch: &[Command]) -> Result<(), redb::Error
                 }
                 Command::ForgetExpired { now } => {
                     table.retain(|_, (_, keep_until, _)| keep_until >= now.0)?;
+                }
+                Command::Agent { name, record, .. } => {
+                    match record {
+                        Some(record) => agents.insert(name.as_str(), record.as_str())?,
+                        None => agents.remove(name.as_str())?,
+                    };
                 }
             }
         }
@@ -270,8 +317,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.redb");
         {
-            let (disk, records) = Disk::open(&path, UnixTime(0)).unwrap();
-            assert_eq!(records, []);
+            let (disk, contents) = Disk::open(&path, UnixTime(0)).unwrap();
+            assert_eq!(contents.tokens, []);
             disk.put(TokenId::new("kept"), record(100, None))
                 .await
                 .unwrap();
@@ -281,11 +328,14 @@ mod tests {
             disk.put_later(TokenId::new("kept"), record(100, Some(42)));
         }
         let expected = vec![(TokenId::new("kept"), record(100, Some(42)))];
-        let (disk, records) = Disk::open(&path, UnixTime(50)).unwrap();
-        assert_eq!(records, expected);
+        let (disk, contents) = Disk::open(&path, UnixTime(50)).unwrap();
+        assert_eq!(contents.tokens, expected);
         drop(disk);
-        let (_disk, records) = Disk::open(&path, UnixTime(0)).unwrap();
-        assert_eq!(records, expected, "the expired one is gone from the file");
+        let (_disk, contents) = Disk::open(&path, UnixTime(0)).unwrap();
+        assert_eq!(
+            contents.tokens, expected,
+            "the expired one is gone from the file"
+        );
     }
 
     #[test]
@@ -377,8 +427,12 @@ mod tests {
         put("three").await.unwrap();
         drop(disk);
         let path = folder.path().join("state.redb");
-        let (_disk, records) = Disk::open(&path, UnixTime(0)).unwrap();
-        let names: Vec<String> = records.iter().map(|(token, _)| token.to_string()).collect();
+        let (_disk, contents) = Disk::open(&path, UnixTime(0)).unwrap();
+        let names: Vec<String> = contents
+            .tokens
+            .iter()
+            .map(|(token, _)| token.to_string())
+            .collect();
         assert_eq!(names, ["one", "three"]);
     }
 }

@@ -1,7 +1,8 @@
-//! What must outlive a connection: used tokens, tickets, revocations, recent refusals, cookies.
+//! What must outlive a connection: used tokens, agents, tickets, revocations, recent refusals, cookies.
 //!
 //! The embedded default: memory, plus one file ([`disk`]) for what must survive a restart.
 
+pub mod agents;
 pub mod cookies;
 pub mod disk;
 pub mod redirections;

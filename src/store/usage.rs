@@ -119,7 +119,7 @@ const HANDOVER: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Usages {
     table: Mutex<Table>,
-    disk: Disk,
+    disk: Arc<Disk>,
     /// Fires when a session has given its token back.
     ended: Notify,
 }
@@ -127,7 +127,7 @@ pub struct Usages {
 impl Usages {
     /// What `records` of the disk say. A session that was live when the process ended counts as ended now.
     #[must_use]
-    pub fn new(disk: Disk, records: Vec<(TokenId, Record)>, now: UnixTime) -> Self {
+    pub fn new(disk: Arc<Disk>, records: Vec<(TokenId, Record)>, now: UnixTime) -> Self {
         let mut table = Table::default();
         for (token, record) in records {
             let usage = Usage {
@@ -338,13 +338,13 @@ mod tests {
             ..claim(HERE, 0)
         };
         {
-            let (disk, records) = Disk::open(&path, now).unwrap();
-            let usages = Arc::new(Usages::new(disk, records, now));
+            let (disk, contents) = Disk::open(&path, now).unwrap();
+            let usages = Arc::new(Usages::new(Arc::new(disk), contents.tokens, now));
             let mut reservation = usages.reserve(claim(0)).await.unwrap();
             reservation.commit().await.unwrap();
         }
-        let (disk, records) = Disk::open(&path, now).unwrap();
-        let usages = Arc::new(Usages::new(disk, records, now));
+        let (disk, contents) = Disk::open(&path, now).unwrap();
+        let usages = Arc::new(Usages::new(Arc::new(disk), contents.tokens, now));
         assert!(matches!(
             usages.reserve(claim(0)).await,
             Err(Refusal::Replayed)

@@ -19,6 +19,7 @@ use super::target::TargetAddr;
 use super::validity::Validity;
 use super::{TokenError, TokenRules};
 use crate::application_protocol::ApplicationProtocol;
+use crate::jet::agent::AgentName;
 use crate::limits;
 use crate::time::UnixTime;
 
@@ -62,6 +63,8 @@ pub struct Claims {
     pub target_credentials: Option<Credentials>,
     /// `prx_usr` and `prx_pwd`: what the client must prove to the gateway.
     pub proxy_credentials: Option<Credentials>,
+    /// `jet_agent_id` and `jet_agent_dst`: who is to be met, and what lies behind.
+    pub agent: Option<AgentTarget>,
     /// `cert_thumb256`: the only certificate the target may show.
     pub cert_thumb256: Option<Thumbprint>,
     /// `sub`: the user, as the issuer names them.
@@ -106,6 +109,15 @@ pub enum RecordingPolicy {
     Stream,
 }
 
+/// A target behind an agent. `dst_hst` cannot say it: that is a target which the gateway dials, and refused with `rdv`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentTarget {
+    /// `jet_agent_id`: the agent, by the name it was enrolled with.
+    pub agent: AgentName,
+    /// `jet_agent_dst`: what the agent connects to, as it knows it.
+    pub target: TargetAddr,
+}
+
 /// A name and its password.
 #[derive(Clone)]
 pub struct Credentials {
@@ -148,12 +160,6 @@ impl Claims {
         )?;
         reader.check_issuer(rules)?;
         reader.check_audience(rules)?;
-        if public.contains_key("jet_agent_id") {
-            return Err(invalid(
-                "jet_agent_id",
-                "this gateway reaches targets itself, not through agents",
-            ));
-        }
         let jet_cm = reader.connection_mode()?;
         let mut secrets = Secrets(secrets);
         let claims = Self {
@@ -168,6 +174,7 @@ impl Claims {
             targets: reader.targets(jet_cm)?,
             target_credentials: secrets.credentials("dst_usr", "dst_pwd")?,
             proxy_credentials: secrets.credentials("prx_usr", "prx_pwd")?,
+            agent: reader.agent(jet_cm)?,
             cert_thumb256: reader.thumbprint()?,
             sub: reader.name("sub", SUB_CHARS)?,
             jti: reader.name("jti", JTI_CHARS)?,
@@ -518,6 +525,26 @@ impl<'a> Reader<'a> {
             ) => return Err(invalid("dst_alt", "not a list of texts")),
         }
         Ok(targets)
+    }
+
+    fn agent(&self, jet_cm: ConnectionMode) -> Result<Option<AgentTarget>, TokenError> {
+        let agent = self.text("jet_agent_id")?;
+        let behind = self.text("jet_agent_dst")?;
+        let (agent, behind) = match (agent, behind) {
+            (None, None) => return Ok(None),
+            (Some(_), None) => return Err(invalid("jet_agent_dst", "missing beside jet_agent_id")),
+            (None, Some(_)) => return Err(invalid("jet_agent_id", "missing beside jet_agent_dst")),
+            (Some(agent), Some(behind)) => (agent, behind),
+        };
+        if jet_cm == ConnectionMode::Fwd {
+            return Err(invalid("jet_agent_id", "only with jet_cm rdv"));
+        }
+        Ok(Some(AgentTarget {
+            agent: agent
+                .parse()
+                .map_err(|_| invalid("jet_agent_id", "not an agent's name"))?,
+            target: target("jet_agent_dst", behind)?,
+        }))
     }
 
     fn thumbprint(&self) -> Result<Option<Thumbprint>, TokenError> {
@@ -994,10 +1021,46 @@ mod tests {
 
     #[test]
     fn a_demand_for_another_route_is_refused() {
-        assert_eq!(
-            fault(json!({ "jet_agent_id": "4daeb814-cdb6-4779-a16b-6479064e8107" })),
-            "jet_agent_id"
-        );
+        let id = "4daeb814-cdb6-4779-a16b-6479064e8107";
+        assert_eq!(fault(json!({ "jet_agent_id": id })), "jet_agent_dst");
+        let both = json!({ "jet_agent_id": id, "jet_agent_dst": "pc:3389" });
+        assert_eq!(fault(both), "jet_agent_id");
+    }
+
+    #[test]
+    fn an_agent_and_what_lies_behind_it_go_together_and_with_rdv_only() {
+        let rendezvous = |changes: Value| {
+            let mut claims = json!({ "jet_cm": "rdv", "nbf": 0, "exp": 100 });
+            let object = claims.as_object_mut().unwrap();
+            object.extend(changes.as_object().unwrap().clone());
+            Claims::check(&claims, false, UnixTime(1))
+        };
+        let both = json!({ "jet_agent_id": "branch-7", "jet_agent_dst": "[::1]:3389" });
+        let agent = rendezvous(both).unwrap().agent.unwrap();
+        assert_eq!(agent.agent.as_str(), "branch-7");
+        assert_eq!(agent.target.to_string(), "[::1]:3389");
+        assert_eq!(rendezvous(json!({})).unwrap().agent, None);
+        for (changes, claim) in [
+            (json!({ "jet_agent_id": "branch-7" }), "jet_agent_dst"),
+            (json!({ "jet_agent_dst": "pc:3389" }), "jet_agent_id"),
+            (
+                json!({ "jet_agent_id": "A", "jet_agent_dst": "pc:3389" }),
+                "jet_agent_id",
+            ),
+            (
+                json!({ "jet_agent_id": "a", "jet_agent_dst": "pc" }),
+                "jet_agent_dst",
+            ),
+            (
+                json!({ "jet_agent_id": 7, "jet_agent_dst": "pc:1" }),
+                "jet_agent_id",
+            ),
+        ] {
+            match rendezvous(changes) {
+                Err(TokenError::Claim { claim: found, .. }) => assert_eq!(found, claim),
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     #[test]

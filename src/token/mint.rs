@@ -87,6 +87,15 @@ impl SigningKey {
         self.signer.algorithm
     }
 
+    pub(super) fn sign(
+        &self,
+        header: &Map<String, Value>,
+        payload: &[u8],
+    ) -> Result<String, MintError> {
+        let signed = self.signer.sign(header, payload);
+        signed.map_err(|UnusableKey| MintError::Key)
+    }
+
     /// Names the key in the tokens it signs.
     #[must_use]
     pub fn with_kid(mut self, kid: Option<String>) -> Self {

@@ -14,6 +14,7 @@ mod json;
 pub mod key;
 pub mod mint;
 pub mod revocation;
+pub mod statement;
 pub mod target;
 pub mod validity;
 
@@ -124,6 +125,7 @@ impl Token {
                 targets: Vec::new(),
                 target_credentials: None,
                 proxy_credentials: None,
+                agent: None,
                 cert_thumb256: None,
                 sub: None,
                 jti: None,

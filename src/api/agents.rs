@@ -1,0 +1,292 @@
+//! Agents: enrolling, listing, revoking them, their signaling channel, and offers to them.
+//!
+//! | request | who | what |
+//! |---|---|---|
+//! | `POST /jet/enrolments` | API key | a text by which one agent can enrol, once |
+//! | `POST /jet/agents` | that text as bearer | stores the agent's public key |
+//! | `GET /jet/agents` | API key | lists |
+//! | `DELETE /jet/agents/NAME` | API key | revokes: ends its channel and its sessions |
+//! | `GET /jet/agent` | the agent's key | the channel, a WebSocket ([`signaling`]) |
+//! | `POST /jet/offer/NAME` | a token that names the agent | takes an Offer to it, and its Answer back |
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+use crate::api::ApiState;
+use crate::api::associations::{Caller, caller, declined};
+use crate::api::jet::Upgrade;
+use crate::api::operator::{bearer, operator};
+use crate::api::problem::Problem;
+use crate::clock;
+use crate::jet::agent::{AgentName, Enrolment, Unmet};
+use crate::jet::candidate::Transport;
+use crate::jet::message::{Answer, Candidate, Offer};
+use crate::jet::rendezvous::{Proof, Refused};
+use crate::limits;
+use crate::signaling;
+use crate::store::agents::{EnrolError, Listed, Ways};
+use crate::time::UnixTime;
+use crate::token::statement::StatementKey;
+use crate::token::target::TargetAddr;
+
+/// Life of an enrolment of which nothing else was said, seconds.
+const ENROLMENT_S: u64 = 15 * 60;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    name: AgentName,
+    targets: Option<Vec<TargetAddr>>,
+    lifetime_s: Option<u64>,
+}
+
+/// An enrolment, as its maker gets it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Invited {
+    /// The text.
+    pub enrolment: String,
+    /// Must be used by then, Unix seconds.
+    pub expires_at: UnixTime,
+    /// The same as a duration, seconds.
+    pub expires_in_s: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Enrolling {
+    key: Map<String, Value>,
+}
+
+/// What an agent that has enrolled is told.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Enrolled {
+    /// Its name from now on.
+    pub name: AgentName,
+    /// Thumbprint of the key that was stored.
+    pub key: String,
+    /// The gateway that it has enrolled at.
+    pub gateway: String,
+}
+
+/// Handles `POST /jet/enrolments`.
+///
+/// # Errors
+/// A problem document: no API key, a name that is taken, too many.
+pub async fn invite(
+    State(state): State<ApiState>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    let by = operator(&state, &headers)?;
+    let wanted: Wanted = parse(&state, &body)?;
+    let targets = wanted.targets.as_ref().map_or(0, Vec::len);
+    if targets > limits::AGENT_TARGETS {
+        let detail = format!("an agent has at most {} targets", limits::AGENT_TARGETS);
+        return Err(Problem::new(
+            StatusCode::BAD_REQUEST,
+            "body",
+            detail,
+            state.id,
+        ));
+    }
+    let lifetime_s = wanted.lifetime_s.unwrap_or(ENROLMENT_S);
+    let lifetime_s = lifetime_s.clamp(1, limits::ENROLMENT_S);
+    let now = clock::unix_now();
+    let expires_at = now.plus(lifetime_s);
+    let agents = &state.gateway.agents;
+    let enrolment = agents.invite(wanted.name.clone(), wanted.targets, expires_at, now);
+    let enrolment = enrolment.map_err(|error| not_enrolled(&state, &error))?;
+    info!(session = %state.id, peer = %state.peer, by, agent = %wanted.name, "Enrolment issued");
+    let invited = Invited {
+        enrolment: enrolment.as_str().to_owned(),
+        expires_at,
+        expires_in_s: lifetime_s,
+    };
+    let headers = [(header::CACHE_CONTROL, "no-store")];
+    Ok((StatusCode::CREATED, headers, Json(invited)).into_response())
+}
+
+/// Handles `POST /jet/agents`.
+///
+/// # Errors
+/// A problem document: 401 for an enrolment that is none, or not any more; 400 for a key that cannot be used.
+pub async fn enrol(
+    State(state): State<ApiState>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    let enrolment = bearer(&headers).and_then(|text| Enrolment::parse(text).ok());
+    let enrolment = enrolment.ok_or_else(|| not_enrolled(&state, &EnrolError::Unknown))?;
+    // A key that is no good does not use the enrolment up.
+    let Enrolling { key } = parse(&state, &body)?;
+    let booked = state.gateway.book(state.peer.ip(), StatementKey::cost_us());
+    booked.map_err(|refusal| {
+        let (status, detail) = (StatusCode::TOO_MANY_REQUESTS, refusal.to_string());
+        Problem::new(status, refusal.rule(), detail, state.id)
+    })?;
+    let key = StatementKey::parse(Value::Object(key).to_string().as_bytes());
+    let key = key.map_err(|error| {
+        Problem::new(StatusCode::BAD_REQUEST, "key", error.to_string(), state.id)
+    })?;
+    let thumbprint = key.thumbprint().to_owned();
+    let agents = &state.gateway.agents;
+    let name = agents.enrol(&enrolment, key, clock::unix_now()).await;
+    let name = name.map_err(|error| not_enrolled(&state, &error))?;
+    info!(session = %state.id, peer = %state.peer, agent = %name, key = thumbprint, "Agent enrolled");
+    let enrolled = Enrolled {
+        name,
+        key: thumbprint,
+        gateway: state.gateway.instance().to_owned(),
+    };
+    Ok((StatusCode::CREATED, Json(enrolled)).into_response())
+}
+
+/// Handles `GET /jet/agents`.
+///
+/// # Errors
+/// No API key.
+pub async fn list(
+    State(state): State<ApiState>,
+    headers: HeaderMap,
+) -> Result<Json<Vec<Listed>>, Problem> {
+    operator(&state, &headers)?;
+    let gateway = &state.gateway;
+    gateway
+        .agents
+        .forget_offers(|id| gateway.meetings.is_live(id));
+    Ok(Json(gateway.agents.list()))
+}
+
+/// Handles `DELETE /jet/agents/NAME`.
+///
+/// # Errors
+/// A problem document: 404 where there is none.
+pub async fn revoke(
+    State(state): State<ApiState>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Result<StatusCode, Problem> {
+    let by = operator(&state, &headers)?;
+    let name = agent_name(&state, &name)?;
+    let revoked = state.gateway.agents.revoke(&name).await;
+    let revoked = revoked.map_err(|error| not_enrolled(&state, &error.into()))?;
+    let associations = revoked.ok_or_else(|| unmet(&state, &Unmet::Unknown(name.clone())))?;
+    for association in associations {
+        // Gone already is as good.
+        let _ = state.gateway.meetings.delete(association, Proof::Operator);
+    }
+    info!(session = %state.id, peer = %state.peer, by, agent = %name, "Agent revoked");
+    Ok(StatusCode::OK)
+}
+
+/// Handles `GET /jet/agent`: who it is comes in the first messages.
+///
+/// # Errors
+/// The request asks for no WebSocket.
+pub async fn signal(
+    State(state): State<ApiState>,
+    mut request: Request,
+) -> Result<Response, Problem> {
+    let ways = Ways {
+        urls: state.candidate_urls(request.headers()),
+        tls: state.tls,
+    };
+    let upgrade = Upgrade::of(&state, &mut request)?;
+    let (id, peer) = (state.id, state.peer);
+    let gateway = std::sync::Arc::clone(&state.gateway);
+    Ok(
+        upgrade.go_on(&state.gateway, move |stream, connection| async move {
+            signaling::serve(&gateway, stream, connection, (id, peer), ways).await;
+        }),
+    )
+}
+
+/// Handles `POST /jet/offer/NAME`, of an association that exists and was gathered.
+///
+/// # Errors
+/// A problem document: 403 where the token does not name this agent, 404 for an association that is not there, 503 where the agent
+/// is not there or declines.
+pub async fn offer(
+    State(state): State<ApiState>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Json<Answer>, Problem> {
+    let name = agent_name(&state, &name)?;
+    let caller = caller(&state, &headers)?;
+    let wanted = match &caller {
+        Caller::Token(token) => token.claims.agent.clone(),
+        Caller::Operator(_) => None,
+    };
+    let wanted = wanted.filter(|wanted| wanted.agent == name);
+    let wanted = wanted.ok_or_else(|| declined(&state, Refused::OtherToken))?;
+    let offer: Offer = parse(&state, &body)?;
+    let (gateway, association) = (&state.gateway, offer.id);
+    let ways = gateway.agents.ways(&name, &wanted.target);
+    let ways = ways.map_err(|why| unmet(&state, &why))?;
+    // What was gathered already, by the URLs that the agent knows.
+    let none: &[Transport] = &[];
+    let gathered = gateway.meetings.gather(association, none, caller.proof());
+    let gathered = gathered.map_err(|refused| declined(&state, refused))?;
+    let candidates = gathered.iter().filter_map(|candidate| {
+        let mut urls = ways.urls.iter();
+        let url = urls.find(|url| url.transport == candidate.transport)?;
+        Some(Candidate {
+            id: candidate.id,
+            url: url.clone(),
+        })
+    });
+    let candidates = candidates.collect();
+    let pending = gateway
+        .agents
+        .offer(&name, offer, wanted.target, candidates);
+    let mut pending = pending.map_err(|why| unmet(&state, &why))?;
+    let answer = timeout(limits::AGENT_ANSWER_TIMEOUT, pending.answer()).await;
+    let answer = answer.unwrap_or_else(|_elapsed| Err(Unmet::Silent(name)));
+    answer.map(Json).map_err(|why| {
+        gateway.agents.withdraw(association);
+        unmet(&state, &why)
+    })
+}
+
+fn parse<'a, T: Deserialize<'a>>(state: &ApiState, body: &'a [u8]) -> Result<T, Problem> {
+    serde_json::from_slice(body)
+        .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "body", error.to_string(), state.id))
+}
+
+fn agent_name(state: &ApiState, text: &str) -> Result<AgentName, Problem> {
+    text.parse().map_err(|error: crate::jet::agent::NotAName| {
+        Problem::new(StatusCode::BAD_REQUEST, "name", error.to_string(), state.id)
+    })
+}
+
+fn not_enrolled(state: &ApiState, error: &EnrolError) -> Problem {
+    let status = match error {
+        EnrolError::Taken => StatusCode::CONFLICT,
+        EnrolError::Unknown => StatusCode::UNAUTHORIZED,
+        EnrolError::Full | EnrolError::Random(_) | EnrolError::Store(_) => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+    };
+    let reason = error.to_string();
+    warn!(session = %state.id, peer = %state.peer, rule = "enrolment", reason, "Request refused");
+    Problem::new(status, "enrolment", reason, state.id)
+}
+
+fn unmet(state: &ApiState, why: &Unmet) -> Problem {
+    let status = match why {
+        Unmet::Unknown(_) => StatusCode::NOT_FOUND,
+        Unmet::Target(_) => StatusCode::FORBIDDEN,
+        Unmet::NotConnected(_) | Unmet::Busy(_) | Unmet::Declined(..) | Unmet::Silent(_) => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+    };
+    Problem::new(status, "agent", why.to_string(), state.id)
+}

@@ -1,0 +1,212 @@
+//! An agent's signaling channel, the gateway's side: who is it, and then messages both ways.
+//!
+//! - The challenge is new for each channel, so an answer holds once.
+//! - Each agent has one channel. A newer one ends the older: an agent that comes back before its old connection was missed is not
+//!   shut out.
+//! - A ping goes out every [`PING_EVERY`]; an agent that has sent nothing since the last [`SILENT_PINGS`] of them is gone.
+//! - Close codes ([RFC 6455] 7.4.1): 1000 where a newer channel ends this one, 1001 where the gateway stops, 1008 for who is not
+//!   known or was revoked.
+//!
+//! [RFC 6455]: https://www.rfc-editor.org/rfc/rfc6455
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
+use tracing::{debug, info, warn};
+
+use crate::api::Connection;
+use crate::clock;
+use crate::gateway::Gateway;
+use crate::jet::agent::{AgentName, FromAgent, FromGateway, RANDOM_BYTES};
+use crate::limits;
+use crate::session::SessionId;
+use crate::store::agents::{Connected, Ways};
+use crate::stream::Stream;
+use crate::token::statement::StatementKey;
+use crate::websocket::{PING_EVERY, SILENT_PINGS};
+
+/// How long one message may take to leave.
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Settings of the WebSocket, on either side: messages are JSON of a bounded size.
+#[must_use]
+pub fn settings() -> WebSocketConfig {
+    WebSocketConfig::default()
+        .read_buffer_size(8 * 1024)
+        .max_message_size(Some(limits::JET_MESSAGE_BYTES))
+        .max_frame_size(Some(limits::JET_MESSAGE_BYTES))
+}
+
+/// Serves the channel until its end.
+pub async fn serve(
+    gateway: &Arc<Gateway>,
+    stream: Stream,
+    mut connection: Connection,
+    (id, peer): (SessionId, SocketAddr),
+    ways: Ways,
+) {
+    let socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(settings()));
+    let mut socket = socket.await;
+    let log_on = timeout(limits::IDENTIFY_TIMEOUT, log_on(gateway, &mut socket, peer));
+    let connected = match log_on.await {
+        Ok(Ok(name)) => {
+            let now = clock::unix_now();
+            gateway.agents.connect(name, peer, ways, now)
+        }
+        Ok(Err(why)) => {
+            warn!(session = %id, %peer, decision = "deny", rule = "agent", reason = why, "Agent refused");
+            close(&mut socket, CloseCode::Policy, "not known").await;
+            return;
+        }
+        Err(_elapsed) => {
+            debug!(session = %id, %peer, "An agent was silent for too long");
+            return;
+        }
+    };
+    let Some(mut connected) = connected else {
+        close(&mut socket, CloseCode::Policy, "revoked").await;
+        return;
+    };
+    connection.admission.proven();
+    let agent = connected.name().clone();
+    info!(session = %id, %peer, %agent, replaced = connected.replaced, "Agent connected");
+    let reason = match converse(gateway, &mut socket, &mut connected).await {
+        Ok(reason) => reason.to_owned(),
+        Err(error) => error.to_string(),
+    };
+    drop(connected);
+    info!(session = %id, %peer, %agent, reason, "Agent disconnected");
+    drop(connection);
+}
+
+/// The challenge and its answer.
+async fn log_on(
+    gateway: &Gateway,
+    socket: &mut WebSocketStream<Stream>,
+    peer: SocketAddr,
+) -> Result<AgentName, &'static str> {
+    let mut random = [0_u8; RANDOM_BYTES];
+    openssl::rand::rand_bytes(&mut random).map_err(|_| "the system has no randomness")?;
+    let nonce = URL_SAFE_NO_PAD.encode(random);
+    let challenge = FromGateway::Challenge {
+        gateway: gateway.instance().to_owned(),
+        nonce: nonce.clone(),
+    };
+    let sent = send(socket, Message::text(challenge.to_json())).await;
+    sent.map_err(|_| "it left")?;
+    let statement = loop {
+        match socket.next().await {
+            Some(Ok(Message::Text(text))) => match FromAgent::parse(&text) {
+                Ok(FromAgent::Proof { statement }) => break statement,
+                Ok(FromAgent::Answer { .. } | FromAgent::Declined { .. }) | Err(_) => {
+                    return Err("no proof");
+                }
+            },
+            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
+            Some(Ok(Message::Binary(_) | Message::Close(_)) | Err(_)) | None => {
+                return Err("no proof");
+            }
+        }
+    };
+    let booked = gateway.book(peer.ip(), StatementKey::cost_us());
+    booked.map_err(|_| "too much work")?;
+    let name = gateway
+        .agents
+        .log_on(&statement, gateway.instance(), &nonce);
+    let name = name.ok_or("the statement does not hold, or there is no such agent")?;
+    let welcome = Message::text(FromGateway::Welcome.to_json());
+    send(socket, welcome).await.map_err(|_| "it left")?;
+    Ok(name)
+}
+
+/// Messages both ways, until one side ends it; says why.
+async fn converse(
+    gateway: &Gateway,
+    socket: &mut WebSocketStream<Stream>,
+    connected: &mut Connected,
+) -> tungstenite::Result<&'static str> {
+    let closing = connected.close.clone();
+    let mut ping = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
+    ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut silent_pings = 0_u32;
+    loop {
+        tokio::select! {
+            biased;
+            () = gateway.stopping.cancelled() => {
+                close(socket, CloseCode::Away, "the gateway stops").await;
+                return Ok("the gateway stops");
+            }
+            () = closing.cancelled() => {
+                // Whoever was revoked is told at its next attempt.
+                close(socket, CloseCode::Normal, "ended").await;
+                return Ok("replaced or revoked");
+            }
+            message = connected.outbox.recv() => {
+                if let Some(message) = message {
+                    send(socket, Message::text(message.to_json())).await?;
+                }
+            }
+            _ = ping.tick() => {
+                if silent_pings >= SILENT_PINGS {
+                    return Ok("silent for too long");
+                }
+                silent_pings = silent_pings.saturating_add(1);
+                send(socket, Message::Ping(Bytes::new())).await?;
+            }
+            message = socket.next() => {
+                silent_pings = 0;
+                match message {
+                    Some(Ok(Message::Text(text))) => heard(gateway, connected, &text),
+                    Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
+                    Some(Ok(Message::Binary(_))) => {
+                        close(socket, CloseCode::Unsupported, "text messages only").await;
+                        return Ok("it sent bytes");
+                    }
+                    Some(Ok(Message::Close(_))) | None => return Ok("it left"),
+                    Some(Err(error)) => return Err(error),
+                }
+            }
+        }
+    }
+}
+
+fn heard(gateway: &Gateway, connected: &Connected, text: &str) {
+    let agent = connected.name();
+    match FromAgent::parse(text) {
+        Ok(FromAgent::Answer { answer }) => {
+            gateway.agents.answered(agent, answer.id, Ok(answer));
+        }
+        Ok(FromAgent::Declined { id, reason }) => {
+            gateway.agents.answered(agent, id, Err(reason));
+        }
+        Ok(FromAgent::Proof { .. }) => debug!(%agent, "An agent proves itself again"),
+        // One of a later version may say more.
+        Err(error) => debug!(%agent, %error, "An agent said what is no message"),
+    }
+}
+
+async fn send(socket: &mut WebSocketStream<Stream>, message: Message) -> tungstenite::Result<()> {
+    match timeout(SEND_TIMEOUT, socket.send(message)).await {
+        Ok(sent) => sent,
+        Err(_elapsed) => Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()),
+    }
+}
+
+async fn close(socket: &mut WebSocketStream<Stream>, code: CloseCode, reason: &'static str) {
+    let frame = CloseFrame {
+        code,
+        reason: Utf8Bytes::from_static(reason),
+    };
+    // The end of the connection says it as well.
+    let _ = timeout(SEND_TIMEOUT, socket.close(Some(frame))).await;
+}

@@ -1,0 +1,553 @@
+//! Agents: who is enrolled, who is connected, and who was offered what.
+//!
+//! What an enrolled agent is known by (its name, its public key, the targets it was enrolled for) is on disk. Enrolments that wait to
+//! be used are in memory, by their digests: a restart makes them void. So are connections and offers; agents come back by
+//! themselves.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use crate::jet::agent::{
+    ACCEPT_TYPE, Acceptance, AgentName, Decline, Enrolment, EnrolmentDigest, FromGateway,
+    LOGON_TYPE, Logon, RANDOM_BYTES, Unmet,
+};
+use crate::jet::candidate::CandidateUrl;
+use crate::jet::exchange::JetPath;
+use crate::jet::message::{Answer, Candidate, Complete, Offer};
+use crate::limits;
+use crate::store::disk::{Disk, DiskError};
+use crate::time::UnixTime;
+use crate::token::statement::{self, StatementKey};
+use crate::token::target::TargetAddr;
+
+/// All agents of this gateway.
+#[derive(Debug)]
+pub struct Agents {
+    table: Mutex<Table>,
+    disk: Arc<Disk>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    agents: BTreeMap<AgentName, Agent>,
+    enrolments: HashMap<EnrolmentDigest, Enrolling>,
+    offers: HashMap<Uuid, Offered>,
+    next_connection: u64,
+}
+
+#[derive(Debug)]
+struct Agent {
+    key: Arc<StatementKey>,
+    targets: Option<Vec<TargetAddr>>,
+    enrolled_at: UnixTime,
+    connection: Option<Seat>,
+}
+
+/// The signaling channel of an agent, from outside of its task.
+#[derive(Debug)]
+struct Seat {
+    number: u64,
+    peer: SocketAddr,
+    since: UnixTime,
+    ways: Ways,
+    outbox: mpsc::Sender<FromGateway>,
+    close: CancellationToken,
+}
+
+/// How an agent can come to a candidate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ways {
+    /// The relay's URLs, as the agent knows it.
+    pub urls: Vec<CandidateUrl>,
+    /// Whether its signaling channel has TLS: then its sessions have it, too.
+    pub tls: bool,
+}
+
+#[derive(Debug)]
+struct Enrolling {
+    name: AgentName,
+    targets: Option<Vec<TargetAddr>>,
+    not_after: UnixTime,
+}
+
+/// An association that an agent was offered.
+#[derive(Debug)]
+struct Offered {
+    agent: AgentName,
+    answer: Option<oneshot::Sender<Result<Answer, Decline>>>,
+}
+
+/// An agent on disk.
+#[derive(Deserialize, Serialize)]
+struct Record {
+    key: Map<String, Value>,
+    targets: Option<Vec<TargetAddr>>,
+    enrolled_at: UnixTime,
+}
+
+/// The signaling channel of an agent, in its task; dropping it disconnects the agent.
+#[derive(Debug)]
+pub struct Connected {
+    agents: Arc<Agents>,
+    name: AgentName,
+    number: u64,
+    /// What is to be sent.
+    pub outbox: mpsc::Receiver<FromGateway>,
+    /// Fires when the channel is to end.
+    pub close: CancellationToken,
+    /// Whether an older channel of the agent was ended for it.
+    pub replaced: bool,
+}
+
+/// An offer that waits for its answer.
+#[derive(Debug)]
+pub struct Pending {
+    /// The association.
+    pub association: Uuid,
+    /// The agent.
+    pub agent: AgentName,
+    answer: oneshot::Receiver<Result<Answer, Decline>>,
+}
+
+/// An agent as operators see it.
+#[derive(Debug, Serialize)]
+pub struct Listed {
+    /// Its name.
+    pub name: AgentName,
+    /// Thumbprint of its key ([RFC 7638]).
+    ///
+    /// [RFC 7638]: https://www.rfc-editor.org/rfc/rfc7638
+    pub key: String,
+    /// What it was enrolled for; absent: whatever it leads to itself.
+    pub targets: Option<Vec<TargetAddr>>,
+    /// Unix seconds.
+    pub enrolled_at: UnixTime,
+    /// Whether its signaling channel is there.
+    pub connected: bool,
+    /// Where from.
+    pub address: Option<SocketAddr>,
+    /// Since when, Unix seconds.
+    pub since: Option<UnixTime>,
+    /// Associations that it was offered and that are not over.
+    pub sessions: usize,
+}
+
+/// Why nothing was enrolled.
+#[derive(Debug, thiserror::Error)]
+pub enum EnrolError {
+    /// The name is taken.
+    #[error("an agent of this name is enrolled: revoke it first")]
+    Taken,
+    /// Too many wait, or are enrolled.
+    #[error("too many agents")]
+    Full,
+    /// Never issued, used, or past its time.
+    #[error("the enrolment is not valid, or not any more")]
+    Unknown,
+    /// The system has no randomness.
+    #[error("the system's random generator failed: {0}")]
+    Random(String),
+    /// The store failed.
+    #[error("{0}")]
+    Store(#[from] DiskError),
+}
+
+impl Agents {
+    /// The agents in `records` of `disk`. One that cannot be read is left out, and said so.
+    #[must_use]
+    pub fn new(disk: Arc<Disk>, records: &[(String, String)]) -> Self {
+        let mut table = Table::default();
+        for (name, text) in records {
+            match Agent::from_record(text) {
+                Ok(agent) if name.parse::<AgentName>().is_ok() => {
+                    if let Ok(name) = name.parse() {
+                        table.agents.insert(name, agent);
+                    }
+                }
+                Ok(_) => warn!(agent = %name, "An agent in the store has a name that none has"),
+                Err(error) => warn!(agent = %name, %error, "An agent in the store cannot be used"),
+            }
+        }
+        Self {
+            table: Mutex::new(table),
+            disk,
+        }
+    }
+
+    /// A text by which an agent called `name` can enrol until `not_after`.
+    ///
+    /// # Errors
+    /// The name is taken, or too many wait.
+    pub fn invite(
+        &self,
+        name: AgentName,
+        targets: Option<Vec<TargetAddr>>,
+        not_after: UnixTime,
+        now: UnixTime,
+    ) -> Result<Enrolment, EnrolError> {
+        let mut random = Zeroizing::new([0_u8; RANDOM_BYTES]);
+        openssl::rand::rand_bytes(random.as_mut_slice())
+            .map_err(|error| EnrolError::Random(error.to_string()))?;
+        let enrolment = Enrolment::from_random(&random);
+        let mut table = self.lock();
+        if table.agents.contains_key(&name) {
+            return Err(EnrolError::Taken);
+        }
+        table
+            .enrolments
+            .retain(|_, waiting| waiting.not_after >= now);
+        if table.enrolments.len() >= limits::ENROLMENTS || table.agents.len() >= limits::AGENTS {
+            return Err(EnrolError::Full);
+        }
+        let enrolling = Enrolling {
+            name,
+            targets,
+            not_after,
+        };
+        table.enrolments.insert(enrolment.digest(), enrolling);
+        Ok(enrolment)
+    }
+
+    /// Enrols whoever has `enrolment`, with its public key; returns when that is on disk.
+    ///
+    /// # Errors
+    /// There is no such enrolment, the name is taken, or the store failed. The enrolment is used up either way.
+    pub async fn enrol(
+        &self,
+        enrolment: &Enrolment,
+        key: StatementKey,
+        now: UnixTime,
+    ) -> Result<AgentName, EnrolError> {
+        let (name, record) = {
+            let mut table = self.lock();
+            let found = table.enrolments.remove(&enrolment.digest());
+            let enrolling = found.filter(|enrolling| enrolling.not_after >= now);
+            let enrolling = enrolling.ok_or(EnrolError::Unknown)?;
+            if table.agents.contains_key(&enrolling.name) {
+                return Err(EnrolError::Taken);
+            }
+            if table.agents.len() >= limits::AGENTS {
+                return Err(EnrolError::Full);
+            }
+            let agent = Agent {
+                key: Arc::new(key),
+                targets: enrolling.targets,
+                enrolled_at: now,
+                connection: None,
+            };
+            let record = agent.to_record();
+            table.agents.insert(enrolling.name.clone(), agent);
+            (enrolling.name, record)
+        };
+        let written = self.disk.put_agent(name.to_string(), Some(record)).await;
+        if let Err(error) = written {
+            // What the next start would not know is not known now, either.
+            self.lock().agents.remove(&name);
+            return Err(error.into());
+        }
+        Ok(name)
+    }
+
+    /// Forgets an agent and ends its channel; returns the associations that it was offered, or `None` where there is no such
+    /// agent.
+    ///
+    /// # Errors
+    /// The store failed: the agent is gone until the next start.
+    pub async fn revoke(&self, name: &AgentName) -> Result<Option<Vec<Uuid>>, DiskError> {
+        let associations = {
+            let mut table = self.lock();
+            let Some(agent) = table.agents.remove(name) else {
+                return Ok(None);
+            };
+            if let Some(seat) = agent.connection {
+                seat.close.cancel();
+            }
+            let mut associations = Vec::new();
+            table.offers.retain(|association, offered| {
+                let its = offered.agent == *name;
+                if its {
+                    associations.push(*association);
+                }
+                !its
+            });
+            associations
+        };
+        self.disk.put_agent(name.to_string(), None).await?;
+        Ok(Some(associations))
+    }
+
+    /// Whether `text` is the answer of an agent to this challenge; its name.
+    #[must_use]
+    pub fn log_on(&self, text: &str, gateway: &str, nonce: &str) -> Option<AgentName> {
+        let claimed: Logon = statement::claimed(text, LOGON_TYPE)?;
+        let key = self.key_of(&claimed.sub)?;
+        let logon: Logon = key.verify(text, LOGON_TYPE).ok()?;
+        (logon.aud == gateway && logon.nonce == nonce).then_some(logon.sub)
+    }
+
+    /// Whether `text` is the statement of an agent that accepts at `path`, on an association that it was offered; its name.
+    #[must_use]
+    pub fn accepts(&self, text: &str, gateway: &str, path: JetPath) -> Option<AgentName> {
+        let claimed: Acceptance = statement::claimed(text, ACCEPT_TYPE)?;
+        let key = self.key_of(&claimed.sub)?;
+        let acceptance: Acceptance = key.verify(text, ACCEPT_TYPE).ok()?;
+        let expected = Acceptance {
+            aud: gateway.to_owned(),
+            sub: acceptance.sub.clone(),
+            jet_aid: path.association,
+            candidate: path.candidate,
+        };
+        let table = self.lock();
+        let offered = table.offers.get(&path.association)?;
+        (acceptance == expected && offered.agent == acceptance.sub).then_some(acceptance.sub)
+    }
+
+    /// Gives the agent its channel; an older one ends. `None` where it was revoked in the meantime.
+    #[must_use]
+    pub fn connect(
+        self: &Arc<Self>,
+        name: AgentName,
+        peer: SocketAddr,
+        ways: Ways,
+        now: UnixTime,
+    ) -> Option<Connected> {
+        let mut table = self.lock();
+        table.next_connection = table.next_connection.wrapping_add(1);
+        let number = table.next_connection;
+        let agent = table.agents.get_mut(&name)?;
+        let (outbox, receiver) = mpsc::channel(limits::AGENT_QUEUE);
+        let close = CancellationToken::new();
+        let seat = Seat {
+            number,
+            peer,
+            since: now,
+            ways,
+            outbox,
+            close: close.clone(),
+        };
+        let older = agent.connection.replace(seat);
+        if let Some(older) = &older {
+            older.close.cancel();
+        }
+        Some(Connected {
+            agents: Arc::clone(self),
+            name,
+            number,
+            outbox: receiver,
+            close,
+            replaced: older.is_some(),
+        })
+    }
+
+    /// The ways in that a connected agent has, for the target that is wanted.
+    ///
+    /// # Errors
+    /// There is no such agent, it is not connected, or was not enrolled for the target.
+    pub fn ways(&self, name: &AgentName, target: &TargetAddr) -> Result<Ways, Unmet> {
+        let table = self.lock();
+        let agent = table.agents.get(name);
+        let agent = agent.ok_or_else(|| Unmet::Unknown(name.clone()))?;
+        if let Some(targets) = &agent.targets
+            && !targets.contains(target)
+        {
+            return Err(Unmet::Target(name.clone()));
+        }
+        match &agent.connection {
+            Some(seat) => Ok(seat.ways.clone()),
+            None => Err(Unmet::NotConnected(name.clone())),
+        }
+    }
+
+    /// Offers an association to an agent, which may accept on it from now on.
+    ///
+    /// # Errors
+    /// As [`ways`](Self::ways), or the agent is busy.
+    pub fn offer(
+        &self,
+        name: &AgentName,
+        offer: Offer,
+        target: TargetAddr,
+        candidates: Vec<Candidate>,
+    ) -> Result<Pending, Unmet> {
+        self.ways(name, &target)?;
+        let association = offer.id;
+        let (sender, answer) = oneshot::channel();
+        let mut table = self.lock();
+        if table.sessions(name) >= limits::AGENT_SESSIONS {
+            return Err(Unmet::Busy(name.clone()));
+        }
+        let message = FromGateway::Offer {
+            offer,
+            target,
+            candidates,
+        };
+        table.send(name, message)?;
+        let offered = Offered {
+            agent: name.clone(),
+            answer: Some(sender),
+        };
+        table.offers.insert(association, offered);
+        Ok(Pending {
+            association,
+            agent: name.clone(),
+            answer,
+        })
+    }
+
+    /// Tells the agent, if one was offered this association, what the client has chosen.
+    pub fn complete(&self, association: Uuid, candidate: Uuid) {
+        let table = self.lock();
+        if let Some(offered) = table.offers.get(&association) {
+            let message = FromGateway::Complete {
+                id: association,
+                complete: Complete::of(candidate),
+            };
+            // An agent that is gone, or does not read, learns it from the bytes.
+            let _sent = table.send(&offered.agent, message);
+        }
+    }
+
+    /// The agent's answer to an offer. One that nobody waits for is dropped.
+    pub fn answered(&self, name: &AgentName, association: Uuid, answer: Result<Answer, Decline>) {
+        let mut table = self.lock();
+        let offered = table.offers.get_mut(&association);
+        let waiting = offered
+            .filter(|offered| offered.agent == *name)
+            .and_then(|offered| offered.answer.take());
+        if let Some(waiting) = waiting {
+            let _gone = waiting.send(answer);
+        }
+    }
+
+    /// Forgets the offers of associations that are not `live` any more.
+    pub fn forget_offers(&self, live: impl Fn(Uuid) -> bool) {
+        self.lock()
+            .offers
+            .retain(|association, _| live(*association));
+    }
+
+    /// Forgets one offer.
+    pub fn withdraw(&self, association: Uuid) {
+        self.lock().offers.remove(&association);
+    }
+
+    /// All agents, by name.
+    #[must_use]
+    pub fn list(&self) -> Vec<Listed> {
+        let table = self.lock();
+        let agents = table.agents.iter().map(|(name, agent)| Listed {
+            name: name.clone(),
+            key: agent.key.thumbprint().to_owned(),
+            targets: agent.targets.clone(),
+            enrolled_at: agent.enrolled_at,
+            connected: agent.connection.is_some(),
+            address: agent.connection.as_ref().map(|seat| seat.peer),
+            since: agent.connection.as_ref().map(|seat| seat.since),
+            sessions: table.sessions(name),
+        });
+        agents.collect()
+    }
+
+    fn key_of(&self, name: &AgentName) -> Option<Arc<StatementKey>> {
+        let table = self.lock();
+        let agent = table.agents.get(name)?;
+        Some(Arc::clone(&agent.key))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn sessions(&self, name: &AgentName) -> usize {
+        let offers = self.offers.values();
+        offers.filter(|offered| offered.agent == *name).count()
+    }
+
+    fn send(&self, name: &AgentName, message: FromGateway) -> Result<(), Unmet> {
+        let agent = self.agents.get(name);
+        let seat = agent.and_then(|agent| agent.connection.as_ref());
+        let seat = seat.ok_or_else(|| Unmet::NotConnected(name.clone()))?;
+        seat.outbox.try_send(message).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => Unmet::Busy(name.clone()),
+            mpsc::error::TrySendError::Closed(_) => Unmet::NotConnected(name.clone()),
+        })
+    }
+}
+
+impl Agent {
+    fn from_record(text: &str) -> Result<Self, String> {
+        let record: Record = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let jwk = Value::Object(record.key).to_string();
+        let key = StatementKey::parse(jwk.as_bytes()).map_err(|error| error.to_string())?;
+        Ok(Self {
+            key: Arc::new(key),
+            targets: record.targets,
+            enrolled_at: record.enrolled_at,
+            connection: None,
+        })
+    }
+
+    fn to_record(&self) -> String {
+        let record = Record {
+            key: self.key.jwk().clone(),
+            targets: self.targets.clone(),
+            enrolled_at: self.enrolled_at,
+        };
+        serde_json::to_string(&record).expect("names and keys are always JSON")
+    }
+}
+
+impl Connected {
+    /// The agent.
+    #[must_use]
+    pub fn name(&self) -> &AgentName {
+        &self.name
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        let mut table = self.agents.lock();
+        let Some(agent) = table.agents.get_mut(&self.name) else {
+            return;
+        };
+        let seat = agent.connection.as_ref();
+        if seat.is_none_or(|seat| seat.number != self.number) {
+            return;
+        }
+        agent.connection = None;
+        // Nobody waits for answers that cannot come.
+        let offers = table.offers.values_mut();
+        for offered in offers.filter(|offered| offered.agent == self.name) {
+            offered.answer = None;
+        }
+    }
+}
+
+impl Pending {
+    /// Waits for the answer.
+    ///
+    /// # Errors
+    /// The agent declines, or its answer can come no more.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn answer(&mut self) -> Result<Answer, Unmet> {
+        match (&mut self.answer).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(decline)) => Err(Unmet::Declined(self.agent.clone(), decline)),
+            Err(_gone) => Err(Unmet::NotConnected(self.agent.clone())),
+        }
+    }
+}
