@@ -167,6 +167,8 @@ pub mod listener;
 #[cfg(feature = "shell")]
 pub mod meeting;
 #[cfg(feature = "shell")]
+pub mod peer;
+#[cfg(feature = "shell")]
 pub mod read_ahead;
 #[cfg(feature = "shell")]
 pub mod relay;

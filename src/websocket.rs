@@ -52,19 +52,29 @@ pub struct WebSocket<S> {
     silent_pings: u32,
 }
 
+/// Settings of a WebSocket that carries bytes.
+#[must_use]
+pub fn settings() -> WebSocketConfig {
+    WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .write_buffer_size(CHUNK_BYTES)
+        .max_write_buffer_size(CHUNK_BYTES * 4)
+        .max_message_size(Some(limits::WEBSOCKET_MESSAGE_BYTES))
+        .max_frame_size(Some(limits::WEBSOCKET_MESSAGE_BYTES))
+}
+
 impl<S> WebSocket<S>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     /// The server's or client's side of a connection whose handshake is done.
     pub async fn new(stream: S, role: Role) -> Self {
-        let config = WebSocketConfig::default()
-            .read_buffer_size(READ_BUFFER_BYTES)
-            .write_buffer_size(CHUNK_BYTES)
-            .max_write_buffer_size(CHUNK_BYTES * 4)
-            .max_message_size(Some(limits::WEBSOCKET_MESSAGE_BYTES))
-            .max_frame_size(Some(limits::WEBSOCKET_MESSAGE_BYTES));
-        let socket = WebSocketStream::from_raw_socket(stream, role, Some(config)).await;
+        Self::over(WebSocketStream::from_raw_socket(stream, role, Some(settings())).await)
+    }
+
+    /// A WebSocket whose handshake a library has done, with [`settings`].
+    #[must_use]
+    pub fn over(socket: WebSocketStream<S>) -> Self {
         let mut ping = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {

@@ -249,7 +249,7 @@ pub async fn offer(
         .offer(&name, offer, wanted.target, candidates);
     let mut pending = pending.map_err(|why| unmet(&state, &why))?;
     let answer = timeout(limits::AGENT_ANSWER_TIMEOUT, pending.answer()).await;
-    let answer = answer.unwrap_or_else(|_elapsed| Err(Unmet::Silent(name)));
+    let answer = answer.unwrap_or(Err(Unmet::Silent(name)));
     answer.map(Json).map_err(|why| {
         gateway.agents.withdraw(association);
         unmet(&state, &why)

@@ -124,7 +124,7 @@ fn new(args: &NewArgs) -> anyhow::Result<()> {
 }
 
 /// Writes a file that must not exist yet; a private one can be read by its owner only, from its first byte on.
-fn write_new(path: &Path, text: &str, private: bool) -> std::io::Result<()> {
+pub(super) fn write_new(path: &Path, text: &str, private: bool) -> std::io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]

@@ -1,5 +1,6 @@
 //! The commands: one file each.
 
+pub mod agent;
 pub mod config;
 #[cfg(feature = "demo")]
 pub mod demo;
@@ -37,6 +38,8 @@ pub enum Command {
     Ticket(ticket::Args),
     /// Write a .rdp file that leads through the gateway
     Rdp(rdp::Args),
+    /// Run beside targets that nothing can reach from outside
+    Agent(agent::Args),
     /// Check the configuration
     Config(config::Args),
 }
@@ -54,6 +57,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Demo(args) => demo::run(args),
         Command::Ticket(args) => ticket::run(&args),
         Command::Rdp(args) => rdp::run(args),
+        Command::Agent(args) => agent::run(&args),
         Command::Config(args) => config::run(&args),
     }
 }

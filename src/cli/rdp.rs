@@ -1,5 +1,8 @@
 //! `jetway rdp`: writes a `.rdp` file that leads through the gateway.
 //!
+//! With `--via`, the token is made here: it leads to a target behind an agent. With `--gateway`, a token is exchanged for a
+//! ticket.
+//!
 //! Token and ticket are read from files or standard input, never from arguments, which other users can see. The file
 //! holds a secret: it is readable by its owner only, and replaces an older one as a whole.
 
@@ -8,14 +11,19 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use hyper::{Method, Uri};
 
-use crate::cli::secret_file;
+use crate::api::tickets::Created;
+use crate::cli::{secret_file, token};
+use crate::clock;
+use crate::jet::agent::AgentName;
+use crate::peer::Site;
 use crate::rdp_file::{RdpFile, Setting};
 use crate::token::target::TargetAddr;
 
 /// Write a .rdp file that leads through the gateway
 #[derive(Clone, Debug, clap::Args)]
-#[command(group = clap::ArgGroup::new("carrier").required(true).multiple(true).args(["token_file", "ticket_file"]))]
+#[command(group = clap::ArgGroup::new("carrier").required(true).multiple(true).args(["token_file", "ticket_file", "via"]))]
 pub struct Args {
     /// Address of the gateway; its name is what the client checks certificates against
     #[arg(long, value_name = "HOST:PORT")]
@@ -26,6 +34,28 @@ pub struct Args {
     /// File with the ticket, for the routing token (`loadbalanceinfo:s:`); `-` is standard input
     #[arg(long, value_name = "FILE", visible_alias = "ticket")]
     ticket_file: Option<PathBuf>,
+    /// Make a token that leads to --target behind this agent
+    #[arg(long, value_name = "AGENT", requires_all = ["target", "sign_key"], conflicts_with_all = ["token_file", "ticket_file"])]
+    via: Option<AgentName>,
+    /// Target behind the agent, as the agent knows it
+    #[arg(long, value_name = "HOST:PORT", requires = "via")]
+    target: Option<TargetAddr>,
+    /// Private key, or shared secret, that signs the token (PEM or JWK)
+    #[arg(long, value_name = "FILE", requires = "via")]
+    sign_key: Option<PathBuf>,
+    /// The user that the token is for
+    #[arg(long, requires = "via")]
+    sub: Option<String>,
+    /// Life of the token, seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    lifetime: u64,
+    /// Exchange the token for a ticket at this gateway, for clients that take no preconnection PDU: https://HOST:PORT, or
+    /// http://127.0.0.1:PORT on its own machine
+    #[arg(long, value_name = "URL", conflicts_with = "ticket_file")]
+    gateway: Option<Uri>,
+    /// Trust these CA certificates (PEM) instead of the system's, with --gateway
+    #[arg(long, value_name = "FILE", requires = "gateway")]
+    ca: Option<PathBuf>,
     /// File to write, readable by its owner only; standard output if not given
     #[arg(long, short, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -66,7 +96,20 @@ fn write(
     let mut file = RdpFile::new(&args.full_address);
     if let Some(path) = &args.token_file {
         let token = secret_file::read(path, stdin).context("reading the token")?;
-        file.set_token(token.trim())?;
+        carry(&mut file, token.trim(), &args)?;
+    }
+    if let Some(agent) = &args.via {
+        let new = token::NewArgs {
+            sign_key: args.sign_key.clone(),
+            jet_agent_id: Some(agent.clone()),
+            jet_agent_dst: args.target.clone(),
+            jet_ap: Some("rdp".to_owned()),
+            sub: args.sub.clone(),
+            lifetime: args.lifetime,
+            ..token::NewArgs::default()
+        };
+        let made = token::make(&new, clock::unix_now())?;
+        carry(&mut file, &made.token, &args)?;
     }
     if let Some(path) = &args.ticket_file {
         let ticket = secret_file::read(path, stdin).context("reading the ticket")?;
@@ -75,8 +118,8 @@ fn write(
     if let Some(username) = &args.username {
         file.set_username(username)?;
     }
-    for setting in args.settings {
-        file.set(setting)?;
+    for setting in &args.settings {
+        file.set(setting.clone())?;
     }
     for warning in file.warnings() {
         writeln!(stderr, "warning: {warning}").context("writing a warning")?;
@@ -95,6 +138,20 @@ fn write(
             .and_then(|()| stdout.flush())
             .context("writing to standard output"),
     }
+}
+
+/// Puts the token into the file, or a ticket for it.
+fn carry(file: &mut RdpFile, token: &str, args: &Args) -> anyhow::Result<()> {
+    let Some(gateway) = &args.gateway else {
+        return Ok(file.set_token(token)?);
+    };
+    let site = Site::new(gateway, args.ca.as_deref())?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let created = site.request(Method::POST, "/jet/tickets", token, String::new());
+    let created: Created = runtime.block_on(created).context("asking for a ticket")?;
+    Ok(file.set_ticket(&created.ticket)?)
 }
 
 /// Writes a file that only its owner can read, and puts it in place of an older one when it is complete.
@@ -259,5 +316,38 @@ mod tests {
     fn parse(arguments: &[&str]) -> Result<Args, clap::Error> {
         let command = ["rdp", "--full-address", "gw.example:3389"];
         Command::try_parse_from(command.iter().chain(arguments)).map(|command| command.args)
+    }
+
+    #[test]
+    fn via_an_agent_the_token_is_made_and_leads_there() {
+        use crate::token::algorithm::{Algorithm, SignatureAlgorithm};
+        use crate::token::{KeyDocument, KeySet, KeyUsage, TokenRules, Verifier, mint};
+
+        let folder = tempfile::tempdir().unwrap();
+        let key = mint::generate(Algorithm::Signature(SignatureAlgorithm::Es256)).unwrap();
+        let path = folder.path().join("sign.pem");
+        fs::write(&path, key.private_pem().unwrap().as_bytes()).unwrap();
+        let sign_key = ["--sign-key", path.to_str().unwrap()];
+        let via = ["--utf8", "--via", "branch-7", "--target", "pc42:3389"];
+        let arguments: Vec<&str> = via.into_iter().chain(sign_key).collect();
+        let (stdout, _) = jetway_rdp(&arguments, "").unwrap();
+        let token = stdout.split("\r\npcb:s:").nth(1).unwrap();
+        let token = token.split("\r\n").next().unwrap();
+        let pem = key.public_pem().unwrap();
+        let document = KeyDocument {
+            name: "key",
+            bytes: pem.as_bytes(),
+            usage: Some(KeyUsage::Sign),
+            kid: None,
+        };
+        let keys = KeySet::from_documents(&[document]).unwrap();
+        let verifier = Verifier::new(keys, TokenRules::default());
+        let token = verifier.verify(token, clock::unix_now()).unwrap();
+        let agent = token.claims.agent.unwrap();
+        assert_eq!(agent.agent.as_str(), "branch-7");
+        assert_eq!(agent.target.to_string(), "pc42:3389");
+        for incomplete in [&via[..], &["--utf8", "--via", "a", "--sign-key", "k"]] {
+            assert!(parse(incomplete).is_err(), "{incomplete:?}");
+        }
     }
 }

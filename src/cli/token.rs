@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::cli::{print_line, secret_file};
 use crate::clock;
+use crate::jet::agent::AgentName;
 use crate::keyring::read_key_file;
 use crate::limits;
 use crate::time::UnixTime;
@@ -83,6 +84,17 @@ pub struct NewArgs {
     /// Association id
     #[arg(long, value_name = "UUID")]
     pub jet_aid: Option<Uuid>,
+    /// Agent that the target is behind; goes with rdv
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "jet_agent_dst",
+        conflicts_with = "dst_hst"
+    )]
+    pub jet_agent_id: Option<AgentName>,
+    /// Target behind the agent, as the agent knows it
+    #[arg(long, value_name = "HOST:PORT", requires = "jet_agent_id")]
+    pub jet_agent_dst: Option<TargetAddr>,
     /// Demand that the session is recorded
     #[arg(long)]
     pub jet_rec: bool,
@@ -184,12 +196,12 @@ fn new(args: &NewArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-struct Made {
-    token: String,
+pub(super) struct Made {
+    pub(super) token: String,
     claims: Map<String, Value>,
 }
 
-fn make(args: &NewArgs, now: UnixTime) -> anyhow::Result<Made> {
+pub(super) fn make(args: &NewArgs, now: UnixTime) -> anyhow::Result<Made> {
     let sign = args
         .sign_key
         .as_deref()
@@ -292,6 +304,10 @@ fn add_options(claims: &mut Map<String, Value>, args: &NewArgs) -> anyhow::Resul
     if let Some(aid) = args.jet_aid {
         set("jet_aid", json!(aid));
     }
+    if let (Some(agent), Some(target)) = (&args.jet_agent_id, &args.jet_agent_dst) {
+        set("jet_agent_id", json!(agent));
+        set("jet_agent_dst", json!(target));
+    }
     if args.jet_rec {
         set("jet_rec", json!(true));
     }
@@ -314,6 +330,9 @@ fn add_options(claims: &mut Map<String, Value>, args: &NewArgs) -> anyhow::Resul
         if let Some(value) = value {
             set(name, json!(value));
         }
+    }
+    if claims.contains_key("jet_agent_id") {
+        add_default(claims, "jet_cm", json!("rdv"));
     }
     if claims.contains_key("dst_hst") {
         add_default(claims, "jet_cm", json!("fwd"));

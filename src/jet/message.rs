@@ -134,6 +134,21 @@ impl Answer {
     }
 }
 
+impl Candidate {
+    /// Takes the host that the relay named in `Jet-Instance` when the candidate was accepted: behind a balancer, that is the one
+    /// which holds the association ([JET-PROTO] 2.3.2.2.1). A bare machine name, which nobody outside can resolve, is left alone.
+    ///
+    /// [JET-PROTO]: https://github.com/Devolutions/devolutions-gateway
+    pub fn real(&mut self, instance: &str) {
+        let address = format!("{instance}:{}", self.url.address.port);
+        if instance.contains('.')
+            && let Ok(address) = address.parse()
+        {
+            self.url.address = address;
+        }
+    }
+}
+
 impl Complete {
     /// The choice of `candidate`.
     #[must_use]
@@ -383,5 +398,29 @@ mod tests {
                 .to_string()
                 .contains("too many")
         );
+    }
+
+    #[test]
+    fn the_instance_that_holds_the_association_takes_the_place_of_the_balancer() {
+        // J-SEQ-1
+        let real = |instance: &str| {
+            let mut candidate = Candidate {
+                id: Uuid::nil(),
+                url: "tls://balancer.example:443?ctype=relay".parse().unwrap(),
+            };
+            candidate.real(instance);
+            candidate.url.to_string()
+        };
+        assert_eq!(
+            real("jet101.example"),
+            "tls://jet101.example:443?ctype=relay"
+        );
+        for instance in ["jet101", "", "jet 101.example", "a.b:1/"] {
+            assert_eq!(
+                real(instance),
+                "tls://balancer.example:443?ctype=relay",
+                "{instance}"
+            );
+        }
     }
 }

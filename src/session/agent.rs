@@ -131,9 +131,12 @@ async fn offer(
     loop {
         tokio::select! {
             met = &mut connect => {
-                return met.map_err(|refused| match refused {
-                    Refused::NotAccepted => Unmet::Silent(wanted.agent.clone()).into(),
-                    other => other.into(),
+                return met.map_err(|refused| {
+                    if refused == Refused::NotAccepted {
+                        Unmet::Silent(wanted.agent.clone()).into()
+                    } else {
+                        refused.into()
+                    }
                 });
             }
             answer = pending.answer(), if !answered => {

@@ -735,8 +735,9 @@ async fn part(mut stream: Stream, response: Option<Response>) {
 /// Bytes of a peer that are read and thrown away when its connection ends.
 const PARTING_BYTES: u64 = 64 * 1024;
 
-/// Random and not zero; where the system has no randomness, the value that other gateways always send.
-fn mask() -> u8 {
+/// A mask for a packet, random and not zero; where the system has no randomness, the value that other gateways always send.
+#[must_use]
+pub fn mask() -> u8 {
     let mut random = [0_u8; 1];
     match openssl::rand::rand_bytes(&mut random) {
         Ok(()) => random.first().copied().unwrap_or_default().max(1),

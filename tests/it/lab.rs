@@ -286,6 +286,13 @@ pub(crate) fn log() -> String {
     String::from_utf8(bytes).unwrap()
 }
 
+/// Forgets every log line so far.
+pub(crate) fn forget_log() {
+    if let Some(log) = LOG.get() {
+        log.lock().unwrap().clear();
+    }
+}
+
 /// Waits for a log line with this message and returns it.
 pub(crate) async fn logged(message: &str) -> Value {
     logged_times(message, 1).await.pop().unwrap()

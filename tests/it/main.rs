@@ -9,6 +9,7 @@
     reason = "tests say what went wrong by panicking"
 )]
 
+mod agent;
 mod api;
 mod demands;
 mod enforcement;

@@ -1,0 +1,189 @@
+//! `jetway agent`: the end that runs beside a target.
+//!
+//! It connects outwards only. The enrolment is read from a file, and the key stays in one that its owner alone can read.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use hyper::{Method, Uri};
+use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::api::agents::Enrolled;
+use crate::cli::keys::write_new;
+use crate::cli::serve::start_log;
+use crate::cli::{print_line, secret_file};
+use crate::config::LogConfig;
+use crate::jet::agent::{AgentName, BackOff};
+use crate::keyring::read_key_file;
+use crate::peer::Site;
+use crate::peer::agent::{self, Settings};
+use crate::token::algorithm::{Algorithm, SignatureAlgorithm};
+use crate::token::mint::{SigningKey, generate};
+use crate::token::target::TargetAddr;
+use crate::token::{KeyDocument, KeyUsage};
+
+/// How an agent comes back: at once after a restart of the gateway, and once a minute to one that stays away.
+const BACK_OFF: BackOff = BackOff {
+    first: Duration::from_secs(1),
+    longest: Duration::from_secs(60),
+};
+
+/// The private key of an agent, in its folder.
+const KEY_FILE: &str = "agent.private.pem";
+
+/// Arguments of `jetway agent`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Make a key, and enrol it at the gateway by a text that its operator has issued
+    Enrol(EnrolArgs),
+    /// Stay connected to the gateway, and bring who it sends to targets beside
+    Run(RunArgs),
+}
+
+/// Where the gateway is.
+#[derive(Debug, clap::Args)]
+pub struct GatewayArgs {
+    /// Where the gateway is: https://HOST:PORT, or http://127.0.0.1:PORT on its own machine
+    #[arg(long, value_name = "URL")]
+    pub gateway: Uri,
+    /// Trust these CA certificates (PEM) instead of the system's
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+}
+
+/// Arguments of `jetway agent enrol`.
+#[derive(Debug, clap::Args)]
+pub struct EnrolArgs {
+    /// The gateway.
+    #[command(flatten)]
+    pub gateway: GatewayArgs,
+    /// File with the enrolment; - reads standard input
+    #[arg(long, value_name = "FILE")]
+    pub enrolment_file: PathBuf,
+    /// Folder for the key; made if it is not there
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+}
+
+/// Arguments of `jetway agent run`.
+#[derive(Debug, clap::Args)]
+pub struct RunArgs {
+    /// The gateway.
+    #[command(flatten)]
+    pub gateway: GatewayArgs,
+    /// The agent's private key
+    #[arg(long, value_name = "FILE")]
+    pub key: PathBuf,
+    /// The name that it was enrolled with
+    #[arg(long)]
+    pub name: AgentName,
+    /// Where it leads; may be repeated. Nothing else is connected to
+    #[arg(long = "target", value_name = "HOST:PORT", required = true)]
+    pub targets: Vec<TargetAddr>,
+    /// Log filter, as in info,jetway::peer=debug
+    #[arg(long, default_value = "info")]
+    pub log_filter: String,
+}
+
+/// Runs `jetway agent`.
+///
+/// # Errors
+/// A file cannot be used, or the gateway says no to the enrolment.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    match &args.command {
+        Command::Enrol(args) => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(enrol(args))
+        }
+        Command::Run(args) => {
+            start_log(&LogConfig {
+                filter: args.log_filter.clone(),
+                ..LogConfig::default()
+            })?;
+            let settings = settings(args)?;
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(until_told(settings))
+        }
+    }
+}
+
+/// Makes a key and enrols it.
+///
+/// # Errors
+/// A key is there already, the gateway says no, or a file cannot be written.
+pub async fn enrol(args: &EnrolArgs) -> anyhow::Result<()> {
+    let enrolment = secret_file::read(&args.enrolment_file, &mut std::io::stdin().lock())?;
+    let site = Site::new(&args.gateway.gateway, args.gateway.ca.as_deref())?;
+    let mut key = generate(Algorithm::Signature(SignatureAlgorithm::Es256))?;
+    key.set_kid(key.thumbprint());
+    let pem = key.private_pem().context("a new key is private")?;
+    let jwk = key.public_jwk().context("a new key has a public half")?;
+    fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
+    let path = args.out.join(KEY_FILE);
+    ensure!(!path.exists(), "{} exists already", path.display());
+    // Before it is enrolled: a key that cannot be kept must not be known to anybody.
+    write_new(&path, &pem, true).with_context(|| path.display().to_string())?;
+    let body = json!({ "key": Value::Object(jwk) }).to_string();
+    let enrolled = site.request(Method::POST, "/jet/agents", enrolment.trim(), body);
+    let enrolled: Enrolled = match enrolled.await {
+        Ok(enrolled) => enrolled,
+        Err(error) => {
+            // The first error is the one to report.
+            let _ = fs::remove_file(&path);
+            return Err(error);
+        }
+    };
+    print_line(&format!("name     {}", enrolled.name))?;
+    print_line(&format!("key      {}", path.display()))?;
+    print_line(&format!("gateway  {}", enrolled.gateway))?;
+    Ok(())
+}
+
+fn settings(args: &RunArgs) -> anyhow::Result<Settings> {
+    let name = args.key.display().to_string();
+    let bytes = read_key_file(&args.key).with_context(|| name.clone())?;
+    let document = KeyDocument {
+        name: &name,
+        bytes: &bytes,
+        usage: Some(KeyUsage::Sign),
+        kid: None,
+    };
+    Ok(Settings {
+        site: Site::new(&args.gateway.gateway, args.gateway.ca.as_deref())?,
+        name: args.name.clone(),
+        key: SigningKey::from_document(&document, Some(SignatureAlgorithm::Es256))?,
+        targets: args.targets.clone(),
+        back_off: BACK_OFF,
+    })
+}
+
+async fn until_told(settings: Settings) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stop = CancellationToken::new();
+    let told = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stop.cancel();
+    };
+    tokio::join!(agent::run(settings, stop.clone()), told);
+    Ok(())
+}

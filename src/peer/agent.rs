@@ -1,0 +1,439 @@
+//! The agent: keeps its signaling channel, and brings whoever the gateway sends to a target beside it ([JET-PROTO] 2.3).
+//!
+//! For each offer, in this order:
+//!
+//! 1. Is the target on the agent's own list? The list is the agent's: no token and no gateway leads elsewhere.
+//! 2. Does the target answer? If not, the client is told now, and not by a silent session.
+//! 3. Accept on every relay candidate that the offer admits. Where the gateway is reached over TLS, that is those with TLS.
+//! 4. Answer with the candidates on which that went well.
+//! 5. Bridge the one that is chosen: by its first bytes, by the client's word, or because there is no other. The rest is closed.
+//!
+//! Sessions do not depend on the channel: it may come and go, and they go on.
+//!
+//! [JET-PROTO]: https://github.com/Devolutions/devolutions-gateway
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use futures_util::{SinkExt, StreamExt};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, debug, info, info_span, warn};
+use uuid::Uuid;
+
+use crate::jet::agent::{
+    ACCEPT_TYPE, Acceptance, AgentName, BackOff, Decline, FromAgent, FromGateway, LOGON_TYPE, Logon,
+};
+use crate::jet::exchange::{JetPath, Operation};
+use crate::jet::message::{Answer, Candidate, Offer};
+use crate::limits;
+use crate::peer::{Duplex, Granted, Site, bridge};
+use crate::token::mint::SigningKey;
+use crate::token::statement;
+use crate::token::target::TargetAddr;
+use crate::websocket::PING_EVERY;
+
+/// How long a target may take to answer.
+const TARGET_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// After the first candidate was accepted, how long the others are waited for before the answer.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// The gateway pings; a channel on which nothing came for three of them is dead.
+const SILENCE: Duration = PING_EVERY.saturating_mul(3);
+
+/// What an agent is.
+#[derive(Debug)]
+pub struct Settings {
+    /// Its gateway.
+    pub site: Site,
+    /// Its name.
+    pub name: AgentName,
+    /// Its key.
+    pub key: SigningKey,
+    /// Where it leads.
+    pub targets: Vec<TargetAddr>,
+    /// How it comes back.
+    pub back_off: BackOff,
+}
+
+/// An agent that runs.
+struct Agent {
+    settings: Settings,
+    stop: CancellationToken,
+    /// One permit for each session.
+    sessions: Arc<Semaphore>,
+    tasks: TaskTracker,
+    /// Where the client's choice goes.
+    choices: Mutex<HashMap<Uuid, oneshot::Sender<Uuid>>>,
+}
+
+/// Runs an agent until `stop` fires; then its sessions end, too.
+pub async fn run(settings: Settings, stop: CancellationToken) {
+    let agent = Arc::new(Agent {
+        settings,
+        stop,
+        sessions: Arc::new(Semaphore::new(limits::AGENT_SESSIONS)),
+        tasks: TaskTracker::new(),
+        choices: Mutex::default(),
+    });
+    let mut failures = 0_u32;
+    while !agent.stop.is_cancelled() {
+        let mut welcomed = false;
+        let end = tokio::select! {
+            end = channel(&agent, &mut welcomed) => end,
+            () = agent.stop.cancelled() => break,
+        };
+        failures = if welcomed {
+            1
+        } else {
+            failures.saturating_add(1)
+        };
+        let wait = agent.settings.back_off.wait(failures, random());
+        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        let reason = match end {
+            Ok(()) => "closed".to_owned(),
+            Err(error) => format!("{error:#}"),
+        };
+        warn!(reason, wait_ms, "The gateway is gone, coming back");
+        tokio::select! {
+            () = sleep(wait) => {}
+            () = agent.stop.cancelled() => break,
+        }
+    }
+    agent.tasks.close();
+    agent.tasks.wait().await;
+}
+
+/// One signaling channel, from its opening to its end.
+async fn channel(agent: &Arc<Agent>, welcomed: &mut bool) -> anyhow::Result<()> {
+    let mut socket = agent.settings.site.signaling().await?;
+    let log_on = timeout(limits::IDENTIFY_TIMEOUT, log_on(agent, &mut socket));
+    let gateway = log_on.await.context("the gateway is silent")??;
+    *welcomed = true;
+    info!(name = %agent.settings.name, %gateway, "Connected");
+    // Sessions that outlive the channel have nobody to answer; what they send goes nowhere.
+    let (outbox, mut outgoing) = mpsc::channel::<FromAgent>(limits::AGENT_QUEUE);
+    loop {
+        let message = tokio::select! {
+            message = outgoing.recv() => {
+                if let Some(message) = message {
+                    socket.send(Message::text(message.to_json())).await?;
+                }
+                continue;
+            }
+            message = timeout(SILENCE, socket.next()) => message.context("the gateway is silent")?,
+        };
+        match message {
+            Some(Ok(Message::Text(text))) => match FromGateway::parse(&text) {
+                Ok(message) => heard(agent, &gateway, message, &outbox).await,
+                // One of a later version may say more.
+                Err(error) => debug!(%error, "The gateway said what is no message"),
+            },
+            Some(Ok(
+                Message::Ping(_) | Message::Pong(_) | Message::Frame(_) | Message::Binary(_),
+            )) => {}
+            Some(Ok(Message::Close(Some(frame)))) => bail!("closed: {}", frame.reason),
+            Some(Ok(Message::Close(None))) | None => return Ok(()),
+            Some(Err(error)) => return Err(error.into()),
+        }
+    }
+}
+
+/// Answers the challenge; returns what the gateway calls itself.
+async fn log_on(
+    agent: &Agent,
+    socket: &mut WebSocketStream<Box<dyn Duplex>>,
+) -> anyhow::Result<String> {
+    let mut name = None;
+    loop {
+        let message = match socket.next().await {
+            Some(Ok(Message::Text(text))) => FromGateway::parse(&text)?,
+            Some(Ok(Message::Close(Some(frame)))) => bail!("refused: {}", frame.reason),
+            Some(Ok(Message::Close(None))) | None => bail!("closed before the log-on"),
+            Some(Ok(_)) => continue,
+            Some(Err(error)) => return Err(error.into()),
+        };
+        match (message, name.take()) {
+            (FromGateway::Challenge { gateway, nonce }, None) => {
+                let logon = Logon {
+                    aud: gateway.clone(),
+                    sub: agent.settings.name.clone(),
+                    nonce,
+                };
+                let statement = statement::sign(&agent.settings.key, LOGON_TYPE, &logon)?;
+                let proof = FromAgent::Proof { statement };
+                socket.send(Message::text(proof.to_json())).await?;
+                name = Some(gateway);
+            }
+            (FromGateway::Welcome, Some(gateway)) => return Ok(gateway),
+            _ => bail!("the gateway does not log on as agents do"),
+        }
+    }
+}
+
+async fn heard(
+    agent: &Arc<Agent>,
+    gateway: &str,
+    message: FromGateway,
+    outbox: &mpsc::Sender<FromAgent>,
+) {
+    match message {
+        FromGateway::Offer {
+            offer,
+            target,
+            candidates,
+        } => {
+            let id = offer.id;
+            let Ok(permit) = Arc::clone(&agent.sessions).try_acquire_owned() else {
+                decline(outbox, id, Decline::Busy).await;
+                return;
+            };
+            let (choose, chosen) = oneshot::channel();
+            agent.choices().insert(id, choose);
+            let session = Session {
+                gateway: gateway.to_owned(),
+                offer,
+                target,
+                candidates,
+                outbox: outbox.clone(),
+            };
+            let agent = Arc::clone(agent);
+            let span = info_span!("session", jet_aid = %id);
+            let tasks = agent.tasks.clone();
+            let meet = async move {
+                let _permit = permit;
+                tokio::select! {
+                    () = session.meet(&agent, chosen) => {}
+                    () = agent.stop.cancelled() => {}
+                }
+                agent.choices().remove(&id);
+            };
+            tasks.spawn(meet.instrument(span));
+        }
+        FromGateway::Complete { id, complete } => {
+            if let Some(choose) = agent.choices().remove(&id) {
+                // The session may have found out by itself.
+                let _ = choose.send(complete.candidate.id);
+            }
+        }
+        FromGateway::Challenge { .. } | FromGateway::Welcome => {}
+    }
+}
+
+impl Agent {
+    fn choices(&self) -> std::sync::MutexGuard<'_, HashMap<Uuid, oneshot::Sender<Uuid>>> {
+        self.choices.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One offer and what becomes of it.
+struct Session {
+    gateway: String,
+    offer: Offer,
+    target: TargetAddr,
+    candidates: Vec<Candidate>,
+    outbox: mpsc::Sender<FromAgent>,
+}
+
+/// A candidate that carries the session.
+struct Carrier {
+    id: Uuid,
+    stream: Box<dyn Duplex>,
+    early: Vec<u8>,
+}
+
+impl Session {
+    async fn meet(mut self, agent: &Arc<Agent>, chosen: oneshot::Receiver<Uuid>) {
+        let target = self.target.clone();
+        let mut stream = match reach(agent, &target).await {
+            Ok(stream) => stream,
+            Err(reason) => {
+                info!(%target, reason = %reason, "Offer declined");
+                decline(&self.outbox, self.offer.id, reason).await;
+                return;
+            }
+        };
+        let tls = agent.settings.site.has_tls();
+        let offer = &self.offer;
+        self.candidates.retain(|candidate| {
+            let transport = candidate.url.transport;
+            offer.admits(transport) && (!tls || transport.is_tls())
+        });
+        let Some(mut carrier) = self.carrier(agent, chosen).await else {
+            return;
+        };
+        info!(%target, candidate = %carrier.id, "Session opened");
+        let ended = bridge(&mut *carrier.stream, &mut stream, &carrier.early).await;
+        match ended {
+            Ok((to_target, to_client)) => info!(to_target, to_client, "Session closed"),
+            Err(error) => info!(%error, "Session closed"),
+        }
+    }
+
+    /// Accepts on all candidates, and answers; the one that is chosen.
+    async fn carrier(
+        &self,
+        agent: &Arc<Agent>,
+        mut chosen: oneshot::Receiver<Uuid>,
+    ) -> Option<Carrier> {
+        let all = self.candidates.len();
+        let (accepted, mut accepts) = mpsc::channel(all.max(1));
+        let mut waiting = JoinSet::new();
+        let mut go = HashMap::new();
+        for candidate in &self.candidates {
+            let chosen = CancellationToken::new();
+            go.insert(candidate.id, chosen.clone());
+            let path = JetPath {
+                operation: Operation::Accept,
+                association: self.offer.id,
+                candidate: candidate.id,
+            };
+            let acceptance = Acceptance {
+                aud: self.gateway.clone(),
+                sub: agent.settings.name.clone(),
+                jet_aid: self.offer.id,
+                candidate: candidate.id,
+            };
+            let waits = wait(
+                Arc::clone(agent),
+                candidate.clone(),
+                (path, acceptance),
+                accepted.clone(),
+                chosen,
+            );
+            waiting.spawn(waits.in_current_span());
+        }
+        drop(accepted);
+        let mut answer: Vec<Candidate> = Vec::new();
+        let mut answered = false;
+        let mut failed = 0_usize;
+        let settle = sleep(SETTLE);
+        tokio::pin!(settle);
+        loop {
+            if failed >= all {
+                if !answered {
+                    decline(&self.outbox, self.offer.id, Decline::Candidates).await;
+                }
+                return None;
+            }
+            tokio::select! {
+                biased;
+                Some(candidate) = accepts.recv() => {
+                    if answer.is_empty() {
+                        settle.as_mut().reset(tokio::time::Instant::now() + SETTLE);
+                    }
+                    if all == 1 && let Some(go) = go.get(&candidate.id) {
+                        go.cancel();
+                    }
+                    answer.push(candidate);
+                }
+                Some(joined) = waiting.join_next() => match joined {
+                    Ok(Ok(carrier)) => return Some(carrier),
+                    Ok(Err(reason)) => {
+                        debug!(reason, "A candidate is gone");
+                        failed = failed.saturating_add(1);
+                    }
+                    Err(_ended) => failed = failed.saturating_add(1),
+                },
+                choice = &mut chosen, if !chosen.is_terminated() => {
+                    if let Some(go) = choice.ok().and_then(|id| go.get(&id)) {
+                        go.cancel();
+                    }
+                }
+                () = &mut settle, if !answered && !answer.is_empty() => {
+                    self.answer(std::mem::take(&mut answer)).await;
+                    answered = true;
+                }
+                else => return None,
+            }
+            if !answered && !answer.is_empty() && answer.len().saturating_add(failed) >= all {
+                self.answer(std::mem::take(&mut answer)).await;
+                answered = true;
+            }
+        }
+    }
+
+    async fn answer(&self, mut candidates: Vec<Candidate>) {
+        // In the order of the offer, whichever was the fastest.
+        candidates.sort_by_key(|candidate| candidate.url.transport);
+        let answer = Answer::to(&self.offer, candidates);
+        // A channel that is gone takes no answer.
+        let _ = self.outbox.send(FromAgent::Answer { answer }).await;
+    }
+}
+
+async fn reach(agent: &Agent, target: &TargetAddr) -> Result<TcpStream, Decline> {
+    if !agent.settings.targets.contains(target) {
+        return Err(Decline::Target);
+    }
+    let connect = TcpStream::connect((target.host.as_str(), target.port));
+    match timeout(TARGET_TIMEOUT, connect).await {
+        Ok(Ok(stream)) => {
+            // A stream that ends at once is seen by whoever writes to it.
+            let _ = stream.set_nodelay(true);
+            Ok(stream)
+        }
+        Ok(Err(_)) | Err(_) => Err(Decline::Unreachable),
+    }
+}
+
+/// Accepts on a candidate and waits there until it is chosen.
+async fn wait(
+    agent: Arc<Agent>,
+    mut candidate: Candidate,
+    (path, acceptance): (JetPath, Acceptance),
+    accepted: mpsc::Sender<Candidate>,
+    chosen: CancellationToken,
+) -> Result<Carrier, String> {
+    let id = candidate.id;
+    let settings = &agent.settings;
+    let bearer = statement::sign(&settings.key, ACCEPT_TYPE, &acceptance);
+    let bearer = bearer.map_err(|error| error.to_string())?;
+    let granted = settings.site.candidate(&candidate.url, path, &bearer).await;
+    let Granted {
+        mut stream,
+        instance,
+    } = granted.map_err(|error| format!("{error:#}"))?;
+    if let Some(instance) = instance {
+        candidate.real(&instance);
+    }
+    // The other end is gone when the session has its candidate.
+    let _ = accepted.send(candidate).await;
+    let mut early = Vec::with_capacity(EARLY_BYTES);
+    let first = tokio::select! {
+        first = stream.read_buf(&mut early) => first,
+        () = chosen.cancelled() => return Ok(Carrier { id, stream, early }),
+    };
+    match first {
+        Ok(1..) => Ok(Carrier { id, stream, early }),
+        Ok(0) => Err("closed".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Read at once of what comes first.
+const EARLY_BYTES: usize = 16 * 1024;
+
+async fn decline(outbox: &mpsc::Sender<FromAgent>, id: Uuid, reason: Decline) {
+    // A channel that is gone takes no answer.
+    let _ = outbox.send(FromAgent::Declined { id, reason }).await;
+}
+
+/// Where the system has no randomness, agents come back together.
+fn random() -> u8 {
+    let mut random = [0_u8; 1];
+    match openssl::rand::rand_bytes(&mut random) {
+        Ok(()) => random.first().copied().unwrap_or_default(),
+        Err(_) => u8::MAX,
+    }
+}

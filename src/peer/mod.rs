@@ -1,0 +1,347 @@
+//! The other ends: what a peer of the gateway does, for `jetway agent` and `jetway connect`.
+//!
+//! | file | what |
+//! |---|---|
+//! | here | how the gateway is reached: HTTP, WebSockets, candidates over every transport |
+//! | [`agent`] | the acceptor that stays |
+//!
+//! No part of the gateway: nothing here runs in `jetway serve`. Whatever carries a secret goes over TLS, or stays on this machine.
+
+pub mod agent;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::{Method, Request, StatusCode, Uri, header};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::{WebSocketStream, client_async_with_config};
+use zeroize::Zeroizing;
+
+use crate::jet::candidate::CandidateUrl;
+use crate::jet::exchange::{self, JetPath, Status};
+use crate::jet::message::Version;
+use crate::jet::packet;
+use crate::limits;
+use crate::session::rendezvous::mask;
+use crate::signaling;
+use crate::tls;
+use crate::token::target::TargetAddr;
+use crate::websocket::WebSocket;
+
+/// From the first packet to an answer.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A byte stream, whatever carries it.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// A gateway, from outside.
+pub struct Site {
+    address: TargetAddr,
+    authority: String,
+    tls: bool,
+    connector: TlsConnector,
+}
+
+impl std::fmt::Debug for Site {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Site").field(&self.authority).finish()
+    }
+}
+
+/// A candidate that was granted.
+pub struct Granted {
+    /// Its bytes.
+    pub stream: Box<dyn Duplex>,
+    /// `Jet-Instance`, where the transport has a place for it.
+    pub instance: Option<String>,
+}
+
+impl std::fmt::Debug for Granted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Granted")
+            .field("instance", &self.instance)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Site {
+    /// The gateway at `uri`: `https://HOST[:PORT]`, or `http://` on this machine. `ca` is trusted instead of the system's
+    /// certificates.
+    ///
+    /// # Errors
+    /// Another scheme, no host, or no certificates.
+    pub fn new(uri: &Uri, ca: Option<&Path>) -> anyhow::Result<Self> {
+        let (tls, port) = match uri.scheme_str() {
+            Some("https") => (true, 443),
+            Some("http") => (false, 80),
+            _ => bail!("the gateway's URL starts with https:// or http://"),
+        };
+        let host = uri.host().context("the gateway's URL has no host")?;
+        let authority = uri.authority().context("the gateway's URL has no host")?;
+        // What is not used needs no certificates.
+        let roots = if tls {
+            roots(ca)?
+        } else {
+            RootCertStore::empty()
+        };
+        let config = ClientConfig::builder()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Self {
+            address: TargetAddr {
+                host: host.trim_matches(['[', ']']).to_owned(),
+                port: uri.port_u16().unwrap_or(port),
+            },
+            authority: authority.to_string(),
+            tls,
+            connector: TlsConnector::from(Arc::new(config)),
+        })
+    }
+
+    /// Whether it is reached over TLS.
+    #[must_use]
+    pub fn has_tls(&self) -> bool {
+        self.tls
+    }
+
+    /// Sends a request and reads its answer, which is `T` where it went well.
+    ///
+    /// # Errors
+    /// The gateway cannot be reached, or says no: its reason is in the message.
+    pub async fn request<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        bearer: &str,
+        body: String,
+    ) -> anyhow::Result<T> {
+        let exchange = async {
+            let stream = self.dial(&self.address, self.tls).await?;
+            let (status, body) = self.exchange(stream, method, path, bearer, body).await?;
+            if !status.is_success() {
+                let problem: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+                let text = |name| problem.get(name).and_then(|value| value.as_str());
+                let detail = text("detail").unwrap_or("no reason given");
+                let session = text("session").unwrap_or("unknown");
+                let status = status.as_u16();
+                bail!("the gateway says no: {detail} (status {status}, session {session})");
+            }
+            // An answer without a body is null.
+            let body = if body.is_empty() { &b"null"[..] } else { &body };
+            serde_json::from_slice(body).context("the gateway's answer is not what was expected")
+        };
+        timeout(limits::AGENT_ANSWER_TIMEOUT + DIAL_TIMEOUT, exchange)
+            .await
+            .context("the gateway did not answer in time")?
+    }
+
+    async fn exchange(
+        &self,
+        stream: Box<dyn Duplex>,
+        method: Method,
+        path: &str,
+        bearer: &str,
+        body: String,
+    ) -> anyhow::Result<(StatusCode, Bytes)> {
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let mut bearer = header::HeaderValue::try_from(format!("Bearer {bearer}"))
+            .map_err(|_| anyhow::anyhow!("the bearer is no token"))?;
+        bearer.set_sensitive(true);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, &self.authority)
+            .header(header::AUTHORIZATION, bearer)
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body)))?;
+        let answer = async {
+            let response = sender.send_request(request).await?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), limits::JET_MESSAGE_BYTES)
+                .collect()
+                .await
+                .map_err(|error| anyhow::anyhow!("cannot read the answer: {error}"))?
+                .to_bytes();
+            anyhow::Ok((status, body))
+        };
+        tokio::select! {
+            answer = answer => answer,
+            end = connection => {
+                end?;
+                bail!("the gateway closed the connection without an answer");
+            }
+        }
+    }
+
+    /// Opens the signaling channel of an agent, to be logged on.
+    ///
+    /// # Errors
+    /// The gateway cannot be reached, or has no such channel.
+    pub async fn signaling(&self) -> anyhow::Result<WebSocketStream<Box<dyn Duplex>>> {
+        let open = async {
+            let stream = self.dial(&self.address, self.tls).await?;
+            let request = format!("ws://{}/jet/agent", self.authority).into_client_request()?;
+            let settings = Some(signaling::settings());
+            let (socket, _) = client_async_with_config(request, stream, settings).await?;
+            anyhow::Ok(socket)
+        };
+        let opened = timeout(DIAL_TIMEOUT, open).await;
+        opened.context("the gateway did not answer in time")?
+    }
+
+    /// Asks for `path` at a candidate, with `bearer`.
+    ///
+    /// # Errors
+    /// It cannot be reached, or is not granted.
+    pub async fn candidate(
+        &self,
+        url: &CandidateUrl,
+        path: JetPath,
+        bearer: &str,
+    ) -> anyhow::Result<Granted> {
+        let ask = async {
+            let stream = self.dial(&url.address, url.transport.is_tls()).await?;
+            if url.transport.is_websocket() {
+                websocket(stream, url, path, bearer).await
+            } else {
+                binary(stream, url, path, bearer).await
+            }
+        };
+        let granted = timeout(DIAL_TIMEOUT, ask).await;
+        granted
+            .context("no answer in time")
+            .flatten()
+            .with_context(|| url.to_string())
+    }
+
+    async fn dial(&self, address: &TargetAddr, tls: bool) -> anyhow::Result<Box<dyn Duplex>> {
+        let TargetAddr { host, port } = address;
+        let tcp = TcpStream::connect((host.as_str(), *port))
+            .await
+            .with_context(|| format!("cannot connect to {address}"))?;
+        tcp.set_nodelay(true)?;
+        if !tls {
+            let local = tcp.peer_addr()?.ip().is_loopback();
+            ensure!(local, "secrets would travel in clear: use https://");
+            return Ok(Box::new(tcp));
+        }
+        let name = ServerName::try_from(host.clone())?;
+        let tls = self.connector.connect(name, tcp).await;
+        Ok(Box::new(
+            tls.with_context(|| format!("TLS with {address}"))?,
+        ))
+    }
+}
+
+async fn websocket(
+    stream: Box<dyn Duplex>,
+    url: &CandidateUrl,
+    path: JetPath,
+    bearer: &str,
+) -> anyhow::Result<Granted> {
+    let mut request = format!("ws://{}{path}", url.address).into_client_request()?;
+    let mut bearer = header::HeaderValue::try_from(format!("Bearer {bearer}"))?;
+    bearer.set_sensitive(true);
+    request.headers_mut().insert(header::AUTHORIZATION, bearer);
+    let settings = Some(crate::websocket::settings());
+    let (socket, _) = client_async_with_config(request, stream, settings).await?;
+    Ok(Granted {
+        stream: Box::new(WebSocket::over(socket)),
+        instance: None,
+    })
+}
+
+async fn binary(
+    mut stream: Box<dyn Duplex>,
+    url: &CandidateUrl,
+    path: JetPath,
+    bearer: &str,
+) -> anyhow::Result<Granted> {
+    let request = exchange::Request {
+        path,
+        version: Version::V3,
+        host: Some(url.address.host.clone()),
+        token: Some(Zeroizing::new(bearer.to_owned())),
+    };
+    let packet = packet::encode(&request.to_payload(), mask())?;
+    stream.write_all(&packet).await?;
+    stream.flush().await?;
+    // Header and payload by their own lengths: what follows is the other peer's.
+    let mut bytes = vec![0; packet::HEADER_BYTES];
+    stream.read_exact(&mut bytes).await?;
+    if packet::decode(&bytes)?.is_none() {
+        let size = bytes.get(4..6).and_then(|size| size.first_chunk());
+        let size = usize::from(u16::from_be_bytes(*size.context("a header has its size")?));
+        bytes.resize(size, 0);
+        let payload = bytes.get_mut(packet::HEADER_BYTES..);
+        stream.read_exact(payload.unwrap_or_default()).await?;
+    }
+    let response = packet::decode(&bytes)?.context("an unfinished packet")?;
+    let response = exchange::Response::parse(&response.payload)?;
+    ensure!(
+        response.status == Status::Ok,
+        "status {}",
+        u16::from(response.status)
+    );
+    Ok(Granted {
+        stream,
+        instance: response.instance,
+    })
+}
+
+/// The certificates that are trusted.
+///
+/// # Errors
+/// There are none, or the file cannot be read.
+pub fn roots(ca: Option<&Path>) -> anyhow::Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    match ca {
+        Some(path) => {
+            for certificate in tls::read_certificates(path)? {
+                let added = roots.add(certificate);
+                added.with_context(|| path.display().to_string())?;
+            }
+        }
+        None => {
+            let (_added, _ignored) =
+                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            ensure!(
+                !roots.is_empty(),
+                "the system has no CA certificates: use --ca"
+            );
+        }
+    }
+    Ok(roots)
+}
+
+/// Brings what comes from one to the other until both have ended, `early` first.
+///
+/// # Errors
+/// Either side's.
+pub async fn bridge(
+    peer: &mut (impl Duplex + ?Sized),
+    other: &mut (impl Duplex + ?Sized),
+    early: &[u8],
+) -> io::Result<(u64, u64)> {
+    /// As much as one TLS record and one WebSocket message of ours hold a few times.
+    const BUFFER_BYTES: usize = 64 * 1024;
+    other.write_all(early).await?;
+    other.flush().await?;
+    tokio::io::copy_bidirectional_with_sizes(peer, other, BUFFER_BYTES, BUFFER_BYTES).await
+}

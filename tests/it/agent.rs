@@ -1,0 +1,512 @@
+//! Targets behind an agent, which connects outwards only ([JET-PROTO] 2.3).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use jetway::cli::agent::{EnrolArgs, GatewayArgs};
+use jetway::jet::agent::BackOff;
+use jetway::peer::Site;
+use jetway::peer::agent::{self, Settings};
+use jetway::token::mint::{self, SigningKey};
+use jetway::token::{KeyDocument, KeyUsage};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_util::sync::CancellationToken;
+
+use crate::lab::{
+    Lab, SELECTED_TLS, Target, confirm, failure, logged, logged_times, path, until, within,
+};
+
+const OPERATOR: &str = "operator-secret";
+
+const NAME: &str = "branch-7";
+
+/// A gateway with a certificate and an operator, on a port that it keeps.
+struct Branch {
+    lab: Lab,
+    /// Its certificate and key, which a restart reads again.
+    _files: tempfile::TempDir,
+}
+
+impl Branch {
+    fn start() -> Self {
+        // Below the ports that the system gives away.
+        let port = 20_000 + std::process::id() % 10_000;
+        let digest = hex::encode(openssl::sha::sha256(OPERATOR.as_bytes()));
+        let files = tempfile::tempdir().unwrap();
+        let (certificate, key) = (files.path().join("c.pem"), files.path().join("k.pem"));
+        let certified = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        std::fs::write(&certificate, certified.cert.pem()).unwrap();
+        std::fs::write(&key, certified.signing_key.serialize_pem()).unwrap();
+        let lab = Lab::start(&format!(
+            "[[listener]]\naddress = \"127.0.0.1:{port}\"\n\
+             [tls]\ncertificate = {certificate:?}\nkey = {key:?}\n\
+             [api]\nkeys = [{{ name = \"desk\", sha256 = \"{digest}\" }}]\n"
+        ));
+        std::fs::copy(&certificate, path(&lab, "ca.pem")).unwrap();
+        Self { lab, _files: files }
+    }
+
+    async fn http(&self, head: &str, bearer: &str, body: &str) -> (u16, Value) {
+        let mut stream = self.lab.connect().await;
+        let length = body.len();
+        let request = format!(
+            "{head} HTTP/1.1\r\nHost: gw\r\nAuthorization: Bearer {bearer}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        within(stream.read_to_string(&mut text)).await.unwrap();
+        let status = text.split(' ').nth(1).unwrap().parse().unwrap();
+        let body = text.split_once("\r\n\r\n").unwrap().1;
+        (status, serde_json::from_str(body).unwrap_or(Value::Null))
+    }
+
+    async fn invite(&self, changes: Value) -> (u16, Value) {
+        let mut wanted = json!({ "name": NAME });
+        let object = wanted.as_object_mut().unwrap();
+        object.extend(changes.as_object().unwrap().clone());
+        self.http("POST /jet/enrolments", OPERATOR, &wanted.to_string())
+            .await
+    }
+
+    fn gateway(&self) -> GatewayArgs {
+        GatewayArgs {
+            gateway: format!("https://{}", self.lab.address()).parse().unwrap(),
+            ca: Some(path(&self.lab, "ca.pem")),
+        }
+    }
+
+    /// What `jetway agent enrol` does with this enrolment.
+    async fn enrol_with(&self, enrolment: &str, out: &str) -> anyhow::Result<()> {
+        let file = path(&self.lab, "enrolment");
+        std::fs::write(&file, enrolment).unwrap();
+        jetway::cli::agent::enrol(&EnrolArgs {
+            gateway: self.gateway(),
+            enrolment_file: file,
+            out: path(&self.lab, out),
+        })
+        .await
+    }
+
+    /// Enrols an agent.
+    async fn enrol(&self, changes: Value) {
+        let (status, invited) = self.invite(changes).await;
+        assert_eq!(status, 201, "{invited}");
+        let enrolment = invited["enrolment"].as_str().unwrap();
+        self.enrol_with(enrolment, "agent").await.unwrap();
+    }
+
+    fn key(&self) -> PathBuf {
+        path(&self.lab, "agent/agent.private.pem")
+    }
+
+    /// Runs an agent with the key in `file` until the token fires.
+    fn run(&self, file: &PathBuf, targets: &[&Target]) -> CancellationToken {
+        let bytes = std::fs::read(file).unwrap();
+        let document = KeyDocument {
+            name: "key",
+            bytes: &bytes,
+            usage: Some(KeyUsage::Sign),
+            kid: None,
+        };
+        let GatewayArgs { gateway, ca } = self.gateway();
+        let settings = Settings {
+            site: Site::new(&gateway, ca.as_deref()).unwrap(),
+            name: NAME.parse().unwrap(),
+            key: SigningKey::from_document(&document, None).unwrap(),
+            targets: targets
+                .iter()
+                .map(|target| target.address.to_string().parse().unwrap())
+                .collect(),
+            back_off: BackOff {
+                first: Duration::from_millis(20),
+                longest: Duration::from_millis(200),
+            },
+        };
+        let stop = CancellationToken::new();
+        tokio::spawn(agent::run(settings, stop.clone()));
+        stop
+    }
+
+    /// Enrols an agent that leads to `targets` and waits until it is there.
+    async fn with_agent(&self, targets: &[&Target]) -> CancellationToken {
+        self.enrol(json!({})).await;
+        let stop = self.run(&self.key(), targets);
+        self.connected(true).await;
+        stop
+    }
+
+    async fn agents(&self) -> Value {
+        let (status, agents) = self.http("GET /jet/agents", OPERATOR, "").await;
+        assert_eq!(status, 200, "{agents}");
+        agents
+    }
+
+    async fn connected(&self, wanted: bool) {
+        within(async {
+            while self.agents().await[0]["connected"] != wanted {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+
+    /// A token that leads to `target` behind the agent.
+    fn token(&self, target: &Target, changes: Value) -> String {
+        let mut claims = json!({
+            "jet_cm": "rdv",
+            "dst_hst": null,
+            "jet_agent_id": NAME,
+            "jet_agent_dst": target.address.to_string(),
+        });
+        let object = claims.as_object_mut().unwrap();
+        object.extend(changes.as_object().unwrap().clone());
+        let key = SigningKey::from_key(&self.lab.signing, None).unwrap();
+        mint::mint(&Lab::claims(target.address, claims), Some(&key), None).unwrap()
+    }
+}
+
+// J-SEQ-1 J-MSG-1 J-RDP-3
+#[tokio::test(flavor = "multi_thread")]
+async fn an_rdp_client_reaches_a_target_behind_an_agent() {
+    let (site, target) = (Branch::start(), Target::start().await);
+    let stop = site.with_agent(&[&target]).await;
+    let token = site.token(&target, json!({ "sub": "alice" }));
+    let mut client = site.lab.session(&token).await;
+    assert_eq!(target.connections(), 1);
+    client.write_all(b"more").await.unwrap();
+    let mut echo = [0; 4];
+    within(client.read_exact(&mut echo)).await.unwrap();
+    assert_eq!(&echo, b"more");
+    assert_eq!(site.agents().await[0]["sessions"], 1);
+    // The target's end reaches the client, and so does the line.
+    client.shutdown().await.unwrap();
+    let mut rest = Vec::new();
+    within(client.read_to_end(&mut rest)).await.unwrap();
+    let line = logged("Session closed").await;
+    assert_eq!(line["agent"], NAME);
+    assert_eq!(line["target"], target.address.to_string());
+    // One token, one session.
+    assert_eq!(failure(&mut site.lab.client(&token).await).await, 5);
+    stop.cancel();
+    site.connected(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ticket_in_the_routing_token_leads_behind_an_agent() {
+    let (site, target) = (Branch::start(), Target::start().await);
+    let _stop = site.with_agent(&[&target]).await;
+    let ticket = crate::api::ticket(&site.lab, &site.token(&target, json!({}))).await;
+    let mut client = site.lab.connect().await;
+    let request = crate::lab::request(Some(&ticket)).encode().unwrap();
+    client.write_all(&request).await.unwrap();
+    assert_eq!(confirm(&mut client).await, SELECTED_TLS);
+    assert_eq!(target.connections(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_sessions_of_one_agent_do_not_touch_each_other() {
+    let site = Branch::start();
+    let (one, other) = (Target::start().await, Target::start().await);
+    let _stop = site.with_agent(&[&one, &other]).await;
+    let (first, second) = (site.token(&one, json!({})), site.token(&other, json!({})));
+    let (mut first, mut second) = tokio::join!(site.lab.session(&first), site.lab.session(&second));
+    assert_eq!(site.agents().await[0]["sessions"], 2);
+    for (client, text) in [(&mut first, b"one"), (&mut second, b"two")] {
+        client.write_all(text).await.unwrap();
+        let mut echo = [0; 3];
+        within(client.read_exact(&mut echo)).await.unwrap();
+        assert_eq!(&echo, text);
+    }
+    drop(first);
+    second.write_all(b"yes").await.unwrap();
+    let mut echo = [0; 3];
+    within(second.read_exact(&mut echo)).await.unwrap();
+    assert_eq!((one.connections(), other.connections()), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_killed_ends_its_sessions_and_the_next_client_is_told() {
+    let (site, target) = (Branch::start(), Target::start().await);
+    let stop = site.with_agent(&[&target]).await;
+    let mut client = site.lab.session(&site.token(&target, json!({}))).await;
+    stop.cancel();
+    let mut rest = Vec::new();
+    // A reset is an end, too.
+    let _end = within(client.read_to_end(&mut rest)).await;
+    assert_eq!(rest, b"");
+    site.connected(false).await;
+    let token = site.token(&target, json!({}));
+    assert_eq!(failure(&mut site.lab.client(&token).await).await, 3);
+    let line = logged("Session refused").await;
+    assert_eq!(line["rule"], "agent");
+    assert_eq!(line["reason"], "agent branch-7 is not connected");
+    // The token was not used: when the agent is back, it leads there.
+    let _stop = site.run(&site.key(), &[&target]);
+    site.connected(true).await;
+    site.lab.session(&token).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_comes_back_after_a_restart_of_the_gateway() {
+    let (mut site, target) = (Branch::start(), Target::start().await);
+    let _stop = site.with_agent(&[&target]).await;
+    site.lab.restart().await;
+    site.connected(true).await;
+    site.lab.session(&site.token(&target, json!({}))).await;
+    logged_times("Agent connected", 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_agent_is_gone_with_its_sessions_and_stays_gone() {
+    let (mut site, target) = (Branch::start(), Target::start().await);
+    let _stop = site.with_agent(&[&target]).await;
+    let mut client = site.lab.session(&site.token(&target, json!({}))).await;
+    let delete = format!("DELETE /jet/agents/{NAME}");
+    assert_eq!(site.http(&delete, "guessed", "").await.0, 401);
+    assert_eq!(site.http(&delete, OPERATOR, "").await.0, 200);
+    assert_eq!(site.http(&delete, OPERATOR, "").await.0, 404);
+    let mut rest = Vec::new();
+    let _end = within(client.read_to_end(&mut rest)).await;
+    assert_eq!(rest, b"");
+    // It keeps asking, and the gateway keeps saying no.
+    logged_times("Agent refused", 2).await;
+    assert_eq!(site.agents().await, json!([]));
+    let token = site.token(&target, json!({}));
+    assert_eq!(failure(&mut site.lab.client(&token).await).await, 3);
+    site.lab.restart().await;
+    assert_eq!(site.agents().await, json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_enrolment_is_good_once_and_for_its_time() {
+    let site = Branch::start();
+    let (status, invited) = site.invite(json!({})).await;
+    assert_eq!(status, 201, "{invited}");
+    let enrolment = invited["enrolment"].as_str().unwrap().to_owned();
+    assert!(invited["expires_in_s"].as_u64().unwrap() <= 15 * 60);
+    site.enrol_with(&enrolment, "agent").await.unwrap();
+    // Again: used. Guessed: nothing. A name that is taken: no.
+    for text in [
+        enrolment.as_str(),
+        "je-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
+        OPERATOR,
+    ] {
+        let error = site
+            .enrol_with(text, "other")
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("status 401"), "{error}");
+        assert!(!path(&site.lab, "other/agent.private.pem").exists());
+    }
+    assert_eq!(site.invite(json!({})).await.0, 409);
+    for changes in [
+        json!({ "name": "Branch" }),
+        json!({ "name": "" }),
+        json!({ "targets": ["pc"] }),
+        json!({ "other": 1 }),
+        json!({ "targets": vec!["pc:1"; 65] }),
+    ] {
+        assert_eq!(site.invite(changes.clone()).await.0, 400, "{changes}");
+    }
+    let without = site.http("POST /jet/enrolments", "guessed", "{}").await;
+    assert_eq!(without.0, 401);
+    let agents = site.agents().await;
+    assert_eq!(agents[0]["name"], NAME);
+    assert_eq!(agents[0]["connected"], false);
+    assert_eq!(agents[0]["key"].as_str().unwrap().len(), 43);
+    for secret in [enrolment.as_str(), OPERATOR] {
+        assert!(!crate::lab::log().contains(secret));
+    }
+    // A second of life, and it is over.
+    let (_, invited) = site
+        .invite(json!({ "name": "late", "lifetime_s": 1 }))
+        .await;
+    let enrolment = invited["enrolment"].as_str().unwrap();
+    let expires_at = invited["expires_at"].as_u64().unwrap();
+    until(|| jetway::clock::unix_now().0 > expires_at).await;
+    let error = site.enrol_with(enrolment, "late").await.unwrap_err();
+    assert!(error.to_string().contains("status 401"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_key_is_not_the_agent() {
+    let (site, target) = (Branch::start(), Target::start().await);
+    site.enrol(json!({})).await;
+    let other = jetway::token::algorithm::SignatureAlgorithm::Es256;
+    let other = mint::generate(jetway::token::algorithm::Algorithm::Signature(other)).unwrap();
+    let file = path(&site.lab, "other.pem");
+    std::fs::write(&file, other.private_pem().unwrap().as_bytes()).unwrap();
+    let _stop = site.run(&file, &[&target]);
+    logged_times("Agent refused", 2).await;
+    assert_eq!(site.agents().await[0]["connected"], false);
+    let token = site.token(&target, json!({}));
+    assert_eq!(failure(&mut site.lab.client(&token).await).await, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_channel_of_an_agent_takes_the_place_of_the_older() {
+    let (site, target) = (Branch::start(), Target::start().await);
+    let first = site.with_agent(&[&target]).await;
+    // Two of them take turns from now on; each coming is one line.
+    let _second = site.run(&site.key(), &[&target]);
+    let lines = logged_times("Agent connected", 2).await;
+    assert_eq!(
+        (&lines[0]["replaced"], &lines[1]["replaced"]),
+        (&json!(false), &json!(true))
+    );
+    first.cancel();
+    // The one that is left may be on its way back at this moment.
+    let token = site.token(&target, json!({}));
+    within(async { while confirm(&mut site.lab.client(&token).await).await != SELECTED_TLS {} })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_leads_where_its_own_list_and_its_enrolment_say_and_nowhere_else() {
+    let site = Branch::start();
+    let (listed, unlisted) = (Target::start().await, Target::start().await);
+    let enrolled = [listed.address.to_string(), unlisted.address.to_string()];
+    site.enrol(json!({ "targets": enrolled })).await;
+    let third = Target::start().await;
+    // On the agent's list, and not in the enrolment: the other half of both rules.
+    let _stop = site.run(&site.key(), &[&listed, &third]);
+    site.connected(true).await;
+    for (target, reason) in [
+        (
+            &unlisted,
+            "agent branch-7: the agent does not lead to this target",
+        ),
+        (&third, "agent branch-7 was not enrolled for this target"),
+    ] {
+        let token = site.token(target, json!({}));
+        assert_eq!(failure(&mut site.lab.client(&token).await).await, 3);
+        let lines = logged_times("Session refused", 1).await;
+        let line = lines.last().unwrap();
+        assert_eq!(
+            (&line["rule"], &line["reason"]),
+            (&json!("agent"), &json!(reason))
+        );
+        assert_eq!(target.connections(), 0);
+        crate::lab::forget_log();
+    }
+    site.lab.session(&site.token(&listed, json!({}))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_does_not_answer_is_told_as_such() {
+    let (site, mut target) = (Branch::start(), Target::start().await);
+    // Bound and not listening: whoever connects is refused.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    target.address = socket.local_addr().unwrap();
+    let _stop = site.with_agent(&[&target]).await;
+    let token = site.token(&target, json!({}));
+    assert_eq!(failure(&mut site.lab.client(&token).await).await, 3);
+    let reason = logged("Session refused").await["reason"].clone();
+    assert_eq!(reason, "agent branch-7: the agent cannot reach the target");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_to_another_challenge_does_not_log_on() {
+    use futures_util::{SinkExt, StreamExt};
+    use tokio_tungstenite::tungstenite::Message;
+    use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+
+    let site = Branch::start();
+    site.enrol(json!({})).await;
+    let bytes = std::fs::read(site.key()).unwrap();
+    let document = KeyDocument {
+        name: "key",
+        bytes: &bytes,
+        usage: Some(KeyUsage::Sign),
+        kid: None,
+    };
+    let key = SigningKey::from_document(&document, None).unwrap();
+    let mut replayed: Option<String> = None;
+    // The right answer, the same again, and right but for one member.
+    for (changes, welcome) in [
+        (json!({}), true),
+        (Value::Null, false),
+        (json!({ "aud": "elsewhere" }), false),
+        (json!({ "sub": "branch-8" }), false),
+    ] {
+        let request = "ws://gw/jet/agent".into_client_request().unwrap();
+        let stream = site.lab.connect().await;
+        let (mut socket, _) = tokio_tungstenite::client_async(request, stream)
+            .await
+            .unwrap();
+        let challenge = within(socket.next()).await.unwrap().unwrap();
+        let challenge: Value = serde_json::from_str(challenge.to_text().unwrap()).unwrap();
+        let mut logon = json!({
+            "aud": challenge["gateway"], "sub": NAME, "nonce": challenge["nonce"],
+        });
+        let statement = if let Some(changes) = changes.as_object() {
+            logon.as_object_mut().unwrap().extend(changes.clone());
+            jetway::token::statement::sign(&key, "jetway-agent-logon+jwt", &logon).unwrap()
+        } else {
+            replayed.clone().unwrap()
+        };
+        replayed.get_or_insert_with(|| statement.clone());
+        let proof = json!({ "type": "proof", "statement": statement }).to_string();
+        socket.send(Message::text(proof)).await.unwrap();
+        let answer = within(socket.next()).await.unwrap().unwrap();
+        assert_eq!(
+            answer == Message::text("{\"type\":\"welcome\"}"),
+            welcome,
+            "{changes}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_agent_signs_opens_nothing_but_what_it_was_offered() {
+    use jetway::jet::exchange::{JetPath, Operation};
+
+    let (site, target) = (Branch::start(), Target::start().await);
+    site.enrol(json!({})).await;
+    let bytes = std::fs::read(site.key()).unwrap();
+    let document = KeyDocument {
+        name: "key",
+        bytes: &bytes,
+        usage: Some(KeyUsage::Sign),
+        kid: None,
+    };
+    let key = SigningKey::from_document(&document, None).unwrap();
+    // An association of somebody else, which demands a token.
+    let association = uuid::Uuid::new_v4();
+    let token = site.token(&target, json!({ "jet_aid": association }));
+    let create = format!("POST /jet/association/{association}");
+    assert_eq!(site.http(&create, &token, "").await.0, 200);
+    let gather = format!("POST /jet/gather/{association}");
+    let (_, gathered) = site.http(&gather, &token, "").await;
+    let candidate = gathered["candidates"][0]["id"].as_str().unwrap();
+    let candidate: uuid::Uuid = candidate.parse().unwrap();
+    let acceptance = json!({
+        "aud": site.lab.running().gateway().instance(),
+        "sub": NAME,
+        "jet_aid": association,
+        "candidate": candidate,
+    });
+    let statement =
+        jetway::token::statement::sign(&key, "jetway-agent-accept+jwt", &acceptance).unwrap();
+    let GatewayArgs { gateway, ca } = site.gateway();
+    let peer = Site::new(&gateway, ca.as_deref()).unwrap();
+    let url = format!("tls://{}", site.lab.address()).parse().unwrap();
+    for operation in [Operation::Accept, Operation::Connect, Operation::Test] {
+        let path = JetPath {
+            operation,
+            association,
+            candidate,
+        };
+        let error = peer.candidate(&url, path, &statement).await.unwrap_err();
+        assert!(
+            format!("{error:#}").contains("401"),
+            "{operation}: {error:#}"
+        );
+    }
+    // Nor is it a token, or an API key.
+    assert_eq!(site.http(&create, &statement, "").await.0, 401);
+    assert_eq!(site.http("GET /jet/agents", &statement, "").await.0, 401);
+}
