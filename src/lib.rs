@@ -32,6 +32,9 @@
 //! it waits or meets who waits there ([`meeting`], [`jet::rendezvous`]). From the first byte on, two peers that have met are a
 //! session like any other: the connector is its client and the acceptor its target.
 //!
+//! A token may lead behind an agent ([`jet::agent`], [`peer::agent`]): an acceptor that stays connected by a signaling channel
+//! ([`signaling`], [`store::agents`]). Then the gateway itself creates the association, offers it and connects ([`session::agent`]).
+//!
 //! Every step takes the one before it by value. A step that fails returns a [`Refusal`](refusal::Refusal), and
 //! [`session::refuse`] tells the client in its own protocol.
 //!
@@ -58,7 +61,8 @@
 //!    told the first reason again ([`store::refusals`]).
 //! 6. **No secret leaves.** Tokens, tickets and passwords are in no log line, no error, no `Debug` output and no process
 //!    list.
-//! 7. Nothing makes a `Permit` but [`policy`]; nothing dials but [`upstream`]; nothing reads a clock but [`clock`].
+//! 7. Nothing makes a `Permit` but [`policy`]; nothing dials but [`upstream`], and [`peer`], which is not part of the gateway;
+//!    nothing reads a clock but [`clock`].
 //!
 //! # Decisions a reader may wonder about
 //!
@@ -79,6 +83,10 @@
 //! - **The first bytes of a rendezvous wait for a quarter of a second** where the peer that is to get them may not have read its
 //!   response yet: existing clients read it by one call and lose what comes with it.
 //! - **Gathering is idempotent**: both peers may ask, and get the same candidates.
+//! - **What an agent signs is no token**: its `typ` is another, its key is known for nothing else, and it opens one candidate of an
+//!   association that this agent was offered ([`token::statement`]).
+//! - **An agent dials its target before it accepts**, so that a target that is down is told to the client and not shown as
+//!   a session that ends.
 //! - **Bulk is spliced, small talk is copied**: see [`relay`] for the figures behind that.
 //!
 //! # JET requirements and their tests
@@ -109,7 +117,8 @@
 //! | J-API-2 | gathering | `it::rendezvous::gathering_names_each_way_in_once` |
 //! | J-API-4 | expiry | `jet::rendezvous::tests::what_is_unused_expires_and_a_session_does_not`, `it::rendezvous::what_nobody_uses_is_forgotten_and_its_peers_are_closed` |
 //! | J-URL-1 | candidate URLs | `jet::candidate::tests` |
-//! | J-MSG-1, J-MSG-2 | offer, answer, complete | `jet::message::tests` |
+//! | J-MSG-1, J-MSG-2 | offer, answer, complete | `jet::message::tests`, `jet::agent::tests`, `it::agent` |
+//! | J-SEQ-1 | the server accepts on the relay candidates and answers with the real ones | `it::agent::an_rdp_client_reaches_a_target_behind_an_agent`, `jet::message::tests::the_instance_that_holds_the_association_takes_the_place_of_the_balancer` |
 //! | J-SEQ-3 | one candidate is selected | `it::rendezvous::the_first_bytes_select_a_candidate_and_close_the_others`, `it::rendezvous::the_clients_word_selects_a_candidate` |
 //! | J-BIN-1, J-BIN-2 | accept and connect, over TCP and TLS | `it::rendezvous::peers_meet_over_every_pair_of_transports`, `it::rendezvous::what_a_server_says_first_never_comes_with_the_response` |
 //! | J-BIN-3 | test | `it::rendezvous::unknown_ids_are_not_found_and_known_ones_test_well` |

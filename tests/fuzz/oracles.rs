@@ -20,6 +20,7 @@ use ironrdp_pdu::nego;
 use ironrdp_pdu::pcb::PreconnectionBlob;
 use ironrdp_pdu::x224::X224;
 use jetway::application_protocol::{self, ApplicationProtocol, FirstBytes};
+use jetway::jet::agent::{FromAgent, FromGateway};
 use jetway::jet::candidate::CandidateUrl;
 use jetway::jet::exchange::{JetPath, Request, Response};
 use jetway::jet::message::Message;
@@ -657,6 +658,12 @@ pub(crate) fn jet_message(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else {
         return;
     };
+    if let Ok(message) = FromGateway::parse(text) {
+        assert_eq!(FromGateway::parse(&message.to_json()).unwrap(), message);
+    }
+    if let Ok(message) = FromAgent::parse(text) {
+        assert_eq!(FromAgent::parse(&message.to_json()).unwrap(), message);
+    }
     if let Ok(message) = Message::parse(text) {
         assert!(text.len() <= limits::JET_MESSAGE_BYTES);
         let again = message.to_json();
