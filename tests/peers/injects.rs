@@ -283,13 +283,13 @@ fn freerdp3_is_told_of_a_target_that_denies_the_logon() -> Result<()> {
     the_user_is_told_of_a_target_that_denies_the_logon(Version::Three)
 }
 
-/// freerdp-shadow-cli 3 denies the logon in CredSSP, by a status that says nothing of passwords.
+/// freerdp-shadow-cli 3 denies the logon in CredSSP, by a status that names its last error and not the password.
 fn the_user_is_told_of_a_target_that_denies_the_logon(version: Version) -> Result<()> {
     a_wrong_target_password_opens_nothing(
         version,
         Program::Three,
-        "target: the target's logon: ",
-        "ERRINFO_CB_DESTINATION_NOT_FOUND",
+        "target-credentials: the target does not accept the credentials: NSTATUS code 0xc00700ea",
+        "ERRINFO_SERVER_FRESH_CREDENTIALS_REQUIRED",
     )
 }
 

@@ -148,12 +148,11 @@ fn a_session_lives_on_beside_refused_ones_and_ends_with_the_gateway() -> Result<
         let mut live = Live::open(workspace, &gateway, Version::Two, target.place())?;
         for _ in 0..3 {
             let mut claims = forge::good_claims(&target.place().address())?;
-            claims.remove("dst_hst");
-            claims.insert("jet_cm".to_owned(), json!("rdv"));
+            claims.insert("jet_rec".to_owned(), json!(true));
             let token = forge::sign_es256(&gateway.keys().signing, &claims)?;
             let arguments = vec![format!("/pcb:{token}")];
             Refused {
-                rule: "rendezvous",
+                rule: "recording",
                 told: NOT_ALLOWED,
                 version: Version::Three,
                 arguments,

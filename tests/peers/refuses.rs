@@ -90,7 +90,7 @@ refusals! {
         "carrier: the token is longer than", UNAUTHENTICATED, |forge: Forge<'_>| forge.with("padding", json!("x".repeat(18_000)));
     freerdp2_with_rendezvous_token_is_refused
     freerdp3_with_rendezvous_token_is_refused:
-        "rendezvous", NOT_ALLOWED, |mut forge: Forge<'_>| {
+        "rendezvous", UNAVAILABLE, |mut forge: Forge<'_>| {
             forge.claims.remove("dst_hst");
             forge.with("jet_cm", json!("rdv"))
         };
