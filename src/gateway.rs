@@ -125,12 +125,18 @@ impl Gateway {
         }
     }
 
-    /// One candidate URL for each transport that some listener has, for a `peer` that knows the gateway as `host`.
+    /// One candidate URL for each transport that some listener has, for a `peer` that knows the gateway as `host`. The listener by
+    /// which it came goes first: that one it can reach.
     #[must_use]
-    pub fn candidate_urls(&self, peer: SocketAddr, host: Option<&str>) -> Vec<CandidateUrl> {
+    pub fn candidate_urls(
+        &self,
+        peer: SocketAddr,
+        host: Option<&str>,
+        came_by: &Arc<Listener>,
+    ) -> Vec<CandidateUrl> {
         let plain_http = self.config.api.allows_plain_http(peer);
         let urls = TRANSPORTS.into_iter().filter_map(|transport| {
-            let mut listeners = self.listeners.iter();
+            let mut listeners = std::iter::once(came_by).chain(&self.listeners);
             let listener = listeners.find(|listener| {
                 let tls = !transport.is_tls()
                     || (listener.tls().is_some() && listener.accepts(Arrival::Tls));

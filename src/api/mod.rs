@@ -44,6 +44,8 @@ pub struct ApiState {
     pub id: SessionId,
     /// The client.
     pub peer: SocketAddr,
+    /// The port it came in by.
+    pub listener: Arc<Listener>,
     /// Whether the connection has TLS.
     pub tls: bool,
     /// The rest of the connection, for the handler that takes it over.
@@ -67,7 +69,8 @@ impl ApiState {
     pub fn candidate_urls(&self, headers: &HeaderMap) -> Vec<CandidateUrl> {
         let host = headers.get(header::HOST);
         let host = host.and_then(|host| host.to_str().ok()).and_then(host_of);
-        self.gateway.candidate_urls(self.peer, host.as_deref())
+        self.gateway
+            .candidate_urls(self.peer, host.as_deref(), &self.listener)
     }
 }
 
@@ -91,13 +94,14 @@ pub async fn serve(gateway: &Arc<Gateway>, client: Client, tls: bool) {
     } = client;
     let connection = Connection {
         started,
-        listener,
+        listener: Arc::clone(&listener),
         admission,
     };
     let state = ApiState {
         gateway: Arc::clone(gateway),
         id,
         peer,
+        listener,
         tls,
         connection: Arc::new(Mutex::new(Some(connection))),
     };

@@ -3,6 +3,7 @@
 //!
 //! `tests/install.sh peers` installs them. xrdp needs root.
 
+mod agent;
 mod direct;
 mod injects;
 mod kerberos;

@@ -89,6 +89,38 @@ pins = "{pins}"
         ))
     }
 
+    /// A gateway that agents reach by `address`, with TLS; returns the certificate that they are to trust.
+    pub(crate) fn start_for_agents(
+        workspace: &Workspace,
+        address: &str,
+        port: &Port,
+    ) -> Result<(Self, PathBuf)> {
+        let folder = workspace.folder("gateway")?;
+        let certified = rcgen::generate_simple_self_signed(vec![address.to_owned()])?;
+        let (certificate, key) = (folder.join("tls.pem"), folder.join("tls.key"));
+        fs::write(&certificate, certified.cert.pem())?;
+        fs::write(&key, certified.signing_key.serialize_pem())?;
+        let digest = hex::encode(openssl::sha::sha256(API_KEY.as_bytes()));
+        let further = format!(
+            r#"
+[[listener]]
+address = "{address}:{port}"
+
+[api]
+keys = [{{ name = "peers", sha256 = "{digest}" }}]
+
+[tls]
+certificate = "{certificate}"
+key = "{key}"
+"#,
+            port = port.number(),
+            certificate = certificate.display(),
+            key = key.display(),
+        );
+        let gateway = Self::start_configured(workspace, 0, &further, &[])?;
+        Ok((gateway, certificate))
+    }
+
     fn start_configured(
         workspace: &Workspace,
         reconnect_window_s: u64,
@@ -484,13 +516,13 @@ fn revoked(ids: &[&str]) -> String {
 }
 
 /// Runs a command of the binary under test and returns the one value it prints.
-fn jetway(arguments: &[&OsStr]) -> Result<String> {
+pub(crate) fn jetway(arguments: &[&OsStr]) -> Result<String> {
     let printed = String::from_utf8(tool(Command::new(BINARY).args(arguments))?)?;
     Ok(printed.trim().to_owned())
 }
 
-const BINARY: &str = env!("CARGO_BIN_EXE_jetway");
-const API_KEY: &str = "Of-An-Operator-1";
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_jetway");
+pub(crate) const API_KEY: &str = "Of-An-Operator-1";
 const AUDIT: &str = "Audit";
 const PINS: &str = "targets.pins";
 const STORE: &str = "state.redb";

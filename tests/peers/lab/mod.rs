@@ -15,6 +15,7 @@ pub(crate) mod gateway;
 pub(crate) mod kdc;
 pub(crate) mod keyboard;
 pub(crate) mod log;
+pub(crate) mod namespace;
 pub(crate) mod port;
 pub(crate) mod process;
 pub(crate) mod rdesktop;
