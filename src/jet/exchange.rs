@@ -216,10 +216,13 @@ impl Request {
             Operation::Accept | Operation::Connect => "Keep-Alive",
             Operation::Test => "Close",
         };
-        let host = self.host.as_deref().unwrap_or_default();
+        let host = match &self.host {
+            Some(host) => format!("Host: {host}\r\n"),
+            None => String::new(),
+        };
         let version = u8::from(self.version);
         let head = format!(
-            "GET {} HTTP/1.1\r\nHost: {host}\r\nConnection: {connection}\r\nJet-Version: {version}\r\n",
+            "GET {} HTTP/1.1\r\n{host}Connection: {connection}\r\nJet-Version: {version}\r\n",
             self.path
         );
         let token = self.token.as_ref().map_or("", |token| token.as_str());
@@ -307,7 +310,7 @@ impl Response {
     #[must_use]
     pub fn to_payload(&self) -> Vec<u8> {
         let mut text = format!(
-            "HTTP/1.1 {} {}\r\nJet-Version: {}\r\n",
+            "HTTP/1.1 {:03} {}\r\nJet-Version: {}\r\n",
             u16::from(self.status),
             self.status.reason(),
             self.version
