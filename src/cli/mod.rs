@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod config;
+pub mod connect;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod keys;
@@ -40,6 +41,8 @@ pub enum Command {
     Rdp(rdp::Args),
     /// Run beside targets that nothing can reach from outside
     Agent(agent::Args),
+    /// Lead a local port, or standard input and output, to a target behind an agent
+    Connect(connect::Args),
     /// Check the configuration
     Config(config::Args),
 }
@@ -58,6 +61,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Ticket(args) => ticket::run(&args),
         Command::Rdp(args) => rdp::run(args),
         Command::Agent(args) => agent::run(&args),
+        Command::Connect(args) => connect::run(&args),
         Command::Config(args) => config::run(&args),
     }
 }

@@ -4,10 +4,12 @@
 //! |---|---|
 //! | here | how the gateway is reached: HTTP, WebSockets, candidates over every transport |
 //! | [`agent`] | the acceptor that stays |
+//! | [`connect`] | the client's side |
 //!
 //! No part of the gateway: nothing here runs in `jetway serve`. Whatever carries a secret goes over TLS, or stays on this machine.
 
 pub mod agent;
+pub mod connect;
 
 use std::io;
 use std::path::Path;
@@ -30,7 +32,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 use zeroize::Zeroizing;
 
-use crate::jet::candidate::CandidateUrl;
+use crate::jet::candidate::{CandidateUrl, Transport};
 use crate::jet::exchange::{self, JetPath, Status};
 use crate::jet::message::Version;
 use crate::jet::packet;
@@ -117,6 +119,20 @@ impl Site {
     #[must_use]
     pub fn has_tls(&self) -> bool {
         self.tls
+    }
+
+    /// A candidate's URL as this side can use it: without TLS it is on the gateway's own machine, and so is every relay.
+    #[must_use]
+    pub fn reachable(&self, mut url: CandidateUrl) -> CandidateUrl {
+        if !self.tls {
+            url.transport = if url.transport.is_websocket() {
+                Transport::Ws
+            } else {
+                Transport::Tcp
+            };
+            url.address = self.address.clone();
+        }
+        url
     }
 
     /// Sends a request and reads its answer, which is `T` where it went well.

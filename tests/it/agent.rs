@@ -510,3 +510,154 @@ async fn what_an_agent_signs_opens_nothing_but_what_it_was_offered() {
     assert_eq!(site.http(&create, &statement, "").await.0, 401);
     assert_eq!(site.http("GET /jet/agents", &statement, "").await.0, 401);
 }
+
+/// A server that speaks first, and echoes.
+async fn greeter() -> std::net::SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                stream.write_all(b"SSH-2.0-hello\r\n").await.unwrap();
+                let (mut read, mut write) = stream.split();
+                let _ended = tokio::io::copy(&mut read, &mut write).await;
+                let _closed = write.shutdown().await;
+            });
+        }
+    });
+    address
+}
+
+// J-SEQ-1 J-SEQ-3 J-MSG-1 J-MSG-2
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_offers_tests_all_candidates_at_once_and_chooses_one() {
+    let (site, mut target) = (Branch::start(), Target::start().await);
+    target.address = greeter().await;
+    let _stop = site.with_agent(&[&target]).await;
+    let association = uuid::Uuid::new_v4();
+    let token = site.token(&target, json!({ "jet_ap": "ssh", "jet_aid": association }));
+    let GatewayArgs { gateway, ca } = site.gateway();
+    let peer = std::sync::Arc::new(Site::new(&gateway, ca.as_deref()).unwrap());
+    let name = NAME.parse().unwrap();
+    let connect = jetway::peer::connect::connect(&peer, &token, &name, Some(association));
+    let mut connection = within(connect).await.unwrap();
+    assert_eq!(connection.candidate.url.transport.name(), "tls");
+    let mut banner = [0; 15];
+    // The server speaks first: the client's choice is what lets it.
+    within(connection.stream.read_exact(&mut banner))
+        .await
+        .unwrap();
+    assert_eq!(&banner, b"SSH-2.0-hello\r\n");
+    connection
+        .stream
+        .write_all(b"SSH-2.0-you\r\n")
+        .await
+        .unwrap();
+    connection.stream.flush().await.unwrap();
+    let mut echo = [0; 13];
+    within(connection.stream.read_exact(&mut echo))
+        .await
+        .unwrap();
+    let read = format!("GET /jet/association/{association}");
+    let (_, shown) = site.http(&read, OPERATOR, "").await;
+    let candidates = shown["candidates"].as_array().unwrap().iter();
+    let states: Vec<String> = candidates
+        .map(|candidate| format!("{}: {}", candidate["transport"], candidate["state"]))
+        .collect();
+    assert!(
+        states.contains(&"\"tls\": \"selected\"".to_owned()),
+        "{states:?}"
+    );
+    assert!(
+        states.contains(&"\"wss\": \"closed\"".to_owned()),
+        "{states:?}"
+    );
+    connection.forget(&peer, &token).await;
+    assert_eq!(site.http(&read, OPERATOR, "").await.0, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_offer_is_for_the_agent_and_the_target_that_the_token_names() {
+    let (site, target) = (Branch::start(), Target::start().await);
+    let _stop = site.with_agent(&[&target]).await;
+    let GatewayArgs { gateway, ca } = site.gateway();
+    let peer = std::sync::Arc::new(Site::new(&gateway, ca.as_deref()).unwrap());
+    let offered = async |token: String, name: &str| {
+        let name = name.parse().unwrap();
+        let connect = jetway::peer::connect::connect(&peer, &token, &name, None);
+        within(connect).await.unwrap_err().to_string()
+    };
+    let other = Target::start().await;
+    let error = offered(site.token(&other, json!({})), NAME).await;
+    assert!(error.contains("does not lead to this target"), "{error}");
+    let error = offered(site.token(&target, json!({})), "branch-8").await;
+    assert!(error.contains("not for this association"), "{error}");
+    let gone = json!({ "jet_agent_id": "branch-8" });
+    let error = offered(site.token(&target, gone), "branch-8").await;
+    assert!(error.contains("no agent has the name branch-8"), "{error}");
+    assert_eq!((target.connections(), other.connections()), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jetway_connect_leads_standard_input_and_a_local_port_behind_an_agent() {
+    use std::process::Stdio;
+
+    let (site, mut target) = (Branch::start(), Target::start().await);
+    target.address = greeter().await;
+    let _stop = site.with_agent(&[&target]).await;
+    let GatewayArgs { gateway, ca } = site.gateway();
+    let command = |token: String, further: &[&str]| {
+        let file = path(&site.lab, "token.jwt");
+        std::fs::write(&file, token).unwrap();
+        std::process::Command::new(env!("CARGO_BIN_EXE_jetway"))
+            .args(["connect", "--gateway", &gateway.to_string(), "--ca"])
+            .arg(ca.as_ref().unwrap())
+            .arg("--token-file")
+            .arg(&file)
+            .args(further)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    // As a ProxyCommand: what goes in comes back behind the banner, and the end goes through.
+    let mut child = command(site.token(&target, json!({ "jet_ap": "ssh" })), &[]);
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let text = tokio::task::spawn_blocking(move || {
+        use std::io::{Read, Write};
+        let mut banner = [0; 15];
+        stdout.read_exact(&mut banner).unwrap();
+        stdin.write_all(b"SSH-2.0-you\r\n").unwrap();
+        drop(stdin);
+        let mut rest = String::new();
+        stdout.read_to_string(&mut rest).unwrap();
+        (banner, rest)
+    });
+    let (banner, rest) = within(text).await.unwrap();
+    assert_eq!(&banner, b"SSH-2.0-hello\r\n");
+    assert_eq!(rest, "SSH-2.0-you\r\n");
+    let ended = within(tokio::task::spawn_blocking(move || child.wait())).await;
+    assert!(ended.unwrap().unwrap().success());
+
+    let token = site.token(&target, json!({ "jet_ap": "ssh" }));
+    let mut child = command(token, &["--listen", "127.0.0.1:0"]);
+    let stdout = child.stdout.take().unwrap();
+    let line = tokio::task::spawn_blocking(move || {
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).unwrap();
+        line
+    });
+    let line = within(line).await.unwrap();
+    let port = line
+        .trim()
+        .strip_prefix("listening on ")
+        .unwrap()
+        .to_owned();
+    let mut client = tokio::net::TcpStream::connect(port).await.unwrap();
+    let mut banner = [0; 15];
+    within(client.read_exact(&mut banner)).await.unwrap();
+    assert_eq!(&banner, b"SSH-2.0-hello\r\n");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
