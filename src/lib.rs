@@ -119,6 +119,7 @@
 //! | J-URL-1 | candidate URLs | `jet::candidate::tests` |
 //! | J-MSG-1, J-MSG-2 | offer, answer, complete | `jet::message::tests`, `jet::agent::tests`, `it::agent` |
 //! | J-SEQ-1 | the server accepts on the relay candidates and answers with the real ones | `it::agent::an_rdp_client_reaches_a_target_behind_an_agent`, `peers::agent`, `jet::message::tests::the_instance_that_holds_the_association_takes_the_place_of_the_balancer` |
+//! | J-SEQ-2 | host candidates, only where they are asked for | `it::agent::an_agent_tells_its_address_only_if_told_to_and_serves_there_who_knows_the_ids`, `peer::host::tests` |
 //! | J-SEQ-3 | the client tests in parallel, and one candidate is selected | `it::agent::a_client_offers_tests_all_candidates_at_once_and_chooses_one`, `it::rendezvous::the_first_bytes_select_a_candidate_and_close_the_others`, `it::rendezvous::the_clients_word_selects_a_candidate` |
 //! | J-BIN-1, J-BIN-2 | accept and connect, over TCP and TLS | `it::rendezvous::peers_meet_over_every_pair_of_transports`, `it::rendezvous::what_a_server_says_first_never_comes_with_the_response` |
 //! | J-BIN-3 | test | `it::rendezvous::unknown_ids_are_not_found_and_known_ones_test_well` |

@@ -17,7 +17,7 @@ for part in "$@"; do
     case $part in
     build) tools=() ;;
     peers)
-        packages+=(xvfb xauth xdotool xclip x11-utils x11-apps x11-xserver-utils xterm openssl
+        packages+=(iproute2 xvfb xauth xdotool xclip x11-utils x11-apps x11-xserver-utils xterm openssl
             freerdp2-x11 freerdp2-shadow-x11 winpr-utils freerdp3-x11 freerdp3-shadow-x11 xrdp xorgxrdp
             rdesktop fuse3 pulseaudio pulseaudio-utils weston xwayland python3-venv
             # They come without a realm, and without one krb5kdc and kadmind do not start.

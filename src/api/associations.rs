@@ -279,7 +279,11 @@ pub async fn complete(
     })?;
     let meetings = &state.gateway.meetings;
     let completed = meetings.complete(association, candidate.id, caller.proof());
-    completed.map_err(|refused| declined(&state, refused))?;
+    match completed {
+        // A candidate of the agent's own: it knows.
+        Err(Refused::UnknownCandidate) if state.gateway.agents.was_offered(association) => {}
+        completed => completed.map_err(|refused| declined(&state, refused))?,
+    }
     state.gateway.agents.complete(association, candidate.id);
     Ok(StatusCode::OK)
 }

@@ -21,6 +21,7 @@ use crate::jet::agent::{AgentName, BackOff};
 use crate::keyring::read_key_file;
 use crate::peer::Site;
 use crate::peer::agent::{self, Settings};
+use crate::peer::host::local_addresses;
 use crate::token::algorithm::{Algorithm, SignatureAlgorithm};
 use crate::token::mint::{SigningKey, generate};
 use crate::token::target::TargetAddr;
@@ -92,6 +93,9 @@ pub struct RunArgs {
     /// Where it leads; may be repeated. Nothing else is connected to
     #[arg(long = "target", value_name = "HOST:PORT", required = true)]
     pub targets: Vec<TargetAddr>,
+    /// Tell clients the addresses of this machine, so that those that can reach it come directly
+    #[arg(long)]
+    pub host_candidates: bool,
     /// Log filter, as in info,jetway::peer=debug
     #[arg(long, default_value = "info")]
     pub log_filter: String,
@@ -169,6 +173,11 @@ fn settings(args: &RunArgs) -> anyhow::Result<Settings> {
         name: args.name.clone(),
         key: SigningKey::from_document(&document, Some(SignatureAlgorithm::Es256))?,
         targets: args.targets.clone(),
+        host_addresses: if args.host_candidates {
+            local_addresses()
+        } else {
+            Vec::new()
+        },
         back_off: BACK_OFF,
     })
 }

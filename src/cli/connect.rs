@@ -37,6 +37,10 @@ pub struct Args {
     /// Port of this machine that leads there; without it standard input and output do
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen: Option<SocketAddr>,
+    /// Go to the agent directly where it tells its address and that can be reached; nothing encrypts such a session but the
+    /// protocol inside
+    #[arg(long)]
+    pub direct: bool,
     /// Log filter, as in info,jetway::peer=debug
     #[arg(long, default_value = "warn")]
     pub log_filter: String,
@@ -67,6 +71,7 @@ struct Way {
     token: Zeroizing<String>,
     agent: AgentName,
     association: Option<Uuid>,
+    direct: bool,
 }
 
 async fn serve(args: &Args) -> anyhow::Result<()> {
@@ -86,6 +91,7 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
         token,
         agent: agent.context("the token names no agent that can be read here: use --agent")?,
         association,
+        direct: args.direct,
     };
     let Some(address) = args.listen else {
         let mut io = tokio::io::join(tokio::io::stdin(), tokio::io::stdout());
@@ -111,7 +117,14 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
 
 impl Way {
     async fn session(&self, client: &mut (impl Duplex + ?Sized)) -> anyhow::Result<()> {
-        let connection = connect(&self.site, &self.token, &self.agent, self.association).await?;
+        let connection = connect(
+            &self.site,
+            &self.token,
+            &self.agent,
+            self.association,
+            self.direct,
+        )
+        .await?;
         let mut connection: Connection = connection;
         let ended = bridge(client, &mut *connection.stream, &[]).await;
         connection.forget(&self.site, &self.token).await;

@@ -13,6 +13,7 @@
 //! [JET-PROTO]: https://github.com/Devolutions/devolutions-gateway
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -33,9 +34,11 @@ use uuid::Uuid;
 use crate::jet::agent::{
     ACCEPT_TYPE, Acceptance, AgentName, BackOff, Decline, FromAgent, FromGateway, LOGON_TYPE, Logon,
 };
+use crate::jet::candidate::Transport;
 use crate::jet::exchange::{JetPath, Operation};
 use crate::jet::message::{Answer, Candidate, Offer};
 use crate::limits;
+use crate::peer::host::{self, HostCandidate};
 use crate::peer::{Duplex, Granted, Site, bridge};
 use crate::token::mint::SigningKey;
 use crate::token::statement;
@@ -47,6 +50,9 @@ const TARGET_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// After the first candidate was accepted, how long the others are waited for before the answer.
 const SETTLE: Duration = Duration::from_secs(2);
+
+/// How long a candidate may wait to be chosen: as long as a gateway keeps an unused association by default.
+const CHOICE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// The gateway pings; a channel on which nothing came for three of them is dead.
 const SILENCE: Duration = PING_EVERY.saturating_mul(3);
@@ -62,6 +68,8 @@ pub struct Settings {
     pub key: SigningKey,
     /// Where it leads.
     pub targets: Vec<TargetAddr>,
+    /// Its own addresses to be told, for clients that reach it directly; none by default.
+    pub host_addresses: Vec<IpAddr>,
     /// How it comes back.
     pub back_off: BackOff,
 }
@@ -269,7 +277,14 @@ impl Session {
             let transport = candidate.url.transport;
             offer.admits(transport) && (!tls || transport.is_tls())
         });
-        let Some(mut carrier) = self.carrier(agent, chosen).await else {
+        let hosts = if offer.admits(Transport::Tcp) {
+            host::gather(&agent.settings.host_addresses).await
+        } else {
+            Vec::new()
+        };
+        let carrier = timeout(CHOICE_TIMEOUT, self.carrier(agent, hosts, chosen));
+        let Ok(Some(mut carrier)) = carrier.await else {
+            debug!(%target, "Nobody came");
             return;
         };
         info!(%target, candidate = %carrier.id, "Session opened");
@@ -284,9 +299,10 @@ impl Session {
     async fn carrier(
         &self,
         agent: &Arc<Agent>,
+        hosts: Vec<HostCandidate>,
         mut chosen: oneshot::Receiver<Uuid>,
     ) -> Option<Carrier> {
-        let all = self.candidates.len();
+        let all = self.candidates.len().saturating_add(hosts.len());
         let (accepted, mut accepts) = mpsc::channel(all.max(1));
         let mut waiting = JoinSet::new();
         let mut go = HashMap::new();
@@ -314,7 +330,19 @@ impl Session {
             waiting.spawn(waits.in_current_span());
         }
         drop(accepted);
-        let mut answer: Vec<Candidate> = Vec::new();
+        // They are there already; the relay's are yet to be accepted.
+        let mut answer: Vec<Candidate> = hosts.iter().map(|host| host.candidate.clone()).collect();
+        let association = self.offer.id;
+        for host in hosts {
+            let chosen = CancellationToken::new();
+            let id = host.candidate.id;
+            go.insert(id, chosen.clone());
+            waiting.spawn(async move {
+                let met = host.met(association).await;
+                let stream = met.map_err(|error| error.to_string())?;
+                until_chosen(id, Box::new(stream), &chosen).await
+            });
+        }
         let mut answered = false;
         let mut failed = 0_usize;
         let settle = sleep(SETTLE);
@@ -400,15 +428,21 @@ async fn wait(
     let bearer = statement::sign(&settings.key, ACCEPT_TYPE, &acceptance);
     let bearer = bearer.map_err(|error| error.to_string())?;
     let granted = settings.site.candidate(&candidate.url, path, &bearer).await;
-    let Granted {
-        mut stream,
-        instance,
-    } = granted.map_err(|error| format!("{error:#}"))?;
+    let Granted { stream, instance } = granted.map_err(|error| format!("{error:#}"))?;
     if let Some(instance) = instance {
         candidate.real(&instance);
     }
     // The other end is gone when the session has its candidate.
     let _ = accepted.send(candidate).await;
+    until_chosen(id, stream, &chosen).await
+}
+
+/// The candidate, once its first bytes or the client's word have chosen it.
+async fn until_chosen(
+    id: Uuid,
+    mut stream: Box<dyn Duplex>,
+    chosen: &CancellationToken,
+) -> Result<Carrier, String> {
     let mut early = Vec::with_capacity(EARLY_BYTES);
     let first = tokio::select! {
         first = stream.read_buf(&mut early) => first,

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::jet::agent::AgentName;
-use crate::jet::candidate::Transport;
+use crate::jet::candidate::{CandidateType, Transport};
 use crate::jet::exchange::{JetPath, Operation};
 use crate::jet::message::{Answer, Candidate, Complete, Offer, Version};
 use crate::peer::{Duplex, Site};
@@ -45,7 +45,8 @@ impl std::fmt::Debug for Connection {
     }
 }
 
-/// Meets the agent that `token` names, at a new association or at the one that the token names.
+/// Meets the agent that `token` names, at a new association or at the one that the token names. With `direct`, also at the agent's
+/// own address, if it tells one.
 ///
 /// # Errors
 /// The gateway or the agent says no, or no candidate works.
@@ -54,6 +55,7 @@ pub async fn connect(
     token: &str,
     agent: &AgentName,
     association: Option<Uuid>,
+    direct: bool,
 ) -> anyhow::Result<Connection> {
     let association = association.unwrap_or_else(Uuid::new_v4);
     let post = |path: String, body: String| async move {
@@ -63,14 +65,23 @@ pub async fn connect(
     post(format!("/jet/association/{association}"), String::new()).await?;
     post(format!("/jet/gather/{association}"), String::new()).await?;
     // Where the gateway is reached over TLS, so is the other end.
-    let transports = site.has_tls().then(|| vec![Transport::Tls, Transport::Wss]);
+    let transports = site.has_tls().then(|| {
+        let mut transports = vec![Transport::Tls, Transport::Wss];
+        transports.extend(direct.then_some(Transport::Tcp));
+        transports
+    });
     let offer = Offer::new(association, Version::V3, transports);
     let body = serde_json::to_string(&offer)?;
     let answer = post(format!("/jet/offer/{agent}"), body).await?;
     let answer: Answer = serde_json::from_value(answer).context("the agent's answer")?;
     ensure!(answer.id == association, "the answer is to another offer");
     let mut candidates = answer.candidates;
-    candidates.retain(|candidate| offer.admits(candidate.url.transport));
+    candidates.retain(|candidate| {
+        let host = candidate.url.ctype == Some(CandidateType::Host);
+        // A relay is not used in clear because the agent's own address may be.
+        let relay = candidate.url.transport.is_tls() || !site.has_tls();
+        offer.admits(candidate.url.transport) && if host { direct } else { relay }
+    });
     let (candidate, stream) = test(site, token, association, candidates).await?;
     let complete = serde_json::to_string(&Complete::of(candidate.id))?;
     post(format!("/jet/complete/{association}"), complete).await?;
@@ -97,8 +108,12 @@ async fn test(
             candidate: candidate.id,
         };
         tests.spawn(async move {
-            let url = site.reachable(candidate.url.clone());
-            let granted = site.candidate(&url, path, &token).await;
+            let granted = if candidate.url.ctype == Some(CandidateType::Host) {
+                site.direct(&candidate.url, path).await
+            } else {
+                let url = site.reachable(candidate.url.clone());
+                site.candidate(&url, path, &token).await
+            };
             granted.map(|granted| (candidate, granted.stream))
         });
     }

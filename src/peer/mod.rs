@@ -5,11 +5,13 @@
 //! | here | how the gateway is reached: HTTP, WebSockets, candidates over every transport |
 //! | [`agent`] | the acceptor that stays |
 //! | [`connect`] | the client's side |
+//! | [`host`] | candidates that are the agent's own ports |
 //!
 //! No part of the gateway: nothing here runs in `jetway serve`. Whatever carries a secret goes over TLS, or stays on this machine.
 
 pub mod agent;
 pub mod connect;
+pub mod host;
 
 use std::io;
 use std::path::Path;
@@ -236,8 +238,27 @@ impl Site {
             if url.transport.is_websocket() {
                 websocket(stream, url, path, bearer).await
             } else {
-                binary(stream, url, path, bearer).await
+                binary(stream, url, path, Some(bearer)).await
             }
+        };
+        let granted = timeout(DIAL_TIMEOUT, ask).await;
+        granted
+            .context("no answer in time")
+            .flatten()
+            .with_context(|| url.to_string())
+    }
+
+    /// Connects to a host candidate: its ids are what it is shown, and no token.
+    ///
+    /// # Errors
+    /// It cannot be reached, or does not know the ids.
+    pub async fn direct(&self, url: &CandidateUrl, path: JetPath) -> anyhow::Result<Granted> {
+        let ask = async {
+            ensure!(url.transport == Transport::Tcp, "not a host candidate");
+            let TargetAddr { host, port } = &url.address;
+            let stream = TcpStream::connect((host.as_str(), *port)).await?;
+            stream.set_nodelay(true)?;
+            binary(Box::new(stream), url, path, None).await
         };
         let granted = timeout(DIAL_TIMEOUT, ask).await;
         granted
@@ -287,13 +308,13 @@ async fn binary(
     mut stream: Box<dyn Duplex>,
     url: &CandidateUrl,
     path: JetPath,
-    bearer: &str,
+    bearer: Option<&str>,
 ) -> anyhow::Result<Granted> {
     let request = exchange::Request {
         path,
         version: Version::V3,
         host: Some(url.address.host.clone()),
-        token: Some(Zeroizing::new(bearer.to_owned())),
+        token: bearer.map(|bearer| Zeroizing::new(bearer.to_owned())),
     };
     let packet = packet::encode(&request.to_payload(), mask())?;
     stream.write_all(&packet).await?;

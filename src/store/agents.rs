@@ -403,6 +403,12 @@ impl Agents {
         })
     }
 
+    /// Whether an agent was offered this association.
+    #[must_use]
+    pub fn was_offered(&self, association: Uuid) -> bool {
+        self.lock().offers.contains_key(&association)
+    }
+
     /// Tells the agent, if one was offered this association, what the client has chosen.
     pub fn complete(&self, association: Uuid, candidate: Uuid) {
         let table = self.lock();

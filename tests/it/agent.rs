@@ -26,6 +26,8 @@ struct Branch {
     lab: Lab,
     /// Its certificate and key, which a restart reads again.
     _files: tempfile::TempDir,
+    /// What its agents tell of themselves.
+    host_addresses: Vec<std::net::IpAddr>,
 }
 
 impl Branch {
@@ -44,7 +46,11 @@ impl Branch {
              [api]\nkeys = [{{ name = \"desk\", sha256 = \"{digest}\" }}]\n"
         ));
         std::fs::copy(&certificate, path(&lab, "ca.pem")).unwrap();
-        Self { lab, _files: files }
+        Self {
+            lab,
+            _files: files,
+            host_addresses: Vec::new(),
+        }
     }
 
     async fn http(&self, head: &str, bearer: &str, body: &str) -> (u16, Value) {
@@ -118,6 +124,7 @@ impl Branch {
                 .iter()
                 .map(|target| target.address.to_string().parse().unwrap())
                 .collect(),
+            host_addresses: self.host_addresses.clone(),
             back_off: BackOff {
                 first: Duration::from_millis(20),
                 longest: Duration::from_millis(200),
@@ -540,7 +547,7 @@ async fn a_client_offers_tests_all_candidates_at_once_and_chooses_one() {
     let GatewayArgs { gateway, ca } = site.gateway();
     let peer = std::sync::Arc::new(Site::new(&gateway, ca.as_deref()).unwrap());
     let name = NAME.parse().unwrap();
-    let connect = jetway::peer::connect::connect(&peer, &token, &name, Some(association));
+    let connect = jetway::peer::connect::connect(&peer, &token, &name, Some(association), true);
     let mut connection = within(connect).await.unwrap();
     assert_eq!(connection.candidate.url.transport.name(), "tls");
     let mut banner = [0; 15];
@@ -585,7 +592,7 @@ async fn an_offer_is_for_the_agent_and_the_target_that_the_token_names() {
     let peer = std::sync::Arc::new(Site::new(&gateway, ca.as_deref()).unwrap());
     let offered = async |token: String, name: &str| {
         let name = name.parse().unwrap();
-        let connect = jetway::peer::connect::connect(&peer, &token, &name, None);
+        let connect = jetway::peer::connect::connect(&peer, &token, &name, None, false);
         within(connect).await.unwrap_err().to_string()
     };
     let other = Target::start().await;
@@ -660,4 +667,47 @@ async fn jetway_connect_leads_standard_input_and_a_local_port_behind_an_agent() 
     assert_eq!(&banner, b"SSH-2.0-hello\r\n");
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+// J-SEQ-2
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_tells_its_address_only_if_told_to_and_serves_there_who_knows_the_ids() {
+    let (mut site, mut target) = (Branch::start(), Target::start().await);
+    target.address = greeter().await;
+    site.host_addresses = vec!["127.0.0.1".parse().unwrap()];
+    let _stop = site.with_agent(&[&target]).await;
+    let GatewayArgs { gateway, ca } = site.gateway();
+    let peer = std::sync::Arc::new(Site::new(&gateway, ca.as_deref()).unwrap());
+    for (direct, transport) in [(true, "tcp"), (false, "tls")] {
+        let token = site.token(&target, json!({ "jet_ap": "ssh" }));
+        let name = NAME.parse().unwrap();
+        let connect = jetway::peer::connect::connect(&peer, &token, &name, None, direct);
+        let mut connection = within(connect).await.unwrap();
+        assert_eq!(connection.candidate.url.transport.name(), transport);
+        let mut banner = [0; 15];
+        within(connection.stream.read_exact(&mut banner))
+            .await
+            .unwrap();
+        assert_eq!(&banner, b"SSH-2.0-hello\r\n");
+        connection.forget(&peer, &token).await;
+    }
+    let host = jetway::peer::host::gather(&site.host_addresses).await;
+    let (host, association) = (host.into_iter().next().unwrap(), uuid::Uuid::new_v4());
+    let url = host.candidate.url.clone();
+    let path = |association, candidate| jetway::jet::exchange::JetPath {
+        operation: jetway::jet::exchange::Operation::Connect,
+        association,
+        candidate,
+    };
+    let right = path(association, host.candidate.id);
+    let serving = tokio::spawn(async move { host.met(association).await });
+    for wrong in [
+        path(uuid::Uuid::new_v4(), right.candidate),
+        path(association, association),
+    ] {
+        let error = within(peer.direct(&url, wrong)).await.unwrap_err();
+        assert!(format!("{error:#}").contains("404"), "{error:#}");
+    }
+    within(peer.direct(&url, right)).await.unwrap();
+    within(serving).await.unwrap().unwrap();
 }
