@@ -32,8 +32,7 @@ struct Branch {
 
 impl Branch {
     fn start() -> Self {
-        // Below the ports that the system gives away.
-        let port = 20_000 + std::process::id() % 10_000;
+        let port = free_port();
         let digest = hex::encode(openssl::sha::sha256(OPERATOR.as_bytes()));
         let files = tempfile::tempdir().unwrap();
         let (certificate, key) = (files.path().join("c.pem"), files.path().join("k.pem"));
@@ -171,6 +170,14 @@ impl Branch {
         let key = SigningKey::from_key(&self.lab.signing, None).unwrap();
         mint::mint(&Lab::claims(target.address, claims), Some(&key), None).unwrap()
     }
+}
+
+/// A port that a restart finds again: nobody else listens there, and it is below those that the system gives away.
+fn free_port() -> u32 {
+    let first = std::process::id() % 9_000;
+    let free = |port: &u32| std::net::TcpListener::bind(format!("127.0.0.1:{port}")).is_ok();
+    let mut ports = (first..9_000).chain(0..first).map(|port| 23_000 + port);
+    ports.find(free).unwrap()
 }
 
 // J-SEQ-1 J-MSG-1 J-RDP-3
