@@ -2,6 +2,7 @@
 //!
 //! The same question is asked again after a PROXY protocol header, after a TLS handshake and after a preconnection PDU.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -257,17 +258,24 @@ impl Client {
             stream,
             admission,
         } = self;
-        let failed = |error| {
-            Box::new(Refused::without_stream(
-                id,
-                peer,
-                started,
-                Refusal::Tls(error),
-            ))
+        let failed = |error: io::Error| {
+            // Its own doing, as where a peer needs only one of several connections.
+            let left = matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionReset
+                    | io::ErrorKind::BrokenPipe
+                    | io::ErrorKind::UnexpectedEof
+            );
+            let refusal = if left {
+                Refusal::Gone
+            } else {
+                Refusal::Tls(error)
+            };
+            Box::new(Refused::without_stream(id, peer, started, refusal))
         };
         let (io, read_ahead) = stream.into_parts();
         let Io::Tcp(tcp) = io else {
-            return Err(failed(std::io::ErrorKind::Unsupported.into()));
+            return Err(failed(io::ErrorKind::Unsupported.into()));
         };
         let mut fed = Ok(());
         let handshake = TlsAcceptor::from(config).accept_with(tcp, |connection| {
@@ -275,7 +283,7 @@ impl Client {
             let mut rest = read_ahead.as_slice();
             while !rest.is_empty() && fed.is_ok() {
                 fed = match connection.read_tls(&mut rest) {
-                    Ok(0) => Err(std::io::ErrorKind::InvalidData.into()),
+                    Ok(0) => Err(io::ErrorKind::InvalidData.into()),
                     Ok(_) => Ok(()),
                     Err(error) => Err(error),
                 };

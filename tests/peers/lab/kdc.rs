@@ -52,14 +52,15 @@ impl Kdc {
         let mut create = command("kdb5_util");
         create.args(["create", "-s", "-r", REALM, "-P", "of the lab"]);
         tool(&mut create)?;
-        let mut command = match clock {
-            Clock::Right => command("krb5kdc"),
-            Clock::AnHourAhead => {
-                let mut command = command("faketime");
-                command.args(["-f", "+1h", "krb5kdc"]);
-                command
-            }
-        };
+        // What faketime(1) does for a child of its own, which would outlive it here.
+        let mut command = command("krb5kdc");
+        if clock == Clock::AnHourAhead {
+            let mut asked = Command::new("faketime");
+            let library = tool(asked.args(["-f", "+1h", "printenv", "LD_PRELOAD"]))?;
+            let library = String::from_utf8(library)?;
+            command.env("LD_PRELOAD", library.trim());
+            command.env("FAKETIME", "+1h");
+        }
         command.args(["-n", "-P"]).arg(folder.join("pid"));
         let mut process = Process::start(workspace, "kdc", &mut command)?;
         super::wait::until("the KDC serves", super::wait::PATIENCE, || {
