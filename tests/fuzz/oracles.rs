@@ -35,6 +35,9 @@ use jetway::rdp::channel::rdp8_lite::Rdp8Lite;
 use jetway::rdp::client_info::Logon;
 use jetway::rdp::connection_request::{self, ConnectionRequestError};
 use jetway::rdp::credssp::client::{Client, Package, Progress};
+use jetway::rdp::credssp::keytab::Keytab;
+use jetway::rdp::credssp::krb_error::KrbError;
+use jetway::rdp::credssp::server::Kerberos as ServerKerberos;
 use jetway::rdp::credssp::server::{Progress as Served, Server};
 use jetway::rdp::credssp::{self, SubjectPublicKeyInfo};
 use jetway::rdp::event::{Event, Interest, Sink, Verdict};
@@ -624,6 +627,50 @@ pub(crate) fn ticket(data: &[u8]) {
         assert!(!format!("{ticket:?}").contains(&text[3..]));
     }
 }
+
+/// A keytab, what a KDC says went wrong, and a client that shows a ticket: nobody comes in without a key of the keytab,
+/// which is found by all that it belongs to, and what goes into a log is a line.
+pub(crate) fn kerberos(data: &[u8]) {
+    let_contained_panics_pass();
+    if let Ok(keytab) = Keytab::parse(data) {
+        assert!(format!("{keytab:?}").len() <= data.len() * 4 + 2);
+    }
+    let errors = [KrbError::decode(data), KrbError::of_token(data)];
+    for error in errors.into_iter().flatten() {
+        assert!(!error.to_string().contains(char::is_control));
+    }
+    let password = SecretString::from("a password that nobody knows");
+    let kerberos = ServerKerberos {
+        keytab: Arc::clone(&KEYTAB),
+        ntlm_fallback: false,
+    };
+    let server = Server::new(b"the bits of a public key", "user", &password);
+    let mut server = server.with_kerberos(Some(&kerberos));
+    for (count, (_, frame)) in records(data).enumerate() {
+        assert!(count <= credssp::TS_REQUESTS);
+        match server.process(frame) {
+            Ok(Served::Reply(_)) => {}
+            Ok(Served::Finished) => panic!("somebody came in without a ticket"),
+            Err(_) => return,
+        }
+    }
+}
+
+/// The key of one gateway, which no corpus knows.
+static KEYTAB: LazyLock<Arc<Keytab>> = LazyLock::new(|| {
+    let mut entry = vec![0, 2];
+    for text in ["CORP.EXAMPLE", "TERMSRV", "gw.corp.example"] {
+        entry.extend(u16::try_from(text.len()).unwrap().to_be_bytes());
+        entry.extend(text.bytes());
+    }
+    // Type of the name, time, version, AES-256, its key.
+    entry.extend([0, 0, 0, 1, 0x6a, 0, 0, 0, 2, 0, 18, 0, 32]);
+    entry.extend([0x5A; 32]);
+    let mut file = vec![5, 2];
+    file.extend(u32::try_from(entry.len()).unwrap().to_be_bytes());
+    file.extend(entry);
+    Arc::new(Keytab::parse(&file).unwrap())
+});
 
 /// A packet and the request or response in it: what is read is written the same, a prefix never reads as something else,
 /// and `Debug` does not show a token.

@@ -41,6 +41,7 @@ replay!(
     jet_message,
     jet_packet,
     jet_url,
+    kerberos,
     preamble,
     preconnection,
     proxy_protocol,
