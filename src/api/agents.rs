@@ -27,7 +27,7 @@ use crate::api::problem::Problem;
 use crate::clock;
 use crate::jet::agent::{AgentName, Enrolment, Unmet};
 use crate::jet::candidate::Transport;
-use crate::jet::message::{Answer, Candidate, Offer};
+use crate::jet::message::{Answer, Offer};
 use crate::jet::rendezvous::{Proof, Refused};
 use crate::limits;
 use crate::signaling;
@@ -235,14 +235,9 @@ pub async fn offer(
     let none: &[Transport] = &[];
     let gathered = gateway.meetings.gather(association, none, caller.proof());
     let gathered = gathered.map_err(|refused| declined(&state, refused))?;
-    let candidates = gathered.iter().filter_map(|candidate| {
-        let mut urls = ways.urls.iter();
-        let url = urls.find(|url| url.transport == candidate.transport)?;
-        Some(Candidate {
-            id: candidate.id,
-            url: url.clone(),
-        })
-    });
+    let candidates = gathered
+        .iter()
+        .filter_map(|candidate| candidate.at(&ways.urls));
     let candidates = candidates.collect();
     let pending = gateway
         .agents

@@ -248,13 +248,7 @@ pub async fn gather(
         .meetings
         .gather(association, &transports, caller.proof());
     let gathered = gathered.map_err(|refused| declined(&state, refused))?;
-    let candidates = gathered.iter().filter_map(|candidate| {
-        let url = urls.iter().find(|url| url.transport == candidate.transport);
-        Some(Candidate {
-            id: candidate.id,
-            url: url?.clone(),
-        })
-    });
+    let candidates = gathered.iter().filter_map(|candidate| candidate.at(&urls));
     Ok(Json(Gathered {
         id: association,
         candidates: candidates.collect(),

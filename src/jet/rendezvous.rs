@@ -29,7 +29,8 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::application_protocol::ApplicationProtocol;
-use crate::jet::candidate::Transport;
+use crate::jet::candidate::{CandidateUrl, Transport};
+use crate::jet::message;
 use crate::limits;
 use crate::time::UnixTime;
 use crate::token::TokenId;
@@ -241,6 +242,18 @@ enum Peers {
     Connected(PeerId, PeerId),
     Selected(PeerId, PeerId),
     Closed,
+}
+
+impl CandidateView {
+    /// The candidate as messages have it, by the one of `urls` that has its transport.
+    #[must_use]
+    pub fn at(&self, urls: &[CandidateUrl]) -> Option<message::Candidate> {
+        let url = urls.iter().find(|url| url.transport == self.transport)?;
+        Some(message::Candidate {
+            id: self.id,
+            url: url.clone(),
+        })
+    }
 }
 
 impl Rendezvous {

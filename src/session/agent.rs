@@ -13,7 +13,7 @@ use crate::clock;
 use crate::gateway::Gateway;
 use crate::jet::agent::Unmet;
 use crate::jet::candidate::Transport;
-use crate::jet::message::{Candidate, Offer, Version};
+use crate::jet::message::{Offer, Version};
 use crate::jet::rendezvous::{Access, Proof, Refused};
 use crate::limits;
 use crate::meeting::Met;
@@ -106,14 +106,9 @@ async fn offer(
     let gathered = gateway
         .meetings
         .gather(association, &transports, Proof::Operator)?;
-    let candidates = gathered.iter().filter_map(|candidate| {
-        let mut urls = ways.urls.iter();
-        let url = urls.find(|url| url.transport == candidate.transport)?;
-        Some(Candidate {
-            id: candidate.id,
-            url: url.clone(),
-        })
-    });
+    let candidates = gathered
+        .iter()
+        .filter_map(|candidate| candidate.at(&ways.urls));
     let candidates = candidates.collect();
     let message = Offer::new(association, Version::V3, Some(transports));
     let target = wanted.target.clone();
