@@ -3,6 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::BufMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
@@ -41,6 +42,29 @@ impl Io {
         match self {
             Self::Tcp(stream) => Some(stream),
             Self::Tls(_) | Self::WebSocket(_) => None,
+        }
+    }
+
+    /// Ends what is said to the peer, so that the peer can go on speaking ([`WebSocket::poll_end`]).
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn poll_end(&mut self, cx: &mut Context<'_>, patience: Duration) -> Poll<io::Result<()>> {
+        match self {
+            Self::WebSocket(socket) => socket.poll_end(cx, patience),
+            Self::Tcp(_) | Self::Tls(_) => Pin::new(self).poll_shutdown(cx),
+        }
+    }
+
+    /// Keeps the connection of a peer that has ended; ready when it has left ([`WebSocket::poll_keep`]). The system does it for TCP,
+    /// and says so to whoever writes.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn poll_keep(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::WebSocket(socket) => socket.poll_keep(cx),
+            Self::Tcp(_) | Self::Tls(_) => Poll::Pending,
         }
     }
 }

@@ -2,22 +2,45 @@
 //!
 //! - A ping goes out every [`PING_EVERY`]; a peer that has sent nothing since the last [`SILENT_PINGS`] of them is gone.
 //!   Proxies between keep connections open only while something moves.
-//! - A WebSocket has no half-close. The end of what goes to a peer is a Close frame; what the peer had already sent
-//!   still arrives. After the peer's own Close nothing can be sent to it.
 //! - Close codes ([RFC 6455] 7.4.1): 1000 at an end, 1002 for what is no WebSocket, 1003 for text, 1009 for a message
 //!   above [`limits::WEBSOCKET_MESSAGE_BYTES`].
+//!
+//! # The end of one direction
+//!
+//! TCP and TLS can end one direction and go on with the other. A WebSocket cannot: whoever gets a Close frame answers it at once,
+//! and sends nothing after that ([RFC 6455] 5.5.1). So a Close that passed on the half-close of the other peer would cut off the
+//! answer that this half-close asks for.
+//!
+//! *Peers that know of it* offer the sub-protocol [`HALF_CLOSE_PROTOCOL`] in their handshake, and have it if it is selected:
+//!
+//! - An empty binary message is the end of what its sender says. No other message is empty. Text, or anything behind the end, is an
+//!   error.
+//! - Whoever has said its end and has heard the peer's sends a Close. It says that all has arrived: until it comes, nobody lets go
+//!   of the connection, which could take bytes with it that are on their way.
+//! - A Close that comes earlier ends both directions.
+//!
+//! `jetway agent` and `jetway connect` are such peers. Between any two of TCP, TLS and these, each direction ends by itself.
+//!
+//! *All others* (a browser, a library) get a Close, and never an empty message. Theirs ends both directions: what they had sent
+//! arrives, and what comes for them after it goes nowhere. Ours follows the end of the other peer as late as nobody is kept waiting:
+//!
+//! - at once where the peer has ended, too;
+//! - at once where the token's `jet_ap` names a protocol whose sessions are over when either side ends: rdp, ssh, vnc, wayk;
+//! - else once the peer has sent nothing for some time since: a connector for one second, as the end of its server says that no
+//!   answer is left, and an acceptor for ten, as the end of its client may be that of a request. An answer that begins later than
+//!   that is lost.
 //!
 //! [RFC 6455]: https://www.rfc-editor.org/rfc/rfc6455
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use futures_util::{Sink, Stream as _};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval_at, sleep};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::{CapacityError, Error};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -38,18 +61,45 @@ const CHUNK_BYTES: usize = 64 * 1024;
 /// Allocated for what is read, as long as the connection lives.
 const READ_BUFFER_BYTES: usize = 16 * 1024;
 
+/// The sub-protocol of peers whose WebSockets end each direction by itself.
+pub const HALF_CLOSE_PROTOCOL: &str = "jet.half-close";
+
+/// How a WebSocket says that one direction has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    /// By a Close frame, which ends both.
+    Together,
+    /// By an empty binary message: [`HALF_CLOSE_PROTOCOL`] was agreed on.
+    Apart,
+}
+
 /// A peer on a WebSocket, past its handshake.
 #[derive(Debug)]
 pub struct WebSocket<S> {
     socket: WebSocketStream<S>,
+    ends: Ends,
     /// What is left of the last message.
     arrived: Bytes,
-    /// The peer sends nothing more.
+    /// The peer says nothing more.
     ended: bool,
-    /// We send nothing more.
+    /// The peer has closed, or its connection is gone.
+    left: bool,
+    /// We have said our end.
+    finished: bool,
+    /// Our Close frame was sent.
     closed: bool,
     ping: Interval,
     silent_pings: u32,
+    /// Until when a peer that cannot be told our end without cutting it off is listened to.
+    parting: Option<Parting>,
+    /// Who waits for the peer's end.
+    waiting: Option<Waker>,
+}
+
+#[derive(Debug)]
+struct Parting {
+    patience: Duration,
+    over: Pin<Box<Sleep>>,
 }
 
 /// Settings of a WebSocket that carries bytes.
@@ -68,22 +118,28 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     /// The server's or client's side of a connection whose handshake is done.
-    pub async fn new(stream: S, role: Role) -> Self {
-        Self::over(WebSocketStream::from_raw_socket(stream, role, Some(settings())).await)
+    pub async fn new(stream: S, role: Role, ends: Ends) -> Self {
+        let socket = WebSocketStream::from_raw_socket(stream, role, Some(settings()));
+        Self::over(socket.await, ends)
     }
 
     /// A WebSocket whose handshake a library has done, with [`settings`].
     #[must_use]
-    pub fn over(socket: WebSocketStream<S>) -> Self {
+    pub fn over(socket: WebSocketStream<S>, ends: Ends) -> Self {
         let mut ping = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             socket,
+            ends,
             arrived: Bytes::new(),
             ended: false,
+            left: false,
+            finished: false,
             closed: false,
             ping,
             silent_pings: 0,
+            parting: None,
+            waiting: None,
         }
     }
 
@@ -119,7 +175,7 @@ where
 
     /// Says why nothing more is taken from the peer, if it can be said at once.
     fn refuse(&mut self, cx: &mut Context<'_>, code: CloseCode, reason: &'static str) {
-        self.ended = true;
+        self.note_left();
         if self.closed {
             return;
         }
@@ -136,6 +192,135 @@ where
             }
         }
     }
+
+    fn note_ended(&mut self) {
+        self.ended = true;
+        if let Some(waiting) = self.waiting.take() {
+            waiting.wake();
+        }
+    }
+
+    fn note_left(&mut self) {
+        self.left = true;
+        self.note_ended();
+    }
+
+    /// The next bytes; nothing at the peer's end. Pings and pongs are seen to on the way.
+    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
+        loop {
+            self.poll_pings(cx)?;
+            let message = ready!(Pin::new(&mut self.socket).poll_next(cx));
+            self.silent_pings = 0;
+            match message {
+                Some(Ok(Message::Binary(bytes))) if bytes.is_empty() => {
+                    if self.ends == Ends::Apart {
+                        self.note_ended();
+                        return Poll::Ready(Ok(None));
+                    }
+                }
+                Some(Ok(Message::Binary(bytes))) => {
+                    if let Some(parting) = &mut self.parting {
+                        let over = Instant::now() + parting.patience;
+                        parting.over.as_mut().reset(over);
+                    }
+                    return Poll::Ready(Ok(Some(bytes)));
+                }
+                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
+                None | Some(Ok(Message::Close(_))) => {
+                    self.note_left();
+                    // Our own Close is in the queue as the answer. If it cannot leave now, the end of the stream says
+                    // the same.
+                    self.closed = true;
+                    let _ = Pin::new(&mut self.socket).poll_flush(cx);
+                    return Poll::Ready(Ok(None));
+                }
+                Some(Ok(Message::Text(_))) => {
+                    self.refuse(cx, CloseCode::Unsupported, "binary messages only");
+                    return Poll::Ready(Err(invalid("a text message")));
+                }
+                Some(Err(Error::Capacity(CapacityError::MessageTooLong { .. }))) => {
+                    self.refuse(cx, CloseCode::Size, "message too long");
+                    return Poll::Ready(Err(invalid("a message above the limit")));
+                }
+                Some(Err(Error::Io(error))) => {
+                    self.note_left();
+                    return Poll::Ready(Err(error));
+                }
+                Some(Err(error)) => {
+                    // A connection that was cut off without a Close is none that has ended.
+                    self.refuse(cx, CloseCode::Protocol, "protocol error");
+                    return Poll::Ready(Err(broken(error)));
+                }
+            }
+        }
+    }
+
+    /// What is left to hear from a peer that has said its end: its Close.
+    fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.left {
+            return Poll::Ready(Ok(()));
+        }
+        match ready!(self.poll_message(cx))? {
+            None if self.left => Poll::Ready(Ok(())),
+            None | Some(_) => {
+                self.refuse(cx, CloseCode::Protocol, "message behind the end");
+                Poll::Ready(Err(invalid("a message behind the end")))
+            }
+        }
+    }
+
+    /// Keeps the connection alive after the peer's end, as long as something is said to it; ready when the peer has left.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn poll_keep(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.ended {
+            self.poll_left(cx)
+        } else {
+            Poll::Pending
+        }
+    }
+
+    /// Ends what is said to the peer, so that the peer can go on speaking; ready when nothing of it can be lost any more. A peer whose
+    /// directions end together hears of it when it has ended itself, or has sent nothing for `patience`.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn poll_end(&mut self, cx: &mut Context<'_>, patience: Duration) -> Poll<io::Result<()>> {
+        match self.ends {
+            Ends::Apart => {
+                ready!(Pin::new(&mut *self).poll_shutdown(cx))?;
+                if !self.ended {
+                    self.waiting = Some(cx.waker().clone());
+                    return Poll::Pending;
+                }
+                // Both ends are known: a connection that breaks instead of closing takes nothing away.
+                let _ = ready!(self.poll_left(cx));
+                Poll::Ready(Ok(()))
+            }
+            Ends::Together => {
+                if !self.ended && !self.closed {
+                    // What was said before must not wait with the end.
+                    let _ = Pin::new(&mut self.socket).poll_flush(cx).map_err(broken)?;
+                    let parting = self.parting.get_or_insert_with(|| Parting {
+                        patience,
+                        over: Box::pin(sleep(patience)),
+                    });
+                    if parting.over.as_mut().poll(cx).is_pending() {
+                        self.waiting = Some(cx.waker().clone());
+                        return Poll::Pending;
+                    }
+                }
+                Pin::new(self).poll_shutdown(cx)
+            }
+        }
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>, message: Message) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.socket).poll_ready(cx)).map_err(broken)?;
+        let sent = Pin::new(&mut self.socket).start_send(message);
+        Poll::Ready(sent.map_err(broken))
+    }
 }
 
 impl<S> AsyncRead for WebSocket<S>
@@ -148,36 +333,13 @@ where
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        while this.arrived.is_empty() {
+        if this.arrived.is_empty() {
             if this.ended {
                 return Poll::Ready(Ok(()));
             }
-            this.poll_pings(cx)?;
-            let message = ready!(Pin::new(&mut this.socket).poll_next(cx));
-            this.silent_pings = 0;
-            match message {
-                Some(Ok(Message::Binary(bytes))) => this.arrived = bytes,
-                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
-                None | Some(Ok(Message::Close(_))) => {
-                    this.ended = true;
-                    // Our own Close is in the queue as the answer. If it cannot leave now, the end of the stream says
-                    // the same.
-                    let _ = Pin::new(&mut this.socket).poll_flush(cx);
-                }
-                Some(Ok(Message::Text(_))) => {
-                    this.refuse(cx, CloseCode::Unsupported, "binary messages only");
-                    return Poll::Ready(Err(invalid("a text message")));
-                }
-                Some(Err(Error::Capacity(CapacityError::MessageTooLong { .. }))) => {
-                    this.refuse(cx, CloseCode::Size, "message too long");
-                    return Poll::Ready(Err(invalid("a message above the limit")));
-                }
-                Some(Err(Error::Io(error))) => return Poll::Ready(Err(error)),
-                Some(Err(error)) => {
-                    this.refuse(cx, CloseCode::Protocol, "protocol error");
-                    // A connection that was cut off without a Close is an end like any other on TCP.
-                    return Poll::Ready(Err(broken(error)));
-                }
+            match ready!(this.poll_message(cx))? {
+                Some(bytes) => this.arrived = bytes,
+                None => return Poll::Ready(Ok(())),
             }
         }
         let count = this.arrived.len().min(buf.remaining());
@@ -200,11 +362,15 @@ where
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if this.closed || this.ended {
+        if this.finished || this.closed || this.left {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        ready!(Pin::new(&mut this.socket).poll_ready(cx)).map_err(broken)?;
+        if buf.is_empty() {
+            // An empty message would be the end.
+            return Poll::Ready(Ok(0));
+        }
         let count = buf.len().min(CHUNK_BYTES);
+        ready!(Pin::new(&mut this.socket).poll_ready(cx)).map_err(broken)?;
         let chunk = Bytes::copy_from_slice(buf.get(..count).unwrap_or_default());
         Pin::new(&mut this.socket)
             .start_send(Message::Binary(chunk))
@@ -219,17 +385,17 @@ where
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if !this.closed {
-            ready!(Pin::new(&mut this.socket).poll_ready(cx)).map_err(broken)?;
-            this.closed = true;
+        if this.ends == Ends::Apart && !this.finished && !this.closed {
+            ready!(this.poll_send(cx, Message::Binary(Bytes::new())))?;
+        }
+        this.finished = true;
+        if !this.closed && (this.ends == Ends::Together || this.ended) {
             let close = Message::Close(Some(CloseFrame {
                 code: CloseCode::Normal,
                 reason: Utf8Bytes::default(),
             }));
-            match Pin::new(&mut this.socket).start_send(close) {
-                Ok(()) | Err(Error::ConnectionClosed | Error::AlreadyClosed) => {}
-                Err(error) => return Poll::Ready(Err(broken(error))),
-            }
+            ready!(this.poll_send(cx, close))?;
+            this.closed = true;
         }
         match ready!(Pin::new(&mut this.socket).poll_flush(cx)) {
             Ok(()) | Err(Error::ConnectionClosed | Error::AlreadyClosed) => Poll::Ready(Ok(())),
@@ -256,4 +422,192 @@ fn broken(error: Error) -> io::Error {
 
 fn invalid(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("WebSocket: {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use futures_util::{SinkExt, StreamExt};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    use super::*;
+
+    /// Long enough for whoever is asked, in these tests.
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    #[tokio::test(start_paused = true)]
+    async fn one_direction_ends_and_the_other_goes_on() {
+        let (mut near, mut far) = pair(Ends::Apart).await;
+        near.write_all(b"request").await.unwrap();
+        near.shutdown().await.unwrap();
+        let mut request = Vec::new();
+        far.read_to_end(&mut request).await.unwrap();
+        assert_eq!(request, b"request");
+        far.write_all(b"answer").await.unwrap();
+        far.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        near.read_to_end(&mut answer).await.unwrap();
+        assert_eq!(answer, b"answer");
+        let written = near.write(b"more").await.unwrap_err();
+        assert_eq!(written.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_lets_go_before_all_has_arrived() {
+        let (mut near, mut far) = pair(Ends::Apart).await;
+        // Both say their end before they hear of the other's.
+        far.write_all(b"on its way").await.unwrap();
+        far.shutdown().await.unwrap();
+        let mut ending = tokio::spawn(async move {
+            near.write_all(b"on its way, too").await.unwrap();
+            near.shutdown().await.unwrap();
+            let mut read = Vec::new();
+            near.read_to_end(&mut read).await.unwrap();
+            poll_fn(|cx| near.poll_end(cx, PATIENCE)).await.unwrap();
+            read
+        });
+        let waited = tokio::time::timeout(PING_EVERY, &mut ending).await;
+        assert!(waited.is_err(), "what it has said was not read yet");
+        let mut read = Vec::new();
+        far.read_to_end(&mut read).await.unwrap();
+        assert_eq!(read, b"on its way, too");
+        poll_fn(|cx| far.poll_end(cx, PATIENCE)).await.unwrap();
+        assert_eq!(ending.await.unwrap(), b"on its way");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_half_closed_connection_lives_as_long_as_its_peer() {
+        let (mut near, mut far) = pair(Ends::Apart).await;
+        near.shutdown().await.unwrap();
+        assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
+        let reading = tokio::spawn(async move {
+            let read = near.read(&mut [0]).await;
+            (near, read)
+        });
+        // Silent for ten minutes, but for pings and pongs.
+        let keep = poll_fn(|cx| far.poll_keep(cx));
+        let kept = tokio::time::timeout(PING_EVERY * 24, keep).await;
+        assert!(kept.is_err(), "it is still there");
+        far.write_all(b"!").await.unwrap();
+        far.flush().await.unwrap();
+        let (near, read) = reading.await.unwrap();
+        assert_eq!(read.unwrap(), 1);
+        // Nothing comes from it any more, not even a pong.
+        let gone = poll_fn(|cx| far.poll_keep(cx)).await.unwrap_err();
+        assert_eq!(gone.kind(), io::ErrorKind::TimedOut);
+        drop(near);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_ended_and_leaves_is_noticed() {
+        let (mut near, mut far) = pair(Ends::Apart).await;
+        near.shutdown().await.unwrap();
+        assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
+        near.socket.close(None).await.unwrap();
+        poll_fn(|cx| far.poll_keep(cx)).await.unwrap();
+        let written = far.write(b"answer").await.unwrap_err();
+        assert_eq!(written.kind(), io::ErrorKind::BrokenPipe);
+
+        let (mut near, mut far) = pair(Ends::Apart).await;
+        near.shutdown().await.unwrap();
+        assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
+        drop(near);
+        assert!(poll_fn(|cx| far.poll_keep(cx)).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_close_without_an_end_is_the_end_of_both_directions() {
+        let (mut near, mut far) = pair(Ends::Apart).await;
+        near.socket.close(None).await.unwrap();
+        assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
+        poll_fn(|cx| far.poll_end(cx, PATIENCE)).await.unwrap();
+        assert!(far.write(b"more").await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_speaks_after_its_end_is_told_so() {
+        let (mut near, mut far) = pair(Ends::Apart).await;
+        near.shutdown().await.unwrap();
+        near.socket.send(Message::binary("more")).await.unwrap();
+        assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
+        assert!(poll_fn(|cx| far.poll_keep(cx)).await.is_err());
+        assert_eq!(close_code(&mut near).await, CloseCode::Protocol);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_empty_message_of_a_plain_peer_is_no_end() {
+        let (mut near, mut far) = pair(Ends::Together).await;
+        near.socket.send(Message::binary("")).await.unwrap();
+        near.socket.send(Message::binary("x")).await.unwrap();
+        assert_eq!(far.read_u8().await.unwrap(), b'x');
+        assert_eq!(far.write(b"").await.unwrap(), 0);
+        far.shutdown().await.unwrap();
+        // And no plain peer gets one.
+        let message = near.socket.next().await.unwrap().unwrap();
+        assert!(message.is_close(), "{message}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_plain_peer_is_told_of_the_end_when_it_has_answered() {
+        let (mut near, mut far) = pair(Ends::Together).await;
+        let ending = tokio::spawn(async move {
+            let started = Instant::now();
+            let (mut answer, mut buffer) = (Vec::new(), [0; 64]);
+            // As the relay does: both directions in one task.
+            let mut ended = None;
+            while ended.is_none() || answer.last() != Some(&b'.') {
+                poll_fn(|cx| {
+                    let mut buf = ReadBuf::new(&mut buffer);
+                    let read = Pin::new(&mut near)
+                        .poll_read(cx, &mut buf)
+                        .map(Result::unwrap);
+                    answer.extend_from_slice(buf.filled());
+                    if ended.is_none() && near.poll_end(cx, PATIENCE).map(Result::unwrap).is_ready()
+                    {
+                        ended = Some(started.elapsed());
+                        return Poll::Ready(());
+                    }
+                    read
+                })
+                .await;
+            }
+            (near, answer, ended.unwrap())
+        });
+        // It takes its time between the parts, and is not cut off.
+        for part in ["first, ", "second, ", "third."] {
+            sleep(PATIENCE - Duration::from_secs(1)).await;
+            far.write_all(part.as_bytes()).await.unwrap();
+            far.flush().await.unwrap();
+        }
+        assert_eq!(close_code(&mut far).await, CloseCode::Normal);
+        let (_near, answer, ended) = ending.await.unwrap();
+        assert_eq!(answer, b"first, second, third.");
+        assert_eq!(ended.as_secs(), 3 * 9 + 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_plain_peer_that_has_ended_is_told_at_once() {
+        let (mut near, mut far) = pair(Ends::Together).await;
+        far.shutdown().await.unwrap();
+        assert_eq!(near.read(&mut [0]).await.unwrap(), 0);
+        let started = Instant::now();
+        poll_fn(|cx| near.poll_end(cx, PATIENCE)).await.unwrap();
+        assert_eq!(started.elapsed(), Duration::ZERO);
+        poll_fn(|cx| near.poll_keep(cx)).await.unwrap();
+    }
+
+    async fn close_code(peer: &mut WebSocket<DuplexStream>) -> CloseCode {
+        loop {
+            if let Message::Close(frame) = peer.socket.next().await.unwrap().unwrap() {
+                return frame.unwrap().code;
+            }
+        }
+    }
+
+    async fn pair(ends: Ends) -> (WebSocket<DuplexStream>, WebSocket<DuplexStream>) {
+        let (near, far) = duplex(64 * 1024);
+        let near = WebSocket::new(near, Role::Client, ends).await;
+        (near, WebSocket::new(far, Role::Server, ends).await)
+    }
 }

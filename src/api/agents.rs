@@ -21,7 +21,7 @@ use tracing::{info, warn};
 
 use crate::api::ApiState;
 use crate::api::associations::{Caller, caller, declined};
-use crate::api::jet::Upgrade;
+use crate::api::jet::{SUB_PROTOCOL, Upgrade};
 use crate::api::operator::{bearer, operator};
 use crate::api::problem::Problem;
 use crate::clock;
@@ -198,7 +198,7 @@ pub async fn signal(
         urls: state.candidate_urls(request.headers()),
         tls: state.tls,
     };
-    let upgrade = Upgrade::of(&state, &mut request)?;
+    let upgrade = Upgrade::of(&state, &mut request, &[SUB_PROTOCOL])?;
     let (id, peer) = (state.id, state.peer);
     let gateway = std::sync::Arc::clone(&state.gateway);
     Ok(

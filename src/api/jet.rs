@@ -6,7 +6,7 @@
 //!
 //! - `Authorization: Bearer TOKEN`;
 //! - the sub-protocol `bearer.TOKEN` beside `jet`, since scripts in a browser cannot set headers; the answer selects
-//!   `jet`;
+//!   `jet`, or `jet.half-close` where that is offered, too ([`crate::websocket`]);
 //! - `?ticket=jt-...`, a ticket of `POST /jet/tickets`: what a URL shows is worth nothing once it was used.
 //!
 //! [JET-PROTO]: https://github.com/Devolutions/devolutions-gateway
@@ -36,10 +36,13 @@ use crate::session::identify::Client;
 use crate::session::rendezvous::{self, NotAdmitted};
 use crate::stream::{Io, Stream};
 use crate::ticket::Ticket;
-use crate::websocket::WebSocket;
+use crate::websocket::{Ends, HALF_CLOSE_PROTOCOL, WebSocket};
 
 /// The sub-protocol of peers that offer one.
-const SUB_PROTOCOL: &str = "jet";
+pub(crate) const SUB_PROTOCOL: &str = "jet";
+
+/// What a peer of a rendezvous may offer, the best first.
+const SUB_PROTOCOLS: &[&str] = &[HALF_CLOSE_PROTOCOL, SUB_PROTOCOL];
 
 /// What comes before a token that is offered as a sub-protocol.
 const BEARER_SUB_PROTOCOL: &str = "bearer.";
@@ -60,7 +63,11 @@ pub async fn websocket(
     })?;
     let headers = request.headers();
     let text = token(&state, headers, uri.query())?;
-    let upgrade = Upgrade::of(&state, &mut request)?;
+    let upgrade = Upgrade::of(&state, &mut request, SUB_PROTOCOLS)?;
+    let ends = match upgrade.sub_protocol {
+        Some(HALF_CLOSE_PROTOCOL) => Ends::Apart,
+        Some(_) | None => Ends::Together,
+    };
     let gateway = Arc::clone(&state.gateway);
     let peer = state.peer;
     let admitted = async {
@@ -82,7 +89,7 @@ pub async fn websocket(
     };
     Ok(
         upgrade.go_on(&state.gateway, move |stream, connection| async move {
-            let socket = WebSocket::new(stream, Role::Server).await;
+            let socket = WebSocket::new(stream, Role::Server, ends).await;
             let now = clock::now();
             let client = Client {
                 id,
@@ -103,7 +110,7 @@ pub async fn websocket(
 /// A request for an upgrade to WebSocket, on its way to be one.
 pub(super) struct Upgrade {
     accept: String,
-    sub_protocol: bool,
+    sub_protocol: Option<&'static str>,
     upgrade: hyper::upgrade::OnUpgrade,
     connection: Connection,
     id: SessionId,
@@ -111,18 +118,23 @@ pub(super) struct Upgrade {
 }
 
 impl Upgrade {
-    /// Takes the connection over.
+    /// Takes the connection over, and selects the first of `sub_protocols` that is offered.
     ///
     /// # Errors
     /// The request asks for no upgrade, or the connection was upgraded already.
-    pub(super) fn of(state: &ApiState, request: &mut Request) -> Result<Self, Problem> {
+    pub(super) fn of(
+        state: &ApiState,
+        request: &mut Request,
+        sub_protocols: &[&'static str],
+    ) -> Result<Self, Problem> {
         let headers = request.headers();
         let key = handshake_key(headers).ok_or_else(|| {
             let detail = "this path is for WebSocket handshakes of version 13";
             Problem::new(StatusCode::UPGRADE_REQUIRED, "upgrade", detail, state.id)
         })?;
         let accept = derive_accept_key(key.as_bytes());
-        let sub_protocol = sub_protocols(headers).any(|offered| offered == SUB_PROTOCOL);
+        let mut known = sub_protocols.iter().copied();
+        let sub_protocol = known.find(|known| offered(headers).any(|offered| offered == *known));
         let upgrade = hyper::upgrade::on(request);
         let connection = {
             let connection = state.connection.lock();
@@ -181,9 +193,9 @@ impl Upgrade {
         if let Ok(accept) = HeaderValue::try_from(accept) {
             headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
         }
-        if sub_protocol {
-            let jet = HeaderValue::from_static(SUB_PROTOCOL);
-            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, jet);
+        if let Some(selected) = sub_protocol {
+            let selected = HeaderValue::from_static(selected);
+            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, selected);
         }
         response
     }
@@ -217,7 +229,8 @@ fn handshake_key(headers: &HeaderMap) -> Option<&HeaderValue> {
         .filter(|key| asks && !key.is_empty())
 }
 
-fn sub_protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+/// The sub-protocols that the peer offers.
+fn offered(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     let values = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
     let values = values.filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).map(str::trim)
@@ -232,7 +245,7 @@ fn token(
     if let Some(token) = bearer(headers) {
         return Ok(Some(Zeroizing::new(token.to_owned())));
     }
-    let mut offered = sub_protocols(headers);
+    let mut offered = offered(headers);
     if let Some(token) = offered.find_map(|offered| offered.strip_prefix(BEARER_SUB_PROTOCOL)) {
         return Ok(Some(Zeroizing::new(token.to_owned())));
     }

@@ -13,27 +13,33 @@ pub mod agent;
 pub mod connect;
 pub mod host;
 
+use std::future::poll_fn;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context as _, bail, ensure};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::{Method, Request, StatusCode, Uri, header};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 use zeroize::Zeroizing;
 
+use crate::api::jet::SUB_PROTOCOL;
 use crate::jet::candidate::{CandidateUrl, Transport};
 use crate::jet::exchange::{self, JetPath, Status};
 use crate::jet::message::Version;
@@ -43,15 +49,60 @@ use crate::session::rendezvous::mask;
 use crate::signaling;
 use crate::tls;
 use crate::token::target::TargetAddr;
-use crate::websocket::WebSocket;
+use crate::websocket::{Ends, HALF_CLOSE_PROTOCOL, WebSocket};
 
 /// From the first packet to an answer.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// A byte stream, whatever carries it.
-pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+/// A byte stream whose directions end each by itself, whatever carries it.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {
+    /// Ends what is said to the peer; ready when nothing of it can be lost any more ([`WebSocket::poll_end`]).
+    ///
+    /// # Errors
+    /// The connection is gone.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+    /// Keeps the connection of a peer that has ended; ready when it has left ([`WebSocket::poll_keep`]).
+    ///
+    /// # Errors
+    /// The connection is gone.
+    fn poll_keep(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+}
+
+impl Duplex for TcpStream {
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(self).poll_shutdown(cx)
+    }
+}
+
+impl Duplex for TlsStream<TcpStream> {
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(self).poll_shutdown(cx)
+    }
+}
+
+impl Duplex for WebSocket<Box<dyn Duplex>> {
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // A gateway that does not know half-closes hears of the end at once.
+        Self::poll_end(self, cx, Duration::ZERO)
+    }
+
+    fn poll_keep(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Self::poll_keep(self, cx)
+    }
+}
+
+impl<R, W> Duplex for tokio::io::Join<R, W>
+where
+    R: AsyncRead + Send + Unpin,
+    W: AsyncWrite + Send + Unpin,
+{
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(self).poll_shutdown(cx)
+    }
+}
 
 /// A gateway, from outside.
 pub struct Site {
@@ -296,10 +347,20 @@ async fn websocket(
     let mut bearer = header::HeaderValue::try_from(format!("Bearer {bearer}"))?;
     bearer.set_sensitive(true);
     request.headers_mut().insert(header::AUTHORIZATION, bearer);
+    let known = format!("{HALF_CLOSE_PROTOCOL}, {SUB_PROTOCOL}");
+    let known = header::HeaderValue::try_from(known)?;
+    let headers = request.headers_mut();
+    headers.insert(header::SEC_WEBSOCKET_PROTOCOL, known);
     let settings = Some(crate::websocket::settings());
-    let (socket, _) = client_async_with_config(request, stream, settings).await?;
+    let (socket, response) = client_async_with_config(request, stream, settings).await?;
+    let selected = response.headers().get(header::SEC_WEBSOCKET_PROTOCOL);
+    let ends = if selected.is_some_and(|selected| selected == HALF_CLOSE_PROTOCOL) {
+        Ends::Apart
+    } else {
+        Ends::Together
+    };
     Ok(Granted {
-        stream: Box::new(WebSocket::over(socket)),
+        stream: Box::new(WebSocket::over(socket, ends)),
         instance: None,
     })
 }
@@ -367,7 +428,8 @@ pub fn roots(ca: Option<&Path>) -> anyhow::Result<RootCertStore> {
     Ok(roots)
 }
 
-/// Brings what comes from one to the other until both have ended, `early` first.
+/// Brings what comes from one to the other until both have ended, `early` first; the end of one direction leaves the other open.
+/// Returns the bytes to `other` and to `peer`.
 ///
 /// # Errors
 /// Either side's.
@@ -376,9 +438,102 @@ pub async fn bridge(
     other: &mut (impl Duplex + ?Sized),
     early: &[u8],
 ) -> io::Result<(u64, u64)> {
-    /// As much as one TLS record and one WebSocket message of ours hold a few times.
-    const BUFFER_BYTES: usize = 64 * 1024;
     other.write_all(early).await?;
     other.flush().await?;
-    tokio::io::copy_bidirectional_with_sizes(peer, other, BUFFER_BYTES, BUFFER_BYTES).await
+    let (mut to_other, mut to_peer) = (Way::new(), Way::new());
+    let both: io::Result<()> = poll_fn(|cx| {
+        let _moved = to_other.poll(cx, peer, other)?;
+        let _moved = to_peer.poll(cx, other, peer)?;
+        // Whoever has left takes nothing any more.
+        let left = to_other.left && !to_peer.ending || to_peer.left && !to_other.ending;
+        if left || to_other.ended && to_peer.ended {
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
+    both?;
+    Ok((to_other.brought, to_peer.brought))
 }
+
+/// One direction of a bridge.
+struct Way {
+    buffer: Box<[u8]>,
+    /// What of the buffer was read and not written yet.
+    held: Range<usize>,
+    /// The sink may keep back what it has taken.
+    unflushed: bool,
+    /// The source has ended.
+    ending: bool,
+    /// The sink knows.
+    ended: bool,
+    /// The source has ended and left.
+    left: bool,
+    brought: u64,
+}
+
+impl Way {
+    fn new() -> Self {
+        Self {
+            buffer: vec![0; BRIDGE_BYTES].into_boxed_slice(),
+            held: 0..0,
+            unflushed: false,
+            ending: false,
+            ended: false,
+            left: false,
+            brought: 0,
+        }
+    }
+
+    /// Moves what can be moved.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut (impl Duplex + ?Sized),
+        sink: &mut (impl Duplex + ?Sized),
+    ) -> Poll<io::Result<()>> {
+        for _step in 0..BRIDGE_STEPS {
+            if !self.held.is_empty() {
+                let bytes = self.buffer.get(self.held.clone()).unwrap_or_default();
+                let count = ready!(Pin::new(&mut *sink).poll_write(cx, bytes))?;
+                if count == 0 {
+                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                }
+                self.held.start = self.held.start.saturating_add(count);
+                self.brought = self.brought.saturating_add(count.try_into().unwrap_or(0));
+                self.unflushed = true;
+            } else if self.ending {
+                if !self.ended {
+                    self.ended = sink.poll_end(cx)?.is_ready();
+                }
+                self.left = self.left || source.poll_keep(cx)?.is_ready();
+                return Poll::Pending;
+            } else {
+                let mut buf = ReadBuf::new(&mut self.buffer);
+                match Pin::new(&mut *source).poll_read(cx, &mut buf)? {
+                    Poll::Ready(()) => {
+                        let count = buf.filled().len();
+                        self.held = 0..count;
+                        self.ending = count == 0;
+                    }
+                    Poll::Pending => {
+                        if self.unflushed {
+                            self.unflushed = Pin::new(&mut *sink).poll_flush(cx)?.is_pending();
+                        }
+                        return Poll::Pending;
+                    }
+                }
+            }
+        }
+        // The other direction gets its turn.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+/// As much as one TLS record and one WebSocket message of ours hold a few times.
+const BRIDGE_BYTES: usize = 64 * 1024;
+
+/// Reads and writes of one direction before the other one gets its turn.
+const BRIDGE_STEPS: u32 = 16;

@@ -753,7 +753,7 @@ mod tests {
     async fn limits_and_the_caller_end_a_session_and_the_client_is_told() {
         let limits = RelayLimits {
             idle: Some(Duration::from_secs(60)),
-            total: None,
+            ..RelayLimits::default()
         };
         let mut lab = Lab::start(limits, Judge::default());
         lab.play(Phase::Active).await;
@@ -766,8 +766,8 @@ mod tests {
         ));
 
         let limits = RelayLimits {
-            idle: None,
             total: Some(Duration::from_secs(60)),
+            ..RelayLimits::default()
         };
         let lab = Lab::start(limits, Judge::default());
         assert!(matches!(

@@ -2,7 +2,7 @@
 //!
 //! - The two directions are independent. Each reads only when what it read before has been written, so a receiver
 //!   that does not read holds up its own sender and nothing else.
-//! - The end of one direction is passed on as a half-close; the other goes on.
+//! - The end of one direction is passed on as a half-close; the other goes on. How a WebSocket is told: [`crate::websocket`].
 //! - A direction that has nothing to move holds no buffer and no pipe.
 //! - Small traffic is copied through the stack. A direction whose reads come back full is spliced through a pooled
 //!   pipe on Linux, until it quiets down.
@@ -66,7 +66,16 @@ pub struct RelayLimits {
     pub idle: Option<Duration>,
     /// In total, from the start of the relay.
     pub total: Option<Duration>,
+    /// Where the end of one direction need not be that of the session, a side whose WebSocket cannot be half-closed hears later of
+    /// the end of the other ([`WebSocket::poll_end`](crate::websocket::WebSocket::poll_end)).
+    pub half_close: bool,
 }
+
+/// Seconds that a target may be silent after the end of its client, until it is told of it: time to begin an answer.
+const TARGET_PATIENCE_S: u8 = 10;
+
+/// Likewise a client after the end of its target, which has said all it had to say.
+const CLIENT_PATIENCE_S: u8 = 1;
 
 /// Why a relay ended.
 #[derive(Debug)]
@@ -89,14 +98,15 @@ pub enum RelayEnd {
 ///
 /// # Cancel safety
 /// Dropping the future closes both connections at once.
-pub async fn run(
+pub fn run(
     client: Io,
     target: Io,
     traffic: &Traffic,
     limits: RelayLimits,
     cancel: CancellationToken,
-) -> RelayEnd {
-    run_with(client, target, traffic, limits, cancel, Means::default()).await
+) -> impl Future<Output = RelayEnd> {
+    // Not async: a session would hold all of these twice.
+    run_with(client, target, traffic, limits, cancel, Means::default())
 }
 
 /// What a relay may use; a seam for tests.
@@ -127,11 +137,12 @@ async fn run_with(
     // gone, and the first read says so better.
     let _ = client.tcp().set_nodelay(true);
     let _ = target.tcp().set_nodelay(true);
+    let patience_s = |seconds| if limits.half_close { seconds } else { 0 };
     let mut relay = Relay {
         client,
         target,
-        up: Direction::new(means),
-        down: Direction::new(means),
+        up: Direction::new(means, patience_s(TARGET_PATIENCE_S)),
+        down: Direction::new(means, patience_s(CLIENT_PATIENCE_S)),
         dying: None,
     };
     let mut clock = Clock::new(limits);
@@ -238,9 +249,14 @@ impl Relay {
             return ended;
         }
         if self.up.is_over() && self.down.is_over() {
-            Poll::Ready(self.give_up())
-        } else {
-            Poll::Pending
+            return Poll::Ready(self.give_up());
+        }
+        // Nobody is left to hear the rest.
+        match (self.up.state, self.down.state) {
+            _ if self.dying.is_some() => Poll::Pending,
+            (State::Left, _) => Poll::Ready((RelayEnd::Closed, Some(Side::Target))),
+            (_, State::Left) => Poll::Ready((RelayEnd::Closed, Some(Side::Client))),
+            _ => Poll::Pending,
         }
     }
 
@@ -313,6 +329,8 @@ struct Direction {
     /// The sink may have taken bytes without sending them, as TLS does.
     unflushed: bool,
     means: Means,
+    /// How long the sink may be silent that cannot be told of the end without cutting it off, seconds.
+    patience_s: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -322,6 +340,8 @@ enum State {
     Ending,
     /// The end was passed on.
     Ended,
+    /// The source has ended and left: it takes nothing any more.
+    Left,
     /// An end of it broke.
     Abandoned,
 }
@@ -350,24 +370,25 @@ enum Step {
 }
 
 impl Direction {
-    fn new(means: Means) -> Self {
+    fn new(means: Means, patience_s: u8) -> Self {
         Self {
             state: State::Open,
             held: Held::Nothing,
             pace: Pace::Copy { large: 0 },
             unflushed: false,
             means,
+            patience_s,
         }
     }
 
     /// The end of its source reached its sink.
     fn has_ended(&self) -> bool {
-        self.state == State::Ended
+        matches!(self.state, State::Ended | State::Left)
     }
 
     /// Nothing will move any more.
     fn is_over(&self) -> bool {
-        matches!(self.state, State::Ended | State::Abandoned)
+        matches!(self.state, State::Ended | State::Left | State::Abandoned)
     }
 
     fn abandon(&mut self) {
@@ -423,15 +444,28 @@ impl Direction {
                 Held::Pipe(_) => self.push(cx, sink, written),
                 Held::Bytes(_) => self.push(cx, sink, written),
             },
-            State::Ending => match Pin::new(sink).poll_shutdown(cx) {
+            State::Ending => match sink.poll_end(cx, Duration::from_secs(self.patience_s.into())) {
                 Poll::Ready(Ok(())) => {
                     self.state = State::Ended;
-                    Ok(Step::Parked)
+                    Ok(Step::Done)
                 }
                 Poll::Ready(Err(error)) => Err(Fault::Writer(error)),
-                Poll::Pending => Ok(Step::Parked),
+                Poll::Pending => self.keep(cx, source),
             },
-            State::Ended | State::Abandoned => Ok(Step::Parked),
+            State::Ended => self.keep(cx, source),
+            State::Left | State::Abandoned => Ok(Step::Parked),
+        }
+    }
+
+    /// Keeps a source that has ended, while the other direction goes on.
+    fn keep(&mut self, cx: &mut Context<'_>, source: &mut Io) -> Result<Step, Fault> {
+        match source.poll_keep(cx) {
+            Poll::Ready(Ok(())) => {
+                self.state = State::Left;
+                Ok(Step::Parked)
+            }
+            Poll::Ready(Err(error)) => Err(Fault::Reader(error)),
+            Poll::Pending => Ok(Step::Parked),
         }
     }
 
@@ -592,7 +626,7 @@ impl Pace {
 
 /// The limits of a relay as one timer.
 struct Clock {
-    limits: RelayLimits,
+    idle: Option<Duration>,
     ends_at: Option<Instant>,
     /// When a byte moved last; read only where there is an idle limit.
     active_at: Instant,
@@ -610,7 +644,7 @@ impl Clock {
     fn new(limits: RelayLimits) -> Self {
         let now = Instant::now();
         let mut clock = Self {
-            limits,
+            idle: limits.idle,
             ends_at: limits.total.and_then(|total| now.checked_add(total)),
             active_at: now,
             last_words_at: None,
@@ -621,7 +655,7 @@ impl Clock {
     }
 
     fn note_activity(&mut self) {
-        if self.limits.idle.is_some() {
+        if self.idle.is_some() {
             self.active_at = Instant::now();
         }
     }
@@ -634,7 +668,7 @@ impl Clock {
     }
 
     fn idle_at(&self) -> Option<Instant> {
-        self.active_at.checked_add(self.limits.idle?)
+        self.active_at.checked_add(self.idle?)
     }
 
     fn set(&mut self) {
@@ -1152,6 +1186,7 @@ mod tests {
         RelayLimits {
             idle: idle.map(Duration::from_secs),
             total: total.map(Duration::from_secs),
+            ..RelayLimits::default()
         }
     }
 

@@ -184,6 +184,7 @@ impl Inspected {
         let limits = RelayLimits {
             idle: permit.idle_timeout(),
             total: permit.time_limit(),
+            ..RelayLimits::default()
         };
         let cancel = live.session.cancelled().clone();
         let traffic = &live.session.traffic;

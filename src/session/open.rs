@@ -50,11 +50,25 @@ impl Opened {
         let limits = RelayLimits {
             idle: permit.idle_timeout(),
             total: permit.time_limit(),
+            half_close: half_closes(live.session.token.claims.jet_ap.as_ref()),
         };
         let cancel = live.session.cancelled().clone();
         let end = relay::run(client, target, &live.session.traffic, limits, cancel).await;
         let reason = describe(&live.session, &end);
         live.close(&reason);
+    }
+}
+
+/// Whether a session may go on when one side of it has ended.
+fn half_closes(protocol: Option<&ApplicationProtocol>) -> bool {
+    match protocol {
+        Some(
+            ApplicationProtocol::Rdp
+            | ApplicationProtocol::Ssh
+            | ApplicationProtocol::Vnc
+            | ApplicationProtocol::Wayk,
+        ) => false,
+        Some(ApplicationProtocol::None | ApplicationProtocol::Other(_)) | None => true,
     }
 }
 
