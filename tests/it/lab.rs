@@ -329,13 +329,22 @@ pub(crate) async fn until(mut condition: impl FnMut() -> bool) {
 static LOG: OnceLock<Arc<Mutex<Vec<u8>>>> = OnceLock::new();
 
 fn capture_log() {
+    capture_log_of(tracing::Level::TRACE);
+}
+
+/// Keeps the log to what an operator reads, from before the gateway starts: every frame of a library is a line of its own.
+pub(crate) fn quiet() {
+    capture_log_of(tracing::Level::INFO);
+}
+
+fn capture_log_of(level: tracing::Level) {
     let log = Arc::clone(LOG.get_or_init(Arc::default));
     let writer = move || LogWriter(Arc::clone(&log));
     let _first = tracing_subscriber::fmt()
         .json()
         .flatten_event(true)
         .with_target(false)
-        .with_max_level(tracing::Level::TRACE)
+        .with_max_level(level)
         .with_writer(writer)
         .try_init();
 }

@@ -18,6 +18,7 @@ mod inside;
 mod lab;
 mod layers;
 mod limits;
+mod matrix;
 mod onward;
 mod process;
 mod proxy_header;
