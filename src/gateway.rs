@@ -22,8 +22,8 @@ use crate::keyring::{KeyFile, Keyring, ReloadOutcome};
 use crate::listener::admission::Door;
 use crate::listener::{self, Listener};
 use crate::meeting::MeetingPlace;
-use crate::policy::Inspecting;
 use crate::policy::work::WorkLimiter;
+use crate::policy::{Inspecting, Means};
 use crate::rdp::credssp::keytab::{self, Keytab};
 use crate::rdp::credssp::server::Kerberos as ClientKerberos;
 use crate::refusal::Refusal;
@@ -115,13 +115,29 @@ impl Gateway {
         Ok(token)
     }
 
-    /// Whether a session through any of the listeners could be inspected.
+    /// With what a session through any of the listeners could be inspected.
     #[must_use]
-    pub fn inspecting(&self) -> Inspecting {
-        if self.tls.is_empty() {
+    pub fn means(&self) -> Means {
+        self.means_of(if self.tls.is_empty() {
             Inspecting::Unavailable
         } else {
             Inspecting::WhenNeeded
+        })
+    }
+
+    /// With what a session through one listener can be inspected.
+    #[must_use]
+    pub fn means_by(&self, listener: &Listener) -> Means {
+        self.means_of(listener.inspecting(self.config.session.inspect))
+    }
+
+    fn means_of(&self, inspecting: Inspecting) -> Means {
+        Means {
+            inspecting,
+            verifies_targets: !matches!(
+                self.secure.target_certificate,
+                TargetCertificate::AcceptAny
+            ),
         }
     }
 

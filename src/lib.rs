@@ -85,6 +85,14 @@
 //! - **Gathering is idempotent**: both peers may ask, and get the same candidates.
 //! - **What an agent signs is no token**: its `typ` is another, its key is known for nothing else, and it opens one candidate of an
 //!   association that this agent was offered ([`token::statement`]).
+//! - **Credentials go to nobody for whom nothing vouches** ([`policy`]). The bearer of a token could accept in its association, too,
+//!   and show a certificate of their own; so an acceptor is logged on to where the token pins the certificate and the acceptor has
+//!   shown a token of the association, or where it is the agent that the token names and the target's certificate is verified. What
+//!   is remembered of a target behind an agent is remembered under the agent's name ([`target_name`]).
+//! - **An association leads to one target**: an agent that has accepted for one offer is not met as the target of another
+//!   ([`store::agents`]).
+//! - **The strictest token of a rendezvous holds**: what the token of the acceptor, or the one that created the association, demands
+//!   is demanded of the session ([`policy::tighten`]).
 //! - **An agent dials its target before it accepts**, so that a target that is down is told to the client and not shown as
 //!   a session that ends.
 //! - **Bulk is spliced, small talk is copied**: see [`relay`] for the figures behind that.
@@ -104,10 +112,10 @@
 //! | J-CM-1 | `jet_cm` | `token::claims::tests::jet_cm_is_rdv_when_absent_and_nothing_but_rdv_or_fwd`, `it::rendezvous::associations_are_created_read_and_deleted_by_who_may` |
 //! | J-CT-1 | `jet_ct` | `token::claims::tests::jet_ct_is_keep_when_absent_and_nothing_but_keep_or_close`, `it::rendezvous::with_jet_ct_close_connecting_selects` |
 //! | J-AP-1 | `jet_ap` is enforced from the first byte | `it::enforcement`, `it::rendezvous::jet_ap_is_enforced_in_a_rendezvous` |
-//! | J-REC-1 | `jet_rec` true: refused while there is no recorder | `it::demands::recording_and_filtering_are_refused_with_their_reason` |
+//! | J-REC-1 | `jet_rec` true: refused while there is no recorder | `it::demands::recording_and_filtering_are_refused_with_their_reason`, `it::behind::recording_and_filtering_are_refused_to_either_peer_of_a_rendezvous_in_every_way_in` |
 //! | J-FLT-1 | `jetflt`, `jet_flt` true: refused while there is no filter | the same |
 //! | J-DST-1 | `dst_hst` | `token::target::tests`, `token::claims::tests::a_destination_is_required_with_fwd_and_refused_with_rdv`, `it::onward::ipv6_targets_and_names_are_reached` |
-//! | J-DST-2 | the gateway logs on with them; they never reach the client or a log | `peers::injects`, `peers::legs`, `it::demands::credentials_are_refused_where_there_is_no_certificate_to_inject_them_behind` |
+//! | J-DST-2 | the gateway logs on with them; they never reach the client or a log | `peers::injects`, `peers::legs`, `it::behind`, `it::demands::credentials_are_refused_where_there_is_no_certificate_to_inject_them_behind` |
 //! | J-RDP-1 | token in the preconnection PDU | `it::forward`, `peers::opens` |
 //! | J-RDP-2 | token or ticket in the routing token | `it::forward::a_ticket_in_the_routing_token_opens_a_session`, `it::forward::a_token_too_long_for_the_length_indicator_still_works_as_a_routing_token`, `peers::opens` |
 //! | J-RDP-3 | a rendezvous token in the PDU | `it::rendezvous::an_rdp_client_with_a_rendezvous_token_meets_the_acceptor` |
@@ -149,6 +157,7 @@ pub mod rdp;
 pub mod rdp_file;
 pub mod refusal;
 pub mod stage;
+pub mod target_name;
 pub mod ticket;
 pub mod time;
 pub mod token;

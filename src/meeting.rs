@@ -20,6 +20,7 @@ use crate::jet::rendezvous::{
 };
 use crate::session::identify::Client;
 use crate::session::registry::Session;
+use crate::session::rendezvous::Shown;
 use crate::token::Token;
 use crate::token::revocation::Revocations;
 
@@ -64,7 +65,7 @@ pub struct Party {
     /// The connection.
     pub client: Client,
     /// What it has shown.
-    pub token: Option<Token>,
+    pub shown: Shown,
     /// Its place at a candidate.
     pub place: Place,
     /// When its request was answered.

@@ -112,6 +112,9 @@ pub enum Refusal {
         "the token pins the target's certificate, which cannot be judged: the listener has no certificate, or the protocol is not RDP"
     )]
     Pinning,
+    /// Nobody vouches for the target of a session by rendezvous as far as the session needs it.
+    #[error("rendezvous: {0}")]
+    Unvouched(&'static str),
     /// One address asks for too much.
     #[error("too many tokens from this address")]
     TooMuchWork,
@@ -189,6 +192,7 @@ impl Refusal {
             Self::Filtering => "filtering",
             Self::Injection => "injection",
             Self::Pinning => "pinning",
+            Self::Unvouched(_) => "unvouched",
             Self::TooMuchWork => "too-much-work",
             Self::TooManySessions => "too-many-sessions",
             Self::Store(_) => "store",
@@ -229,7 +233,8 @@ impl Refusal {
             | Self::ClientRecording
             | Self::Filtering
             | Self::Injection
-            | Self::Pinning => Some(FailureCode::SslNotAllowed),
+            | Self::Pinning
+            | Self::Unvouched(_) => Some(FailureCode::SslNotAllowed),
             Self::TooMuchWork
             | Self::TooManySessions
             | Self::Store(_)

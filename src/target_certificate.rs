@@ -34,8 +34,8 @@ use tokio_rustls::rustls::{
 };
 
 use crate::rdp::credssp::SubjectPublicKeyInfo;
+use crate::target_name::TargetName;
 use crate::token::claims::Thumbprint;
-use crate::token::target::TargetAddr;
 
 /// How a target's certificate is judged.
 #[derive(Clone, Debug)]
@@ -70,8 +70,12 @@ impl TargetCertificate {
     /// A verifier for one connection to `target`.
     ///
     /// # Errors
-    /// `Ca` without a single root.
-    pub fn verifier(&self, target: &TargetAddr) -> Result<Arc<Verifier>, CertificateRefusal> {
+    /// `Ca` without a single root; `Ca` and `TrustOnFirstUse` for a target whose name does not last.
+    pub fn verifier(&self, target: &TargetName) -> Result<Arc<Verifier>, CertificateRefusal> {
+        if matches!(self, Self::Ca { name: None, .. } | Self::TrustOnFirstUse(_)) && !target.lasts()
+        {
+            return Err(CertificateRefusal::Nameless);
+        }
         let provider = Arc::new(aws_lc_rs::default_provider());
         let rule = match self {
             Self::Ca { roots, name } => {
@@ -110,7 +114,7 @@ impl TargetCertificate {
     /// Another session was first and saw another certificate, or the store failed: the session must not go on.
     pub fn remember(
         &self,
-        target: &TargetAddr,
+        target: &TargetName,
         certificate: &CertificateDer<'_>,
     ) -> Result<Remembered, CertificateRefusal> {
         let Self::TrustOnFirstUse(store) = self else {
@@ -162,6 +166,9 @@ pub enum CertificateRefusal {
     /// No key can be found in it.
     #[error("the target's certificate shows no public key")]
     NoPublicKey,
+    /// It is to be judged by a name, and whoever has accepted has none.
+    #[error("the certificate of an acceptor can be judged by nothing but cert_thumb256")]
+    Nameless,
     /// The pins cannot be read or written: refused rather than trusted.
     #[error("the store of certificate pins failed: {0}")]
     Store(String),
@@ -322,16 +329,17 @@ pub trait PinStore: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// The store cannot be read.
-    fn pin(&self, target: &TargetAddr) -> io::Result<Option<Thumbprint>>;
+    fn pin(&self, target: &TargetName) -> io::Result<Option<Thumbprint>>;
 
     /// Pins `seen` unless the target has a pin; that one is returned then. One step: of two sessions, one is first.
     ///
     /// # Errors
     /// The store cannot be read or written.
-    fn pin_if_new(&self, target: &TargetAddr, seen: &Thumbprint) -> io::Result<Option<Thumbprint>>;
+    fn pin_if_new(&self, target: &TargetName, seen: &Thumbprint) -> io::Result<Option<Thumbprint>>;
 }
 
-/// Pins in a text file that people may read and edit: one line for each target, `host:port sha256`.
+/// Pins in a text file that people may read and edit: one line for each target, `host:port sha256`, or
+/// `agent name host:port sha256` behind an agent.
 ///
 /// Lines that begin with `#` and empty lines are skipped; a line that is malformed makes the file unusable. The file is
 /// read once; a line removed from it counts after a restart.
@@ -365,10 +373,10 @@ impl FilePins {
                 continue;
             }
             let pin = line
-                .split_once(char::is_whitespace)
+                .rsplit_once(char::is_whitespace)
                 .and_then(|(target, pin)| {
-                    let target = TargetAddr::from_str(target).ok()?;
-                    let pin = Thumbprint::from_str(pin.trim()).ok()?;
+                    let target = TargetName::from_str(target).ok()?;
+                    let pin = Thumbprint::from_str(pin).ok()?;
                     Some((key(&target), pin))
                 });
             let (target, pin) = pin.ok_or_else(|| invalid(&format!("line {number}")))?;
@@ -382,12 +390,12 @@ impl FilePins {
 }
 
 impl PinStore for FilePins {
-    fn pin(&self, target: &TargetAddr) -> io::Result<Option<Thumbprint>> {
+    fn pin(&self, target: &TargetName) -> io::Result<Option<Thumbprint>> {
         let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(pins.get(&key(target)).copied())
     }
 
-    fn pin_if_new(&self, target: &TargetAddr, seen: &Thumbprint) -> io::Result<Option<Thumbprint>> {
+    fn pin_if_new(&self, target: &TargetName, seen: &Thumbprint) -> io::Result<Option<Thumbprint>> {
         let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
         let key = key(target);
         if let Some(pin) = pins.get(&key) {
@@ -406,7 +414,7 @@ impl PinStore for FilePins {
 }
 
 /// Host names are compared without regard to case.
-fn key(target: &TargetAddr) -> String {
+fn key(target: &TargetName) -> String {
     target.to_string().to_ascii_lowercase()
 }
 
@@ -423,7 +431,7 @@ mod tests {
 
     use super::*;
 
-    fn target(text: &str) -> TargetAddr {
+    fn target(text: &str) -> TargetName {
         text.parse().unwrap()
     }
 
@@ -515,6 +523,54 @@ mod tests {
             assert!(judged(&policy, "rdp.corp.example", &first).is_ok());
             assert!(judged(&policy, "rdp.corp.example", &second).is_err());
             assert!(judged(&policy, "other.corp.example", &second).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_certificate_behind_an_agent_is_that_of_no_other_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pins");
+        let policy =
+            || TargetCertificate::TrustOnFirstUse(Arc::new(FilePins::open(&path).unwrap()));
+        let names = [
+            "localhost:3389",
+            "agent branch-7 localhost:3389",
+            "agent branch-8 localhost:3389",
+        ];
+        let certificates: Vec<_> = names.iter().map(|_| self_signed()).collect();
+        let open = policy();
+        for (name, certificate) in names.iter().zip(&certificates) {
+            let remembered = open.remember(&target(name), certificate).unwrap();
+            assert_eq!(remembered, Remembered::First, "{name}");
+        }
+        // Read again, as after a restart.
+        for (name, certificate) in names.iter().zip(&certificates) {
+            let remembered = policy().remember(&target(name), certificate).unwrap();
+            assert_eq!(remembered, Remembered::Same, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_acceptor_is_judged_by_a_pin_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let pins = FilePins::open(&folder.path().join("pins")).unwrap();
+        let acceptor = TargetName::Acceptor("192.0.2.7:51234".parse().unwrap());
+        let ca = TargetCertificate::Ca {
+            roots: Arc::new(RootCertStore::empty()),
+            name: None,
+        };
+        for policy in [ca, TargetCertificate::TrustOnFirstUse(Arc::new(pins))] {
+            let refused = policy.verifier(&acceptor).unwrap_err();
+            assert!(
+                matches!(refused, CertificateRefusal::Nameless),
+                "{policy:?}"
+            );
+        }
+        for policy in [
+            TargetCertificate::Pin(Thumbprint([7; 32])),
+            TargetCertificate::AcceptAny,
+        ] {
+            assert!(policy.verifier(&acceptor).is_ok(), "{policy:?}");
         }
     }
 

@@ -25,14 +25,17 @@ use crate::api::jet::{SUB_PROTOCOL, Upgrade};
 use crate::api::operator::{bearer, operator};
 use crate::api::problem::Problem;
 use crate::clock;
+use crate::config::Inspect;
 use crate::jet::agent::{AgentName, Enrolment, Unmet};
-use crate::jet::candidate::Transport;
-use crate::jet::message::{Answer, Offer};
+use crate::jet::candidate::{CandidateType, Transport};
+use crate::jet::message::{Answer, Candidate, Offer};
 use crate::jet::rendezvous::{Proof, Refused};
 use crate::limits;
+use crate::policy::{self, SessionLimits};
 use crate::signaling;
 use crate::store::agents::{EnrolError, Listed, Ways};
 use crate::time::UnixTime;
+use crate::token::claims::AgentTarget;
 use crate::token::statement::StatementKey;
 use crate::token::target::TargetAddr;
 
@@ -229,7 +232,8 @@ pub async fn offer(
     let wanted = wanted.ok_or_else(|| declined(&state, Refused::OtherToken))?;
     let offer: Offer = parse(&state, &body)?;
     let (gateway, association) = (&state.gateway, offer.id);
-    let ways = gateway.agents.ways(&name, &wanted.target);
+    let target = wanted_target(&state, &caller, &wanted)?;
+    let ways = gateway.agents.ways(&name, &target);
     let ways = ways.map_err(|why| unmet(&state, &why))?;
     // What was gathered already, by the URLs that the agent knows.
     let none: &[Transport] = &[];
@@ -239,16 +243,53 @@ pub async fn offer(
         .iter()
         .filter_map(|candidate| candidate.at(&ways.urls));
     let candidates = candidates.collect();
-    let pending = gateway
-        .agents
-        .offer(&name, offer, wanted.target, candidates);
+    let pending = gateway.agents.offer(&name, offer, target, candidates);
     let mut pending = pending.map_err(|why| unmet(&state, &why))?;
     let answer = timeout(limits::AGENT_ANSWER_TIMEOUT, pending.answer()).await;
     let answer = answer.unwrap_or(Err(Unmet::Silent(name)));
-    answer.map(Json).map_err(|why| {
+    let mut answer = answer.map_err(|why| {
         gateway.agents.withdraw(association);
         unmet(&state, &why)
-    })
+    })?;
+    if must_relay(&state, &caller)? {
+        // What the gateway is to stand inside of does not go past it.
+        let ctype = |candidate: &Candidate| candidate.url.ctype;
+        answer
+            .candidates
+            .retain(|candidate| ctype(candidate) != Some(CandidateType::Host));
+    }
+    Ok(Json(answer))
+}
+
+/// Whether the session of this caller has to pass through the gateway.
+fn must_relay(state: &ApiState, caller: &Caller) -> Result<bool, Problem> {
+    let Caller::Token(token) = caller else {
+        return Ok(false);
+    };
+    let gateway = &state.gateway;
+    let permit = policy::decide(&token.claims, SessionLimits::default(), gateway.means());
+    let permit = permit.map_err(|refusal| {
+        let detail = refusal.to_string();
+        Problem::new(StatusCode::FORBIDDEN, refusal.rule(), detail, state.id)
+    })?;
+    Ok(permit.inspection().is_some() || gateway.config.session.inspect == Inspect::Always)
+}
+
+/// Where the token leads: to its first target, or to the one that another has sent its client to.
+fn wanted_target(
+    state: &ApiState,
+    caller: &Caller,
+    wanted: &AgentTarget,
+) -> Result<TargetAddr, Problem> {
+    let redirected = match caller {
+        Caller::Token(token) => state.gateway.returning.of(&token.id),
+        Caller::Operator(_) => None,
+    };
+    let mut targets = wanted.targets.iter();
+    let redirected =
+        redirected.and_then(|redirected| targets.find(|target| **target == redirected.target));
+    let target = redirected.or(wanted.target()).cloned();
+    target.ok_or_else(|| declined(state, Refused::OtherToken))
 }
 
 fn parse<'a, T: Deserialize<'a>>(state: &ApiState, body: &'a [u8]) -> Result<T, Problem> {
@@ -279,6 +320,7 @@ fn unmet(state: &ApiState, why: &Unmet) -> Problem {
     let status = match why {
         Unmet::Unknown(_) => StatusCode::NOT_FOUND,
         Unmet::Target(_) => StatusCode::FORBIDDEN,
+        Unmet::Elsewhere(_) | Unmet::Other(_) => StatusCode::CONFLICT,
         Unmet::NotConnected(_) | Unmet::Busy(_) | Unmet::Declined(..) | Unmet::Silent(_) => {
             StatusCode::SERVICE_UNAVAILABLE
         }

@@ -167,7 +167,7 @@ pub async fn create(
     let permitted = policy::decide(
         &token.claims,
         SessionLimits::default(),
-        state.gateway.inspecting(),
+        state.gateway.means(),
     );
     permitted.map_err(|refusal| {
         let detail = refusal.to_string();
@@ -225,6 +225,7 @@ pub async fn delete(
     let caller = caller(&state, &headers)?;
     let deleted = state.gateway.meetings.delete(association, caller.proof());
     deleted.map_err(|refused| declined(&state, refused))?;
+    state.gateway.agents.forget_offer(association);
     let by = caller.name();
     info!(session = %state.id, peer = %state.peer, jet_aid = %association, by, "Association deleted");
     Ok(StatusCode::OK)

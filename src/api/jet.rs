@@ -78,9 +78,9 @@ pub async fn websocket(
             text.as_ref().map(|text| text.as_str()),
         )?;
         let admitted = rendezvous::admit(&gateway, path, shown.proof()).await?;
-        Ok::<_, NotAdmitted>((shown.into_token(), admitted))
+        Ok::<_, NotAdmitted>((shown, admitted))
     };
-    let (token, admitted) = match admitted.await {
+    let (shown, admitted) = match admitted.await {
         Ok(admitted) => admitted,
         Err(why) => {
             rendezvous::log_not_admitted(id, peer, path, &why);
@@ -102,7 +102,7 @@ pub async fn websocket(
                 stream: Stream::new(Io::WebSocket(Box::new(socket))),
                 admission: connection.admission,
             };
-            rendezvous::proceed(&gateway, client, token, path.association, admitted).await;
+            rendezvous::proceed(&gateway, client, shown, path.association, admitted).await;
         }),
     )
 }

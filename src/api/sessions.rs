@@ -17,6 +17,7 @@ use crate::api::ApiState;
 use crate::api::operator::operator;
 use crate::api::problem::Problem;
 use crate::clock;
+use crate::jet::agent::AgentName;
 use crate::session::SessionId;
 use crate::session::registry::{EndCause, Inside, Session, SessionPhase};
 use crate::stage::inspector::SessionStatistics;
@@ -29,6 +30,8 @@ pub struct Row {
     phase: SessionPhase,
     user: Option<String>,
     peer: String,
+    /// Behind which the target is.
+    agent: Option<AgentName>,
     target: Option<String>,
     address: Option<String>,
     token: String,
@@ -111,6 +114,7 @@ fn row(session: &Session, now: UnixTime) -> Row {
         phase: session.phase(),
         user: claims.sub.clone(),
         peer: session.peer.to_string(),
+        agent: claims.agent.as_ref().map(|agent| agent.agent.clone()),
         target: target.map(|(name, _)| name.to_string()),
         address: target.map(|(_, address)| address.to_string()),
         token: session.token.id.to_string(),

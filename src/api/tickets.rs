@@ -110,11 +110,7 @@ fn issue(state: &ApiState, text: &str, lifetime_s: Option<u64>) -> Result<Create
         return Err(Refusal::Revoked(rule));
     }
     // Any listener may be the one that the ticket is shown to; that one decides again.
-    policy::decide(
-        &token.claims,
-        SessionLimits::default(),
-        gateway.inspecting(),
-    )?;
+    policy::decide(&token.claims, SessionLimits::default(), gateway.means())?;
     let now = clock::unix_now();
     let token_end = token
         .claims

@@ -345,7 +345,7 @@ mod tests {
         let token = verifier.verify(token, clock::unix_now()).unwrap();
         let agent = token.claims.agent.unwrap();
         assert_eq!(agent.agent.as_str(), "branch-7");
-        assert_eq!(agent.target.to_string(), "pc42:3389");
+        assert_eq!(agent.targets, ["pc42:3389".parse().unwrap()]);
         for incomplete in [&via[..], &["--utf8", "--via", "a", "--sign-key", "k"]] {
             assert!(parse(incomplete).is_err(), "{incomplete:?}");
         }

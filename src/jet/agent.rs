@@ -196,6 +196,12 @@ pub enum Unmet {
     /// It said nothing in time.
     #[error("agent {0} did not answer in time")]
     Silent(AgentName),
+    /// An association leads to one target.
+    #[error("the association was offered to agent {0} before, for something else")]
+    Elsewhere(AgentName),
+    /// The acceptor is not who the token leads to.
+    #[error("somebody else than agent {0} has accepted, or for another target")]
+    Other(AgentName),
 }
 
 /// How long to wait before the next attempt: doubled after each failure, and spread so that the agents of a gateway that comes back

@@ -11,6 +11,7 @@ use crate::token::target::TargetAddr;
 #[derive(Clone, Debug)]
 pub struct Permit {
     pub(super) targets: Vec<TargetAddr>,
+    pub(super) behind: Vec<TargetAddr>,
     pub(super) idle_timeout: Option<Duration>,
     pub(super) time_limit: Option<Duration>,
     pub(super) inspection: Option<Inspection>,
@@ -34,12 +35,21 @@ impl Permit {
         &self.targets
     }
 
+    /// Destinations that the agent of the token connects to, in the order in which to try them. The gateway dials none of
+    /// them.
+    #[must_use]
+    pub fn behind(&self) -> &[TargetAddr] {
+        &self.behind
+    }
+
     /// The same with `target` in front, if it is among its destinations: another one has sent the client there.
     pub fn prefer(&mut self, target: &TargetAddr) {
-        if let Some(at) = self.targets.iter().position(|known| known == target)
-            && let Some(front) = self.targets.get_mut(..=at)
-        {
-            front.rotate_right(1);
+        for targets in [&mut self.targets, &mut self.behind] {
+            if let Some(at) = targets.iter().position(|known| known == target)
+                && let Some(front) = targets.get_mut(..=at)
+            {
+                front.rotate_right(1);
+            }
         }
     }
 

@@ -1,7 +1,8 @@
 //! Step 4 of a client whose token leads behind an agent (`jet_agent_id`, `jet_agent_dst`).
 //!
 //! The gateway is the client's side of the rendezvous here ([JET-PROTO] 2.3.3): it creates the association, gathers, offers it to the
-//! agent, and connects to the first candidate on which the agent has accepted. An agent whose signaling channel has TLS is met over
+//! agent, and connects to the first candidate on which the agent has accepted. A target that the agent cannot reach is followed by the
+//! next one that the token names (`jet_agent_alt`). An agent whose signaling channel has TLS is met over
 //! TLS only.
 //!
 //! [JET-PROTO]: https://github.com/Devolutions/devolutions-gateway
@@ -11,38 +12,64 @@ use uuid::Uuid;
 
 use crate::clock;
 use crate::gateway::Gateway;
-use crate::jet::agent::Unmet;
+use crate::jet::agent::{AgentName, Decline, Unmet};
 use crate::jet::candidate::Transport;
 use crate::jet::message::{Offer, Version};
 use crate::jet::rendezvous::{Access, Proof, Refused};
 use crate::limits;
 use crate::meeting::Met;
 use crate::refusal::Refusal;
+use crate::session::authorize::Authorized;
+use crate::session::connect::Reached;
 use crate::session::identify::Client;
 use crate::session::registry::Registered;
-use crate::session::rendezvous::{Together, readable_at, together};
-use crate::stream::Stream;
+use crate::session::rendezvous::{leads_to, readable_at, together};
 use crate::token::Token;
-use crate::token::claims::AgentTarget;
+use crate::token::target::TargetAddr;
 
-/// Meets the agent.
+/// Meets the agent, for the first of the targets that it reaches.
 ///
 /// # Errors
 /// It is not there, declines, or does not come in time.
-pub async fn meet(
+pub async fn meet(gateway: &Gateway, authorized: &Authorized) -> Result<Reached, Refusal> {
+    let Authorized {
+        client,
+        permit,
+        session,
+        ..
+    } = authorized;
+    let wanted = session.token.claims.agent.as_ref();
+    let name = &wanted.ok_or(Refused::OtherToken)?.agent;
+    let mut last = Refusal::from(Refused::OtherToken);
+    for target in permit.behind() {
+        match meet_at(gateway, client, session, (name, target)).await {
+            Err(
+                refusal @ Refusal::Agent(
+                    Unmet::Target(_) | Unmet::Declined(_, Decline::Target | Decline::Unreachable),
+                ),
+            ) => last = refusal,
+            met => return met,
+        }
+    }
+    Err(last)
+}
+
+async fn meet_at(
     gateway: &Gateway,
     client: &Client,
     session: &Registered,
-    wanted: &AgentTarget,
-) -> Result<(Stream, Together), Refusal> {
+    (name, target): (&AgentName, &TargetAddr),
+) -> Result<Reached, Refusal> {
     // Asked first, so that nothing is created for an agent that is not there.
-    gateway.agents.ways(&wanted.agent, &wanted.target)?;
+    gateway.agents.ways(name, target)?;
     let association = create(gateway, &session.token)?;
     let met = tokio::select! {
-        met = offer(gateway, client, association, wanted) => met,
+        met = offer(gateway, client, association, (name, target)) => met,
         () = session.cancelled().cancelled() => Err(session.cancellation()),
     };
     let met = met.and_then(|met| {
+        // The bearer of the token may accept, too, and is not the agent.
+        leads_to(&session.token.claims, &met.acceptor.shown)?;
         // The client has spoken, and its bytes are on their way: that selects the candidate.
         gateway.meetings.select(association, met.candidate)?;
         Ok(met)
@@ -54,23 +81,16 @@ pub async fn meet(
     } = match met {
         Ok(met) => met,
         Err(refusal) => {
-            gateway.agents.withdraw(association);
             // Gone already is as good.
             let _ = gateway.meetings.delete(association, Proof::Operator);
+            gateway.agents.forget_offer(association);
             return Err(refusal);
         }
     };
     gateway.agents.complete(association, candidate);
     let acceptor = *acceptor;
     sleep_until(readable_at(&acceptor, false).into()).await;
-    let behind = Some(wanted.target.clone());
-    Ok(together(
-        gateway,
-        association,
-        place,
-        acceptor,
-        (session, behind),
-    ))
+    Ok(together(gateway, association, place, acceptor, session))
 }
 
 /// The association that the token names, or a new one.
@@ -84,6 +104,8 @@ fn create(gateway: &Gateway, token: &Token) -> Result<Uuid, Refusal> {
         // The same token opens its session again: the figures of the last one go.
         Err(Refused::Ended) => {
             gateway.meetings.delete(id, Proof::Operator)?;
+            // It may lead to another target this time, and has other candidates.
+            gateway.agents.forget_offer(id);
             create()?;
         }
         created => {
@@ -98,9 +120,9 @@ async fn offer(
     gateway: &Gateway,
     client: &Client,
     association: Uuid,
-    wanted: &AgentTarget,
+    (name, target): (&AgentName, &TargetAddr),
 ) -> Result<Met, Refusal> {
-    let mut ways = gateway.agents.ways(&wanted.agent, &wanted.target)?;
+    let mut ways = gateway.agents.ways(name, target)?;
     ways.urls.retain(|url| url.transport.is_tls() == ways.tls);
     let transports: Vec<Transport> = ways.urls.iter().map(|url| url.transport).collect();
     let gathered = gateway
@@ -111,10 +133,9 @@ async fn offer(
         .filter_map(|candidate| candidate.at(&ways.urls));
     let candidates = candidates.collect();
     let message = Offer::new(association, Version::V3, Some(transports));
-    let target = wanted.target.clone();
     let mut pending = gateway
         .agents
-        .offer(&wanted.agent, message, target, candidates)?;
+        .offer(name, message, target.clone(), candidates)?;
     let now = clock::now();
     let patience = now.checked_add(limits::AGENT_ANSWER_TIMEOUT).unwrap_or(now);
     let deadline = patience.min(client.establish_by).into();
@@ -128,7 +149,7 @@ async fn offer(
             met = &mut connect => {
                 return met.map_err(|refused| {
                     if refused == Refused::NotAccepted {
-                        Unmet::Silent(wanted.agent.clone()).into()
+                        Unmet::Silent(name.clone()).into()
                     } else {
                         refused.into()
                     }

@@ -15,6 +15,7 @@ use crate::refusal::Refusal;
 use crate::session::identify::{Client, Opening, RdpClient};
 use crate::session::refuse::Refused;
 use crate::token::Token;
+use crate::token::claims::Claims;
 
 /// A client that has shown a valid token.
 #[derive(Debug)]
@@ -71,7 +72,7 @@ pub async fn authenticate(
     }
     let checked = take_routing(&mut client, &mut opening)
         .and_then(|routing| check_same(gateway, routing.as_ref(), &text))
-        .and_then(|()| check_protocol(&token, &opening, &client));
+        .and_then(|()| check_protocol(&token.claims, &opening, &client));
     if let Err(refusal) = checked {
         return Err(client.refused(refusal, opening).with_token(&token));
     }
@@ -133,11 +134,11 @@ fn check_same(gateway: &Gateway, routing: Option<&Credential>, text: &str) -> Re
 
 /// `jet_ap` is enforced from the first byte: what follows the token must be that protocol.
 pub(super) fn check_protocol(
-    token: &Token,
+    claims: &Claims,
     opening: &Opening,
     client: &Client,
 ) -> Result<(), Refusal> {
-    let Some(protocol) = &token.claims.jet_ap else {
+    let Some(protocol) = &claims.jet_ap else {
         return Ok(());
     };
     let violates = match opening {

@@ -5,12 +5,14 @@ use crate::policy::permit::Permit;
 use crate::policy::{self, SessionLimits};
 use crate::refusal::Refusal;
 use crate::session::authenticate::Authenticated;
+use crate::session::connect::{Connected, Reached};
 use crate::session::identify::{Client, Opening};
 use crate::session::refuse::Refused;
 use crate::session::registry::Registered;
 use crate::store::redirections::RETURN_WINDOW;
 use crate::store::usage::{Claim, Reservation};
 use crate::token::Token;
+use crate::token::claims::Claims;
 
 /// A client that may be connected.
 #[derive(Debug)]
@@ -25,6 +27,28 @@ pub struct Authorized {
     pub session: Registered,
     /// Its token, taken.
     pub reservation: Reservation,
+}
+
+impl Authorized {
+    /// The next step.
+    #[must_use]
+    pub fn with(self, reached: Reached) -> Connected {
+        let Self {
+            client,
+            opening,
+            permit,
+            session,
+            reservation,
+        } = self;
+        Connected {
+            client,
+            opening,
+            permit,
+            session,
+            reservation,
+            reached,
+        }
+    }
 }
 
 /// Decides.
@@ -52,21 +76,26 @@ pub async fn authorize(
     }
 }
 
+/// What a client with these claims may do.
+///
+/// # Errors
+/// They demand what cannot be delivered.
+pub fn permit(gateway: &Gateway, client: &Client, claims: &Claims) -> Result<Permit, Refusal> {
+    let session = &gateway.config.session;
+    let limits = SessionLimits {
+        idle_timeout: session.idle_timeout(),
+        time_limit: session.time_limit(),
+    };
+    policy::decide(claims, limits, gateway.means_by(&client.listener))
+}
+
 async fn decide(
     gateway: &Gateway,
     client: &Client,
     token: &Token,
 ) -> Result<(Permit, Registered, Reservation), Refusal> {
     let config = &gateway.config;
-    let limits = SessionLimits {
-        idle_timeout: config.session.idle_timeout(),
-        time_limit: config.session.time_limit(),
-    };
-    let mut permit = policy::decide(
-        &token.claims,
-        limits,
-        client.listener.inspecting(config.session.inspect),
-    )?;
+    let mut permit = permit(gateway, client, &token.claims)?;
     let session = gateway
         .registry
         .register(client.id, token.clone(), client.peer)?;

@@ -14,6 +14,7 @@ use crate::session::registry::Registered;
 use crate::session::rendezvous::{self, Together};
 use crate::store::usage::Reservation;
 use crate::stream::Stream;
+use crate::target_name::TargetName;
 use crate::token::claims::ConnectionMode;
 use crate::upstream::{self, ConnectClass, SystemResolver};
 
@@ -31,47 +32,62 @@ pub struct Connected {
     /// Its token, taken.
     pub reservation: Reservation,
     /// The target.
-    pub target: Stream,
-    /// Of a rendezvous: the places of both peers.
-    pub met: Option<Together>,
+    pub reached: Reached,
+}
+
+/// A target, and how it was reached.
+#[derive(Debug)]
+pub struct Reached {
+    /// Its bytes.
+    pub stream: Stream,
+    /// What it is called.
+    pub name: TargetName,
+    /// Of a rendezvous.
+    pub met: Option<Met>,
+}
+
+/// What a session by rendezvous has besides.
+#[derive(Debug)]
+pub struct Met {
+    /// The places of both peers.
+    pub together: Together,
+    /// Whether the acceptor has shown more than that it knows two UUIDs.
+    pub proven: bool,
+}
+
+impl Reached {
+    /// Whether it is known who it is: dialled by its name, or an acceptor that has shown who sent it.
+    #[must_use]
+    pub fn is_proven(&self) -> bool {
+        self.met.as_ref().is_none_or(|met| met.proven)
+    }
 }
 
 /// Reaches the target.
 ///
 /// # Errors
 /// No target may be dialled, or none answers.
-pub async fn connect(gateway: &Gateway, authorized: Authorized) -> Result<Connected, Box<Refused>> {
-    let Authorized {
-        client,
-        opening,
-        permit,
-        session,
-        reservation,
-    } = authorized;
-    let reached = match session.token.claims.jet_cm {
-        ConnectionMode::Fwd => {
-            let target = reach(gateway, &permit, &session).await;
-            target.map(|target| (target, None))
-        }
-        ConnectionMode::Rdv => {
-            let met = match &session.token.claims.agent {
-                Some(agent) => agent::meet(gateway, &client, &session, agent).await,
-                None => rendezvous::meet(gateway, &client, &session).await,
-            };
-            met.map(|(target, met)| (target, Some(met)))
-        }
+pub async fn connect(
+    gateway: &Gateway,
+    mut authorized: Authorized,
+) -> Result<Connected, Box<Refused>> {
+    let claims = &authorized.session.token.claims;
+    let reached = match claims.jet_cm {
+        ConnectionMode::Fwd => reach(gateway, &authorized.permit, &authorized.session).await,
+        ConnectionMode::Rdv if claims.agent.is_some() => agent::meet(gateway, &authorized).await,
+        ConnectionMode::Rdv => rendezvous::meet(gateway, &mut authorized).await,
     };
     match reached {
-        Ok((target, met)) => Ok(Connected {
-            client,
-            opening,
-            permit,
-            session,
-            reservation,
-            target,
-            met,
-        }),
-        Err(refusal) => Err(client.refused(refusal, opening).with_token(&session.token)),
+        Ok(reached) => Ok(authorized.with(reached)),
+        Err(refusal) => {
+            let Authorized {
+                client,
+                opening,
+                session,
+                ..
+            } = authorized;
+            Err(client.refused(refusal, opening).with_token(&session.token))
+        }
     }
 }
 
@@ -79,7 +95,7 @@ async fn reach(
     gateway: &Gateway,
     permit: &Permit,
     session: &Registered,
-) -> Result<Stream, Refusal> {
+) -> Result<Reached, Refusal> {
     let timeout = Duration::from_secs(gateway.config.session.connect_timeout_s);
     let deadline = tokio::time::Instant::from_std(clock::now() + timeout);
     let dial = upstream::connect(
@@ -97,9 +113,13 @@ async fn reach(
         ConnectClass::Unreachable | ConnectClass::TimedOut => Refusal::Target(error.to_string()),
     })?;
     session.relaying(
-        connected.target,
+        connected.target.clone(),
         connected.address,
         Some(connected.handshake),
     );
-    Ok(connected.stream.into())
+    Ok(Reached {
+        stream: connected.stream.into(),
+        name: TargetName::Dialled(connected.target),
+        met: None,
+    })
 }

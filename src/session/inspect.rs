@@ -8,6 +8,7 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use crate::gateway::Gateway;
+use crate::policy;
 use crate::policy::permit::{Inspection, Permit};
 use crate::rdp::client_info::Logon;
 use crate::rdp::connection_request::ConnectionRequest;
@@ -15,7 +16,7 @@ use crate::rdp::session::{Settings, Tracker};
 use crate::refusal::Refusal;
 use crate::relay::inspected::{self, InspectedEnd, Leg};
 use crate::relay::{RelayLimits, Side};
-use crate::session::connect::Connected;
+use crate::session::connect::{Connected, Reached};
 use crate::session::identify::Opening;
 use crate::session::refuse::Refused;
 use crate::session::registry::Inside;
@@ -28,6 +29,7 @@ use crate::stage::inspector::{AuditEvent, Inspector};
 use crate::store::cookies::{SessionCookies, association};
 use crate::stream::{Io, Stream};
 use crate::target_certificate::{Remembered, TargetCertificate};
+use crate::target_name::TargetName;
 use crate::token::claims::Credentials;
 
 /// How long a client is given to be led to the message that tells it why.
@@ -59,12 +61,16 @@ pub async fn inspect(
         permit,
         session,
         mut reservation,
-        target,
-        met,
+        reached,
     } = connected;
-    let Some((name, _)) = session.target().cloned() else {
-        return Err(client.refused(Refusal::Target("not connected".to_owned()), opening));
-    };
+    if let Err(refusal) = policy::may_inject(inspection, reached.is_proven()) {
+        return Err(client.refused(refusal, opening).with_session(&session));
+    }
+    let Reached {
+        stream: target,
+        name,
+        met,
+    } = reached;
     let opening = match opening {
         Opening::X224(request) => secure::Opening::X224(request),
         Opening::DirectTls => secure::Opening::DirectTls,
@@ -82,7 +88,7 @@ pub async fn inspect(
     };
     let redirected = gateway.returning.of(&session.token.id);
     let routing_token = redirected
-        .filter(|redirected| redirected.target == name)
+        .filter(|redirected| redirected.target == *name.address())
         .and_then(|redirected| redirected.routing_token);
     let request = SecureRequest {
         config: &gateway.secure,
@@ -138,7 +144,13 @@ pub async fn inspect(
         account.map(|credentials| credentials.username.as_str()),
     );
     let token = session.token.id.clone();
-    let follower = gateway.returning.follower(token, permit.targets(), name);
+    let targets = match &name {
+        TargetName::Dialled(_) => permit.targets(),
+        TargetName::Behind { .. } => permit.behind(),
+        TargetName::Acceptor(_) => &[],
+    };
+    let current = name.address().clone();
+    let follower = gateway.returning.follower(token, targets, current);
     let inspector = Inspector::new(move |event| audit(id, &event));
     session.stand_inside(Inside {
         legs: legs.clone(),

@@ -39,13 +39,12 @@ use crate::gateway::Gateway;
 use crate::listener::admission::Admission;
 use crate::refusal::Refusal;
 use crate::relay::RelayEnd;
-use crate::session::connect::Connected;
+use crate::session::connect::{Connected, Met};
 use crate::session::identify::{Client, Identified};
 use crate::session::inspect::Inspected;
 use crate::session::open::Opened;
 use crate::session::refuse::Refused;
 use crate::session::registry::{EndCause, Registered, Session};
-use crate::session::rendezvous::Together;
 use crate::store::usage::Reservation;
 
 /// The correlation id of one connection: in every line it causes, in its refusal's log line and in its record.
@@ -108,6 +107,7 @@ async fn establish(gateway: &Arc<Gateway>, client: Client) -> Option<Ready> {
     };
     let ready = async {
         let authenticated = authenticate::authenticate(gateway, *client).await?;
+        let authenticated = rendezvous::agree(gateway, authenticated)?;
         let authorized = authorize::authorize(gateway, authenticated).await?;
         let connected = connect::connect(gateway, authorized).await?;
         secure_or_open(gateway, connected).await
@@ -153,7 +153,7 @@ pub struct Live {
     /// Its place among the connections.
     pub admission: Admission,
     /// Of a rendezvous: the places of both peers, and the acceptor's among the connections.
-    pub met: Option<Together>,
+    pub met: Option<Met>,
 }
 
 impl Live {

@@ -17,7 +17,7 @@ use crate::policy::permit::Permit;
 use crate::rdp::negotiation::{self, ConnectionConfirm};
 use crate::refusal::Refusal;
 use crate::relay::{self, RelayLimits};
-use crate::session::connect::Connected;
+use crate::session::connect::{Connected, Reached};
 use crate::session::identify::{Client, Opening};
 use crate::session::refuse::Refused;
 use crate::session::registry::Registered;
@@ -83,8 +83,11 @@ pub async fn open(connected: Connected) -> Result<Opened, Box<Refused>> {
         permit,
         session,
         mut reservation,
-        mut target,
-        met,
+        reached: Reached {
+            stream: mut target,
+            met,
+            ..
+        },
     } = connected;
     let exchange = exchange(
         &mut client,

@@ -23,6 +23,7 @@ use crate::session::identify::Opening;
 use crate::session::millis_since;
 use crate::session::registry::Session;
 use crate::stream::Stream;
+use crate::token::claims::AgentTarget;
 use crate::token::{Token, TokenId};
 
 /// A TLS 1.2 record with the fatal alert `access_denied` ([RFC 8446] 6.2), sent before any handshake.
@@ -82,7 +83,7 @@ impl Refused {
     #[must_use]
     pub fn with_token(mut self: Box<Self>, token: &Token) -> Box<Self> {
         self.token = Some(token.id.clone());
-        let behind = token.claims.agent.as_ref().map(|agent| &agent.target);
+        let behind = token.claims.agent.as_ref().and_then(AgentTarget::target);
         let target = token.claims.targets.first().or(behind);
         self.target = target.map(ToString::to_string);
         self.user.clone_from(&token.claims.sub);

@@ -23,7 +23,7 @@ use uuid::Uuid;
 use crate::application_protocol::ApplicationProtocol;
 use crate::clock;
 use crate::gateway::Gateway;
-use crate::jet::agent::{ACCEPT_TYPE, Acceptance, AgentName};
+use crate::jet::agent::{ACCEPT_TYPE, Acceptance, AgentName, Unmet};
 use crate::jet::exchange::{JetPath, Operation, Request, Response, Status};
 use crate::jet::message::Version;
 use crate::jet::packet;
@@ -31,18 +31,20 @@ use crate::jet::rendezvous::{Proof, Refused as Declined};
 use crate::limits;
 use crate::listener::admission::Admission;
 use crate::meeting::{Met, Party, Place, Waiting, proof_of};
+use crate::policy::{self, SessionLimits};
 use crate::preamble::{Preamble, Recognition, recognise};
 use crate::refusal::Refusal;
 use crate::session::authenticate::{self, Authenticated};
 use crate::session::authorize::{self, Authorized};
-use crate::session::connect::Connected;
+use crate::session::connect::{self, Reached};
 use crate::session::identify::{Client, Opening};
 use crate::session::refuse::{self, Refused};
 use crate::session::registry::{Registered, Session};
 use crate::session::{Ready, SessionId, run, secure_or_open};
 use crate::stream::{Io, Stream};
+use crate::target_name::TargetName;
 use crate::token::Token;
-use crate::token::claims::ConnectionMode;
+use crate::token::claims::{Claims, ConnectionMode};
 use crate::token::statement::{self, StatementKey};
 use crate::token::target::TargetAddr;
 
@@ -92,6 +94,7 @@ impl NotAdmitted {
     pub fn status(&self) -> Status {
         match self {
             Self::Token(Refusal::TooMuchWork) => Status::Unavailable,
+            Self::Token(refusal) if refusal.is_unmet_demand() => Status::Forbidden,
             Self::Token(_) => Status::Unauthorized,
             Self::Declined(declined) => match declined {
                 Declined::UnknownAssociation | Declined::UnknownCandidate => Status::NotFound,
@@ -122,16 +125,19 @@ impl NotAdmitted {
 /// Verifies a token that is to be for a rendezvous.
 ///
 /// # Errors
-/// It does not hold, was revoked, or is for a forward session.
+/// It does not hold, was revoked, is for a forward session, or demands what no session could have.
 pub fn verify(gateway: &Gateway, peer: SocketAddr, text: &str) -> Result<Token, Refusal> {
     let token = gateway.verify_token(text, peer.ip())?;
     if let Some(rule) = gateway.revoked.rules().revokes(&token.id, &token.claims) {
         return Err(Refusal::Revoked(rule));
     }
     match token.claims.jet_cm {
-        ConnectionMode::Rdv => Ok(token),
-        ConnectionMode::Fwd => Err(Declined::OtherToken.into()),
+        ConnectionMode::Rdv => {}
+        ConnectionMode::Fwd => return Err(Declined::OtherToken.into()),
     }
+    // Said to whoever brings it, before somebody waits for a session that cannot be.
+    policy::decide(&token.claims, SessionLimits::default(), gateway.means())?;
+    Ok(token)
 }
 
 /// What a peer has shown with its request.
@@ -147,6 +153,8 @@ pub enum Shown {
         name: AgentName,
         /// The association that it was offered.
         association: Uuid,
+        /// The target that it was offered for.
+        target: TargetAddr,
     },
 }
 
@@ -160,6 +168,30 @@ impl Shown {
             Self::Agent { association, .. } => Proof::Agent {
                 association: *association,
             },
+        }
+    }
+
+    /// Whether it is more than the knowledge of two UUIDs: proof for this association, which `created` has created.
+    fn proves(&self, association: Uuid, created: Option<&Token>) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Token(token) => {
+                token.claims.jet_aid == Some(association)
+                    || created.is_some_and(|created| created.id == token.id)
+            }
+            Self::Agent {
+                association: offered,
+                ..
+            } => *offered == association,
+        }
+    }
+
+    /// The token, if it is one.
+    #[must_use]
+    pub fn token(&self) -> Option<&Token> {
+        match self {
+            Self::Token(token) => Some(token),
+            Self::Nothing | Self::Agent { .. } => None,
         }
     }
 
@@ -197,10 +229,11 @@ pub fn show(
         // An agent is met; whom it meets is not its choice.
         Operation::Connect => None,
     };
-    let name = name.ok_or(Declined::OtherToken)?;
+    let (name, target) = name.ok_or(Declined::OtherToken)?;
     Ok(Shown::Agent {
         name,
         association: path.association,
+        target,
     })
 }
 
@@ -264,10 +297,10 @@ pub async fn serve(gateway: &Arc<Gateway>, mut client: Client) {
         let text = token.as_ref().map(|text| text.as_str());
         let shown = show(gateway, peer, path, text)?;
         let admitted = admit(gateway, path, shown.proof()).await?;
-        Ok::<_, NotAdmitted>((shown.into_token(), admitted))
+        Ok::<_, NotAdmitted>((shown, admitted))
     };
     match admitted.await {
-        Ok((token, admitted)) => {
+        Ok((shown, admitted)) => {
             let response = granted(gateway, version, path.operation);
             if matches!(admitted, Admitted::Tested) {
                 part(client.stream, Some(response)).await;
@@ -277,7 +310,7 @@ pub async fn serve(gateway: &Arc<Gateway>, mut client: Client) {
                 debug!(session = %id, %peer, %error, "JET peer left before its response");
                 return;
             }
-            proceed(gateway, client, token, path.association, admitted).await;
+            proceed(gateway, client, shown, path.association, admitted).await;
         }
         Err(not_admitted) => {
             log_not_admitted(id, peer, path, &not_admitted);
@@ -306,7 +339,7 @@ pub fn log_not_admitted(id: SessionId, peer: SocketAddr, path: JetPath, why: &No
 pub async fn proceed(
     gateway: &Arc<Gateway>,
     mut client: Client,
-    token: Option<Token>,
+    shown: Shown,
     association: Uuid,
     admitted: Admitted,
 ) {
@@ -319,7 +352,7 @@ pub async fn proceed(
             debug!(session = %client.id, peer = %client.peer, jet_aid = %association, "Waiting for a peer");
             let party = Party {
                 client,
-                token,
+                shown,
                 place,
                 answered,
             };
@@ -332,7 +365,7 @@ pub async fn proceed(
         }) => {
             let connector = Party {
                 client,
-                token,
+                shown,
                 place,
                 answered,
             };
@@ -524,35 +557,34 @@ async fn establish(
 ) -> Option<Ready> {
     let Party {
         mut client,
-        token,
+        shown,
         place,
         ..
     } = connector;
-    let token = token.or_else(|| gateway.meetings.token_of(association))?;
+    let shown = shown.into_token();
+    let anonymous = shown.is_none();
+    // The client of a peer without a token has what the association was created with.
+    let mut token = shown.or_else(|| gateway.meetings.token_of(association))?;
     let now = clock::now();
     client.identify_by = now.checked_add(limits::IDENTIFY_TIMEOUT).unwrap_or(now);
     client.establish_by = now.checked_add(limits::ESTABLISH_TIMEOUT).unwrap_or(now);
     Span::current().record("jet_aid", tracing::field::display(association));
+    let agreed = if anonymous && token.claims.has_credentials() {
+        // They are for the bearer of that token.
+        Err(Declined::NoToken.into())
+    } else {
+        let created = gateway.meetings.token_of(association);
+        let others = created.iter().chain(acceptor.shown.token());
+        tighten(&mut token, others).and_then(|()| leads_to(&token.claims, &acceptor.shown))
+    };
     let ready = async {
+        if let Err(refusal) = agreed {
+            return Err(client.refused(refusal, Opening::Unread).with_token(&token));
+        }
         let authenticated = authenticated(client, token).await?;
-        let Authorized {
-            client,
-            opening,
-            permit,
-            session,
-            reservation,
-        } = authorize::authorize(gateway, authenticated).await?;
-        let (target, met) = together(gateway, association, place, acceptor, (&session, None));
-        let connected = Connected {
-            client,
-            opening,
-            permit,
-            session,
-            reservation,
-            target,
-            met: Some(met),
-        };
-        secure_or_open(gateway, connected).await
+        let authorized = authorize::authorize(gateway, authenticated).await?;
+        let reached = together(gateway, association, place, acceptor, &authorized.session);
+        secure_or_open(gateway, authorized.with(reached)).await
     };
     match ready.await {
         Ok(ready) => Some(ready),
@@ -563,11 +595,43 @@ async fn establish(
     }
 }
 
+/// Adds the demands of `others`, tokens of the same rendezvous.
+fn tighten<'a>(token: &mut Token, others: impl Iterator<Item = &'a Token>) -> Result<(), Refusal> {
+    for other in others {
+        if other.id != token.id {
+            policy::tighten(&mut token.claims, &other.claims)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether an acceptor is who a token with `claims` leads to.
+///
+/// # Errors
+/// They name an agent and a target, and it is another.
+pub(super) fn leads_to(claims: &Claims, acceptor: &Shown) -> Result<(), Refusal> {
+    let Some(wanted) = &claims.agent else {
+        return Ok(());
+    };
+    match acceptor {
+        Shown::Agent { name, target, .. }
+            if *name == wanted.agent && wanted.targets.contains(target) =>
+        {
+            Ok(())
+        }
+        Shown::Nothing | Shown::Token(_) | Shown::Agent { .. } => {
+            Err(Unmet::Other(wanted.agent.clone()).into())
+        }
+    }
+}
+
 /// The connector as a client with its token: how it begins, and whether that is what the token announces.
 async fn authenticated(mut client: Client, token: Token) -> Result<Authenticated, Box<Refused>> {
     let protocol = token.claims.jet_ap.as_ref();
     let speaks_rdp = match protocol {
         Some(ApplicationProtocol::Rdp) => true,
+        // What the token wants done inside can be done in RDP only.
+        None if token.claims.wants_inside() => true,
         // Its server may speak first, so nothing is waited for; but what is there tells.
         None => matches!(
             recognise(client.stream.buffered()),
@@ -592,7 +656,7 @@ async fn authenticated(mut client: Client, token: Token) -> Result<Authenticated
     } else {
         Opening::Other
     };
-    if let Err(refusal) = authenticate::check_protocol(&token, &opening, &client) {
+    if let Err(refusal) = authenticate::check_protocol(&token.claims, &opening, &client) {
         return Err(client.refused(refusal, opening).with_token(&token));
     }
     Ok(Authenticated {
@@ -602,15 +666,52 @@ async fn authenticated(mut client: Client, token: Token) -> Result<Authenticated
     })
 }
 
+/// Between steps 2 and 3 of an RDP client with a rendezvous token: what the association was created with holds for it, too.
+///
+/// # Errors
+/// The two contradict each other.
+pub fn agree(
+    gateway: &Gateway,
+    mut authenticated: Authenticated,
+) -> Result<Authenticated, Box<Refused>> {
+    let Authenticated {
+        client,
+        opening,
+        token,
+    } = &mut authenticated;
+    let by_agent = token.claims.agent.is_some();
+    let association = match token.claims.jet_cm {
+        ConnectionMode::Rdv if !by_agent => gateway.meetings.association_of(token),
+        ConnectionMode::Rdv | ConnectionMode::Fwd => None,
+    };
+    let created = association.and_then(|association| gateway.meetings.token_of(association));
+    let agreed = tighten(token, created.iter())
+        .and_then(|()| authenticate::check_protocol(&token.claims, opening, client));
+    match agreed {
+        Ok(()) => Ok(authenticated),
+        Err(refusal) => {
+            let Authenticated {
+                client,
+                opening,
+                token,
+            } = authenticated;
+            Err(client.refused(refusal, opening).with_token(&token))
+        }
+    }
+}
+
 /// Step 4 of an RDP client with a rendezvous token: meets whoever has accepted, or will in time.
 ///
 /// # Errors
-/// Nobody does.
-pub async fn meet(
-    gateway: &Gateway,
-    client: &Client,
-    session: &Registered,
-) -> Result<(Stream, Together), Refusal> {
+/// Nobody does, or the acceptor's token demands what cannot be delivered.
+pub async fn meet(gateway: &Gateway, authorized: &mut Authorized) -> Result<Reached, Refusal> {
+    let Authorized {
+        client,
+        opening,
+        permit,
+        session,
+        ..
+    } = authorized;
     let token = &session.token;
     let association = gateway.meetings.association_of(token);
     let association = association.ok_or(Declined::UnknownAssociation)?;
@@ -626,28 +727,35 @@ pub async fn meet(
         candidate,
         acceptor,
     } = met;
+    if let Some(other) = acceptor.shown.token()
+        && other.id != token.id
+    {
+        let mut claims = token.claims.clone();
+        policy::tighten(&mut claims, &other.claims)?;
+        authenticate::check_protocol(&claims, opening, client)?;
+        *permit = authorize::permit(gateway, client, &claims)?;
+    }
     // The client has spoken, and its bytes are on their way: that selects the candidate.
     gateway.meetings.select(association, candidate)?;
     let acceptor = *acceptor;
     sleep_until(readable_at(&acceptor, false).into()).await;
-    Ok(together(
-        gateway,
-        association,
-        place,
-        acceptor,
-        (session, None),
-    ))
+    Ok(together(gateway, association, place, acceptor, session))
 }
 
-/// Makes a session of two peers. What is behind the acceptor is called `behind`, where that is known.
+/// Makes a session of two peers.
 pub(super) fn together(
     gateway: &Gateway,
     association: Uuid,
     connector: Place,
     acceptor: Party,
-    (session, behind): (&Registered, Option<TargetAddr>),
-) -> (Stream, Together) {
-    let Party { client, place, .. } = acceptor;
+    session: &Registered,
+) -> Reached {
+    let Party {
+        client,
+        place,
+        shown,
+        ..
+    } = acceptor;
     let Client {
         id,
         peer,
@@ -656,19 +764,31 @@ pub(super) fn together(
         ..
     } = client;
     debug!(session = %session.id, acceptor = %id, peer = %peer, jet_aid = %association, "Peers have met");
-    let name = behind.unwrap_or_else(|| TargetAddr {
-        host: peer.ip().to_string(),
-        port: peer.port(),
-    });
-    session.relaying(name, peer, None);
+    let created = gateway.meetings.token_of(association);
+    let proven = shown.proves(association, created.as_ref());
+    let name = match shown {
+        Shown::Agent { name, target, .. } => TargetName::Behind {
+            agent: name,
+            target,
+        },
+        Shown::Token(_) | Shown::Nothing => TargetName::Acceptor(TargetAddr {
+            host: peer.ip().to_string(),
+            port: peer.port(),
+        }),
+    };
+    session.relaying(name.address().clone(), peer, None);
     let shared: &Arc<Session> = session.shared();
     gateway.meetings.in_session(association, &connector, shared);
-    let met = Together {
+    let together = Together {
         _connector: connector,
         _acceptor: place,
         _admission: admission,
     };
-    (stream, met)
+    Reached {
+        stream,
+        name,
+        met: Some(connect::Met { together, proven }),
+    }
 }
 
 /// Reads the packet and its request. The outer error closes without a word; the inner one is an answer.

@@ -51,8 +51,8 @@ use crate::stream::Stream;
 use crate::target_certificate::{
     CertificateRefusal, Remembered, TargetCertificate, Verifier, thumbprint,
 };
+use crate::target_name::TargetName;
 use crate::token::claims::{Credentials, Thumbprint};
-use crate::token::target::TargetAddr;
 
 use super::kdc::{KdcSource, Kdcs};
 
@@ -88,7 +88,7 @@ pub struct SecureRequest<'a> {
     /// The certificate of the listener that the client came in by.
     pub server_tls: &'a Arc<ServerConfig>,
     /// The target as the token names it.
-    pub target: &'a TargetAddr,
+    pub target: &'a TargetName,
     /// `dst_usr` and `dst_pwd`; without them only a target that takes TLS alone can be had.
     pub target_credentials: Option<&'a Credentials>,
     /// `prx_usr` and `prx_pwd`; without them the client leg is TLS alone.
@@ -544,6 +544,7 @@ async fn negotiate(
     let frame = target_request(request.target_credentials, request.routing_token, requested)?;
     let exchange = async {
         target.write_all(&frame).await?;
+        target.flush().await?;
         let mut bytes = Vec::with_capacity(CONFIRM_BYTES);
         loop {
             match decode_confirm(&bytes) {
@@ -683,7 +684,10 @@ where
             protocol: selection.selected,
         };
         let answer = confirm.encode();
-        let answer = client.write_all(&answer);
+        let answer = async {
+            client.write_all(&answer).await?;
+            client.flush().await
+        };
         within(deadline, Step::ClientNegotiation, answer).await?;
     }
     if selection.credential_less {
@@ -959,7 +963,7 @@ async fn target_tls(
         .with_custom_certificate_verifier(Arc::<Verifier>::clone(&verifier))
         .with_no_client_auth();
     config.resumption = Resumption::disabled();
-    let (name, sni) = server_name(&request.target.host);
+    let (name, sni) = server_name(&request.target.address().host);
     config.enable_sni = sni;
     let connect =
         TlsConnector::from(Arc::new(config)).connect(name, ReadAhead::new(Vec::new(), target));
@@ -1063,7 +1067,7 @@ async fn first_by_kerberos(
     credentials: &Credentials,
     request: &SecureRequest<'_>,
 ) -> Result<First, SecureError> {
-    if request.target.host.parse::<IpAddr>().is_ok() {
+    if request.target.address().host.parse::<IpAddr>().is_ok() {
         return Err(SecureError::NoKerberos(
             "there is no ticket for an address: the target needs a name",
         ));
@@ -1087,7 +1091,7 @@ async fn first_by(
         public_key,
         &credentials.username,
         &credentials.password,
-        &request.target.host,
+        &request.target.address().host,
         package,
     )
     .map_err(|error| judge(error, &kdcs))?;
@@ -1352,6 +1356,8 @@ mod tests {
     use tokio::io::{DuplexStream, duplex};
     use tokio::net::{TcpListener, TcpStream};
     use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
+
+    use crate::token::target::TargetAddr;
 
     use super::*;
 
@@ -1643,10 +1649,10 @@ mod tests {
                 let request = SecureRequest {
                     config: &config,
                     server_tls: &tls,
-                    target: &TargetAddr {
+                    target: &TargetName::Dialled(TargetAddr {
                         host: host.to_owned(),
                         port: 3389,
-                    },
+                    }),
                     target_credentials: Some(&dst),
                     proxy_credentials: proxy.as_ref(),
                     certificate_pin: None,

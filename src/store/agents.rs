@@ -80,9 +80,15 @@ struct Enrolling {
 }
 
 /// An association that an agent was offered.
+///
+/// INVARIANT: an association leads to one target for as long as it has its candidates. Who was met on a candidate is thereby known
+/// by what was offered, however late they have accepted.
 #[derive(Debug)]
 struct Offered {
     agent: AgentName,
+    target: TargetAddr,
+    /// Nobody waits for it any more.
+    withdrawn: bool,
     answer: Option<oneshot::Sender<Result<Answer, Decline>>>,
 }
 
@@ -274,7 +280,7 @@ impl Agents {
             let mut associations = Vec::new();
             table.offers.retain(|association, offered| {
                 let its = offered.agent == *name;
-                if its {
+                if its && !offered.withdrawn {
                     associations.push(*association);
                 }
                 !its
@@ -294,9 +300,15 @@ impl Agents {
         (logon.aud == gateway && logon.nonce == nonce).then_some(logon.sub)
     }
 
-    /// Whether `text` is the statement of an agent that accepts at `path`, on an association that it was offered; its name.
+    /// Whether `text` is the statement of an agent that accepts at `path`, on an association that it was offered; its name, and
+    /// the target that it was offered for.
     #[must_use]
-    pub fn accepts(&self, text: &str, gateway: &str, path: JetPath) -> Option<AgentName> {
+    pub fn accepts(
+        &self,
+        text: &str,
+        gateway: &str,
+        path: JetPath,
+    ) -> Option<(AgentName, TargetAddr)> {
         let claimed: Acceptance = statement::claimed(text, ACCEPT_TYPE)?;
         let key = self.key_of(&claimed.sub)?;
         let acceptance: Acceptance = key.verify(text, ACCEPT_TYPE).ok()?;
@@ -308,7 +320,8 @@ impl Agents {
         };
         let table = self.lock();
         let offered = table.offers.get(&path.association)?;
-        (acceptance == expected && offered.agent == acceptance.sub).then_some(acceptance.sub)
+        let fits = acceptance == expected && offered.agent == acceptance.sub && !offered.withdrawn;
+        fits.then(|| (acceptance.sub, offered.target.clone()))
     }
 
     /// Gives the agent its channel; an older one ends. `None` where it was revoked in the meantime.
@@ -370,7 +383,7 @@ impl Agents {
     /// Offers an association to an agent, which may accept on it from now on.
     ///
     /// # Errors
-    /// As [`ways`](Self::ways), or the agent is busy.
+    /// As [`ways`](Self::ways), the agent is busy, or the association was offered for something else before.
     pub fn offer(
         &self,
         name: &AgentName,
@@ -385,14 +398,21 @@ impl Agents {
         if table.sessions(name) >= limits::AGENT_SESSIONS {
             return Err(Unmet::Busy(name.clone()));
         }
+        if let Some(offered) = table.offers.get(&association)
+            && (offered.agent != *name || offered.target != target)
+        {
+            return Err(Unmet::Elsewhere(offered.agent.clone()));
+        }
         let message = FromGateway::Offer {
             offer,
-            target,
+            target: target.clone(),
             candidates,
         };
         table.send(name, message)?;
         let offered = Offered {
             agent: name.clone(),
+            target,
+            withdrawn: false,
             answer: Some(sender),
         };
         table.offers.insert(association, offered);
@@ -406,7 +426,9 @@ impl Agents {
     /// Whether an agent was offered this association.
     #[must_use]
     pub fn was_offered(&self, association: Uuid) -> bool {
-        self.lock().offers.contains_key(&association)
+        let table = self.lock();
+        let offered = table.offers.get(&association);
+        offered.is_some_and(|offered| !offered.withdrawn)
     }
 
     /// Tells the agent, if one was offered this association, what the client has chosen.
@@ -441,8 +463,16 @@ impl Agents {
             .retain(|association, _| live(*association));
     }
 
-    /// Forgets one offer.
+    /// Takes an offer back, of an association that stays: nobody accepts on it any more.
     pub fn withdraw(&self, association: Uuid) {
+        if let Some(offered) = self.lock().offers.get_mut(&association) {
+            offered.withdrawn = true;
+            offered.answer = None;
+        }
+    }
+
+    /// Forgets the offer of an association that is gone.
+    pub fn forget_offer(&self, association: Uuid) {
         self.lock().offers.remove(&association);
     }
 
@@ -477,7 +507,9 @@ impl Agents {
 impl Table {
     fn sessions(&self, name: &AgentName) -> usize {
         let offers = self.offers.values();
-        offers.filter(|offered| offered.agent == *name).count()
+        offers
+            .filter(|offered| offered.agent == *name && !offered.withdrawn)
+            .count()
     }
 
     fn send(&self, name: &AgentName, message: FromGateway) -> Result<(), Unmet> {

@@ -18,9 +18,9 @@ use zeroize::Zeroizing;
 use crate::clock;
 use crate::limits;
 use crate::rdp::reconnect::{ClientCookie, Cookies};
+use crate::target_name::TargetName;
 use crate::time::UnixTime;
 use crate::token::Token;
-use crate::token::target::TargetAddr;
 
 type Digest = [u8; 32];
 
@@ -76,7 +76,7 @@ impl KnownCookies {
     pub fn of(
         self: &Arc<Self>,
         association: &str,
-        target: &TargetAddr,
+        target: &TargetName,
         account: Option<&str>,
     ) -> SessionCookies {
         let target = target.to_string();
@@ -169,7 +169,7 @@ mod tests {
         }
     }
 
-    fn target(text: &str) -> TargetAddr {
+    fn target(text: &str) -> TargetName {
         text.parse().unwrap()
     }
 
@@ -179,7 +179,7 @@ mod tests {
         let host = target("a.example:3389");
         let mut issuer = known.of("jet_aid 1", &host, Some("alice"));
         issuer.issued(&cookie(5, 1));
-        let of = |association, host: &TargetAddr, account| known.of(association, host, account);
+        let of = |association, host: &TargetName, account| known.of(association, host, account);
         // A later session, when the first is gone.
         drop(issuer);
         assert!(of("jet_aid 1", &host, Some("alice")).know(&cookie(5, 1)));

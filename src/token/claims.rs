@@ -63,7 +63,7 @@ pub struct Claims {
     pub target_credentials: Option<Credentials>,
     /// `prx_usr` and `prx_pwd`: what the client must prove to the gateway.
     pub proxy_credentials: Option<Credentials>,
-    /// `jet_agent_id` and `jet_agent_dst`: who is to be met, and what lies behind.
+    /// `jet_agent_id`, `jet_agent_dst` and `jet_agent_alt`: who is to be met, and what lies behind.
     pub agent: Option<AgentTarget>,
     /// `cert_thumb256`: the only certificate the target may show.
     pub cert_thumb256: Option<Thumbprint>,
@@ -97,8 +97,8 @@ pub enum ConnectionTest {
     Close,
 }
 
-/// `jet_rec` ([JET-PROTO] 2.2.3.7), a boolean there and a text with other gateways.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+/// `jet_rec` ([JET-PROTO] 2.2.3.7), a boolean there and a text with other gateways. What demands more is greater.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RecordingPolicy {
     /// `false` or `"none"`.
     #[default]
@@ -109,13 +109,21 @@ pub enum RecordingPolicy {
     Stream,
 }
 
-/// A target behind an agent. `dst_hst` cannot say it: that is a target which the gateway dials, and refused with `rdv`.
+/// Targets behind an agent. `dst_hst` cannot say it: that is a target which the gateway dials, and refused with `rdv`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentTarget {
     /// `jet_agent_id`: the agent, by the name it was enrolled with.
     pub agent: AgentName,
-    /// `jet_agent_dst`: what the agent connects to, as it knows it.
-    pub target: TargetAddr,
+    /// `jet_agent_dst`: what the agent connects to, as it knows it; then `jet_agent_alt`, in the order to try them. Never empty.
+    pub targets: Vec<TargetAddr>,
+}
+
+impl AgentTarget {
+    /// `jet_agent_dst`.
+    #[must_use]
+    pub fn target(&self) -> Option<&TargetAddr> {
+        self.targets.first()
+    }
 }
 
 /// A name and its password.
@@ -181,9 +189,6 @@ impl Claims {
             validity,
             extra: Map::new(),
         };
-        if claims.jet_cm == ConnectionMode::Rdv && claims.target_credentials.is_some() {
-            return Err(invalid("dst_usr", "only with jet_cm fwd"));
-        }
         Ok(Self {
             extra: public,
             ..claims
@@ -192,6 +197,18 @@ impl Claims {
 }
 
 impl Claims {
+    /// Whether they hold a credential, for the target or of the client.
+    #[must_use]
+    pub fn has_credentials(&self) -> bool {
+        self.target_credentials.is_some() || self.proxy_credentials.is_some()
+    }
+
+    /// Whether they ask for what only a gateway inside the session can do.
+    #[must_use]
+    pub fn wants_inside(&self) -> bool {
+        self.has_credentials() || self.cert_thumb256.is_some()
+    }
+
     /// What a gateway with default rules would make of `claims`, were they protected.
     ///
     /// # Errors
@@ -503,17 +520,27 @@ impl<'a> Reader<'a> {
             .text("dst_hst")?
             .ok_or_else(|| invalid("dst_hst", "missing with jet_cm fwd"))?;
         let mut targets = vec![target("dst_hst", first)?];
-        match self.0.get("dst_alt") {
+        self.alternatives("dst_alt", &mut targets)?;
+        Ok(targets)
+    }
+
+    /// Adds the further destinations in `claim`.
+    fn alternatives(
+        &self,
+        claim: &'static str,
+        targets: &mut Vec<TargetAddr>,
+    ) -> Result<(), TokenError> {
+        match self.0.get(claim) {
             None => {}
             Some(Value::Array(others)) => {
                 if others.len() >= limits::TARGETS {
-                    return Err(invalid("dst_alt", "too many destinations"));
+                    return Err(invalid(claim, "too many destinations"));
                 }
                 for other in others {
                     let other = other
                         .as_str()
-                        .ok_or_else(|| invalid("dst_alt", "not a list of texts"))?;
-                    targets.push(target("dst_alt", other)?);
+                        .ok_or_else(|| invalid(claim, "not a list of texts"))?;
+                    targets.push(target(claim, other)?);
                 }
             }
             Some(
@@ -522,15 +549,18 @@ impl<'a> Reader<'a> {
                 | Value::Number(_)
                 | Value::String(_)
                 | Value::Object(_),
-            ) => return Err(invalid("dst_alt", "not a list of texts")),
+            ) => return Err(invalid(claim, "not a list of texts")),
         }
-        Ok(targets)
+        Ok(())
     }
 
     fn agent(&self, jet_cm: ConnectionMode) -> Result<Option<AgentTarget>, TokenError> {
         let agent = self.text("jet_agent_id")?;
         let behind = self.text("jet_agent_dst")?;
         let (agent, behind) = match (agent, behind) {
+            (None, None) if self.0.contains_key("jet_agent_alt") => {
+                return Err(invalid("jet_agent_id", "missing beside jet_agent_alt"));
+            }
             (None, None) => return Ok(None),
             (Some(_), None) => return Err(invalid("jet_agent_dst", "missing beside jet_agent_id")),
             (None, Some(_)) => return Err(invalid("jet_agent_id", "missing beside jet_agent_dst")),
@@ -539,12 +569,12 @@ impl<'a> Reader<'a> {
         if jet_cm == ConnectionMode::Fwd {
             return Err(invalid("jet_agent_id", "only with jet_cm rdv"));
         }
-        Ok(Some(AgentTarget {
-            agent: agent
-                .parse()
-                .map_err(|_| invalid("jet_agent_id", "not an agent's name"))?,
-            target: target("jet_agent_dst", behind)?,
-        }))
+        let agent = agent
+            .parse()
+            .map_err(|_| invalid("jet_agent_id", "not an agent's name"))?;
+        let mut targets = vec![target("jet_agent_dst", behind)?];
+        self.alternatives("jet_agent_alt", &mut targets)?;
+        Ok(Some(AgentTarget { agent, targets }))
     }
 
     fn thumbprint(&self) -> Result<Option<Thumbprint>, TokenError> {
@@ -800,8 +830,12 @@ mod tests {
             fault(json!({ "jet_cm": "rdv", "dst_hst": null, "dst_alt": [] })),
             "dst_alt"
         );
+    }
+
+    #[test]
+    fn credentials_may_go_with_a_rendezvous() {
         let secrets = json!({ "jet_cm": null, "dst_hst": null, "dst_usr": "a", "dst_pwd": "b" });
-        assert_eq!(fault(secrets), "dst_usr");
+        assert!(forward(secrets).unwrap().target_credentials.is_some());
     }
 
     // J-JWT-1
@@ -1038,7 +1072,15 @@ mod tests {
         let both = json!({ "jet_agent_id": "branch-7", "jet_agent_dst": "[::1]:3389" });
         let agent = rendezvous(both).unwrap().agent.unwrap();
         assert_eq!(agent.agent.as_str(), "branch-7");
-        assert_eq!(agent.target.to_string(), "[::1]:3389");
+        assert_eq!(agent.target().unwrap().to_string(), "[::1]:3389");
+        let farm = json!({
+            "jet_agent_id": "branch-7",
+            "jet_agent_dst": "broker:3389",
+            "jet_agent_alt": ["desk1:3389", "desk2:3390"],
+        });
+        let targets = rendezvous(farm).unwrap().agent.unwrap().targets;
+        let targets: Vec<String> = targets.iter().map(ToString::to_string).collect();
+        assert_eq!(targets, ["broker:3389", "desk1:3389", "desk2:3390"]);
         assert_eq!(rendezvous(json!({})).unwrap().agent, None);
         for (changes, claim) in [
             (json!({ "jet_agent_id": "branch-7" }), "jet_agent_dst"),
@@ -1054,6 +1096,19 @@ mod tests {
             (
                 json!({ "jet_agent_id": 7, "jet_agent_dst": "pc:1" }),
                 "jet_agent_id",
+            ),
+            (json!({ "jet_agent_alt": ["pc:1"] }), "jet_agent_id"),
+            (
+                json!({ "jet_agent_id": "a", "jet_agent_dst": "pc:1", "jet_agent_alt": "pc:2" }),
+                "jet_agent_alt",
+            ),
+            (
+                json!({ "jet_agent_id": "a", "jet_agent_dst": "pc:1", "jet_agent_alt": ["pc"] }),
+                "jet_agent_alt",
+            ),
+            (
+                json!({ "jet_agent_id": "a", "jet_agent_dst": "pc:1", "jet_agent_alt": vec!["pc:1"; 64] }),
+                "jet_agent_alt",
             ),
         ] {
             match rendezvous(changes) {

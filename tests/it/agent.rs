@@ -1,37 +1,48 @@
 //! Targets behind an agent, which connects outwards only ([JET-PROTO] 2.3).
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use futures_util::{SinkExt, StreamExt};
 use jetway::cli::agent::{EnrolArgs, GatewayArgs};
 use jetway::jet::agent::BackOff;
 use jetway::peer::Site;
 use jetway::peer::agent::{self, Settings};
 use jetway::token::mint::{self, SigningKey};
-use jetway::token::{KeyDocument, KeyUsage};
+use jetway::token::{KeyDocument, KeyUsage, statement};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_util::sync::CancellationToken;
 
 use crate::lab::{
-    Lab, SELECTED_TLS, Target, confirm, failure, logged, logged_times, path, until, within,
+    Lab, SELECTED_TLS, Target, closed, confirm, failure, logged, logged_times, path, until, within,
 };
 
-const OPERATOR: &str = "operator-secret";
+pub(crate) const OPERATOR: &str = "operator-secret";
 
-const NAME: &str = "branch-7";
+pub(crate) const NAME: &str = "branch-7";
 
 /// A gateway with a certificate and an operator, on a port that it keeps.
-struct Branch {
-    lab: Lab,
+pub(crate) struct Branch {
+    pub(crate) lab: Lab,
     /// Its certificate and key, which a restart reads again.
     _files: tempfile::TempDir,
     /// What its agents tell of themselves.
-    host_addresses: Vec<std::net::IpAddr>,
+    pub(crate) host_addresses: Vec<std::net::IpAddr>,
 }
 
 impl Branch {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// The same with further tables of configuration.
+    pub(crate) fn start_with(further: &str) -> Self {
         let port = free_port();
         let digest = hex::encode(openssl::sha::sha256(OPERATOR.as_bytes()));
         let files = tempfile::tempdir().unwrap();
@@ -42,7 +53,7 @@ impl Branch {
         let lab = Lab::start(&format!(
             "[[listener]]\naddress = \"127.0.0.1:{port}\"\n\
              [tls]\ncertificate = {certificate:?}\nkey = {key:?}\n\
-             [api]\nkeys = [{{ name = \"desk\", sha256 = \"{digest}\" }}]\n"
+             [api]\nkeys = [{{ name = \"desk\", sha256 = \"{digest}\" }}]\n{further}"
         ));
         std::fs::copy(&certificate, path(&lab, "ca.pem")).unwrap();
         Self {
@@ -52,7 +63,7 @@ impl Branch {
         }
     }
 
-    async fn http(&self, head: &str, bearer: &str, body: &str) -> (u16, Value) {
+    pub(crate) async fn http(&self, head: &str, bearer: &str, body: &str) -> (u16, Value) {
         let mut stream = self.lab.connect().await;
         let length = body.len();
         let request = format!(
@@ -74,7 +85,7 @@ impl Branch {
             .await
     }
 
-    fn gateway(&self) -> GatewayArgs {
+    pub(crate) fn gateway(&self) -> GatewayArgs {
         GatewayArgs {
             gateway: format!("https://{}", self.lab.address()).parse().unwrap(),
             ca: Some(path(&self.lab, "ca.pem")),
@@ -94,19 +105,19 @@ impl Branch {
     }
 
     /// Enrols an agent.
-    async fn enrol(&self, changes: Value) {
+    pub(crate) async fn enrol(&self, changes: Value) {
         let (status, invited) = self.invite(changes).await;
         assert_eq!(status, 201, "{invited}");
         let enrolment = invited["enrolment"].as_str().unwrap();
         self.enrol_with(enrolment, "agent").await.unwrap();
     }
 
-    fn key(&self) -> PathBuf {
+    pub(crate) fn key(&self) -> PathBuf {
         path(&self.lab, "agent/agent.private.pem")
     }
 
     /// Runs an agent with the key in `file` until the token fires.
-    fn run(&self, file: &PathBuf, targets: &[&Target]) -> CancellationToken {
+    pub(crate) fn run(&self, file: &PathBuf, targets: &[SocketAddr]) -> CancellationToken {
         let bytes = std::fs::read(file).unwrap();
         let document = KeyDocument {
             name: "key",
@@ -121,7 +132,7 @@ impl Branch {
             key: SigningKey::from_document(&document, None).unwrap(),
             targets: targets
                 .iter()
-                .map(|target| target.address.to_string().parse().unwrap())
+                .map(|target| target.to_string().parse().unwrap())
                 .collect(),
             host_addresses: self.host_addresses.clone(),
             back_off: BackOff {
@@ -135,7 +146,7 @@ impl Branch {
     }
 
     /// Enrols an agent that leads to `targets` and waits until it is there.
-    async fn with_agent(&self, targets: &[&Target]) -> CancellationToken {
+    pub(crate) async fn with_agent(&self, targets: &[SocketAddr]) -> CancellationToken {
         self.enrol(json!({})).await;
         let stop = self.run(&self.key(), targets);
         self.connected(true).await;
@@ -148,13 +159,54 @@ impl Branch {
         agents
     }
 
-    async fn connected(&self, wanted: bool) {
+    pub(crate) async fn connected(&self, wanted: bool) {
         within(async {
             while self.agents().await[0]["connected"] != wanted {
                 tokio::task::yield_now().await;
             }
         })
         .await;
+    }
+
+    /// The signaling channel of the enrolled agent, past its log-on: what the gateway offers on it stays without an answer.
+    pub(crate) async fn by_hand(&self) -> WebSocketStream<TcpStream> {
+        let bytes = std::fs::read(self.key()).unwrap();
+        let document = KeyDocument {
+            name: "key",
+            bytes: &bytes,
+            usage: Some(KeyUsage::Sign),
+            kid: None,
+        };
+        let key = SigningKey::from_document(&document, None).unwrap();
+        let (socket, welcome) = self
+            .log_on(|challenge| {
+                let logon = json!({
+                    "aud": challenge["gateway"], "sub": NAME, "nonce": challenge["nonce"],
+                });
+                statement::sign(&key, "jetway-agent-logon+jwt", &logon).unwrap()
+            })
+            .await;
+        assert!(welcome);
+        socket
+    }
+
+    /// Answers the challenge by what `prove` makes of it; whether that was welcome.
+    async fn log_on(
+        &self,
+        prove: impl FnOnce(&Value) -> String,
+    ) -> (WebSocketStream<TcpStream>, bool) {
+        let request = "ws://gw/jet/agent".into_client_request().unwrap();
+        let stream = self.lab.connect().await;
+        let (mut socket, _) = tokio_tungstenite::client_async(request, stream)
+            .await
+            .unwrap();
+        let challenge = within(socket.next()).await.unwrap().unwrap();
+        let challenge: Value = serde_json::from_str(challenge.to_text().unwrap()).unwrap();
+        let statement = prove(&challenge);
+        let proof = json!({ "type": "proof", "statement": statement }).to_string();
+        socket.send(Message::text(proof)).await.unwrap();
+        let answer = within(socket.next()).await.unwrap().unwrap();
+        (socket, answer == Message::text("{\"type\":\"welcome\"}"))
     }
 
     /// A token that leads to `target` behind the agent.
@@ -184,7 +236,7 @@ fn free_port() -> u32 {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_rdp_client_reaches_a_target_behind_an_agent() {
     let (site, target) = (Branch::start(), Target::start().await);
-    let stop = site.with_agent(&[&target]).await;
+    let stop = site.with_agent(&[target.address]).await;
     let token = site.token(&target, json!({ "sub": "alice" }));
     let mut client = site.lab.session(&token).await;
     assert_eq!(target.connections(), 1);
@@ -197,7 +249,7 @@ async fn an_rdp_client_reaches_a_target_behind_an_agent() {
     client.shutdown().await.unwrap();
     let mut rest = Vec::new();
     within(client.read_to_end(&mut rest)).await.unwrap();
-    let line = logged("Session closed").await;
+    let line = closed(1).await.remove(0);
     assert_eq!(line["agent"], NAME);
     assert_eq!(line["target"], target.address.to_string());
     // One token, one session.
@@ -209,7 +261,7 @@ async fn an_rdp_client_reaches_a_target_behind_an_agent() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ticket_in_the_routing_token_leads_behind_an_agent() {
     let (site, target) = (Branch::start(), Target::start().await);
-    let _stop = site.with_agent(&[&target]).await;
+    let _stop = site.with_agent(&[target.address]).await;
     let ticket = crate::api::ticket(&site.lab, &site.token(&target, json!({}))).await;
     let mut client = site.lab.connect().await;
     let request = crate::lab::request(Some(&ticket)).encode().unwrap();
@@ -222,7 +274,7 @@ async fn a_ticket_in_the_routing_token_leads_behind_an_agent() {
 async fn two_sessions_of_one_agent_do_not_touch_each_other() {
     let site = Branch::start();
     let (one, other) = (Target::start().await, Target::start().await);
-    let _stop = site.with_agent(&[&one, &other]).await;
+    let _stop = site.with_agent(&[one.address, other.address]).await;
     let (first, second) = (site.token(&one, json!({})), site.token(&other, json!({})));
     let (mut first, mut second) = tokio::join!(site.lab.session(&first), site.lab.session(&second));
     assert_eq!(site.agents().await[0]["sessions"], 2);
@@ -242,7 +294,7 @@ async fn two_sessions_of_one_agent_do_not_touch_each_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_is_killed_ends_its_sessions_and_the_next_client_is_told() {
     let (site, target) = (Branch::start(), Target::start().await);
-    let stop = site.with_agent(&[&target]).await;
+    let stop = site.with_agent(&[target.address]).await;
     let mut client = site.lab.session(&site.token(&target, json!({}))).await;
     stop.cancel();
     let mut rest = Vec::new();
@@ -256,7 +308,7 @@ async fn an_agent_that_is_killed_ends_its_sessions_and_the_next_client_is_told()
     assert_eq!(line["rule"], "agent");
     assert_eq!(line["reason"], "agent branch-7 is not connected");
     // The token was not used: when the agent is back, it leads there.
-    let _stop = site.run(&site.key(), &[&target]);
+    let _stop = site.run(&site.key(), &[target.address]);
     site.connected(true).await;
     site.lab.session(&token).await;
 }
@@ -264,7 +316,7 @@ async fn an_agent_that_is_killed_ends_its_sessions_and_the_next_client_is_told()
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_comes_back_after_a_restart_of_the_gateway() {
     let (mut site, target) = (Branch::start(), Target::start().await);
-    let _stop = site.with_agent(&[&target]).await;
+    let _stop = site.with_agent(&[target.address]).await;
     site.lab.restart().await;
     site.connected(true).await;
     site.lab.session(&site.token(&target, json!({}))).await;
@@ -274,7 +326,7 @@ async fn an_agent_comes_back_after_a_restart_of_the_gateway() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_agent_is_gone_with_its_sessions_and_stays_gone() {
     let (mut site, target) = (Branch::start(), Target::start().await);
-    let _stop = site.with_agent(&[&target]).await;
+    let _stop = site.with_agent(&[target.address]).await;
     let mut client = site.lab.session(&site.token(&target, json!({}))).await;
     let delete = format!("DELETE /jet/agents/{NAME}");
     assert_eq!(site.http(&delete, "guessed", "").await.0, 401);
@@ -352,7 +404,7 @@ async fn another_key_is_not_the_agent() {
     let other = mint::generate(jetway::token::algorithm::Algorithm::Signature(other)).unwrap();
     let file = path(&site.lab, "other.pem");
     std::fs::write(&file, other.private_pem().unwrap().as_bytes()).unwrap();
-    let _stop = site.run(&file, &[&target]);
+    let _stop = site.run(&file, &[target.address]);
     logged_times("Agent refused", 2).await;
     assert_eq!(site.agents().await[0]["connected"], false);
     let token = site.token(&target, json!({}));
@@ -362,9 +414,9 @@ async fn another_key_is_not_the_agent() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_newer_channel_of_an_agent_takes_the_place_of_the_older() {
     let (site, target) = (Branch::start(), Target::start().await);
-    let first = site.with_agent(&[&target]).await;
+    let first = site.with_agent(&[target.address]).await;
     // Two of them take turns from now on; each coming is one line.
-    let _second = site.run(&site.key(), &[&target]);
+    let _second = site.run(&site.key(), &[target.address]);
     let lines = logged_times("Agent connected", 2).await;
     assert_eq!(
         (&lines[0]["replaced"], &lines[1]["replaced"]),
@@ -385,7 +437,7 @@ async fn an_agent_leads_where_its_own_list_and_its_enrolment_say_and_nowhere_els
     site.enrol(json!({ "targets": enrolled })).await;
     let third = Target::start().await;
     // On the agent's list, and not in the enrolment: the other half of both rules.
-    let _stop = site.run(&site.key(), &[&listed, &third]);
+    let _stop = site.run(&site.key(), &[listed.address, third.address]);
     site.connected(true).await;
     for (target, reason) in [
         (
@@ -415,7 +467,7 @@ async fn a_target_that_does_not_answer_is_told_as_such() {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     target.address = socket.local_addr().unwrap();
-    let _stop = site.with_agent(&[&target]).await;
+    let _stop = site.with_agent(&[target.address]).await;
     let token = site.token(&target, json!({}));
     assert_eq!(failure(&mut site.lab.client(&token).await).await, 3);
     let reason = logged("Session refused").await["reason"].clone();
@@ -424,10 +476,6 @@ async fn a_target_that_does_not_answer_is_told_as_such() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_to_another_challenge_does_not_log_on() {
-    use futures_util::{SinkExt, StreamExt};
-    use tokio_tungstenite::tungstenite::Message;
-    use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-
     let site = Branch::start();
     site.enrol(json!({})).await;
     let bytes = std::fs::read(site.key()).unwrap();
@@ -446,31 +494,22 @@ async fn an_answer_to_another_challenge_does_not_log_on() {
         (json!({ "aud": "elsewhere" }), false),
         (json!({ "sub": "branch-8" }), false),
     ] {
-        let request = "ws://gw/jet/agent".into_client_request().unwrap();
-        let stream = site.lab.connect().await;
-        let (mut socket, _) = tokio_tungstenite::client_async(request, stream)
-            .await
-            .unwrap();
-        let challenge = within(socket.next()).await.unwrap().unwrap();
-        let challenge: Value = serde_json::from_str(challenge.to_text().unwrap()).unwrap();
-        let mut logon = json!({
-            "aud": challenge["gateway"], "sub": NAME, "nonce": challenge["nonce"],
-        });
-        let statement = if let Some(changes) = changes.as_object() {
-            logon.as_object_mut().unwrap().extend(changes.clone());
-            jetway::token::statement::sign(&key, "jetway-agent-logon+jwt", &logon).unwrap()
-        } else {
-            replayed.clone().unwrap()
-        };
-        replayed.get_or_insert_with(|| statement.clone());
-        let proof = json!({ "type": "proof", "statement": statement }).to_string();
-        socket.send(Message::text(proof)).await.unwrap();
-        let answer = within(socket.next()).await.unwrap().unwrap();
-        assert_eq!(
-            answer == Message::text("{\"type\":\"welcome\"}"),
-            welcome,
-            "{changes}"
-        );
+        let (_, welcomed) = site
+            .log_on(|challenge| {
+                let mut logon = json!({
+                    "aud": challenge["gateway"], "sub": NAME, "nonce": challenge["nonce"],
+                });
+                let statement = if let Some(changes) = changes.as_object() {
+                    logon.as_object_mut().unwrap().extend(changes.clone());
+                    statement::sign(&key, "jetway-agent-logon+jwt", &logon).unwrap()
+                } else {
+                    replayed.clone().unwrap()
+                };
+                replayed.get_or_insert_with(|| statement.clone());
+                statement
+            })
+            .await;
+        assert_eq!(welcomed, welcome, "{changes}");
     }
 }
 
@@ -503,8 +542,7 @@ async fn what_an_agent_signs_opens_nothing_but_what_it_was_offered() {
         "jet_aid": association,
         "candidate": candidate,
     });
-    let statement =
-        jetway::token::statement::sign(&key, "jetway-agent-accept+jwt", &acceptance).unwrap();
+    let statement = statement::sign(&key, "jetway-agent-accept+jwt", &acceptance).unwrap();
     let GatewayArgs { gateway, ca } = site.gateway();
     let peer = Site::new(&gateway, ca.as_deref()).unwrap();
     let url = format!("tls://{}", site.lab.address()).parse().unwrap();
@@ -526,7 +564,7 @@ async fn what_an_agent_signs_opens_nothing_but_what_it_was_offered() {
 }
 
 /// A server that speaks first, and echoes.
-async fn greeter() -> std::net::SocketAddr {
+async fn greeter() -> SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -548,7 +586,7 @@ async fn greeter() -> std::net::SocketAddr {
 async fn a_client_offers_tests_all_candidates_at_once_and_chooses_one() {
     let (site, mut target) = (Branch::start(), Target::start().await);
     target.address = greeter().await;
-    let _stop = site.with_agent(&[&target]).await;
+    let _stop = site.with_agent(&[target.address]).await;
     let association = uuid::Uuid::new_v4();
     let token = site.token(&target, json!({ "jet_ap": "ssh", "jet_aid": association }));
     let GatewayArgs { gateway, ca } = site.gateway();
@@ -594,7 +632,7 @@ async fn a_client_offers_tests_all_candidates_at_once_and_chooses_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_offer_is_for_the_agent_and_the_target_that_the_token_names() {
     let (site, target) = (Branch::start(), Target::start().await);
-    let _stop = site.with_agent(&[&target]).await;
+    let _stop = site.with_agent(&[target.address]).await;
     let GatewayArgs { gateway, ca } = site.gateway();
     let peer = std::sync::Arc::new(Site::new(&gateway, ca.as_deref()).unwrap());
     let offered = async |token: String, name: &str| {
@@ -619,7 +657,7 @@ async fn jetway_connect_leads_standard_input_and_a_local_port_behind_an_agent() 
 
     let (site, mut target) = (Branch::start(), Target::start().await);
     target.address = greeter().await;
-    let _stop = site.with_agent(&[&target]).await;
+    let _stop = site.with_agent(&[target.address]).await;
     let GatewayArgs { gateway, ca } = site.gateway();
     let command = |token: String, further: &[&str]| {
         let file = path(&site.lab, "token.jwt");
@@ -668,7 +706,7 @@ async fn jetway_connect_leads_standard_input_and_a_local_port_behind_an_agent() 
         .strip_prefix("listening on ")
         .unwrap()
         .to_owned();
-    let mut client = tokio::net::TcpStream::connect(port).await.unwrap();
+    let mut client = TcpStream::connect(port).await.unwrap();
     let mut banner = [0; 15];
     within(client.read_exact(&mut banner)).await.unwrap();
     assert_eq!(&banner, b"SSH-2.0-hello\r\n");
@@ -682,7 +720,7 @@ async fn an_agent_tells_its_address_only_if_told_to_and_serves_there_who_knows_t
     let (mut site, mut target) = (Branch::start(), Target::start().await);
     target.address = greeter().await;
     site.host_addresses = vec!["127.0.0.1".parse().unwrap()];
-    let _stop = site.with_agent(&[&target]).await;
+    let _stop = site.with_agent(&[target.address]).await;
     let GatewayArgs { gateway, ca } = site.gateway();
     let peer = std::sync::Arc::new(Site::new(&gateway, ca.as_deref()).unwrap());
     for (direct, transport) in [(true, "tcp"), (false, "tls")] {

@@ -1,11 +1,9 @@
 //! A token that demands what the gateway cannot deliver is refused before the target is contacted; nothing is accepted
 //! in silence.
 
-use jetway::token::algorithm::{Algorithm, KeyManagement};
-use jetway::token::mint::{self, EncryptionKey, SigningKey};
 use serde_json::json;
 
-use crate::lab::{KEYS, Lab, Target, failure, logged_times};
+use crate::lab::{Lab, Sealing, Target, failure, logged_times};
 
 /// `SSL_NOT_ALLOWED_BY_SERVER`: the token holds and asks for too much.
 const DEMAND: u32 = 2;
@@ -39,23 +37,13 @@ async fn recording_and_filtering_are_refused_with_their_reason() {
 // J-JWT-4 J-JWT-5 J-DST-2
 #[tokio::test]
 async fn credentials_are_refused_where_there_is_no_certificate_to_inject_them_behind() {
-    let key = mint::generate(Algorithm::KeyManagement(KeyManagement::RsaOaep256)).unwrap();
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), key.private_pem().unwrap().as_bytes()).unwrap();
-    let keys = KEYS.trim_end().trim_end_matches(']');
-    let path = file.path();
-    let lab = Lab::start(&format!(
-        "[token]\n{keys}, {{ path = {path:?}, usage = \"encrypt\" }}]\n"
-    ));
+    let sealing = Sealing::new();
+    let lab = Lab::start(&sealing.table);
     let target = Target::start().await;
-    let sign = SigningKey::from_key(&lab.signing, None).unwrap();
-    let encrypt = EncryptionKey::from_key(&key, None).unwrap();
-    let plain = Lab::claims(target.address, json!({}));
-    let nested = mint::mint(&plain, Some(&sign), Some(&encrypt)).unwrap();
+    let nested = sealing.token(&lab, &Lab::claims(target.address, json!({})));
     drop(lab.session(&nested).await);
     let changes = json!({ "dst_usr": "administrator", "dst_pwd": "correct horse" });
-    let claims = Lab::claims(target.address, changes);
-    let nested = mint::mint(&claims, Some(&sign), Some(&encrypt)).unwrap();
+    let nested = sealing.token(&lab, &Lab::claims(target.address, changes));
     assert_eq!(failure(&mut lab.client(&nested).await).await, DEMAND);
     assert_eq!(
         logged_times("Session refused", 1).await[0]["rule"],

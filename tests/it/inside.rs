@@ -6,34 +6,29 @@ use std::net::SocketAddr;
 use jetway::demo::client::{Session, Visit};
 use jetway::demo::desktop::Desktop;
 use jetway::demo::target;
-use jetway::token::algorithm::{Algorithm, KeyManagement};
-use jetway::token::mint::{self, EncryptionKey, SigningKey};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::lab::{KEYS, Lab, log, logged, within};
+use crate::lab::{Lab, Sealing, log, logged, within};
 
 /// A gateway with a certificate and a key for encrypted tokens.
-fn lab() -> (Lab, EncryptionKey, tempfile::TempDir) {
+fn lab() -> (Lab, Sealing, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     let certified = rcgen::generate_simple_self_signed(["gw.test".to_owned()]).unwrap();
     std::fs::write(path("c.pem"), certified.cert.pem()).unwrap();
     std::fs::write(path("k.pem"), certified.signing_key.serialize_pem()).unwrap();
-    let key = mint::generate(Algorithm::KeyManagement(KeyManagement::EcdhEs)).unwrap();
-    std::fs::write(path("gw.pem"), key.private_pem().unwrap().as_bytes()).unwrap();
-    let keys = KEYS.trim_end().trim_end_matches(']');
+    let sealing = Sealing::new();
     let digest = hex::encode(openssl::sha::sha256(b"operator-secret"));
     let lab = Lab::start(&format!(
-        "[token]\n{keys}, {{ path = {:?}, usage = \"encrypt\" }}]\n\
-         [tls]\ncertificate = {:?}\nkey = {:?}\n\
+        "{}[tls]\ncertificate = {:?}\nkey = {:?}\n\
          [api]\nkeys = [{{ name = \"desk\", sha256 = \"{digest}\" }}]\n",
-        path("gw.pem"),
+        sealing.table,
         path("c.pem"),
         path("k.pem"),
     ));
-    (lab, EncryptionKey::from_key(&key, None).unwrap(), folder)
+    (lab, sealing, folder)
 }
 
 /// The demo's target: it shows the name of the user who is logged on.
@@ -48,12 +43,10 @@ async fn desktop() -> SocketAddr {
 // J-DST-2
 #[tokio::test(flavor = "multi_thread")]
 async fn the_user_is_logged_on_as_the_token_says_and_operators_see_it() {
-    let (lab, encrypt, _files) = lab();
+    let (lab, sealing, _files) = lab();
     let target = desktop().await;
     let changes = json!({ "sub": "mallory", "dst_usr": "alice", "dst_pwd": "correct horse" });
-    let sign = SigningKey::from_key(&lab.signing, None).unwrap();
-    let claims = Lab::claims(target, changes);
-    let token = mint::mint(&claims, Some(&sign), Some(&encrypt)).unwrap();
+    let token = sealing.token(&lab, &Lab::claims(target, changes));
 
     let mut visit = Visit::new(lab.address(), "stranger", "guess");
     visit.wsz_pcb = Some(&token);

@@ -12,9 +12,9 @@ use jetway::gateway::Running;
 use jetway::rdp::connection_request::{self, ConnectionRequest, NegotiationRequest};
 use jetway::rdp::negotiation::{self, ConnectionConfirm};
 use jetway::rdp::preconnection;
-use jetway::token::algorithm::{Algorithm, SignatureAlgorithm};
+use jetway::token::algorithm::{Algorithm, KeyManagement, SignatureAlgorithm};
 use jetway::token::key::Key;
-use jetway::token::mint::{self, SigningKey};
+use jetway::token::mint::{self, EncryptionKey, SigningKey};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -149,6 +149,35 @@ impl Lab {
 
 /// The `keys` line for a test that brings its own `[token]` table.
 pub(crate) const KEYS: &str = "keys = [{ path = \"sign.pub.pem\", usage = \"sign\" }]\n";
+
+/// A key for encrypted tokens.
+pub(crate) struct Sealing {
+    /// The gateway's `[token]` table.
+    pub(crate) table: String,
+    key: EncryptionKey,
+    _folder: tempfile::TempDir,
+}
+
+impl Sealing {
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gw.pem");
+        let key = mint::generate(Algorithm::KeyManagement(KeyManagement::EcdhEs)).unwrap();
+        std::fs::write(&path, key.private_pem().unwrap().as_bytes()).unwrap();
+        let keys = KEYS.trim_end().trim_end_matches(']');
+        Self {
+            table: format!("[token]\n{keys}, {{ path = {path:?}, usage = \"encrypt\" }}]\n"),
+            key: EncryptionKey::from_key(&key, None).unwrap(),
+            _folder: folder,
+        }
+    }
+
+    /// A token of `lab`'s issuer that nobody but the gateway can read.
+    pub(crate) fn token(&self, lab: &Lab, claims: &Value) -> String {
+        let sign = SigningKey::from_key(&lab.signing, None).unwrap();
+        mint::mint(claims, Some(&sign), Some(&self.key)).unwrap()
+    }
+}
 
 /// What the lab's target answers.
 pub(crate) const SELECTED_TLS: ConnectionConfirm = ConnectionConfirm::Selected {
@@ -314,6 +343,19 @@ pub(crate) async fn logged_times(message: &str, times: usize) -> Vec<Value> {
         }
     })
     .await
+}
+
+/// The closing lines of the gateway; an agent in this process has lines of its own.
+pub(crate) async fn closed(times: usize) -> Vec<Value> {
+    let mut at_least = times;
+    loop {
+        let mut lines = logged_times("Session closed", at_least).await;
+        at_least = lines.len() + 1;
+        lines.retain(|line| line["decision"] == "allow");
+        if lines.len() >= times {
+            return lines;
+        }
+    }
 }
 
 /// Waits until `condition` holds.

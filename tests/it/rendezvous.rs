@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
@@ -71,7 +71,7 @@ impl Place {
         mint::mint(&Lab::claims(nowhere, claims), Some(&key), None).unwrap()
     }
 
-    async fn http(&self, head: &str, bearer: &str, body: &str) -> (u16, Value) {
+    pub(crate) async fn http(&self, head: &str, bearer: &str, body: &str) -> (u16, Value) {
         let mut stream = self.lab.connect().await;
         let length = body.len();
         let authorization = if bearer.is_empty() {
@@ -914,29 +914,66 @@ async fn jet_ap_is_enforced_in_a_rendezvous() {
     assert_eq!(logged("Session refused").await["rule"], "protocol");
 }
 
-/// A peer that brings what it is sent to a target, and back.
-async fn bridge(peer: Peer, target: SocketAddr) {
-    let mut target = TcpStream::connect(target).await.unwrap();
-    let Peer::WebSocket { mut socket, .. } = peer else {
-        panic!("a WebSocket");
-    };
+/// A peer that brings what it is sent to a target, and back; what it was sent is in `seen`, too.
+pub(crate) async fn bridge_seen(peer: Peer, mut target: TcpStream, seen: Arc<Mutex<Vec<u8>>>) {
     let mut buffer = vec![0; 4096];
-    loop {
-        tokio::select! {
-            message = socket.next() => match message {
-                Some(Ok(Message::Binary(bytes))) => target.write_all(&bytes).await.unwrap(),
-                Some(Ok(_)) => {}
-                None | Some(Err(_)) => return,
-            },
-            read = target.read(&mut buffer) => match read {
-                Ok(count @ 1..) => {
-                    let message = Message::Binary(buffer[..count].to_vec().into());
-                    if socket.send(message).await.is_err() {
-                        return;
-                    }
+    match peer {
+        Peer::WebSocket { socket, .. } => {
+            let (mut to, mut from) = socket.split();
+            loop {
+                tokio::select! {
+                    message = from.next() => match message {
+                        Some(Ok(Message::Binary(bytes))) => {
+                            seen.lock().unwrap().extend_from_slice(&bytes);
+                            if target.write_all(&bytes).await.is_err() {
+                                return;
+                            }
+                        }
+                        Some(Ok(_)) => {}
+                        None | Some(Err(_)) => return,
+                    },
+                    read = target.read(&mut buffer) => match read {
+                        Ok(count @ 1..) => {
+                            let message = Message::Binary(buffer[..count].to_vec().into());
+                            if to.send(message).await.is_err() {
+                                return;
+                            }
+                        }
+                        Ok(0) | Err(_) => return,
+                    },
                 }
-                Ok(0) | Err(_) => return,
-            },
+            }
+        }
+        Peer::Stream(mut stream) => {
+            let mut arrived = vec![0; 4096];
+            loop {
+                tokio::select! {
+                    read = stream.read(&mut arrived) => match read {
+                        Ok(count @ 1..) => {
+                            seen.lock().unwrap().extend_from_slice(&arrived[..count]);
+                            if target.write_all(&arrived[..count]).await.is_err() {
+                                return;
+                            }
+                        }
+                        Ok(0) | Err(_) => return,
+                    },
+                    read = target.read(&mut buffer) => match read {
+                        Ok(count @ 1..) => {
+                            let sent = stream.write_all(&buffer[..count]).await;
+                            if sent.is_err() || stream.flush().await.is_err() {
+                                return;
+                            }
+                        }
+                        Ok(0) | Err(_) => return,
+                    },
+                }
+            }
         }
     }
+}
+
+/// A peer that brings what it is sent to a target, and back.
+async fn bridge(peer: Peer, target: SocketAddr) {
+    let target = TcpStream::connect(target).await.unwrap();
+    bridge_seen(peer, target, Arc::default()).await;
 }

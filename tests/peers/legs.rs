@@ -15,8 +15,8 @@ use jetway::session::secure::{
     say_farewell, secure,
 };
 use jetway::target_certificate::{FilePins, Remembered, TargetCertificate};
+use jetway::target_name::TargetName;
 use jetway::token::claims::{Credentials, Thumbprint};
-use jetway::token::target::TargetAddr;
 use rcgen::generate_simple_self_signed;
 use secrecy::SecretString;
 use tokio::io::{AsyncReadExt, DuplexStream, duplex};
@@ -57,7 +57,7 @@ fn any() -> SecureConfig {
     }
 }
 
-fn target_addr(place: &Place) -> Result<TargetAddr> {
+fn target_addr(place: &Place) -> Result<TargetName> {
     Ok(place.address().parse()?)
 }
 
