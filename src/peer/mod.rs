@@ -1,4 +1,4 @@
-//! The other ends: what a peer of the gateway does, for `jetway agent` and `jetway connect`.
+//! The other ends: what a peer of the gateway does, for `jetway agent`, `jetway connect` and whoever asks it something.
 //!
 //! | file | what |
 //! |---|---|
@@ -403,11 +403,7 @@ async fn binary(
     })
 }
 
-/// The certificates that are trusted.
-///
-/// # Errors
-/// There are none, or the file cannot be read.
-pub fn roots(ca: Option<&Path>) -> anyhow::Result<RootCertStore> {
+fn roots(ca: Option<&Path>) -> anyhow::Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     match ca {
         Some(path) => {
