@@ -1,11 +1,10 @@
 //! An agent's signaling channel, the gateway's side: who is it, and then messages both ways.
 //!
 //! - The challenge is new for each channel, so an answer holds once.
-//! - Each agent has one channel. A newer one ends the older: an agent that comes back before its old connection was missed is not
-//!   shut out.
+//! - Each agent has one channel. A newer one ends the older, unless it yields ([`crate::jet::agent`]).
 //! - A ping goes out every [`PING_EVERY`]; an agent that has sent nothing since the last [`SILENT_PINGS`] of them is gone.
-//! - Close codes ([RFC 6455] 7.4.1): 1000 where a newer channel ends this one, 1001 where the gateway stops, 1008 for who is not
-//!   known or was revoked.
+//! - Close codes ([RFC 6455] 7.4): 1001 where the gateway stops, 1008 for who is not known or was revoked, 4001 where the agent has
+//!   another channel.
 //!
 //! [RFC 6455]: https://www.rfc-editor.org/rfc/rfc6455
 
@@ -27,13 +26,16 @@ use tracing::{debug, info, warn};
 use crate::api::Connection;
 use crate::clock;
 use crate::gateway::Gateway;
-use crate::jet::agent::{AgentName, FromAgent, FromGateway, RANDOM_BYTES};
+use crate::jet::agent::{AgentName, FromAgent, FromGateway, RANDOM_BYTES, REPLACED};
 use crate::limits;
 use crate::session::SessionId;
-use crate::store::agents::{Connected, Ways};
+use crate::store::agents::{Connected, Ended, NoSeat, Ways};
 use crate::stream::Stream;
 use crate::token::statement::StatementKey;
 use crate::websocket::{PING_EVERY, SILENT_PINGS};
+
+/// What an agent is told that has another channel.
+const ANOTHER: &str = "another agent has this name and key";
 
 /// How long one message may take to leave.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -58,11 +60,8 @@ pub async fn serve(
     let socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(settings()));
     let mut socket = socket.await;
     let log_on = timeout(limits::IDENTIFY_TIMEOUT, log_on(gateway, &mut socket, peer));
-    let connected = match log_on.await {
-        Ok(Ok(name)) => {
-            let now = clock::unix_now();
-            gateway.agents.connect(name, peer, ways, now)
-        }
+    let (name, yields) = match log_on.await {
+        Ok(Ok(logged_on)) => logged_on,
         Ok(Err(why)) => {
             warn!(session = %id, %peer, decision = "deny", rule = "agent", reason = why, "Agent refused");
             close(&mut socket, CloseCode::Policy, "not known").await;
@@ -73,12 +72,29 @@ pub async fn serve(
             return;
         }
     };
-    let Some(mut connected) = connected else {
-        close(&mut socket, CloseCode::Policy, "revoked").await;
-        return;
+    let now = clock::unix_now();
+    let connected = gateway
+        .agents
+        .connect(name.clone(), yields, peer, ways, now);
+    let mut connected = match connected {
+        Ok(connected) => connected,
+        Err(NoSeat::Revoked) => {
+            close(&mut socket, CloseCode::Policy, "revoked").await;
+            return;
+        }
+        Err(NoSeat::Taken) => {
+            warn!(session = %id, %peer, agent = %name, "Two agents share a name and a key, and one of them waits");
+            close(&mut socket, REPLACED.into(), ANOTHER).await;
+            return;
+        }
     };
+    let welcome = Message::text(FromGateway::Welcome.to_json());
+    if send(&mut socket, welcome).await.is_err() {
+        debug!(session = %id, %peer, agent = %name, "An agent left before it was welcome");
+        return;
+    }
     connection.admission.proven();
-    let agent = connected.name().clone();
+    let agent = name;
     info!(session = %id, %peer, %agent, replaced = connected.replaced, "Agent connected");
     let reason = match converse(gateway, &mut socket, &mut connected).await {
         Ok(reason) => reason.to_owned(),
@@ -89,12 +105,12 @@ pub async fn serve(
     drop(connection);
 }
 
-/// The challenge and its answer.
+/// The challenge and its answer: who it is, and whether it yields.
 async fn log_on(
     gateway: &Gateway,
     socket: &mut WebSocketStream<Stream>,
     peer: SocketAddr,
-) -> Result<AgentName, &'static str> {
+) -> Result<(AgentName, bool), &'static str> {
     let mut random = [0_u8; RANDOM_BYTES];
     openssl::rand::rand_bytes(&mut random).map_err(|_| "the system has no randomness")?;
     let nonce = URL_SAFE_NO_PAD.encode(random);
@@ -104,10 +120,10 @@ async fn log_on(
     };
     let sent = send(socket, Message::text(challenge.to_json())).await;
     sent.map_err(|_| "it left")?;
-    let statement = loop {
+    let (statement, yields) = loop {
         match socket.next().await {
             Some(Ok(Message::Text(text))) => match FromAgent::parse(&text) {
-                Ok(FromAgent::Proof { statement }) => break statement,
+                Ok(FromAgent::Proof { statement, yields }) => break (statement, yields),
                 Ok(FromAgent::Answer { .. } | FromAgent::Declined { .. }) | Err(_) => {
                     return Err("no proof");
                 }
@@ -124,9 +140,7 @@ async fn log_on(
         .agents
         .log_on(&statement, gateway.instance(), &nonce);
     let name = name.ok_or("the statement does not hold, or there is no such agent")?;
-    let welcome = Message::text(FromGateway::Welcome.to_json());
-    send(socket, welcome).await.map_err(|_| "it left")?;
-    Ok(name)
+    Ok((name, yields))
 }
 
 /// Messages both ways, until one side ends it; says why.
@@ -135,7 +149,6 @@ async fn converse(
     socket: &mut WebSocketStream<Stream>,
     connected: &mut Connected,
 ) -> tungstenite::Result<&'static str> {
-    let closing = connected.close.clone();
     let mut ping = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut silent_pings = 0_u32;
@@ -146,10 +159,17 @@ async fn converse(
                 close(socket, CloseCode::Away, "the gateway stops").await;
                 return Ok("the gateway stops");
             }
-            () = closing.cancelled() => {
-                // Whoever was revoked is told at its next attempt.
-                close(socket, CloseCode::Normal, "ended").await;
-                return Ok("replaced or revoked");
+            ended = &mut connected.close => {
+                return Ok(match ended {
+                    Ok(Ended::Replaced) => {
+                        close(socket, REPLACED.into(), ANOTHER).await;
+                        "a newer channel took its place"
+                    }
+                    Ok(Ended::Revoked) | Err(_) => {
+                        close(socket, CloseCode::Policy, "revoked").await;
+                        "revoked"
+                    }
+                });
             }
             message = connected.outbox.recv() => {
                 if let Some(message) = message {

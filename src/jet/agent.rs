@@ -13,6 +13,11 @@
 //!   |<---- complete {id, complete} -------------|
 //! ```
 //!
+//! An agent has one channel, and a newer one takes the place of the older: an agent that comes back before its old connection was
+//! missed is not shut out. Two agents that share a name and a key would take turns for ever by that. So whoever loses its channel to a
+//! newer one is told by the close code [`REPLACED`], and says `yields` in its next proofs: such a channel takes nobody's place, and is
+//! closed with the same code while another one is there.
+//!
 //! The specification leaves open what carries its messages; here they stand in an envelope with a `type`, which
 //! also says what the specification has no member for: the target, and the relay candidates to accept on. Unknown members are
 //! ignored.
@@ -41,6 +46,11 @@ pub const LOGON_TYPE: &str = "jetway-agent-logon+jwt";
 
 /// `typ` of the statement that is the bearer of an accept.
 pub const ACCEPT_TYPE: &str = "jetway-agent-accept+jwt";
+
+/// The close code that says that the agent has another channel (of those for private use, [RFC 6455] 7.4.2).
+///
+/// [RFC 6455]: https://www.rfc-editor.org/rfc/rfc6455#section-7.4.2
+pub const REPLACED: u16 = 4001;
 
 /// What every enrolment text starts with.
 const ENROLMENT_PREFIX: &str = "je-";
@@ -114,6 +124,9 @@ pub enum FromAgent {
     Proof {
         /// A [`Logon`] of type [`LOGON_TYPE`].
         statement: String,
+        /// It takes no other channel's place.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        yields: bool,
     },
     /// The answer to an offer.
     Answer {
@@ -396,6 +409,20 @@ mod tests {
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value, expected);
         assert_eq!(FromGateway::parse(&text).unwrap(), message);
+    }
+
+    #[test]
+    fn who_yields_says_so_and_others_say_nothing_of_it() {
+        let proof = |yields| FromAgent::Proof {
+            statement: "s".to_owned(),
+            yields,
+        };
+        let plain = r#"{"type":"proof","statement":"s"}"#;
+        assert_eq!(proof(false).to_json(), plain);
+        assert_eq!(FromAgent::parse(plain).unwrap(), proof(false));
+        let yields = r#"{"type":"proof","statement":"s","yields":true}"#;
+        assert_eq!(proof(true).to_json(), yields);
+        assert_eq!(FromAgent::parse(yields).unwrap(), proof(true));
     }
 
     #[test]

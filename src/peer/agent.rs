@@ -8,7 +8,8 @@
 //! 4. Answer with the candidates on which that went well.
 //! 5. Bridge the one that is chosen: by its first bytes, by the client's word, or because there is no other. The rest is closed.
 //!
-//! Sessions do not depend on the channel: it may come and go, and they go on.
+//! Sessions do not depend on the channel: it may come and go, and they go on. An agent that has lost its channel to another one with
+//! the same name and key waits until that one is gone: it says so once, and asks as seldom as it asks a gateway that stays away.
 //!
 //! [JET-PROTO]: https://github.com/Devolutions/devolutions-gateway
 
@@ -26,13 +27,16 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, info, info_span, warn};
 use uuid::Uuid;
 
 use crate::jet::agent::{
-    ACCEPT_TYPE, Acceptance, AgentName, BackOff, Decline, FromAgent, FromGateway, LOGON_TYPE, Logon,
+    ACCEPT_TYPE, Acceptance, AgentName, BackOff, Decline, FromAgent, FromGateway, LOGON_TYPE,
+    Logon, REPLACED,
 };
 use crate::jet::candidate::Transport;
 use crate::jet::exchange::{JetPath, Operation};
@@ -95,13 +99,18 @@ pub async fn run(settings: Settings, stop: CancellationToken) {
         choices: Mutex::default(),
     });
     let mut failures = 0_u32;
+    let mut yields = false;
     while !agent.stop.is_cancelled() {
         let mut welcomed = false;
         let end = tokio::select! {
-            end = channel(&agent, &mut welcomed) => end,
+            end = channel(&agent, yields, &mut welcomed) => end,
             () = agent.stop.cancelled() => break,
         };
-        failures = if welcomed {
+        let was_waiting = yields && !welcomed;
+        yields = matches!(&end, Err(error) if error.is::<Replaced>()) || was_waiting;
+        failures = if yields {
+            u32::MAX
+        } else if welcomed {
             1
         } else {
             failures.saturating_add(1)
@@ -112,7 +121,14 @@ pub async fn run(settings: Settings, stop: CancellationToken) {
             Ok(()) => "closed".to_owned(),
             Err(error) => format!("{error:#}"),
         };
-        warn!(reason, wait_ms, "The gateway is gone, coming back");
+        let name = &agent.settings.name;
+        if was_waiting {
+            debug!(%name, reason, wait_ms, "Still waiting for the other agent to go");
+        } else if yields {
+            warn!(%name, wait_ms, "Another agent with this name and key has taken over, waiting until it is gone");
+        } else {
+            warn!(reason, wait_ms, "The gateway is gone, coming back");
+        }
         tokio::select! {
             () = sleep(wait) => {}
             () = agent.stop.cancelled() => break,
@@ -122,10 +138,24 @@ pub async fn run(settings: Settings, stop: CancellationToken) {
     agent.tasks.wait().await;
 }
 
+/// The gateway has closed the channel because the agent has another one.
+#[derive(Debug, thiserror::Error)]
+#[error("another agent has this name and key")]
+struct Replaced;
+
+/// What a Close frame says.
+fn closed(frame: &CloseFrame) -> anyhow::Error {
+    if frame.code == CloseCode::from(REPLACED) {
+        Replaced.into()
+    } else {
+        anyhow::anyhow!("closed: {}", frame.reason)
+    }
+}
+
 /// One signaling channel, from its opening to its end.
-async fn channel(agent: &Arc<Agent>, welcomed: &mut bool) -> anyhow::Result<()> {
+async fn channel(agent: &Arc<Agent>, yields: bool, welcomed: &mut bool) -> anyhow::Result<()> {
     let mut socket = agent.settings.site.signaling().await?;
-    let log_on = timeout(limits::IDENTIFY_TIMEOUT, log_on(agent, &mut socket));
+    let log_on = timeout(limits::IDENTIFY_TIMEOUT, log_on(agent, yields, &mut socket));
     let gateway = log_on.await.context("the gateway is silent")??;
     *welcomed = true;
     info!(name = %agent.settings.name, %gateway, "Connected");
@@ -150,7 +180,7 @@ async fn channel(agent: &Arc<Agent>, welcomed: &mut bool) -> anyhow::Result<()> 
             Some(Ok(
                 Message::Ping(_) | Message::Pong(_) | Message::Frame(_) | Message::Binary(_),
             )) => {}
-            Some(Ok(Message::Close(Some(frame)))) => bail!("closed: {}", frame.reason),
+            Some(Ok(Message::Close(Some(frame)))) => return Err(closed(&frame)),
             Some(Ok(Message::Close(None))) | None => return Ok(()),
             Some(Err(error)) => return Err(error.into()),
         }
@@ -160,13 +190,14 @@ async fn channel(agent: &Arc<Agent>, welcomed: &mut bool) -> anyhow::Result<()> 
 /// Answers the challenge; returns what the gateway calls itself.
 async fn log_on(
     agent: &Agent,
+    yields: bool,
     socket: &mut WebSocketStream<Box<dyn Duplex>>,
 ) -> anyhow::Result<String> {
     let mut name = None;
     loop {
         let message = match socket.next().await {
             Some(Ok(Message::Text(text))) => FromGateway::parse(&text)?,
-            Some(Ok(Message::Close(Some(frame)))) => bail!("refused: {}", frame.reason),
+            Some(Ok(Message::Close(Some(frame)))) => return Err(closed(&frame)),
             Some(Ok(Message::Close(None))) | None => bail!("closed before the log-on"),
             Some(Ok(_)) => continue,
             Some(Err(error)) => return Err(error.into()),
@@ -179,7 +210,7 @@ async fn log_on(
                     nonce,
                 };
                 let statement = statement::sign(&agent.settings.key, LOGON_TYPE, &logon)?;
-                let proof = FromAgent::Proof { statement };
+                let proof = FromAgent::Proof { statement, yields };
                 socket.send(Message::text(proof.to_json())).await?;
                 name = Some(gateway);
             }

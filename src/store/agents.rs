@@ -11,7 +11,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -60,7 +59,25 @@ struct Seat {
     since: UnixTime,
     ways: Ways,
     outbox: mpsc::Sender<FromGateway>,
-    close: CancellationToken,
+    close: oneshot::Sender<Ended>,
+}
+
+/// Why a signaling channel is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// A newer channel of the agent has taken its place.
+    Replaced,
+    /// The agent was revoked.
+    Revoked,
+}
+
+/// Why an agent that is who it says gets no channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoSeat {
+    /// It was revoked in the meantime.
+    Revoked,
+    /// It yields to the channel that is there.
+    Taken,
 }
 
 /// How an agent can come to a candidate.
@@ -108,8 +125,8 @@ pub struct Connected {
     number: u64,
     /// What is to be sent.
     pub outbox: mpsc::Receiver<FromGateway>,
-    /// Fires when the channel is to end.
-    pub close: CancellationToken,
+    /// Says when the channel is to end, and why.
+    pub close: oneshot::Receiver<Ended>,
     /// Whether an older channel of the agent was ended for it.
     pub replaced: bool,
 }
@@ -275,7 +292,8 @@ impl Agents {
                 return Ok(None);
             };
             if let Some(seat) = agent.connection {
-                seat.close.cancel();
+                // A channel that is gone needs no telling.
+                let _ = seat.close.send(Ended::Revoked);
             }
             let mut associations = Vec::new();
             table.offers.retain(|association, offered| {
@@ -324,40 +342,48 @@ impl Agents {
         fits.then(|| (acceptance.sub, offered.target.clone()))
     }
 
-    /// Gives the agent its channel; an older one ends. `None` where it was revoked in the meantime.
-    #[must_use]
+    /// Gives the agent its channel. An older one ends, unless the agent `yields` to it.
+    ///
+    /// # Errors
+    /// See [`NoSeat`].
     pub fn connect(
         self: &Arc<Self>,
         name: AgentName,
+        yields: bool,
         peer: SocketAddr,
         ways: Ways,
         now: UnixTime,
-    ) -> Option<Connected> {
+    ) -> Result<Connected, NoSeat> {
         let mut table = self.lock();
         table.next_connection = table.next_connection.wrapping_add(1);
         let number = table.next_connection;
-        let agent = table.agents.get_mut(&name)?;
+        let agent = table.agents.get_mut(&name).ok_or(NoSeat::Revoked)?;
+        if yields && agent.connection.is_some() {
+            return Err(NoSeat::Taken);
+        }
         let (outbox, receiver) = mpsc::channel(limits::AGENT_QUEUE);
-        let close = CancellationToken::new();
+        let (close, closed) = oneshot::channel();
         let seat = Seat {
             number,
             peer,
             since: now,
             ways,
             outbox,
-            close: close.clone(),
+            close,
         };
         let older = agent.connection.replace(seat);
-        if let Some(older) = &older {
-            older.close.cancel();
+        let replaced = older.is_some();
+        if let Some(older) = older {
+            // A channel that is gone needs no telling.
+            let _ = older.close.send(Ended::Replaced);
         }
-        Some(Connected {
+        Ok(Connected {
             agents: Arc::clone(self),
             name,
             number,
             outbox: receiver,
-            close,
-            replaced: older.is_some(),
+            close: closed,
+            replaced,
         })
     }
 
@@ -587,5 +613,169 @@ impl Pending {
             Ok(Err(decline)) => Err(Unmet::Declined(self.agent.clone(), decline)),
             Err(_gone) => Err(Unmet::NotConnected(self.agent.clone())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::jet::message::Version;
+    use crate::token::algorithm::{Algorithm, SignatureAlgorithm};
+    use crate::token::mint;
+
+    const NOW: UnixTime = UnixTime(1_800_000_000);
+
+    #[tokio::test]
+    async fn so_many_agents_are_enrolled_and_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let agents = store(folder.path());
+        let last = agents.invite(name(0), None, NOW, NOW).unwrap();
+        let late = agents.invite(name(1), None, NOW, NOW).unwrap();
+        seat_directly(&agents, 2..limits::AGENTS + 1);
+        agents.enrol(&last, key(), NOW).await.unwrap();
+        assert_eq!(agents.list().len(), limits::AGENTS);
+        // Neither an enrolment that was issued before nor a new one.
+        let full = agents.enrol(&late, key(), NOW).await.unwrap_err();
+        assert!(matches!(full, EnrolError::Full), "{full}");
+        let full = agents.invite(name(1), None, NOW, NOW).unwrap_err();
+        assert!(matches!(full, EnrolError::Full), "{full}");
+        // Until one is revoked.
+        agents.revoke(&name(0)).await.unwrap().unwrap();
+        agents.invite(name(1), None, NOW, NOW).unwrap();
+    }
+
+    #[test]
+    fn so_many_enrolments_wait_and_those_past_their_time_make_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let agents = store(folder.path());
+        for number in 0..limits::ENROLMENTS {
+            agents.invite(name(number), None, NOW, NOW).unwrap();
+        }
+        let one_more = name(limits::ENROLMENTS);
+        let full = agents.invite(one_more.clone(), None, NOW, NOW).unwrap_err();
+        assert!(matches!(full, EnrolError::Full), "{full}");
+        agents.invite(one_more, None, NOW, NOW.plus(1)).unwrap();
+    }
+
+    #[test]
+    fn an_agent_has_so_many_sessions_and_another_one_has_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let agents = store(folder.path());
+        seat_directly(&agents, 0..2);
+        let (mut one, _other) = (connect(&agents, 0, false), connect(&agents, 1, false));
+        let mut offers = Vec::new();
+        for _ in 0..limits::AGENT_SESSIONS {
+            offers.push(offer(&agents, 0).unwrap());
+            // The agent reads what it is sent.
+            one.outbox.try_recv().unwrap();
+        }
+        assert_eq!(offer(&agents, 0).unwrap_err(), Unmet::Busy(name(0)));
+        offer(&agents, 1).unwrap();
+        // A session that is over makes room.
+        let over = offers[0].association;
+        agents.forget_offers(|association| association != over);
+        offer(&agents, 0).unwrap();
+    }
+
+    #[test]
+    fn an_agent_that_does_not_read_is_busy() {
+        let folder = tempfile::tempdir().unwrap();
+        let agents = store(folder.path());
+        seat_directly(&agents, 0..1);
+        let mut connected = connect(&agents, 0, false);
+        for _ in 0..limits::AGENT_QUEUE {
+            offer(&agents, 0).unwrap();
+        }
+        assert_eq!(offer(&agents, 0).unwrap_err(), Unmet::Busy(name(0)));
+        // What it was not offered does not count.
+        assert_eq!(agents.list()[0].sessions, limits::AGENT_QUEUE);
+        connected.outbox.try_recv().unwrap();
+        offer(&agents, 0).unwrap();
+    }
+
+    #[test]
+    fn an_agent_has_one_channel_and_who_yields_takes_it_from_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let agents = store(folder.path());
+        seat_directly(&agents, 0..1);
+        let mut first = connect(&agents, 0, true);
+        assert!(first.close.try_recv().is_err(), "it was free");
+        let mut second = connect(&agents, 0, false);
+        assert!(second.replaced);
+        assert_eq!(first.close.try_recv(), Ok(Ended::Replaced));
+        // The end of the older one does not disconnect the newer.
+        drop(first);
+        assert!(agents.list()[0].connected);
+        let yields = try_connect(&agents, 0, true);
+        assert_eq!(yields.unwrap_err(), NoSeat::Taken);
+        assert!(second.close.try_recv().is_err(), "it has kept its place");
+        drop(second);
+        assert!(!connect(&agents, 0, true).replaced);
+    }
+
+    #[tokio::test]
+    async fn who_is_revoked_loses_its_channel_and_its_offers() {
+        let folder = tempfile::tempdir().unwrap();
+        let agents = store(folder.path());
+        seat_directly(&agents, 0..1);
+        let mut connected = connect(&agents, 0, false);
+        let pending = offer(&agents, 0).unwrap();
+        let revoked = agents.revoke(&name(0)).await.unwrap();
+        assert_eq!(revoked, Some(vec![pending.association]));
+        assert_eq!(connected.close.try_recv(), Ok(Ended::Revoked));
+        let again = try_connect(&agents, 0, false);
+        assert_eq!(again.unwrap_err(), NoSeat::Revoked);
+        assert_eq!(agents.revoke(&name(0)).await.unwrap(), None);
+    }
+
+    fn store(folder: &Path) -> Arc<Agents> {
+        let (disk, _) = Disk::open(&folder.join("state.redb"), NOW).unwrap();
+        Arc::new(Agents::new(Arc::new(disk), &[]))
+    }
+
+    /// Agents as if they had enrolled, without the disk.
+    fn seat_directly(agents: &Agents, numbers: std::ops::Range<usize>) {
+        let key = Arc::new(key());
+        let mut table = agents.lock();
+        for number in numbers {
+            let agent = Agent {
+                key: Arc::clone(&key),
+                targets: None,
+                enrolled_at: NOW,
+                connection: None,
+            };
+            table.agents.insert(name(number), agent);
+        }
+    }
+
+    fn try_connect(agents: &Arc<Agents>, number: usize, yields: bool) -> Result<Connected, NoSeat> {
+        let ways = Ways {
+            urls: Vec::new(),
+            tls: true,
+        };
+        let peer = "127.0.0.1:1".parse().unwrap();
+        agents.connect(name(number), yields, peer, ways, NOW)
+    }
+
+    fn connect(agents: &Arc<Agents>, number: usize, yields: bool) -> Connected {
+        try_connect(agents, number, yields).unwrap()
+    }
+
+    fn offer(agents: &Agents, number: usize) -> Result<Pending, Unmet> {
+        let offer = Offer::new(Uuid::new_v4(), Version::V3, None);
+        let target = "pc:3389".parse().unwrap();
+        agents.offer(&name(number), offer, target, Vec::new())
+    }
+
+    fn name(number: usize) -> AgentName {
+        format!("agent-{number}").parse().unwrap()
+    }
+
+    fn key() -> StatementKey {
+        let key = mint::generate(Algorithm::Signature(SignatureAlgorithm::Es256)).unwrap();
+        let jwk = Value::Object(key.public_jwk().unwrap()).to_string();
+        StatementKey::parse(jwk.as_bytes()).unwrap()
     }
 }

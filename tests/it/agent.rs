@@ -415,18 +415,50 @@ async fn another_key_is_not_the_agent() {
 async fn a_newer_channel_of_an_agent_takes_the_place_of_the_older() {
     let (site, target) = (Branch::start(), Target::start().await);
     let first = site.with_agent(&[target.address]).await;
-    // Two of them take turns from now on; each coming is one line.
-    let _second = site.run(&site.key(), &[target.address]);
+    let second = site.run(&site.key(), &[target.address]);
     let lines = logged_times("Agent connected", 2).await;
     assert_eq!(
         (&lines[0]["replaced"], &lines[1]["replaced"]),
         (&json!(false), &json!(true))
     );
+    // The older one is told, says so, and asks from now on without taking the place.
+    let told = "Another agent with this name and key has taken over, waiting until it is gone";
+    logged(told).await;
+    let asked = "Two agents share a name and a key, and one of them waits";
+    assert_eq!(logged_times(asked, 3).await[0]["agent"], NAME);
+    assert_eq!(logged_times(told, 1).await.len(), 1);
+    assert_eq!(logged_times("Agent connected", 2).await.len(), 2);
+    site.lab.session(&site.token(&target, json!({}))).await;
+    // It is there when the newer one has gone, and is no different from before.
+    second.cancel();
+    let lines = logged_times("Agent connected", 3).await;
+    assert_eq!(lines[2]["replaced"], false);
+    site.lab.session(&site.token(&target, json!({}))).await;
+    let _third = site.run(&site.key(), &[target.address]);
+    assert_eq!(logged_times(told, 2).await.len(), 2);
     first.cancel();
-    // The one that is left may be on its way back at this moment.
-    let token = site.token(&target, json!({}));
-    within(async { while confirm(&mut site.lab.client(&token).await).await != SELECTED_TLS {} })
-        .await;
+    site.lab.session(&site.token(&target, json!({}))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn channels_that_do_not_log_on_are_bounded_and_closed() {
+    use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+
+    let site = Branch::start_with("[limits]\npending_per_address = 3\n");
+    let open = async || {
+        let request = "ws://gw/jet/agent".into_client_request().unwrap();
+        let stream = site.lab.connect().await;
+        let opened = tokio_tungstenite::client_async(request, stream).await;
+        opened.map(|(socket, _)| socket)
+    };
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(open().await.unwrap());
+    }
+    assert!(open().await.is_err(), "its address has as many as it may");
+    // A place is free again when one of them goes.
+    held.pop();
+    within(async { while open().await.is_err() {} }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
