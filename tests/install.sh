@@ -7,7 +7,7 @@
 #   peers      the real clients and targets of tests/peers: FreeRDP 2 and 3, rdesktop, aardwolf, xrdp, weston, krb5kdc, Xvfb
 #              and the tools around them
 #   ci         cargo-deny and cargo-fuzz
-#   bench      what tests/bench compares with: HAProxy and FreeRDP's proxy; its real sessions also need peers
+#   bench      what tests/bench compares with: HAProxy, FreeRDP's proxy and PyRDP; its real sessions also need peers
 set -euo pipefail
 
 packages=(gcc libssl-dev pkg-config)
@@ -22,10 +22,13 @@ for part in "$@"; do
             rdesktop fuse3 pulseaudio pulseaudio-utils weston xwayland python3-venv
             # They come without a realm, and without one krb5kdc and kadmind do not start.
             krb5-kdc krb5-admin-server krb5-user faketime dnsmasq-base)
-        environments=(aardwolf)
+        environments+=(aardwolf)
         ;;
     ci) tools+=(cargo-deny cargo-fuzz) ;;
-    bench) packages+=(haproxy freerdp3-proxy) ;;
+    bench)
+        packages+=(haproxy freerdp3-proxy python3-venv)
+        environments+=(pyrdp)
+        ;;
     *)
         echo "install.sh: unknown part '$part' (known: build, peers, ci, bench)" >&2
         exit 2
@@ -83,7 +86,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     apt_get install --yes --no-install-recommends "${missing[@]}" </dev/null
 fi
 
-# aardwolf is a client in Python; its environment is kept beside the caches of other tools.
+# aardwolf is a client in Python, PyRDP a man in the middle; their environments are kept beside the caches of other tools.
 for environment in "${environments[@]}"; do
     folder=${XDG_CACHE_HOME:-$HOME/.cache}/jetway-peers/$environment
     requirements=$(dirname "$0")/peers/$environment.txt

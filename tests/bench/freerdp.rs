@@ -1,7 +1,7 @@
-//! The same for sessions of real programs: xfreerdp3 before each path, freerdp-shadow-cli3 with NLA behind it, and a
-//! terminal that scrolls random text between them, which no codec makes small.
+//! The same for sessions of real programs: a client of FreeRDP before each path, its shadow server behind it, and a terminal
+//! that scrolls random text between them, which no codec makes small.
 //!
-//! This is how FreeRDP's own proxy is compared: it is a server and a client, and takes no sessions that are less.
+//! This is how FreeRDP's own proxy and PyRDP are compared: they take no sessions that are less.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -21,16 +21,18 @@ use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 use crate::Plan;
-use crate::path::{Goal, Kind, Path};
+use crate::path::{self, Goal, Kind, Path};
 use crate::report::{median, micros, number};
 use crate::system;
 
 /// What the bench needs besides itself.
-const PROGRAMS: [&str; 6] = [
+const PROGRAMS: [&str; 8] = [
     "Xvfb",
     "xterm",
     "xfreerdp3",
     "freerdp-shadow-cli3",
+    "xfreerdp",
+    "freerdp-shadow-cli",
     "winpr-hash",
     "freerdp-proxy3",
 ];
@@ -43,6 +45,43 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A session before it is measured: the first picture, caches, the pace of the encoder.
 const SETTLE: Duration = Duration::from_secs(2);
+
+/// A client and a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pair {
+    /// FreeRDP 3, NLA, RemoteFX in a dynamic channel: the picture comes in PDUs of 1,600 bytes.
+    Egfx,
+    /// FreeRDP 2, TLS, RemoteFX in surface commands: in fast-path PDUs of up to 16 KiB. The one pair here that goes
+    /// through PyRDP.
+    SurfaceCommands,
+}
+
+impl Pair {
+    fn client(self) -> &'static str {
+        match self {
+            Self::Egfx => "xfreerdp3",
+            Self::SurfaceCommands => "xfreerdp",
+        }
+    }
+
+    fn target(self) -> &'static str {
+        match self {
+            Self::Egfx => "freerdp-shadow-cli3",
+            Self::SurfaceCommands => "freerdp-shadow-cli",
+        }
+    }
+
+    fn codec(self) -> &'static str {
+        match self {
+            Self::Egfx => "/gfx:RFX",
+            Self::SurfaceCommands => "/rfx",
+        }
+    }
+
+    fn takes(self, kind: Kind) -> bool {
+        kind.takes_real_sessions() && (kind != Kind::Pyrdp || self == Self::SurfaceCommands)
+    }
+}
 
 /// All turns of one path.
 struct Figures {
@@ -62,24 +101,33 @@ struct Load {
 
 /// Measures the paths of the plan that real programs can use; `Null` where there are none.
 pub(crate) fn run(plan: &Plan) -> anyhow::Result<Value> {
-    let kinds: Vec<_> = plan
-        .kinds
-        .iter()
-        .copied()
-        .filter(|kind| kind.takes_real_sessions())
-        .collect();
-    if kinds.is_empty() || plan.real_set_ups + plan.real_rounds == 0 {
+    if !plan.kinds.iter().any(|kind| kind.takes_real_sessions())
+        || plan.real_set_ups + plan.real_rounds == 0
+    {
         return Ok(Value::Null);
     }
     for program in PROGRAMS {
         if !system::is_installed(program) {
-            eprintln!("{program} is not installed (tests/install.sh bench): no real sessions");
+            eprintln!(
+                "{program} is not installed (tests/install.sh bench peers): no real sessions"
+            );
             return Ok(Value::Null);
         }
     }
-    let lab = Lab::start()?;
+    Ok(json!({
+        "EGFX": measure(Pair::Egfx, plan)?,
+        "surface commands": measure(Pair::SurfaceCommands, plan)?,
+    }))
+}
+
+fn measure(pair: Pair, plan: &Plan) -> anyhow::Result<Value> {
+    let lab = Lab::start(pair)?;
     let mut paths = Vec::new();
-    for kind in kinds {
+    for kind in plan.kinds.iter().copied().filter(|kind| pair.takes(*kind)) {
+        if kind == Kind::Pyrdp && path::pyrdp_program().is_none() {
+            eprintln!("pyrdp is not installed (tests/install.sh bench): not compared");
+            continue;
+        }
         let path = Path::start_to(kind, lab.goal(), plan)?;
         if path.process().is_some() {
             path.wait().with_context(|| format!("{kind}"))?;
@@ -94,14 +142,20 @@ pub(crate) fn run(plan: &Plan) -> anyhow::Result<Value> {
             loads: Vec::new(),
         })
         .collect();
-    for round in 0..=plan.real_set_ups {
+    // The first one warms up.
+    let set_ups = match pair {
+        Pair::Egfx => plan.real_set_ups + 1,
+        // This client does not say when its session is active.
+        Pair::SurfaceCommands => 0,
+    };
+    for round in 0..set_ups {
         for (path, figures) in paths.iter().zip(&mut all) {
             eprintln!("set-up {round} of {}: {}", plan.real_set_ups, path.kind);
-            let (_client, time) = Client::start(&lab, path, path.address())
-                .with_context(|| format!("{}", path.kind))?;
-            // The first one warms up.
+            let start = clock::now();
+            let client = Client::start(&lab, path, path.address())?;
+            let active = client.wait().with_context(|| format!("{}", path.kind))?;
             if round > 0 {
-                figures.set_ups.push(time);
+                figures.set_ups.push(active - start);
             }
         }
     }
@@ -114,13 +168,17 @@ pub(crate) fn run(plan: &Plan) -> anyhow::Result<Value> {
             figures.loads.push(load);
         }
     }
-    print(plan, &all);
+    print(pair, plan, &all);
     Ok(to_json(&all))
 }
 
 fn load(lab: &Lab, path: &Path, time: Duration) -> anyhow::Result<Load> {
     let counter = Counter::start(path.address())?;
-    let (client, _) = Client::start(lab, path, counter.address)?;
+    let client = Client::start(lab, path, counter.address)?;
+    wait_for("a picture", || {
+        client.check()?;
+        Ok((counter.bytes() > 1_000_000).then_some(()))
+    })?;
     thread::sleep(SETTLE);
     let cpu = || path.process().map_or(Ok(Duration::ZERO), system::cpu);
     let (bytes, used, start) = (counter.bytes(), cpu()?, clock::now());
@@ -158,9 +216,12 @@ impl Figures {
     }
 }
 
-fn print(plan: &Plan, all: &[Figures]) {
+fn print(pair: Pair, plan: &Plan, all: &[Figures]) {
     println!(
-        "Sessions of xfreerdp3 with freerdp-shadow-cli3 (NLA): medians of {} set-ups and of {} pictures of {} s.",
+        "Sessions of {} {} with {}: medians of {} set-ups and of {} pictures of {} s.",
+        pair.client(),
+        pair.codec(),
+        pair.target(),
         plan.real_set_ups,
         plan.real_rounds,
         plan.real_time.as_secs()
@@ -174,7 +235,7 @@ fn print(plan: &Plan, all: &[Figures]) {
         println!();
     };
     row("", &|figures| figures.kind.to_string());
-    row("process start to active, ms", &|figures| {
+    let set_up = |figures: &Figures| {
         let own = number(micros(figures.set_up()) / 1e3);
         match direct {
             Some(direct) if direct.kind != figures.kind => {
@@ -182,7 +243,10 @@ fn print(plan: &Plan, all: &[Figures]) {
             }
             Some(_) | None => own,
         }
-    });
+    };
+    if all.iter().any(|figures| !figures.set_ups.is_empty()) {
+        row("process start to active, ms", &set_up);
+    }
     row("picture, MB/s", &|figures| {
         number(figures.median(|load| load.bytes_per_s) / 1e6)
     });
@@ -205,11 +269,11 @@ fn print(plan: &Plan, all: &[Figures]) {
         let figures = all.iter().find(|figures| figures.kind == kind)?;
         Some(figures.median(|load| load.cpu_s_per_gb))
     };
-    if let (Some(own), Some(other)) = (cost(Kind::JetwayInspected), cost(Kind::FreerdpProxy)) {
-        println!(
-            "CPU s/GB of jetway-inspected as a share of freerdp-proxy's: {:.3}",
-            own / other
-        );
+    for other in [Kind::FreerdpProxy, Kind::Pyrdp] {
+        if let (Some(own), Some(cost)) = (cost(Kind::JetwayInspected), cost(other)) {
+            let share = own / cost;
+            println!("CPU s/GB of jetway-inspected as a share of {other}'s: {share:.3}");
+        }
     }
 }
 
@@ -261,6 +325,7 @@ impl Drop for Process {
 
 /// The displays and the target; fields are dropped in order.
 struct Lab {
+    pair: Pair,
     animated: std::cell::OnceCell<Process>,
     shadow: Process,
     target: Display,
@@ -298,7 +363,7 @@ impl Display {
 }
 
 impl Lab {
-    fn start() -> anyhow::Result<Self> {
+    fn start(pair: Pair) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let (target, client) = (
             Display::start(&folder, "target")?,
@@ -315,22 +380,27 @@ impl Lab {
             .local_addr()?
             .port();
         let log = File::create(folder.path().join("shadow.log"))?;
-        let shadow = Command::new("freerdp-shadow-cli3")
-            .args([
-                format!("/port:{port}"),
-                format!("/sam-file:{}", sam.display()),
-            ])
-            .args(["/bind-address:127.0.0.1", "/sec:nla"])
+        let mut shadow = Command::new(pair.target());
+        shadow
+            .arg(format!("/port:{port}"))
+            .arg("/bind-address:127.0.0.1");
+        match pair {
+            Pair::Egfx => shadow.args([&format!("/sam-file:{}", sam.display()), "/sec:nla"]),
+            // Its users log on by NLA or not at all.
+            Pair::SurfaceCommands => shadow.args(["/sec:tls", "-auth"]),
+        };
+        let shadow = shadow
             .env("DISPLAY", &target.name)
             .env("HOME", &home)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
-            .context("freerdp-shadow-cli3")?;
+            .context(pair.target())?;
         let shadow = Process(shadow);
         wait_for("the target", || Ok(is_listening(port)?.then_some(())))?;
         Ok(Self {
+            pair,
             animated: std::cell::OnceCell::new(),
             shadow,
             target,
@@ -372,21 +442,21 @@ impl Lab {
 
 struct Client {
     _process: Process,
+    /// That its session is active, or the last it said.
+    news: mpsc::Receiver<Result<Instant, String>>,
 }
 
 impl Client {
-    /// Starts a client, and says how long it took until its session was active.
-    fn start(lab: &Lab, path: &Path, address: SocketAddr) -> anyhow::Result<(Self, Duration)> {
+    fn start(lab: &Lab, path: &Path, address: SocketAddr) -> anyhow::Result<Self> {
         let mut command = Command::new("stdbuf");
         command
-            .args(["-oL", "xfreerdp3", &format!("/v:{address}")])
+            .args(["-oL", lab.pair.client(), &format!("/v:{address}")])
             .args([format!("/u:{USER}"), format!("/p:{PASSWORD}")])
-            .args(["/cert:ignore", "/size:1024x768", "/gfx:RFX", "-clipboard"])
-            .arg("/log-filters:com.freerdp.core.rdp:DEBUG");
+            .args(["/cert:ignore", "/size:1024x768", lab.pair.codec()])
+            .args(["-clipboard", "/log-filters:com.freerdp.core.rdp:DEBUG"]);
         if let Some(token) = path.pcb()? {
             command.arg(format!("/pcb:{token}"));
         }
-        let start = clock::now();
         let mut process = command
             .env("DISPLAY", &lab.client.name)
             .env("HOME", lab.folder.path().join("home"))
@@ -394,10 +464,10 @@ impl Client {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
-            .context("xfreerdp3")?;
+            .context(lab.pair.client())?;
         let output = process.stdout.take().context("no output")?;
         let process = Process(process);
-        let (sender, receiver) = mpsc::channel::<Result<Instant, String>>();
+        let (sender, news) = mpsc::channel();
         thread::spawn(move || {
             let mut last = String::new();
             // Read to the end, or the client would have nowhere to print to.
@@ -410,10 +480,26 @@ impl Client {
             }
             let _ = sender.send(Err(last));
         });
-        match receiver.recv_timeout(PATIENCE) {
-            Ok(Ok(active)) => Ok((Self { _process: process }, active - start)),
+        Ok(Self {
+            _process: process,
+            news,
+        })
+    }
+
+    /// When its session was active.
+    fn wait(&self) -> anyhow::Result<Instant> {
+        match self.news.recv_timeout(PATIENCE) {
+            Ok(Ok(active)) => Ok(active),
             Ok(Err(last)) => bail!("the client ended: {last}"),
             Err(_) => bail!("no session within {PATIENCE:?}"),
+        }
+    }
+
+    /// An error where it has ended.
+    fn check(&self) -> anyhow::Result<()> {
+        match self.news.try_recv() {
+            Ok(Err(last)) => bail!("the client ended: {last}"),
+            Ok(Ok(_)) | Err(_) => Ok(()),
         }
     }
 }

@@ -182,6 +182,7 @@ impl Plan {
                         Kind::TlsDirect,
                         Kind::HaproxyTls,
                         Kind::FreerdpProxy,
+                        Kind::Pyrdp,
                         Kind::JetwayInspected,
                     ];
                 }

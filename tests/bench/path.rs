@@ -1,5 +1,5 @@
 //! The ways from client to target: none, HAProxy, the relay alone in a process of its own, and the whole gateway; and
-//! for inspected sessions none, HAProxy between two TLS connections, FreeRDP's proxy, and the whole gateway.
+//! for inspected sessions none, HAProxy between two TLS connections, FreeRDP's proxy, PyRDP, and the whole gateway.
 
 use std::fmt;
 use std::fs;
@@ -52,12 +52,14 @@ pub(crate) enum Kind {
     HaproxyTls,
     /// A whole RDP server and a whole client, back to back; for sessions of real programs only.
     FreerdpProxy,
+    /// A man in the middle that parses and records, in Python; for sessions of real programs that it knows only.
+    Pyrdp,
     /// The gateway stands inside the session.
     JetwayInspected,
 }
 
 impl Kind {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Direct,
         Self::Haproxy,
         Self::HaproxySplice,
@@ -67,13 +69,18 @@ impl Kind {
         Self::TlsDirect,
         Self::HaproxyTls,
         Self::FreerdpProxy,
+        Self::Pyrdp,
         Self::JetwayInspected,
     ];
 
     /// Whether its loads are RDP sessions rather than bytes.
     pub(crate) fn is_inspected(self) -> bool {
         match self {
-            Self::TlsDirect | Self::HaproxyTls | Self::FreerdpProxy | Self::JetwayInspected => true,
+            Self::TlsDirect
+            | Self::HaproxyTls
+            | Self::FreerdpProxy
+            | Self::Pyrdp
+            | Self::JetwayInspected => true,
             Self::Direct
             | Self::Haproxy
             | Self::HaproxySplice
@@ -85,7 +92,7 @@ impl Kind {
 
     /// Whether the sessions of this program's own peers go through: a proxy that is a client and a server wants more.
     pub(crate) fn takes_small_sessions(self) -> bool {
-        self.is_inspected() && self != Self::FreerdpProxy
+        self.is_inspected() && !matches!(self, Self::FreerdpProxy | Self::Pyrdp)
     }
 
     /// Whether sessions of real clients and targets go through: a TLS bridge cannot negotiate for them.
@@ -96,7 +103,9 @@ impl Kind {
     /// Whether something in between holds sessions, and could hold many.
     pub(crate) fn has_idle_cost(self) -> bool {
         match self {
-            Self::Direct | Self::Threads | Self::TlsDirect | Self::FreerdpProxy => false,
+            Self::Direct | Self::Threads | Self::TlsDirect | Self::FreerdpProxy | Self::Pyrdp => {
+                false
+            }
             Self::Haproxy
             | Self::HaproxySplice
             | Self::Relay
@@ -109,7 +118,7 @@ impl Kind {
     /// Descriptors of idle pipes that the process may keep for reuse.
     fn kept_descriptors(self) -> usize {
         match self {
-            Self::Direct | Self::Threads | Self::TlsDirect | Self::FreerdpProxy => 0,
+            Self::Direct | Self::Threads | Self::TlsDirect | Self::FreerdpProxy | Self::Pyrdp => 0,
             Self::Haproxy | Self::HaproxySplice | Self::HaproxyTls => 2 * 200,
             Self::Relay | Self::Jetway | Self::JetwayInspected => 2 * 16,
         }
@@ -128,6 +137,7 @@ impl fmt::Display for Kind {
             Self::TlsDirect => "tls-direct",
             Self::HaproxyTls => "haproxy-tls",
             Self::FreerdpProxy => "freerdp-proxy",
+            Self::Pyrdp => "pyrdp",
             Self::JetwayInspected => "jetway-inspected",
         })
     }
@@ -205,6 +215,7 @@ impl Path {
             | Kind::Jetway
             | Kind::HaproxyTls
             | Kind::FreerdpProxy
+            | Kind::Pyrdp
             | Kind::JetwayInspected => free_port()?,
         };
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -217,6 +228,7 @@ impl Path {
             }
             Kind::HaproxyTls => Some(haproxy_tls(&folder, address, goal.port)?),
             Kind::FreerdpProxy => Some(freerdp_proxy(&folder, address, goal.port)?),
+            Kind::Pyrdp => Some(pyrdp(&folder, address, goal.port)?),
             Kind::Threads | Kind::Relay => Some(
                 Command::new(std::env::current_exe()?)
                     .args([RELAY_ARGUMENT, &kind.to_string(), &address.to_string()])
@@ -326,6 +338,7 @@ impl Path {
             Kind::HaproxyTls => rdp::Opening::Tls,
             Kind::TlsDirect
             | Kind::FreerdpProxy
+            | Kind::Pyrdp
             | Kind::JetwayInspected
             | Kind::Direct
             | Kind::Haproxy
@@ -574,6 +587,35 @@ PrivateKeyFile={key}
         .context("freerdp-proxy3")
 }
 
+/// Where tests/install.sh has put PyRDP.
+pub(crate) fn pyrdp_program() -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
+    let program = cache.join("jetway-peers/pyrdp/bin/pyrdp-mitm");
+    program.is_file().then_some(program)
+}
+
+/// With all that it does by itself: it logs, and records.
+fn pyrdp(folder: &TempDir, address: SocketAddr, target_port: u16) -> anyhow::Result<Child> {
+    let identity = identity(folder)?;
+    Command::new(pyrdp_program().context("tests/install.sh bench installs pyrdp")?)
+        .args(["-a", &address.ip().to_string()])
+        .args(["-l", &address.port().to_string()])
+        .arg("-o")
+        .arg(folder.path().join("recordings"))
+        .arg("-c")
+        .arg(&identity.certificate)
+        .arg("-k")
+        .arg(&identity.key)
+        .arg(format!("127.0.0.1:{target_port}"))
+        .env("HOME", folder.path())
+        .stdin(Stdio::null())
+        .stdout(log_file(folder)?)
+        .stderr(log_file(folder)?)
+        .spawn()
+        .context("pyrdp-mitm")
+}
+
 /// A certificate for the client's side.
 struct Identity {
     certificate: PathBuf,
@@ -695,6 +737,7 @@ pub(crate) fn relay_process(arguments: &[String]) -> anyhow::Result<()> {
         | Kind::TlsDirect
         | Kind::HaproxyTls
         | Kind::FreerdpProxy
+        | Kind::Pyrdp
         | Kind::JetwayInspected => bail!("not ours"),
     }
 }
