@@ -38,7 +38,7 @@ pub enum Command {
     /// Exchange a token for a ticket, short enough for loadbalanceinfo
     Ticket(ticket::Args),
     /// Write a .rdp file that leads through the gateway
-    Rdp(rdp::Args),
+    Rdp(Box<rdp::Args>),
     /// Run beside targets that nothing can reach from outside
     Agent(agent::Args),
     /// Lead a local port, or standard input and output, to a target behind an agent
@@ -59,7 +59,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         #[cfg(feature = "demo")]
         Command::Demo(args) => demo::run(args),
         Command::Ticket(args) => ticket::run(&args),
-        Command::Rdp(args) => rdp::run(args),
+        Command::Rdp(args) => rdp::run(*args),
         Command::Agent(args) => agent::run(&args),
         Command::Connect(args) => connect::run(&args),
         Command::Config(args) => config::run(&args),

@@ -1,9 +1,9 @@
 //! `jetway rdp`: writes a `.rdp` file that leads through the gateway.
 //!
-//! With `--via`, the token is made here: it leads to a target behind an agent. With `--gateway`, a token is exchanged for a
-//! ticket.
+//! With `--via`, the token is made here: it leads to a target behind an agent. With `--dst-usr`, the gateway logs on there, and the
+//! user needs no password. With `--gateway`, a token is exchanged for a ticket.
 //!
-//! Token and ticket are read from files or standard input, never from arguments, which other users can see. The file
+//! Token, ticket and password are read from files or standard input, never from arguments, which other users can see. The file
 //! holds a secret: it is readable by its owner only, and replaces an older one as a whole.
 
 use std::fs::{self, OpenOptions};
@@ -43,9 +43,24 @@ pub struct Args {
     /// Private key, or shared secret, that signs the token (PEM or JWK)
     #[arg(long, value_name = "FILE", requires = "via")]
     sign_key: Option<PathBuf>,
+    /// Further target behind the agent, where the first does not answer or sends its clients there; may be repeated
+    #[arg(long, value_name = "HOST:PORT", requires = "via")]
+    alternative: Vec<TargetAddr>,
     /// The user that the token is for
     #[arg(long, requires = "via")]
     sub: Option<String>,
+    /// The gateway's public key, or a shared secret, that the token is encrypted to (PEM or JWK)
+    #[arg(long, value_name = "FILE", requires = "via")]
+    encrypt_key: Option<PathBuf>,
+    /// User name by which the gateway logs on to the target; the user of the file needs no password for it
+    #[arg(long, value_name = "NAME", requires_all = ["dst_pwd_file", "encrypt_key"])]
+    dst_usr: Option<String>,
+    /// File with the password for it; `-` is standard input
+    #[arg(long, value_name = "FILE", requires = "dst_usr")]
+    dst_pwd_file: Option<PathBuf>,
+    /// SHA-256 of the only certificate that the target may show
+    #[arg(long, value_name = "HEX", requires = "via")]
+    cert_thumb256: Option<String>,
     /// Life of the token, seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     lifetime: u64,
@@ -103,12 +118,17 @@ fn write(
             sign_key: args.sign_key.clone(),
             jet_agent_id: Some(agent.clone()),
             jet_agent_dst: args.target.clone(),
+            jet_agent_alt: args.alternative.clone(),
+            encrypt_key: args.encrypt_key.clone(),
+            dst_usr: args.dst_usr.clone(),
+            dst_pwd_file: args.dst_pwd_file.clone(),
+            cert_thumb256: args.cert_thumb256.clone(),
             jet_ap: Some("rdp".to_owned()),
             sub: args.sub.clone(),
             lifetime: args.lifetime,
             ..token::NewArgs::default()
         };
-        let made = token::make(&new, clock::unix_now())?;
+        let made = token::make(&new, clock::unix_now(), stdin)?;
         carry(&mut file, &made.token, &args)?;
     }
     if let Some(path) = &args.ticket_file {
@@ -349,5 +369,55 @@ mod tests {
         for incomplete in [&via[..], &["--utf8", "--via", "a", "--sign-key", "k"]] {
             assert!(parse(incomplete).is_err(), "{incomplete:?}");
         }
+    }
+
+    #[test]
+    fn the_password_of_a_target_goes_into_an_encrypted_token_and_nowhere_else() {
+        use secrecy::ExposeSecret as _;
+
+        use crate::token::algorithm::{Algorithm, KeyManagement, SignatureAlgorithm};
+        use crate::token::{KeyDocument, KeySet, TokenRules, Verifier, mint};
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let signing = mint::generate(Algorithm::Signature(SignatureAlgorithm::Es256)).unwrap();
+        let sealing = mint::generate(Algorithm::KeyManagement(KeyManagement::EcdhEs)).unwrap();
+        fs::write(path("sign"), signing.private_pem().unwrap().as_bytes()).unwrap();
+        fs::write(path("seal"), sealing.public_pem().unwrap()).unwrap();
+        let (sign, seal) = (path("sign"), path("seal"));
+        let via = ["--utf8", "--via", "branch-7", "--target", "pc42:3389"];
+        let logon = ["--dst-usr", "BRANCH\\alice", "--dst-pwd-file", "-"];
+        let keys = ["--sign-key", &sign, "--encrypt-key", &seal];
+        let further = ["--alternative", "pc43:3389", "--cert-thumb256"];
+        let pin = "07".repeat(32);
+        let arguments = [&via[..], &logon, &keys, &further, &[pin.as_str()]].concat();
+        let (stdout, stderr) = jetway_rdp(&arguments, "correct horse\n").unwrap();
+        assert!(!stdout.contains("correct") && !stderr.contains("correct"));
+        let token = stdout.split("\r\npcb:s:").nth(1).unwrap();
+        let token = token.split("\r\n").next().unwrap();
+        let (public, private) = (signing.public_pem(), sealing.private_pem());
+        let (public, private) = (public.unwrap(), private.unwrap());
+        let documents = [public.as_bytes(), private.as_bytes()].map(|bytes| KeyDocument {
+            name: "key",
+            bytes,
+            usage: None,
+            kid: None,
+        });
+        let keys = KeySet::from_documents(&documents).unwrap();
+        let verifier = Verifier::new(keys, TokenRules::default());
+        let claims = verifier.verify(token, clock::unix_now()).unwrap().claims;
+        let credentials = claims.target_credentials.unwrap();
+        assert_eq!(credentials.username, "BRANCH\\alice");
+        assert_eq!(credentials.password.expose_secret(), "correct horse");
+        assert_eq!(claims.agent.unwrap().targets.len(), 2);
+        assert!(claims.cert_thumb256.is_some());
+        // In a token that anybody can read it has no place.
+        let signed = [&via[..], &logon, &["--sign-key", &sign]].concat();
+        assert!(
+            parse(&signed)
+                .unwrap_err()
+                .to_string()
+                .contains("--encrypt-key")
+        );
     }
 }

@@ -95,6 +95,9 @@ pub struct NewArgs {
     /// Target behind the agent, as the agent knows it
     #[arg(long, value_name = "HOST:PORT", requires = "jet_agent_id")]
     pub jet_agent_dst: Option<TargetAddr>,
+    /// Further target behind the agent, where the first does not answer or sends its clients there; may be repeated
+    #[arg(long, value_name = "HOST:PORT", requires = "jet_agent_dst")]
+    pub jet_agent_alt: Vec<TargetAddr>,
     /// Demand that the session is recorded
     #[arg(long)]
     pub jet_rec: bool,
@@ -176,7 +179,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
 fn new(args: &NewArgs) -> anyhow::Result<()> {
     let now = clock::unix_now();
-    let made = make(args, now)?;
+    let made = make(args, now, &mut io::stdin().lock())?;
     let mut stderr = io::stderr().lock();
     writeln!(stderr, "{:#}", Value::Object(masked(&made.claims)))?;
     if let Err(error) = Claims::check(&Value::Object(made.claims), args.encrypt_key.is_some(), now)
@@ -201,7 +204,11 @@ pub(super) struct Made {
     claims: Map<String, Value>,
 }
 
-pub(super) fn make(args: &NewArgs, now: UnixTime) -> anyhow::Result<Made> {
+pub(super) fn make(
+    args: &NewArgs,
+    now: UnixTime,
+    stdin: &mut dyn io::Read,
+) -> anyhow::Result<Made> {
     let sign = args
         .sign_key
         .as_deref()
@@ -213,11 +220,11 @@ pub(super) fn make(args: &NewArgs, now: UnixTime) -> anyhow::Result<Made> {
         .map(|path| encryption_key(path, args))
         .transpose()?;
     let mut claims = match &args.claims {
-        Some(path) => claims_file(path)?,
+        Some(path) => claims_file(path, stdin)?,
         None => Map::new(),
     };
     add_options(&mut claims, args)?;
-    add_secrets(&mut claims, args)?;
+    add_secrets(&mut claims, args, stdin)?;
     if encrypt.is_none()
         && let Some(secret) = SECRET_CLAIMS
             .into_iter()
@@ -277,8 +284,8 @@ fn encryption_key(path: &Path, args: &NewArgs) -> anyhow::Result<EncryptionKey> 
     })
 }
 
-fn claims_file(path: &Path) -> anyhow::Result<Map<String, Value>> {
-    let text = secret_file::read(path, &mut io::stdin().lock())?;
+fn claims_file(path: &Path, stdin: &mut dyn io::Read) -> anyhow::Result<Map<String, Value>> {
+    let text = secret_file::read(path, stdin)?;
     let claims: Value =
         serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))?;
     match claims {
@@ -307,6 +314,9 @@ fn add_options(claims: &mut Map<String, Value>, args: &NewArgs) -> anyhow::Resul
     if let (Some(agent), Some(target)) = (&args.jet_agent_id, &args.jet_agent_dst) {
         set("jet_agent_id", json!(agent));
         set("jet_agent_dst", json!(target));
+    }
+    if !args.jet_agent_alt.is_empty() {
+        set("jet_agent_alt", json!(args.jet_agent_alt));
     }
     if args.jet_rec {
         set("jet_rec", json!(true));
@@ -340,7 +350,11 @@ fn add_options(claims: &mut Map<String, Value>, args: &NewArgs) -> anyhow::Resul
     Ok(())
 }
 
-fn add_secrets(claims: &mut Map<String, Value>, args: &NewArgs) -> anyhow::Result<()> {
+fn add_secrets(
+    claims: &mut Map<String, Value>,
+    args: &NewArgs,
+    stdin: &mut dyn io::Read,
+) -> anyhow::Result<()> {
     let pairs = [
         ("dst_usr", &args.dst_usr, "dst_pwd", &args.dst_pwd_file),
         ("prx_usr", &args.prx_usr, "prx_pwd", &args.prx_pwd_file),
@@ -355,7 +369,7 @@ fn add_secrets(claims: &mut Map<String, Value>, args: &NewArgs) -> anyhow::Resul
     );
     for (user_claim, user, password_claim, file) in pairs {
         if let (Some(user), Some(file)) = (user, file) {
-            let password = secret_file::read(file, &mut io::stdin().lock())?;
+            let password = secret_file::read(file, stdin)?;
             claims.insert(user_claim.to_owned(), json!(user));
             // An editor ends the file with a line break that is not part of the password.
             let password = password.strip_suffix('\n').unwrap_or(&password);
@@ -503,6 +517,11 @@ mod tests {
     use std::fs;
 
     use super::*;
+
+    fn make(args: &NewArgs, now: UnixTime) -> anyhow::Result<Made> {
+        super::make(args, now, &mut io::empty())
+    }
+
     use crate::token::mint::generate;
 
     const NOW: UnixTime = UnixTime(1_700_000_000);
