@@ -115,7 +115,7 @@
 //! | J-REC-1 | `jet_rec` true: refused while there is no recorder | `it::demands::recording_and_filtering_are_refused_with_their_reason`, `it::behind::recording_and_filtering_are_refused_to_either_peer_of_a_rendezvous_in_every_way_in` |
 //! | J-FLT-1 | `jetflt`, `jet_flt` true: refused while there is no filter | the same |
 //! | J-DST-1 | `dst_hst` | `token::target::tests`, `token::claims::tests::a_destination_is_required_with_fwd_and_refused_with_rdv`, `it::onward::ipv6_targets_and_names_are_reached` |
-//! | J-DST-2 | the gateway logs on with them; they never reach the client or a log | `peers::injects`, `peers::legs`, `it::behind`, `it::demands::credentials_are_refused_where_there_is_no_certificate_to_inject_them_behind` |
+//! | J-DST-2 | the gateway logs on with them; they never reach the client or a log | `peers::injects`, `peers::legs`, `peers::behind`, `it::behind`, `it::demands::credentials_are_refused_where_there_is_no_certificate_to_inject_them_behind` |
 //! | J-RDP-1 | token in the preconnection PDU | `it::forward`, `peers::opens` |
 //! | J-RDP-2 | token or ticket in the routing token | `it::forward::a_ticket_in_the_routing_token_opens_a_session`, `it::forward::a_token_too_long_for_the_length_indicator_still_works_as_a_routing_token`, `peers::opens` |
 //! | J-RDP-3 | a rendezvous token in the PDU | `it::rendezvous::an_rdp_client_with_a_rendezvous_token_meets_the_acceptor` |

@@ -426,6 +426,35 @@ async fn the_gateway_logs_on_behind_an_agent_and_knows_the_target_again() {
     }
 }
 
+/// A desktop that shows another certificate than the one that is known behind this agent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_is_known_by_the_agent_that_it_is_behind() {
+    let (mut site, sealing) = branch("first-use");
+    let desk = Desk::start().await;
+    let (address, other) = (desk.address, "07".repeat(32));
+    let pins = [
+        format!("agent {NAME} {address} {other}\n"),
+        // Equal addresses elsewhere are other targets.
+        format!("{address} {other}\nagent branch-8 {address} {other}\n"),
+    ];
+    site.enrol(json!({})).await;
+    for (pins, known) in pins.iter().zip([true, false]) {
+        std::fs::write(file(&site.lab, "jetway.pins"), pins).unwrap();
+        site.lab.restart().await;
+        let stop = site.run(&site.key(), &[address]);
+        site.connected(true).await;
+        let token = behind(&site, &sealing, address, json!({}));
+        if known {
+            not_let_in(site.lab.address(), Some(&token)).await;
+            let line = logged("Session refused").await;
+            assert_eq!(line["rule"], "target-certificate");
+        } else {
+            visit(site.lab.address(), Some(&token)).await.leave().await;
+        }
+        stop.cancel();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn where_any_certificate_will_do_credentials_do_not_go_through_an_agent() {
     let (site, sealing) = branch("accept-any");

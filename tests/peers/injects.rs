@@ -608,7 +608,7 @@ fn session_ends_when_its_token_is_revoked(version: Version) -> Result<()> {
 /// The client shows `told`, the code of the Set Error Info PDU.
 ///
 /// FreeRDP 3 does not announce RNS_UD_CS_SUPPORT_ERRINFO_PDU and shows the code all the same.
-fn expect_told(client: &FreeRdp, told: &str) -> Result<()> {
+pub(crate) fn expect_told(client: &FreeRdp, told: &str) -> Result<()> {
     let output = client.output()?;
     ensure!(output.contains(told), "not {told}: {output}");
     Ok(())
@@ -663,7 +663,7 @@ pub(crate) fn the_only(lines: Vec<Line>) -> Result<Line> {
 
 pub(crate) const SECURED: &str = "Session secured";
 const GRAPHICS_PIPELINE: &str = "Microsoft::Windows::RDS::Graphics";
-const AUDIT: &str = "Audit";
+pub(crate) const AUDIT: &str = "Audit";
 pub(crate) const WRONG_PASSWORD: &str = "Not-The-Target-1";
 /// PROTOCOL_HYBRID and PROTOCOL_HYBRID_EX.
 const HYBRID: u64 = 0x2 | 0x8;

@@ -4,6 +4,7 @@
 //! `tests/install.sh peers` installs them. xrdp needs root.
 
 mod agent;
+mod behind;
 mod direct;
 mod injects;
 mod kerberos;

@@ -136,13 +136,13 @@ fn client(
 }
 
 /// A target that sends every client to one host, once it has let it in.
-struct Broker {
-    port: u16,
+pub(crate) struct Broker {
+    pub(crate) port: u16,
     visits: Arc<Mutex<Vec<Result<()>>>>,
 }
 
 impl Broker {
-    fn start(to: &'static str) -> Result<Self> {
+    pub(crate) fn start(to: &'static str) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let port = listener.local_addr()?.port();
         let visits = Arc::new(Mutex::new(Vec::new()));
@@ -236,4 +236,4 @@ fn until_it_leaves(mut client: SslStream<std::net::TcpStream>) -> Result<()> {
     Ok(())
 }
 
-const BROKERS_SECRET: &str = "Cookie-Of-The-Broker-1";
+pub(crate) const BROKERS_SECRET: &str = "Cookie-Of-The-Broker-1";

@@ -5,6 +5,7 @@
 
 pub(crate) mod aardwolf;
 pub(crate) mod border;
+pub(crate) mod branch;
 pub(crate) mod clipboard;
 pub(crate) mod desktop;
 pub(crate) mod display;
