@@ -38,7 +38,7 @@ fn the_desktop_behind_the_agent_is_reached(version: Version, kind: TargetKind) -
         let (gateway, place) = (&branch.gateway, &branch.place);
         // Nothing leads there but the agent.
         branch.expect_unreachable()?;
-        let arguments = [branch.rdp_file(workspace, &place.address(), &[])?];
+        let arguments = [branch::rdp_file(workspace, gateway, &place.address(), &[])?];
         let mut client = FreeRdp::start(workspace, "client", version, &arguments, place)?;
         client.wait_for_desktop(place)?;
         client.type_until_it_arrives(place)?;

@@ -6,12 +6,12 @@ use std::ffi::OsStr;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::injects::{AUDIT, SECURED, WRONG_PASSWORD, expect_told, stranger, the_only, through};
-use crate::lab::branch::{AGENT, Branch, Wanted};
+use crate::lab::branch::{AGENT, Branch, Wanted, logon_file};
 use crate::lab::freerdp::{FreeRdp, Version, exit};
 use crate::lab::gateway::jetway;
 use crate::lab::log::{CLOSED, REFUSED};
 use crate::lab::target::TargetKind;
-use crate::lab::workspace::{self, Workspace};
+use crate::lab::workspace;
 use crate::redirects::BROKERS_SECRET;
 
 #[test]
@@ -41,23 +41,6 @@ const NLA: Wanted = Wanted {
     talkative: false,
 };
 
-/// `jetway rdp --via` with the credentials of `user`, to `target`.
-fn logon_file(
-    workspace: &Workspace,
-    branch: &Branch,
-    target: &str,
-    (user, password): (&str, &str),
-    further: &[&str],
-) -> Result<String> {
-    let file = workspace.write("target.password", password)?;
-    let mut arguments = vec![OsStr::new("--dst-usr"), OsStr::new(user)];
-    arguments.extend([OsStr::new("--dst-pwd-file"), file.as_os_str()]);
-    let public = branch.gateway.keys().encryption_public.as_os_str();
-    arguments.extend([OsStr::new("--encrypt-key"), public]);
-    arguments.extend(further.iter().map(OsStr::new));
-    branch.rdp_file(workspace, target, &arguments)
-}
-
 /// The desktop seen by a client beside it and the desktop through gateway and agent are the same picture, typed keys arrive, operators
 /// see both legs and the agent, and neither gateway nor agent shows a secret at its most talkative.
 fn a_ticket_alone_reaches_the_desktop(version: Version, kind: TargetKind) -> Result<()> {
@@ -71,7 +54,7 @@ fn a_ticket_alone_reaches_the_desktop(version: Version, kind: TargetKind) -> Res
         let branch = Branch::start(workspace, wanted)?;
         let (gateway, place) = (&branch.gateway, &branch.place);
         let logon = (place.user.as_str(), place.password.as_str());
-        let file = logon_file(workspace, &branch, &place.address(), logon, &[])?;
+        let file = logon_file(workspace, gateway, &place.address(), logon, &[])?;
         let nobody = stranger(place);
         let mut client = FreeRdp::start(workspace, "client", version, &[file], &nobody)?;
         let expected = branch.picture.as_ref().context("a picture")?;
@@ -173,7 +156,7 @@ fn refused(
         let branch = Branch::start(workspace, NLA)?;
         let (gateway, place) = (&branch.gateway, &branch.place);
         let logon = (place.user.as_str(), password);
-        let file = logon_file(workspace, &branch, &place.address(), logon, further)?;
+        let file = logon_file(workspace, gateway, &place.address(), logon, further)?;
         let nobody = stranger(place);
         let mut client = FreeRdp::start(workspace, "client", version, &[file], &nobody)?;
         let code = client.exit_code()?;
@@ -267,7 +250,7 @@ fn the_client_is_sent_on(version: Version) -> Result<()> {
         let logon = (place.user.as_str(), place.password.as_str());
         let desktop = place.address();
         let further = ["--alternative", desktop.as_str()];
-        let file = logon_file(workspace, &branch, &broker, logon, &further)?;
+        let file = logon_file(workspace, gateway, &broker, logon, &further)?;
         let nobody = stranger(place);
         let mut client = FreeRdp::start(workspace, "client", version, &[file], &nobody)?;
         client.wait_for_desktop(place)?;
@@ -293,7 +276,7 @@ fn a_desktop_that_the_token_does_not_name_is_not_followed_behind_the_agent() -> 
         let (gateway, place) = (&branch.gateway, &branch.place);
         let broker = format!("localhost:{}", branch.broker.context("a broker")?);
         let logon = (place.user.as_str(), place.password.as_str());
-        let file = logon_file(workspace, &branch, &broker, logon, &[])?;
+        let file = logon_file(workspace, gateway, &broker, logon, &[])?;
         let nobody = stranger(place);
         let mut client = FreeRdp::start(workspace, "client", Version::Three, &[file], &nobody)?;
         let code = client.exit_code()?;

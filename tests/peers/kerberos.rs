@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
@@ -10,12 +11,15 @@ use jetway::rdp::credssp::client::{Client, Package, Progress};
 use jetway::rdp::credssp::keytab::Keytab;
 use jetway::rdp::credssp::server::{Kerberos, Progress as Served, Server};
 
+use crate::injects::stranger;
+use crate::lab::branch::{self, AGENT};
 use crate::lab::dns::Dns;
 use crate::lab::freerdp::{FreeRdp, Version, exit};
-use crate::lab::gateway::{Gateway, Grant};
+use crate::lab::gateway::{BINARY, Gateway, Grant};
 use crate::lab::kdc::{Clock, Kdc, REALM, Transport};
 use crate::lab::log::{CLOSED, Line, REFUSED};
 use crate::lab::port::Port;
+use crate::lab::process::Process;
 use crate::lab::shadow::{Program, Security, Shadow};
 use crate::lab::target::{Place, Target};
 use crate::lab::workspace::{self, Workspace};
@@ -40,6 +44,43 @@ fn a_token_alone_reaches_the_desktop_by_ticket() -> Result<()> {
             "{issued:?}"
         );
         gateway.keeps_secret(&[&token, &place.password])
+    })
+}
+
+/// The gateway asks the KDC, and for the name by which the agent knows the desktop.
+#[test]
+fn a_ticket_is_for_the_desktop_behind_the_agent() -> Result<()> {
+    workspace::run(|workspace| {
+        let lab = Lab::start(workspace, Kdc::start(workspace)?)?;
+        let gateway = lab.gateway(workspace, &[&lab.kdc.address()], false)?;
+        let place = lab.target.place();
+        let target = format!("localhost:{}", place.port);
+        let url = format!("http://{}", gateway.address());
+        let key = branch::enrol(workspace, &gateway, &url, None)?;
+        let mut command = Command::new(BINARY);
+        command
+            .args(["agent", "run", "--name", AGENT, "--gateway", &url])
+            .args(["--target", &target, "--key"])
+            .arg(key);
+        let mut agent = Process::start(workspace, "agent", &mut command)?;
+        gateway.wait_for("Agent connected", 1)?;
+        let logon = (place.user.as_str(), place.password.as_str());
+        let file = branch::logon_file(workspace, &gateway, &target, logon, &[])?;
+        let version = Version::Three;
+        let nobody = stranger(place);
+        let mut client = FreeRdp::start(workspace, "client", version, &[file], &nobody)?;
+        client.wait_for_desktop(place)?;
+        client.end();
+        gateway.wait_for(CLOSED, 1)?;
+        expect_ticket(&gateway, 1)?;
+        let issued = lab.kdc.log("TGS_REQ")?;
+        let expected = format!("TERMSRV/localhost@{REALM}");
+        ensure!(
+            issued.len() == 1 && issued[0].ends_with(&expected),
+            "{issued:?}"
+        );
+        agent.expect_alive()?;
+        gateway.keeps_secret(&[&place.password])
     })
 }
 

@@ -91,7 +91,7 @@ impl Branch {
         let (gateway, ca) =
             Gateway::start_for_agents(workspace, namespace.outside(), &port, wanted.talkative)?;
         let url = format!("https://{}:{}", namespace.outside(), port.number());
-        let key = enrol(workspace, &gateway, &url, &ca)?;
+        let key = enrol(workspace, &gateway, &url, Some(&ca))?;
         let folder = workspace.folder("namespace")?;
         let pictured_by = wanted.pictured_by.map(|version| version == Version::Two);
         let order = json!({
@@ -140,36 +140,6 @@ impl Branch {
         Ok(())
     }
 
-    /// A .rdp file by `jetway rdp --via`, whose ticket leads to `target`.
-    pub(crate) fn rdp_file(
-        &self,
-        workspace: &Workspace,
-        target: &str,
-        further: &[&OsStr],
-    ) -> Result<String> {
-        let out = workspace.path("via.rdp");
-        let address = self.gateway.address();
-        let url = format!("http://{address}");
-        let keys = self.gateway.keys();
-        let mut arguments = vec![OsStr::new("rdp")];
-        for argument in [
-            "--full-address",
-            &address,
-            "--via",
-            AGENT,
-            "--target",
-            target,
-        ] {
-            arguments.push(OsStr::new(argument));
-        }
-        arguments.extend([OsStr::new("--sign-key"), keys.signing.as_os_str()]);
-        arguments.extend([OsStr::new("--gateway"), OsStr::new(&url)]);
-        arguments.extend([OsStr::new("--out"), out.as_os_str()]);
-        arguments.extend(further);
-        jetway(&arguments)?;
-        Ok(out.display().to_string())
-    }
-
     /// What the agent has logged.
     pub(crate) fn agents_log(&self) -> Result<String> {
         fs::read_to_string(&self.agent.log).with_context(|| self.agent.log.display().to_string())
@@ -196,8 +166,59 @@ impl Branch {
     }
 }
 
+/// A .rdp file by `jetway rdp --via`, whose ticket leads to `target` behind the agent.
+pub(crate) fn rdp_file(
+    workspace: &Workspace,
+    gateway: &Gateway,
+    target: &str,
+    further: &[&OsStr],
+) -> Result<String> {
+    let out = workspace.path("via.rdp");
+    let address = gateway.address();
+    let url = format!("http://{address}");
+    let mut arguments = vec![OsStr::new("rdp")];
+    for argument in [
+        "--full-address",
+        &address,
+        "--via",
+        AGENT,
+        "--target",
+        target,
+    ] {
+        arguments.push(OsStr::new(argument));
+    }
+    arguments.extend([OsStr::new("--sign-key"), gateway.keys().signing.as_os_str()]);
+    arguments.extend([OsStr::new("--gateway"), OsStr::new(&url)]);
+    arguments.extend([OsStr::new("--out"), out.as_os_str()]);
+    arguments.extend(further);
+    jetway(&arguments)?;
+    Ok(out.display().to_string())
+}
+
+/// The same with credentials, by which the gateway logs on to `target`.
+pub(crate) fn logon_file(
+    workspace: &Workspace,
+    gateway: &Gateway,
+    target: &str,
+    (user, password): (&str, &str),
+    further: &[&str],
+) -> Result<String> {
+    let file = workspace.write("target.password", password)?;
+    let mut arguments = vec![OsStr::new("--dst-usr"), OsStr::new(user)];
+    arguments.extend([OsStr::new("--dst-pwd-file"), file.as_os_str()]);
+    let public = gateway.keys().encryption_public.as_os_str();
+    arguments.extend([OsStr::new("--encrypt-key"), public]);
+    arguments.extend(further.iter().map(OsStr::new));
+    rdp_file(workspace, gateway, target, &arguments)
+}
+
 /// Enrols an agent by `jetway agent enrol`; returns its key.
-fn enrol(workspace: &Workspace, gateway: &Gateway, url: &str, ca: &Path) -> Result<PathBuf> {
+pub(crate) fn enrol(
+    workspace: &Workspace,
+    gateway: &Gateway,
+    url: &str,
+    ca: Option<&Path>,
+) -> Result<PathBuf> {
     let site = Site::new(&format!("http://{}", gateway.address()).parse()?, None)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -209,18 +230,13 @@ fn enrol(workspace: &Workspace, gateway: &Gateway, url: &str, ca: &Path) -> Resu
     let enrolment = invited["enrolment"].as_str().context("an enrolment")?;
     let file = workspace.write("enrolment", enrolment)?;
     let out = workspace.path("agent");
-    let arguments = [
-        OsStr::new("agent"),
-        OsStr::new("enrol"),
-        OsStr::new("--gateway"),
-        OsStr::new(url),
-        OsStr::new("--ca"),
-        ca.as_os_str(),
-        OsStr::new("--enrolment-file"),
-        file.as_os_str(),
-        OsStr::new("--out"),
-        out.as_os_str(),
-    ];
+    let mut arguments = vec![OsStr::new("agent"), OsStr::new("enrol")];
+    arguments.extend([OsStr::new("--gateway"), OsStr::new(url)]);
+    arguments.extend([OsStr::new("--enrolment-file"), file.as_os_str()]);
+    arguments.extend([OsStr::new("--out"), out.as_os_str()]);
+    if let Some(ca) = ca {
+        arguments.extend([OsStr::new("--ca"), ca.as_os_str()]);
+    }
     jetway(&arguments)?;
     Ok(out.join("agent.private.pem"))
 }
