@@ -112,6 +112,9 @@ pub enum Refusal {
         "the token pins the target's certificate, which cannot be judged: the listener has no certificate, or the protocol is not RDP"
     )]
     Pinning,
+    /// The operator wants every RDP session inspected, and this one cannot be.
+    #[error("sessions are inspected here (session.inspect), and this client does not speak RDP")]
+    Uninspectable,
     /// Nobody vouches for the target of a session by rendezvous as far as the session needs it.
     #[error("rendezvous: {0}")]
     Unvouched(&'static str),
@@ -192,6 +195,7 @@ impl Refusal {
             Self::Filtering => "filtering",
             Self::Injection => "injection",
             Self::Pinning => "pinning",
+            Self::Uninspectable => "inspection",
             Self::Unvouched(_) => "unvouched",
             Self::TooMuchWork => "too-much-work",
             Self::TooManySessions => "too-many-sessions",
@@ -234,6 +238,7 @@ impl Refusal {
             | Self::Filtering
             | Self::Injection
             | Self::Pinning
+            | Self::Uninspectable
             | Self::Unvouched(_) => Some(FailureCode::SslNotAllowed),
             Self::TooMuchWork
             | Self::TooManySessions

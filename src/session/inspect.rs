@@ -75,9 +75,15 @@ pub async fn inspect(
         Opening::X224(request) => secure::Opening::X224(request),
         Opening::DirectTls => secure::Opening::DirectTls,
         Opening::Unread | Opening::Other => {
-            return Err(client
-                .refused(Refusal::Injection, opening)
-                .with_session(&session));
+            let claims = &session.token.claims;
+            let refusal = if claims.has_credentials() {
+                Refusal::Injection
+            } else if claims.wants_inside() {
+                Refusal::Pinning
+            } else {
+                Refusal::Uninspectable
+            };
+            return Err(client.refused(refusal, opening).with_session(&session));
         }
     };
     let direct = matches!(opening, secure::Opening::DirectTls);

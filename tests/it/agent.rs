@@ -596,7 +596,7 @@ async fn what_an_agent_signs_opens_nothing_but_what_it_was_offered() {
 }
 
 /// A server that speaks first, and echoes.
-async fn greeter() -> SocketAddr {
+pub(crate) async fn greeter() -> SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {

@@ -833,3 +833,58 @@ async fn an_acceptor_that_must_be_inspected_needs_a_pin() {
     logged("Session closed").await;
     assert!(audited("logon_requested"));
 }
+
+/// What begins as RDP does not, and was not announced as something else, is not let past the inspection.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_everything_is_inspected_a_session_says_what_else_it_is() {
+    let sealing = Sealing::new();
+    let always = format!("{}[session]\ninspect = \"always\"\n", sealing.table);
+    let site = Branch::start_with(&always);
+    let target = crate::agent::greeter().await;
+    let _stop = site.with_agent(&[target]).await;
+    let arguments = site.gateway();
+    let peer = Arc::new(Site::new(&arguments.gateway, arguments.ca.as_deref()).unwrap());
+    for announced in [json!("ssh"), Value::Null] {
+        let changes = json!({ "dst_usr": null, "dst_pwd": null, "jet_ap": announced });
+        let token = behind(&site, &sealing, target, changes);
+        let agent = NAME.parse().unwrap();
+        let connect = jetway::peer::connect::connect(&peer, &token, &agent, None, false);
+        let mut stream = within(connect).await.unwrap().stream;
+        let mut said = Vec::new();
+        if announced.is_null() {
+            let _end = within(stream.read_to_end(&mut said)).await;
+            assert_eq!(said, b"");
+            assert_eq!(logged("Session refused").await["rule"], "inspection");
+        } else {
+            said.resize(15, 0);
+            within(stream.read_exact(&mut said)).await.unwrap();
+            assert_eq!(said, b"SSH-2.0-hello\r\n");
+        }
+    }
+}
+
+/// The acceptor agrees to TLS and is gone: the client, which is in TLS by then, is told there.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_acceptor_that_goes_before_its_leg_is_secured_is_told_as_such() {
+    let meeting = Meeting::start("");
+    let place = &meeting.place;
+    for (count, transport) in TRANSPORTS.into_iter().enumerate() {
+        let association = Uuid::new_v4();
+        let claims = json!({ "jet_aid": association, "cert_thumb256": "07".repeat(32) });
+        let token = meeting.logon(claims);
+        let candidates = place.association(association, &token).await;
+        let accept = path(Operation::Accept, association, of(&candidates, transport));
+        let accepted = place.peer(transport, accept, Some(&token)).await;
+        let mut accepted = accepted.ok().unwrap();
+        tokio::spawn(async move {
+            // TPKT, X.224, cookie and negotiation of the gateway, all of it at once.
+            accepted.receive(7).await;
+            accepted.send(&crate::lab::SELECTED_TLS.encode()).await;
+        });
+        not_let_in(place.lab.address(), Some(&token)).await;
+        let lines = logged_times("Session refused", count + 1).await;
+        assert_eq!(lines[count]["rule"], "target", "{transport}");
+        let reason = lines[count]["reason"].as_str().unwrap();
+        assert!(reason.starts_with("TLS with the target: "), "{reason}");
+    }
+}
