@@ -311,7 +311,9 @@ impl MeetingPlace {
         proof: Proof<'_>,
     ) -> Result<(), Refused> {
         let mut table = self.lock();
-        let close = table.rendezvous.complete(association, candidate, proof)?;
+        let close = table
+            .rendezvous
+            .complete(association, candidate, proof, now())?;
         table.close(&close);
         Ok(())
     }

@@ -14,7 +14,7 @@
 //!   connecting does. All other candidates are closed, and their peers are told to go.
 //! - **Two UUIDs are no secret.** An association that was created with a token demands a token of whoever accepts,
 //!   connects, tests or selects.
-//! - **Nothing stays.** An association of which no candidate was selected is forgotten after a time, and so is one
+//! - **Nothing stays.** An association of which no candidate has carried a byte is forgotten after a time, and so is one
 //!   whose session is over.
 //!
 //! Peers are numbers here. Every operation returns the peers that are to be closed; whoever holds their connections
@@ -88,7 +88,7 @@ pub enum Proof<'a> {
 pub struct RendezvousLimits {
     /// Associations at one time.
     pub associations: usize,
-    /// From the last accept or connect (or the creation) until a candidate must be selected.
+    /// From the last accept, connect or choice (or the creation) until a candidate must have carried a byte.
     pub unused: Duration,
     /// How long the figures of a session that is over can be read.
     pub ended: Duration,
@@ -210,7 +210,7 @@ pub struct Rendezvous {
 struct Association {
     terms: Terms,
     created_at: UnixTime,
-    /// When a candidate was last accepted or connected.
+    /// When a candidate was last accepted, connected or chosen.
     touched: Instant,
     progress: Progress,
     /// In the order in which they were gathered.
@@ -221,7 +221,9 @@ struct Association {
 enum Progress {
     /// Nothing is selected.
     Open,
-    /// This candidate is.
+    /// This candidate is, by the client's word; nothing has passed.
+    Chosen(Uuid),
+    /// This candidate is, and bytes of the application have arrived on it.
     Selected(Uuid),
     /// The session was over at this moment.
     Ended(Instant),
@@ -384,7 +386,7 @@ impl Rendezvous {
         let selected = found.terms.connection_test == ConnectionTest::Close;
         self.peers.insert(peer, (association, candidate));
         let close = if selected {
-            self.select(association, candidate)?
+            self.choose(association, candidate, now)?
         } else {
             Vec::new()
         };
@@ -421,10 +423,34 @@ impl Rendezvous {
     /// # Errors
     /// Another one was selected, or it is not connected.
     pub fn select(&mut self, association: Uuid, candidate: Uuid) -> Result<Vec<PeerId>, Refused> {
+        self.settle(association, candidate, Progress::Selected(candidate))
+    }
+
+    fn choose(
+        &mut self,
+        association: Uuid,
+        candidate: Uuid,
+        now: Now,
+    ) -> Result<Vec<PeerId>, Refused> {
+        let close = self.settle(association, candidate, Progress::Chosen(candidate))?;
+        self.found(association)?.touched = now.instant;
+        Ok(close)
+    }
+
+    fn settle(
+        &mut self,
+        association: Uuid,
+        candidate: Uuid,
+        progress: Progress,
+    ) -> Result<Vec<PeerId>, Refused> {
         let found = self.found(association)?;
         match found.progress {
             Progress::Selected(selected) if selected == candidate => return Ok(Vec::new()),
-            Progress::Selected(_) => return Err(Refused::Selected),
+            Progress::Chosen(chosen) if chosen == candidate => {
+                found.progress = progress;
+                return Ok(Vec::new());
+            }
+            Progress::Chosen(_) | Progress::Selected(_) => return Err(Refused::Selected),
             Progress::Ended(_) => return Err(Refused::Ended),
             Progress::Open => {}
         }
@@ -433,7 +459,7 @@ impl Rendezvous {
             return Err(Refused::NotConnected);
         };
         place.peers = Peers::Selected(acceptor, connector);
-        found.progress = Progress::Selected(candidate);
+        found.progress = progress;
         let others = found.candidates.iter_mut();
         let others = others.filter(|other| other.id != candidate);
         let close: Vec<PeerId> = others.flat_map(Candidate::close).collect();
@@ -450,9 +476,10 @@ impl Rendezvous {
         association: Uuid,
         candidate: Uuid,
         proof: Proof<'_>,
+        now: Now,
     ) -> Result<Vec<PeerId>, Refused> {
         self.admitted(association, proof)?;
-        self.select(association, candidate)
+        self.choose(association, candidate, now)
     }
 
     /// `peer` is gone. Where the candidate was selected, the session is over, and the other side is closed by whoever
@@ -502,7 +529,7 @@ impl Rendezvous {
             self.associations
                 .iter()
                 .filter(|(_, association)| match association.progress {
-                    Progress::Open => since(association.touched) >= unused,
+                    Progress::Open | Progress::Chosen(_) => since(association.touched) >= unused,
                     Progress::Selected(_) => false,
                     Progress::Ended(at) => since(at) >= ended,
                 });
@@ -610,7 +637,7 @@ impl Association {
     fn any_accepted(&self) -> Result<Uuid, Refused> {
         match self.progress {
             Progress::Open => {}
-            Progress::Selected(_) => return Err(Refused::Connected),
+            Progress::Chosen(_) | Progress::Selected(_) => return Err(Refused::Connected),
             Progress::Ended(_) => return Err(Refused::Ended),
         }
         let mut candidates = self.candidates.iter();
@@ -634,7 +661,7 @@ impl Progress {
     /// Why a candidate is closed.
     fn closed(self) -> Refused {
         match self {
-            Self::Open | Self::Selected(_) => Refused::Selected,
+            Self::Open | Self::Chosen(_) | Self::Selected(_) => Refused::Selected,
             Self::Ended(_) => Refused::Ended,
         }
     }
@@ -963,6 +990,41 @@ mod tests {
     }
 
     #[test]
+    fn what_was_chosen_and_carries_nothing_expires_as_well() {
+        // J-API-4
+        let by_word = |rendezvous: &mut Rendezvous| {
+            connect(rendezvous, TCP, 2).unwrap();
+            let chosen = rendezvous.complete(ASSOCIATION, TCP, Proof::Nothing, at(200));
+            assert_eq!(chosen, Ok(Vec::new()));
+        };
+        let by_connecting = |rendezvous: &mut Rendezvous| {
+            let place = (ASSOCIATION, Some(TCP), PeerId(2));
+            let meeting = rendezvous.connect(place.0, place.1, place.2, Proof::Nothing, at(200));
+            assert!(meeting.unwrap().selected);
+        };
+        for connection_test in [ConnectionTest::Keep, ConnectionTest::Close] {
+            for carries in [false, true] {
+                let mut rendezvous = rendezvous(Terms {
+                    connection_test,
+                    ..terms(Access::Anyone)
+                });
+                accept(&mut rendezvous, TCP, 1).unwrap();
+                match connection_test {
+                    ConnectionTest::Keep => by_word(&mut rendezvous),
+                    ConnectionTest::Close => by_connecting(&mut rendezvous),
+                }
+                assert_eq!(states(&mut rendezvous)[0], CandidateState::Selected);
+                if carries {
+                    assert_eq!(rendezvous.select(ASSOCIATION, TCP), Ok(Vec::new()));
+                }
+                assert_eq!(rendezvous.expire(at(499)), []);
+                let expired = rendezvous.expire(at(500));
+                assert_eq!(expired.is_empty(), carries, "{connection_test:?}");
+            }
+        }
+    }
+
+    #[test]
     fn there_are_only_so_many_associations() {
         let mut rendezvous = rendezvous(terms(Access::Anyone));
         for id in 2..4 {
@@ -987,6 +1049,7 @@ mod tests {
         Connect(u8, Option<u8>),
         Test(u8, u8),
         Select(u8, u8),
+        Complete(u8, u8),
         Leave(u8),
         Delete(u8),
         Wait(u16),
@@ -1001,7 +1064,8 @@ mod tests {
             6 => (a.clone(), c.clone()).prop_map(|(a, c)| Step::Accept(a, c)),
             6 => (a.clone(), proptest::option::of(c.clone())).prop_map(|(a, c)| Step::Connect(a, c)),
             1 => (a.clone(), c.clone()).prop_map(|(a, c)| Step::Test(a, c)),
-            3 => (a.clone(), c).prop_map(|(a, c)| Step::Select(a, c)),
+            3 => (a.clone(), c.clone()).prop_map(|(a, c)| Step::Select(a, c)),
+            2 => (a.clone(), c).prop_map(|(a, c)| Step::Complete(a, c)),
             4 => (0..60_u8).prop_map(Step::Leave),
             1 => a.prop_map(Step::Delete),
             1 => (0..200_u16).prop_map(Step::Wait),
@@ -1019,6 +1083,8 @@ mod tests {
         acceptors: Vec<(u8, u8, u64)>,
         connectors: Vec<(u8, u8, u64)>,
         selected: Vec<(u8, u8)>,
+        /// Those of which a candidate has carried something.
+        active: Vec<u8>,
     }
 
     impl Model {
@@ -1124,6 +1190,18 @@ mod tests {
         }
 
         fn select(&mut self, a: u8, c: u8) -> Result<Vec<u64>, Refused> {
+            let gone = self.settle(a, c)?;
+            self.active.push(a);
+            Ok(gone)
+        }
+
+        fn complete(&mut self, a: u8, c: u8, now: u64) -> Result<Vec<u64>, Refused> {
+            let gone = self.settle(a, c)?;
+            self.touch(a, now);
+            Ok(gone)
+        }
+
+        fn settle(&mut self, a: u8, c: u8) -> Result<Vec<u64>, Refused> {
             self.exists(a)?;
             if self.selected.contains(&(a, c)) {
                 return Ok(Vec::new());
@@ -1182,6 +1260,7 @@ mod tests {
             self.gathered.retain(|&(x, _)| x != a);
             self.closed.retain(|&(x, _)| x != a);
             self.selected.retain(|&(x, _)| x != a);
+            self.active.retain(|&x| x != a);
             gone
         }
 
@@ -1191,10 +1270,7 @@ mod tests {
                 .iter()
                 .filter(|&&(a, touched, ended)| match ended {
                     Some(at) => now - at >= ENDED.as_secs(),
-                    None => {
-                        !self.selected.iter().any(|&(x, _)| x == a)
-                            && now - touched >= UNUSED.as_secs()
-                    }
+                    None => !self.active.contains(&a) && now - touched >= UNUSED.as_secs(),
                 });
             let expired: Vec<u8> = expired.map(|&(a, ..)| a).collect();
             expired.into_iter().map(|a| (a, self.remove(a))).collect()
@@ -1285,6 +1361,11 @@ mod tests {
                     Step::Select(a, c) => prop_assert_eq!(
                         real.select(association(a), candidate(a, c)).map(sorted),
                         model.select(a, c).map(sorted_numbers)
+                    ),
+                    Step::Complete(a, c) => prop_assert_eq!(
+                        real.complete(association(a), candidate(a, c), Proof::Nothing, at(now))
+                            .map(sorted),
+                        model.complete(a, c, now).map(sorted_numbers)
                     ),
                     Step::Leave(peer) => {
                         let peer = u64::from(peer);
