@@ -76,3 +76,39 @@ pub fn print_line(line: &str) -> io::Result<()> {
     out.write_all(b"\n")?;
     out.flush()
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[test]
+    fn the_units_of_the_samples_start_what_there_is() {
+        let agent = include_str!("../../samples/jetway-agent.service");
+        let Command::Agent(agent::Args {
+            command: agent::Command::Run(run),
+        }) = command_of(agent)
+        else {
+            panic!("the agent");
+        };
+        // The key is where the unit has systemd put it.
+        let (directory, name) = ("${CREDENTIALS_DIRECTORY}", "agent.private.pem");
+        assert_eq!(run.key, std::path::Path::new(directory).join(name));
+        assert!(agent.contains(&format!(
+            "\nLoadCredential={name}:/etc/jetway-agent/{name}\n"
+        )));
+        let gateway = command_of(include_str!("../../samples/jetway.service"));
+        assert!(matches!(gateway, Command::Serve(_)));
+    }
+
+    fn command_of(unit: &str) -> Command {
+        let unit = unit.replace("\\\n", " ");
+        let line = unit
+            .lines()
+            .find_map(|line| line.strip_prefix("ExecStart="));
+        Cli::try_parse_from(line.unwrap().split_whitespace())
+            .unwrap()
+            .command
+    }
+}
