@@ -119,19 +119,20 @@
 //! | J-RDP-1 | token in the preconnection PDU | `it::forward`, `peers::opens` |
 //! | J-RDP-2 | token or ticket in the routing token | `it::forward::a_ticket_in_the_routing_token_opens_a_session`, `it::forward::a_token_too_long_for_the_length_indicator_still_works_as_a_routing_token`, `peers::opens` |
 //! | J-RDP-3 | a rendezvous token in the PDU | `it::rendezvous::an_rdp_client_with_a_rendezvous_token_meets_the_acceptor` |
-//! | J-PKT-1, J-PKT-2 | `JET_PACKET`, every mask | `jet::packet::tests` |
+//! | J-PKT-1, J-PKT-2 | `JET_PACKET`, every mask | `jet::packet::tests`, `it::rendezvous::responses_are_masked_at_random_and_never_with_zero` |
 //! | J-PKT-3 | bad packets; packets in pieces; bytes behind them | `jet::packet::tests`, `it::rendezvous::what_is_no_packet_is_closed_with_a_line`, `it::rendezvous::bytes_behind_the_request_are_delivered_and_single_bytes_make_a_request` |
 //! | J-API-1, J-API-3 | associations, and who may | `it::rendezvous::associations_are_created_read_and_deleted_by_who_may`, `it::rendezvous::authentication_may_be_switched_off_and_says_so` |
-//! | J-API-2 | gathering | `it::rendezvous::gathering_names_each_way_in_once` |
-//! | J-API-4 | expiry | `jet::rendezvous::tests::what_is_unused_expires_and_a_session_does_not`, `it::rendezvous::what_nobody_uses_is_forgotten_and_its_peers_are_closed` |
+//! | J-API-2 | gathering | `it::rendezvous::gathering_names_each_way_in_once`, `it::rendezvous::transports_that_the_gateway_does_not_have_are_not_gathered` |
+//! | J-API-4 | expiry | `jet::rendezvous::tests::what_is_unused_expires_and_a_session_does_not`, `it::rendezvous::what_nobody_uses_is_forgotten_and_its_peers_are_closed`, `it::rendezvous::a_chosen_candidate_without_a_byte_is_forgotten_and_one_with_a_byte_is_not` |
 //! | J-URL-1 | candidate URLs | `jet::candidate::tests` |
 //! | J-MSG-1, J-MSG-2 | offer, answer, complete | `jet::message::tests`, `jet::agent::tests`, `it::agent` |
 //! | J-SEQ-1 | the server accepts on the relay candidates and answers with the real ones | `it::agent::an_rdp_client_reaches_a_target_behind_an_agent`, `peers::agent`, `jet::message::tests::the_instance_that_holds_the_association_takes_the_place_of_the_balancer` |
 //! | J-SEQ-2 | host candidates, only where they are asked for | `it::agent::an_agent_tells_its_address_only_if_told_to_and_serves_there_who_knows_the_ids`, `peer::host::tests` |
 //! | J-SEQ-3 | the client tests in parallel, and one candidate is selected | `it::agent::a_client_offers_tests_all_candidates_at_once_and_chooses_one`, `it::rendezvous::the_first_bytes_select_a_candidate_and_close_the_others`, `it::rendezvous::the_clients_word_selects_a_candidate` |
-//! | J-BIN-1, J-BIN-2 | accept and connect, over TCP and TLS | `it::rendezvous::peers_meet_over_every_pair_of_transports`, `it::rendezvous::what_a_server_says_first_never_comes_with_the_response` |
+//! | J-BIN-1, J-BIN-2 | accept and connect, over TCP and TLS | `it::matrix`, `it::rendezvous::what_a_server_says_first_never_comes_with_the_response` |
 //! | J-BIN-3 | test | `it::rendezvous::unknown_ids_are_not_found_and_known_ones_test_well` |
-//! | J-WS-1, J-WS-2 | WebSocket peers, with peers of every transport | `it::rendezvous` |
+//! | J-BIN-4 | TLS between the ends | `it::matrix::tls_between_the_ends_passes_every_pair` |
+//! | J-WS-1, J-WS-2 | WebSocket peers, with peers of every transport | `it::matrix`, `it::rendezvous`, `websocket::tests` |
 //!
 //! [JET-PROTO]: https://github.com/Devolutions/devolutions-gateway
 //! [MS-RDPBCGR]: https://learn.microsoft.com/en-us/openspecs/windows_protocols/ms-rdpbcgr/

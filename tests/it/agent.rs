@@ -258,6 +258,7 @@ async fn an_rdp_client_reaches_a_target_behind_an_agent() {
     site.connected(false).await;
 }
 
+// J-RDP-2 J-RDP-3
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ticket_in_the_routing_token_leads_behind_an_agent() {
     let (site, target) = (Branch::start(), Target::start().await);

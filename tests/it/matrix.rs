@@ -23,6 +23,9 @@ use openssl::sha::Sha256;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf};
 use tokio::task::JoinSet;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use uuid::Uuid;
@@ -296,6 +299,46 @@ async fn a_websocket_that_closes_ends_both_directions_of_every_pair() {
         closing.send(b"bye").await;
         closing.finish().await;
         assert_eq!(other.rest().await, b"bye");
+    })
+    .await;
+}
+
+// J-BIN-4: TLS from one end to the other, through every pair that is a stream of bytes; a tls candidate has its own around it.
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_between_the_ends_passes_every_pair() {
+    let certified = rcgen::generate_simple_self_signed(["peer.test".to_owned()]).unwrap();
+    let certificate = certified.cert.der().clone();
+    let key = PrivateKeyDer::Pkcs8(certified.signing_key.serialize_der().into());
+    let server = ServerConfig::builder().with_no_client_auth();
+    let server = server.with_single_cert(vec![certificate.clone()], key);
+    let acceptor = TlsAcceptor::from(Arc::new(server.unwrap()));
+    // The gateway's own certificate would not do.
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate).unwrap();
+    let client = ClientConfig::builder().with_root_certificates(roots);
+    let connector = TlsConnector::from(Arc::new(client.with_no_client_auth()));
+    every_pair(&ALL, move |meeting| {
+        let (acceptor, connector) = (acceptor.clone(), connector.clone());
+        async move {
+            let streams = match meeting.both().await {
+                (Peer::Stream(accepted), Peer::Stream(connected)) => (accepted, connected),
+                _ => return,
+            };
+            let accept = acceptor.accept(streams.0);
+            let connect = connector.connect("peer.test".try_into().unwrap(), streams.1);
+            let (accepted, connected) = within(async { tokio::join!(accept, connect) }).await;
+            let (mut accepted, mut connected) = (accepted.unwrap(), connected.unwrap());
+            connected.write_all(b"only for the peer").await.unwrap();
+            connected.shutdown().await.unwrap();
+            let mut read = Vec::new();
+            within(accepted.read_to_end(&mut read)).await.unwrap();
+            assert_eq!(read, b"only for the peer");
+            accepted.write_all(b"and back").await.unwrap();
+            accepted.shutdown().await.unwrap();
+            let mut read = Vec::new();
+            within(connected.read_to_end(&mut read)).await.unwrap();
+            assert_eq!(read, b"and back");
+        }
     })
     .await;
 }

@@ -1,5 +1,6 @@
 //! Two peers that can only connect outwards meet at the gateway, over any transport ([JET-PROTO] 2.2.2, 2.2.5 to 2.2.7).
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -22,7 +23,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::lab::{Lab, Target, failure, logged, within};
+use crate::lab::{Lab, Target, failure, logged, logged_times, within};
 
 /// A gateway with a certificate, and an operator.
 pub(crate) struct Place {
@@ -533,7 +534,14 @@ async fn bytes_behind_the_request_are_delivered_and_single_bytes_make_a_request(
 async fn what_is_no_packet_is_closed_with_a_line() {
     let place = Place::start("");
     let not_http = packet::encode(b"hello", 1).unwrap();
-    for bytes in [&b"JET\0\0\x07\0\0"[..], b"JET\0\0\x09\x01\0x", &not_http] {
+    for bytes in [
+        &b"JET\0\0\x07\0\0"[..],
+        b"JET\0\0\x09\x01\0x",
+        // The rest of what it announces is not waited for.
+        b"JET\0\xFF\xFF\x80",
+        &not_http,
+        b"JET\x01\0\x08\0\0",
+    ] {
         let mut stream = place.lab.connect().await;
         stream.write_all(bytes).await.unwrap();
         let mut rest = Vec::new();
@@ -541,7 +549,9 @@ async fn what_is_no_packet_is_closed_with_a_line() {
         let _end = within(stream.read_to_end(&mut rest)).await;
         assert_eq!(rest, b"");
     }
-    crate::lab::logged_times("Bad JET packet", 3).await;
+    logged_times("Bad JET packet", 4).await;
+    // Without the signature it may be anything, and is worth no more than any other noise.
+    assert_eq!(logged("Connection dropped").await["rule"], "unrecognised");
 }
 
 // J-BIN-3 J-WS-1
@@ -568,6 +578,13 @@ async fn unknown_ids_are_not_found_and_known_ones_test_well() {
         assert_eq!(tested.rest().await, b"", "{transport}");
     }
     assert_eq!(place.states(association).await, ["gathered"; 4]);
+    let test = path(Operation::Test, association, of(&candidates, "ws"));
+    let mut tested = place.peer("ws", test, None).await.ok().unwrap();
+    while tested.more().await {}
+    let Peer::WebSocket { closed, .. } = tested else {
+        panic!("a WebSocket");
+    };
+    assert_eq!(closed, Some(CloseCode::Normal));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -689,6 +706,8 @@ async fn associations_are_created_read_and_deleted_by_who_may() {
     let forward = place.lab.token("127.0.0.1:1".parse().unwrap(), json!({}));
     let recorded = place.token(association, json!({ "jet_rec": true }));
     let id = format!("/jet/association/{association}");
+    let gather = format!("/jet/gather/{association}");
+    let complete = format!("/jet/complete/{association}");
     let cases = [
         ("POST", id.as_str(), "", 401),
         ("POST", &id, "nonsense", 401),
@@ -706,6 +725,14 @@ async fn associations_are_created_read_and_deleted_by_who_may() {
         ("GET", &id, &elsewhere, 403),
         ("GET", &id, &own, 200),
         ("GET", &id, OPERATOR, 200),
+        ("GET", "/jet/association/seven", &own, 400),
+        ("DELETE", "/jet/association/seven", &own, 400),
+        ("POST", "/jet/gather/seven", &own, 400),
+        ("POST", &gather, "", 401),
+        ("POST", &gather, &elsewhere, 403),
+        ("POST", &gather, &own, 200),
+        ("POST", &complete, "", 401),
+        ("DELETE", &id, "", 401),
         ("GET", "/jet/association", &own, 401),
         ("GET", "/jet/association", OPERATOR, 200),
         ("DELETE", &id, &elsewhere, 403),
@@ -736,6 +763,8 @@ async fn gathering_names_each_way_in_once() {
     let candidates = place.association(association, OPERATOR).await;
     let transports: Vec<&str> = candidates.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(transports, TRANSPORTS);
+    let ids: HashSet<Uuid> = candidates.iter().map(|(_, id)| *id).collect();
+    assert_eq!(ids.len(), candidates.len());
     assert_eq!(place.association(association, OPERATOR).await, candidates);
     let port = place.lab.address().port();
     let existing = format!("POST /jet/association/{association}/candidates");
@@ -899,19 +928,132 @@ async fn an_rdp_client_with_a_rendezvous_token_meets_the_acceptor() {
 #[tokio::test(flavor = "multi_thread")]
 async fn jet_ap_is_enforced_in_a_rendezvous() {
     let place = Place::start("");
+    let http = b"GET / HTTP/1.1\r\n\r\n";
+    let rdp = crate::lab::request(None).encode().unwrap();
+    /// `jet_ap`, and what connector and acceptor say.
+    type Case<'a> = (&'a str, Option<&'a [u8]>, Option<&'a [u8]>);
+    let cases: [Case<'_>; 5] = [
+        // The connector's own first bytes, and those of the acceptor after the right ones of the connector.
+        ("ssh", Some(http), None),
+        ("rdp", Some(http), None),
+        ("ssh", Some(b"SSH-2.0-client\r\n"), Some(b"RFB 003.008\n")),
+        ("vnc", None, Some(b"SSH-2.0-server\r\n")),
+        ("rdp", Some(&rdp), Some(b"SSH-2.0-server\r\n")),
+    ];
+    for (count, (protocol, by_connector, by_acceptor)) in cases.into_iter().enumerate() {
+        let association = Uuid::new_v4();
+        let token = place.token(association, json!({ "jet_ap": protocol }));
+        let candidates = place.association(association, &token).await;
+        let candidate = of(&candidates, "tcp");
+        let accept = path(Operation::Accept, association, candidate);
+        let connect = path(Operation::Connect, association, candidate);
+        let token = Some(token.as_str());
+        let mut accepted = place.peer("tcp", accept, token).await.ok().unwrap();
+        let mut connected = place.peer("tcp", connect, token).await.ok().unwrap();
+        if let Some(bytes) = by_connector {
+            connected.send(bytes).await;
+        }
+        if let Some(bytes) = by_acceptor {
+            accepted.send(bytes).await;
+        }
+        let lines = logged_times("Session refused", count + 1).await;
+        assert_eq!(lines[count]["rule"], "protocol", "{protocol}");
+        let side = if by_acceptor.is_some() {
+            "target"
+        } else {
+            "client"
+        };
+        let reason = lines[count]["reason"].as_str().unwrap();
+        assert!(reason.contains(side), "{protocol}: {reason}");
+        // Nothing that is not of the protocol gets through.
+        let arrived = accepted.rest().await;
+        assert!(by_acceptor.is_some() || arrived.is_empty(), "{protocol}");
+        let answered = connected.rest().await;
+        let wrong = by_acceptor.unwrap_or(b"?");
+        assert!(!answered.starts_with(wrong), "{protocol}");
+    }
+}
+
+// J-PKT-2
+#[tokio::test(flavor = "multi_thread")]
+async fn responses_are_masked_at_random_and_never_with_zero() {
+    let place = Place::start("");
     let association = Uuid::new_v4();
-    let token = place.token(association, json!({ "jet_ap": "ssh" }));
-    let candidates = place.association(association, &token).await;
-    let candidate = of(&candidates, "tcp");
-    let accept = path(Operation::Accept, association, candidate);
-    let connect = path(Operation::Connect, association, candidate);
-    let token = Some(token.as_str());
-    let accepted = place.peer("tcp", accept, token).await.ok().unwrap();
-    let mut connected = place.peer("tcp", connect, token).await.ok().unwrap();
-    connected.send(b"GET / HTTP/1.1\r\n\r\n").await;
+    let candidates = place.association(association, OPERATOR).await;
+    let test = path(Operation::Test, association, of(&candidates, "tcp"));
+    let mut masks = HashSet::new();
+    // The same one 16 times is less likely than a broken machine.
+    for mask in (0..=255).step_by(17) {
+        let request = Request {
+            path: test,
+            version: Version::V2,
+            host: None,
+            token: None,
+        };
+        let mut stream = place.lab.connect().await;
+        let packet = packet::encode(&request.to_payload(), mask).unwrap();
+        stream.write_all(&packet).await.unwrap();
+        let mut answer = Vec::new();
+        within(stream.read_to_end(&mut answer)).await.unwrap();
+        assert_eq!(answer[..4], *b"JET\0");
+        let size = u16::from_be_bytes([answer[4], answer[5]]);
+        assert_eq!(usize::from(size), answer.len());
+        assert_eq!(answer[6], 0, "flags");
+        assert_ne!(answer[7], 0, "mask");
+        masks.insert(answer[7]);
+    }
+    assert!(masks.len() > 1);
+}
+
+// J-API-2
+#[tokio::test(flavor = "multi_thread")]
+async fn transports_that_the_gateway_does_not_have_are_not_gathered() {
+    // Without a certificate there is no TLS.
+    let lab = Lab::start("[jet]\nauthentication = false\n");
+    let association = Uuid::new_v4();
+    let mut answers = Vec::new();
+    for path in ["association", "gather"] {
+        let mut stream = lab.connect().await;
+        let request = format!(
+            "POST /jet/{path}/{association} HTTP/1.1\r\nHost: gw.test:1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        within(stream.read_to_string(&mut text)).await.unwrap();
+        assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+        answers.push(text);
+    }
+    let body = answers[1].split_once("\r\n\r\n").unwrap().1;
+    let gathered: Value = serde_json::from_str(body).unwrap();
+    let candidates = gathered["candidates"].as_array().unwrap().iter();
+    let schemes: Vec<&str> = candidates
+        .map(|candidate| candidate["url"].as_str().unwrap())
+        .map(|url| url.split("://").next().unwrap())
+        .collect();
+    assert_eq!(schemes, ["tcp", "ws"]);
+}
+
+// J-API-4: what was chosen and has carried nothing is unused; a byte makes the difference.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chosen_candidate_without_a_byte_is_forgotten_and_one_with_a_byte_is_not() {
+    let place = Place::start("[jet]\nunused_timeout_s = 2\n");
+    let (silent, accepted, connected) = meet(&place, "tcp", "ws").await;
+    let (active, mut acceptor, mut connector) = meet(&place, "tcp", "tcp").await;
+    for association in [silent, active] {
+        let candidates = place.association(association, OPERATOR).await;
+        let word = json!({ "candidate": { "id": of(&candidates, "tcp") } }).to_string();
+        let complete = format!("POST /jet/complete/{association}");
+        assert_eq!(place.http(&complete, OPERATOR, &word).await.0, 200);
+    }
+    connector.send(b"x").await;
+    assert_eq!(acceptor.receive(1).await, b"x");
     assert_eq!(accepted.rest().await, b"");
     assert_eq!(connected.rest().await, b"");
-    assert_eq!(logged("Session refused").await["rule"], "protocol");
+    let gone = format!("GET /jet/association/{silent}");
+    assert_eq!(place.http(&gone, OPERATOR, "").await.0, 404);
+    assert_eq!(place.states(active).await[0], "selected");
+    acceptor.send(b"y").await;
+    assert_eq!(connector.receive(1).await, b"y");
 }
 
 /// A peer that brings what it is sent to a target, and back; what it was sent is in `seen`, too.
