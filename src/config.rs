@@ -414,6 +414,8 @@ pub struct JetConfig {
     pub ended_s: u64,
     /// Associations at one time.
     pub associations: usize,
+    /// Of those the ones that one address (IPv6: one /64) has created without a token and without an API key.
+    pub associations_per_address: usize,
     /// `Jet-Instance`: the name of this gateway among those behind one address. The machine's own by default.
     pub instance: Option<String>,
 }
@@ -426,6 +428,7 @@ impl Default for JetConfig {
             unused_timeout_s: 300,
             ended_s: 60,
             associations: limits::JET_ASSOCIATIONS,
+            associations_per_address: limits::JET_ASSOCIATIONS_PER_ADDRESS,
             instance: None,
         }
     }

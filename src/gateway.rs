@@ -270,11 +270,14 @@ impl Running {
             cookies: Arc::new(KnownCookies::new()?),
             secure,
             returning: Arc::default(),
-            meetings: Arc::new(MeetingPlace::new(RendezvousLimits {
-                associations: config.jet.associations,
-                unused: Duration::from_secs(config.jet.unused_timeout_s),
-                ended: Duration::from_secs(config.jet.ended_s),
-            })),
+            meetings: Arc::new(MeetingPlace::new(
+                RendezvousLimits {
+                    associations: config.jet.associations,
+                    unused: Duration::from_secs(config.jet.unused_timeout_s),
+                    ended: Duration::from_secs(config.jet.ended_s),
+                },
+                config.jet.associations_per_address,
+            )),
             listeners,
             registry: Arc::new(Registry::new(limits.sessions_per_address)),
             door: Door::new(

@@ -133,6 +133,9 @@ pub const JET_CANDIDATES: usize = 16;
 /// Default for associations at one time.
 pub const JET_ASSOCIATIONS: usize = 10_000;
 
+/// Default for associations that one address (IPv6: one /64) has created without showing who it is.
+pub const JET_ASSOCIATIONS_PER_ADDRESS: usize = 128;
+
 /// Largest WebSocket message of a JET peer, bytes. Peers send streams, which they may cut as they like.
 pub const WEBSOCKET_MESSAGE_BYTES: usize = 1024 * 1024;
 

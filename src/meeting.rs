@@ -12,6 +12,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::address::AddressGroup;
 use crate::clock;
 use crate::jet::candidate::Transport;
 use crate::jet::rendezvous::{
@@ -30,6 +31,8 @@ pub struct MeetingPlace {
     table: Mutex<Table>,
     /// Fires when somebody has accepted.
     accepted: Notify,
+    /// Associations of one address that nobody vouches for.
+    strangers: usize,
 }
 
 #[derive(Debug)]
@@ -37,6 +40,8 @@ struct Table {
     rendezvous: Rendezvous,
     seats: HashMap<PeerId, Seat>,
     vouched: HashMap<Uuid, Vouched>,
+    /// How many associations of strangers there are, by address.
+    strangers: HashMap<AddressGroup, usize>,
     next_peer: u64,
 }
 
@@ -56,7 +61,17 @@ pub type Handover = oneshot::Sender<Party>;
 #[derive(Debug)]
 struct Vouched {
     token: Token,
+    by: Creator,
     session: Option<Arc<Session>>,
+}
+
+/// Who creates an association.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Creator {
+    /// Whoever has shown a token or an API key.
+    Known,
+    /// Whoever has shown nothing, from this address.
+    Stranger(AddressGroup),
 }
 
 /// A peer with its connection, past its handshake.
@@ -113,35 +128,53 @@ pub struct Listed {
 }
 
 impl MeetingPlace {
-    /// No associations.
+    /// No associations, and at most so many from one address that nobody vouches for.
     #[must_use]
-    pub fn new(limits: RendezvousLimits) -> Self {
+    pub fn new(limits: RendezvousLimits, strangers: usize) -> Self {
         Self {
             table: Mutex::new(Table {
                 rendezvous: Rendezvous::new(limits),
                 seats: HashMap::new(),
                 vouched: HashMap::new(),
+                strangers: HashMap::new(),
                 next_peer: 0,
             }),
             accepted: Notify::new(),
+            strangers,
         }
     }
 
     /// Creates an association that `token` vouches for; says whether it is new.
     ///
     /// # Errors
-    /// The id is taken with other claims, or there are too many.
-    pub fn create(&self, id: Uuid, token: &Token, access: Access) -> Result<bool, Refused> {
+    /// The id is taken with other claims, or there are too many, in total or of this stranger.
+    pub fn create(
+        &self,
+        id: Uuid,
+        token: &Token,
+        access: Access,
+        by: Creator,
+    ) -> Result<bool, Refused> {
         let terms = Terms {
             access,
             application_protocol: token.claims.jet_ap.clone(),
             connection_test: token.claims.jet_ct,
         };
         let mut table = self.lock();
+        if let Creator::Stranger(address) = by {
+            let count = table.strangers.get(&address).copied().unwrap_or_default();
+            if count >= self.strangers && !table.vouched.contains_key(&id) {
+                return Err(Refused::Full);
+            }
+        }
         let new = table.rendezvous.create(id, terms, now())?;
         if new {
+            if let Creator::Stranger(address) = by {
+                *table.strangers.entry(address).or_default() += 1;
+            }
             let vouched = Vouched {
                 token: token.clone(),
+                by,
                 session: None,
             };
             table.vouched.insert(id, vouched);
@@ -339,7 +372,7 @@ impl MeetingPlace {
     pub fn delete(&self, id: Uuid, proof: Proof<'_>) -> Result<(), Refused> {
         let mut table = self.lock();
         let close = table.rendezvous.delete(id, proof)?;
-        table.vouched.remove(&id);
+        table.forget(id);
         table.close(&close);
         Ok(())
     }
@@ -349,7 +382,7 @@ impl MeetingPlace {
         let mut table = self.lock();
         let expired = table.rendezvous.expire(now());
         for (id, close) in &expired {
-            table.vouched.remove(id);
+            table.forget(*id);
             table.close(close);
         }
         expired.into_iter().map(|(id, _)| id).collect()
@@ -455,6 +488,20 @@ impl Table {
     fn new_peer(&mut self) -> PeerId {
         self.next_peer = self.next_peer.wrapping_add(1);
         PeerId(self.next_peer)
+    }
+
+    /// Forgets what an association was created with, and by whom.
+    fn forget(&mut self, id: Uuid) {
+        let vouched = self.vouched.remove(&id);
+        let Some(Creator::Stranger(address)) = vouched.map(|vouched| vouched.by) else {
+            return;
+        };
+        if let Some(count) = self.strangers.get_mut(&address) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.strangers.remove(&address);
+            }
+        }
     }
 
     fn close(&self, peers: &[PeerId]) {

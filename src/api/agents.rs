@@ -226,7 +226,7 @@ pub async fn offer(
     let caller = caller(&state, &headers)?;
     let wanted = match &caller {
         Caller::Token(token) => token.claims.agent.clone(),
-        Caller::Operator(_) => None,
+        Caller::Operator(_) | Caller::Nobody => None,
     };
     let wanted = wanted.filter(|wanted| wanted.agent == name);
     let wanted = wanted.ok_or_else(|| declined(&state, Refused::OtherToken))?;

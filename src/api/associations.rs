@@ -36,7 +36,7 @@ use crate::jet::candidate::Transport;
 use crate::jet::exchange;
 use crate::jet::message::{Candidate, Complete};
 use crate::jet::rendezvous::{Access, CandidateState, Proof, Refused};
-use crate::meeting::Listed;
+use crate::meeting::{Creator, Listed};
 use crate::policy::{self, SessionLimits};
 use crate::session::SessionId;
 use crate::session::rendezvous::{self, NotAdmitted};
@@ -102,6 +102,8 @@ pub struct Gathered {
 pub(super) enum Caller {
     Token(Box<Token>),
     Operator(String),
+    /// Whoever asks, where that is enough (`jet.authentication = false`).
+    Nobody,
 }
 
 impl Caller {
@@ -111,7 +113,7 @@ impl Caller {
                 id: &token.id,
                 jet_aid: token.claims.jet_aid,
             },
-            Self::Operator(_) => Proof::Operator,
+            Self::Operator(_) | Self::Nobody => Proof::Operator,
         }
     }
 
@@ -119,6 +121,7 @@ impl Caller {
         match self {
             Self::Token(_) => "token",
             Self::Operator(name) => name,
+            Self::Nobody => NOBODY,
         }
     }
 }
@@ -148,7 +151,7 @@ pub async fn create(
             };
             (token.as_ref().clone(), access)
         }
-        Caller::Operator(name) => {
+        Caller::Operator(_) | Caller::Nobody => {
             let wanted = wanted(&state, &body)?;
             let required = match peers {
                 JetPeers::Anyone => false,
@@ -160,7 +163,7 @@ pub async fn create(
             } else {
                 Access::Anyone
             };
-            (of_operator(name, association, wanted), access)
+            (of_operator(caller.name(), association, wanted), access)
         }
     };
     // What no session could have is refused before anybody waits for one.
@@ -174,7 +177,11 @@ pub async fn create(
         Problem::new(StatusCode::FORBIDDEN, refusal.rule(), detail, state.id)
     })?;
     let meetings = &state.gateway.meetings;
-    let new = meetings.create(association, &token, access);
+    let by = match caller {
+        Caller::Token(_) | Caller::Operator(_) => Creator::Known,
+        Caller::Nobody => Creator::Stranger(state.peer.ip().into()),
+    };
+    let new = meetings.create(association, &token, access, by);
     let new = new.map_err(|refused| declined(&state, refused))?;
     if new {
         let by = caller.name();
@@ -298,7 +305,7 @@ pub(super) fn caller(state: &ApiState, headers: &HeaderMap) -> Result<Caller, Pr
             let (status, rule) = (StatusCode::UNAUTHORIZED, "no-token");
             return Err(Problem::new(status, rule, detail, state.id));
         }
-        return Ok(Caller::Operator(NOBODY.to_owned()));
+        return Ok(Caller::Nobody);
     };
     if let Some(key) = find_key(&config.api.keys, bearer) {
         return Ok(Caller::Operator(key.name.clone()));

@@ -17,7 +17,7 @@ use crate::jet::candidate::Transport;
 use crate::jet::message::{Offer, Version};
 use crate::jet::rendezvous::{Access, Proof, Refused};
 use crate::limits;
-use crate::meeting::Met;
+use crate::meeting::{Creator, Met};
 use crate::refusal::Refusal;
 use crate::session::authorize::Authorized;
 use crate::session::connect::Reached;
@@ -98,7 +98,7 @@ fn create(gateway: &Gateway, token: &Token) -> Result<Uuid, Refusal> {
     let id = token.claims.jet_aid.unwrap_or_else(Uuid::new_v4);
     let create = || {
         let access = Access::Token(token.id.clone());
-        gateway.meetings.create(id, token, access)
+        gateway.meetings.create(id, token, access, Creator::Known)
     };
     match create() {
         // The same token opens its session again: the figures of the last one go.

@@ -864,3 +864,42 @@ pub fn mask() -> u8 {
         Err(_) => 0x73,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::{Future, poll_fn};
+    use std::pin::pin;
+    use std::task::Poll;
+
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_more_is_read_of_a_peer_that_speaks_too_early() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let connecting = TcpStream::connect(listener.local_addr().unwrap());
+        let (peer, accepted) = tokio::join!(connecting, listener.accept());
+        let mut peer = peer.unwrap();
+        let sending = tokio::spawn(async move {
+            let all = vec![7; 16 * limits::RENDEZVOUS_EARLY_BYTES];
+            peer.write_all(&all).await.unwrap();
+            peer
+        });
+        let mut stream = Stream::from(accepted.unwrap().0);
+        let mut more = 100;
+        while more > 0 {
+            {
+                let mut left = pin!(left(&mut stream));
+                let ended = poll_fn(|cx| Poll::Ready(left.as_mut().poll(cx).is_ready())).await;
+                assert!(!ended, "the peer is there");
+            }
+            if stream.buffered().len() >= limits::RENDEZVOUS_EARLY_BYTES {
+                more -= 1;
+            }
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(stream.buffered().len(), limits::RENDEZVOUS_EARLY_BYTES);
+        sending.abort();
+    }
+}

@@ -1,9 +1,13 @@
 //! What a peer that has proved nothing can cost is bounded, and costs others nothing.
 
+use jetway::jet::exchange::Operation;
+use jetway::limits;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use uuid::Uuid;
 
 use crate::lab::{Lab, Target, failure, logged, until, within};
+use crate::rendezvous::{OPERATOR, Place, TRANSPORTS, of, path};
 
 /// Waits for the end of a connection; whether by FIN or RST does not matter.
 async fn ended(stream: &mut tokio::net::TcpStream) {
@@ -53,6 +57,8 @@ async fn silent_and_half_said_clients_are_dropped() {
         &[0x16, 0x03],
         &[3, 0],
         b"POST /jet/tic",
+        b"JET\0\x01\0\0\x5Ahalf a request",
+        b"GET /jet/accept/0/0 HTTP/1.1\r\nUpgrade: websocket\r\n",
         &[0x12, 0, 0, 0, 0, 0, 0, 0, 2],
     ] {
         let mut client = lab.connect().await;
@@ -126,4 +132,100 @@ async fn a_slow_peer_does_not_hold_up_the_next() {
     }
     drop(lab.session(&lab.token(target.address, json!({}))).await);
     assert_eq!(slow.len(), 50);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_whose_body_never_comes_is_dropped() {
+    let lab = Lab::start("");
+    let mut client = lab.connect().await;
+    let head = format!(
+        "POST /jet/association/{} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{",
+        Uuid::new_v4()
+    );
+    client.write_all(head.as_bytes()).await.unwrap();
+    // Longer than the test's own patience, in a time that does not pass.
+    let mut rest = Vec::new();
+    let _end = client.read_to_end(&mut rest).await;
+    assert_eq!(rest, b"");
+}
+
+// J-API-1
+#[tokio::test(flavor = "multi_thread")]
+async fn there_are_only_so_many_associations() {
+    let place = Place::start("[jet]\nassociations = 2\n");
+    let kept = Uuid::new_v4();
+    place.association(kept, OPERATOR).await;
+    place.association(Uuid::new_v4(), OPERATOR).await;
+    let another = format!("POST /jet/association/{}", Uuid::new_v4());
+    assert_eq!(place.http(&another, OPERATOR, "").await.0, 503);
+    let known = format!("POST /jet/association/{kept}");
+    assert_eq!(place.http(&known, OPERATOR, "").await.0, 200);
+    let delete = format!("DELETE /jet/association/{kept}");
+    assert_eq!(place.http(&delete, OPERATOR, "").await.0, 200);
+    assert_eq!(place.http(&another, OPERATOR, "").await.0, 200);
+}
+
+// J-API-3
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_cannot_take_all_associations() {
+    let place = Place::start("[jet]\nauthentication = false\nassociations_per_address = 2\n");
+    let kept = Uuid::new_v4();
+    place.association(kept, "").await;
+    place.association(Uuid::new_v4(), "").await;
+    let another = format!("POST /jet/association/{}", Uuid::new_v4());
+    assert_eq!(place.http(&another, "", "").await.0, 503);
+    // Asking again for what is there is no new one, and whoever says who they are does not count.
+    let known = format!("POST /jet/association/{kept}");
+    assert_eq!(place.http(&known, "", "").await.0, 200);
+    place.association(Uuid::new_v4(), OPERATOR).await;
+    let vouched = Uuid::new_v4();
+    let token = place.token(vouched, json!({}));
+    place.association(vouched, &token).await;
+    let delete = format!("DELETE /jet/association/{kept}");
+    assert_eq!(place.http(&delete, "", "").await.0, 200);
+    assert_eq!(place.http(&another, "", "").await.0, 200);
+}
+
+// J-API-2
+#[tokio::test(flavor = "multi_thread")]
+async fn gathering_and_accepting_again_make_no_more_than_there_is() {
+    let place = Place::start("");
+    let association = Uuid::new_v4();
+    let candidates = place.association(association, OPERATOR).await;
+    let mut acceptors = Vec::new();
+    for transport in TRANSPORTS {
+        let accept = path(Operation::Accept, association, of(&candidates, transport));
+        acceptors.push(place.peer(transport, accept, None).await.ok().unwrap());
+        for _ in 0..10 {
+            let again = place.peer(transport, accept, None).await;
+            assert_eq!(again.err(), Some(409));
+            assert_eq!(place.association(association, OPERATOR).await, candidates);
+        }
+    }
+    assert_eq!(place.states(association).await, ["accepted"; 4]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_acceptor_says_too_early_waits_on_its_side() {
+    let place = Place::start("");
+    for transport in TRANSPORTS {
+        let association = Uuid::new_v4();
+        let candidates = place.association(association, OPERATOR).await;
+        let candidate = of(&candidates, transport);
+        let accept = path(Operation::Accept, association, candidate);
+        let mut acceptor = place.peer(transport, accept, None).await.ok().unwrap();
+        let bytes: Vec<u8> = (0..=250)
+            .cycle()
+            .take(8 * limits::RENDEZVOUS_EARLY_BYTES)
+            .collect();
+        let early = bytes.clone();
+        let sending = tokio::spawn(async move {
+            acceptor.send(&early).await;
+            acceptor
+        });
+        let connect = path(Operation::Connect, association, candidate);
+        let mut connector = place.peer("tcp", connect, None).await.ok().unwrap();
+        assert_eq!(connector.receive(bytes.len()).await, bytes, "{transport}");
+        drop(sending.await.unwrap());
+    }
 }

@@ -27,4 +27,5 @@ mod refusals;
 mod rendezvous;
 mod replay;
 mod revocation;
+mod scale;
 mod secrets;

@@ -113,7 +113,7 @@ impl Place {
             .collect()
     }
 
-    async fn read(&self, association: Uuid) -> Value {
+    pub(crate) async fn read(&self, association: Uuid) -> Value {
         let path = format!("GET /jet/association/{association}");
         let (status, shown) = self.http(&path, OPERATOR, "").await;
         assert_eq!(status, 200, "{shown}");
@@ -136,7 +136,7 @@ impl Place {
     }
 
     /// The states of all candidates, as they were gathered.
-    async fn states(&self, association: Uuid) -> Vec<String> {
+    pub(crate) async fn states(&self, association: Uuid) -> Vec<String> {
         let shown = self.read(association).await;
         let candidates = shown["candidates"].as_array().unwrap().iter();
         candidates
