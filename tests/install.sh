@@ -7,12 +7,14 @@
 #   peers      the real clients and targets of tests/peers: FreeRDP 2 and 3, rdesktop, aardwolf, xrdp, weston, krb5kdc, Xvfb
 #              and the tools around them
 #   ci         cargo-deny and cargo-fuzz
-#   bench      what tests/bench compares with: HAProxy, FreeRDP's proxy and PyRDP; its real sessions also need peers
+#   bench      what tests/bench compares with: HAProxy, FreeRDP's proxy, PyRDP, websocat, and ws of Node.js where that is
+#              there; its real sessions also need peers
 set -euo pipefail
 
 packages=(gcc libssl-dev pkg-config)
 tools=(cargo-nextest)
 environments=()
+modules=()
 for part in "$@"; do
     case $part in
     build) tools=() ;;
@@ -28,6 +30,8 @@ for part in "$@"; do
     bench)
         packages+=(haproxy freerdp3-proxy python3-venv)
         environments+=(pyrdp)
+        tools+=(websocat)
+        modules+=(ws@8.23.0)
         ;;
     *)
         echo "install.sh: unknown part '$part' (known: build, peers, ci, bench)" >&2
@@ -96,6 +100,15 @@ for environment in "${environments[@]}"; do
         /usr/bin/python3 -m venv "$folder"
         "$folder/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: --requirement "$requirements"
         cp "$requirements" "$folder/requirements.txt"
+    fi
+done
+
+# Node.js itself is the machine's.
+for module in "${modules[@]}"; do
+    folder=${XDG_CACHE_HOME:-$HOME/.cache}/jetway-peers/${module%@*}
+    if command -v npm >/dev/null && ! grep -qs "\"version\": \"${module#*@}\"" "$folder/node_modules/${module%@*}/package.json"; then
+        echo "install.sh: installing $module"
+        npm install --silent --no-audit --no-fund --no-save --no-package-lock --prefix "$folder" "$module"
     fi
 done
 

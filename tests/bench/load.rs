@@ -261,11 +261,18 @@ pub(crate) struct Used {
 
 impl Usage {
     pub(crate) fn now(path: &Path) -> anyhow::Result<Self> {
+        let mut usage = Self::of(path.process())?;
+        usage.own += system::cpu(path.target_process())?;
+        Ok(usage)
+    }
+
+    /// What the process in between has used, and this one.
+    pub(crate) fn of(process: Option<u32>) -> anyhow::Result<Self> {
         let (busy, all) = system::machine()?;
         Ok(Self {
             at: clock::now(),
-            process: path.process().map_or(Ok(Duration::ZERO), system::cpu)?,
-            own: system::cpu(std::process::id())? + system::cpu(path.target_process())?,
+            process: process.map_or(Ok(Duration::ZERO), system::cpu)?,
+            own: system::cpu(std::process::id())?,
             busy,
             all,
         })

@@ -14,8 +14,11 @@ mod freerdp;
 mod inspected;
 mod load;
 mod path;
+mod peer;
 mod rdp;
+mod rendezvous;
 mod report;
+mod scale;
 mod system;
 mod target;
 
@@ -48,6 +51,13 @@ pub(crate) struct Plan {
     pub(crate) real_set_ups: usize,
     pub(crate) real_rounds: usize,
     pub(crate) real_time: Duration,
+    /// Pairs that meet at the gateway, instead of anything else.
+    pub(crate) rendezvous: bool,
+    /// Acceptors that wait, and pairs at the same time; none: not measured.
+    pub(crate) waiting: usize,
+    pub(crate) pairs: usize,
+    /// Of the ways between pairs only these.
+    pub(crate) ways: Option<String>,
     pub(crate) jetway: Option<PathBuf>,
     pub(crate) json: Option<PathBuf>,
 }
@@ -56,6 +66,9 @@ fn main() -> anyhow::Result<()> {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     match arguments.split_first() {
         Some((first, rest)) if first == path::RELAY_ARGUMENT => return path::relay_process(rest),
+        Some((first, rest)) if first == rendezvous::RELAY_ARGUMENT => {
+            return rendezvous::relay_process(rest);
+        }
         Some((first, _)) if first == target::TARGET_ARGUMENT => return target::target_process(),
         Some(_) | None => {}
     }
@@ -67,6 +80,17 @@ fn main() -> anyhow::Result<()> {
         let wanted = plan.idle_sessions;
         eprintln!("the limit on descriptors allows {allowed} idle sessions of {wanted}");
         plan.idle_sessions = allowed;
+    }
+    if plan.rendezvous {
+        let figures = json!({
+            "pairs": rendezvous::run(&plan)?,
+            "scale": scale::run(&plan)?,
+        });
+        if let Some(json) = &plan.json {
+            std::fs::write(json, format!("{figures:#}\n"))
+                .with_context(|| json.display().to_string())?;
+        }
+        return Ok(());
     }
     let target = Target::start()?;
     let opaque = measure_opaque(&plan, &target)?;
@@ -148,6 +172,10 @@ impl Plan {
             real_set_ups: 7,
             real_rounds: 3,
             real_time: Duration::from_secs(8),
+            rendezvous: false,
+            waiting: 5000,
+            pairs: 2000,
+            ways: None,
             jetway: Some(env!("CARGO_BIN_EXE_jetway").into()),
             json: None,
         };
@@ -165,6 +193,8 @@ impl Plan {
                     plan.rate = Duration::from_millis(200);
                     plan.tokens = 1000;
                     plan.idle_sessions = 200;
+                    plan.waiting = 100;
+                    plan.pairs = 50;
                     plan.set_ups = 10;
                     plan.inspected_idle = 20;
                     plan.real_set_ups = 1;
@@ -186,6 +216,10 @@ impl Plan {
                         Kind::JetwayInspected,
                     ];
                 }
+                "--rendezvous" => plan.rendezvous = true,
+                "--waiting" => plan.waiting = value()?.parse()?,
+                "--pairs" => plan.pairs = value()?.parse()?,
+                "--ways" => plan.ways = Some(value()?),
                 "--rounds" => plan.rounds = value()?.parse()?,
                 "--bulk-ms" => plan.bulk = Duration::from_millis(value()?.parse()?),
                 "--rate-ms" => plan.rate = Duration::from_millis(value()?.parse()?),

@@ -23,6 +23,7 @@ use serde_json::json;
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::Plan;
 use crate::rdp::{self, Session};
@@ -205,6 +206,16 @@ impl Path {
 
     /// A way to a target that may be a program of others.
     pub(crate) fn start_to(kind: Kind, goal: Goal, plan: &Plan) -> anyhow::Result<Self> {
+        Self::start_with(kind, goal, plan, "")
+    }
+
+    /// The same with `settings` at the end of the gateway's configuration.
+    pub(crate) fn start_with(
+        kind: Kind,
+        goal: Goal,
+        plan: &Plan,
+        settings: &str,
+    ) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let port = match kind {
             Kind::Direct | Kind::TlsDirect => goal.port,
@@ -238,7 +249,7 @@ impl Path {
             Kind::Jetway | Kind::JetwayInspected => {
                 let program = plan.jetway.as_ref().context("no --jetway PROGRAM")?;
                 let inside = kind == Kind::JetwayInspected;
-                let (made, config) = configure(&folder, address, inside)?;
+                let (made, config) = configure(&folder, address, inside, settings)?;
                 issuer = Some(made);
                 Some(
                     Command::new(program)
@@ -322,7 +333,8 @@ impl Path {
         Ok(bytes)
     }
 
-    fn connect(&self) -> anyhow::Result<TcpStream> {
+    /// A connection from one of many addresses.
+    pub(crate) fn connect(&self) -> anyhow::Result<TcpStream> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
         socket.set_tcp_nodelay(true)?;
         socket.bind(&SocketAddr::new(self.pick_address(2), 0).into())?;
@@ -364,6 +376,20 @@ impl Path {
         issuer.map(|issuer| self.token(issuer)).transpose()
     }
 
+    /// A fresh token for a rendezvous in `association`.
+    pub(crate) fn rendezvous_token(&self, association: Uuid) -> anyhow::Result<String> {
+        let issuer = self.issuer.as_ref().context("not a gateway")?;
+        let now = jetway::clock::unix_now().0;
+        let claims = json!({
+            "jet_cm": "rdv",
+            "jet_aid": association,
+            "jti": Uuid::new_v4(),
+            "nbf": now,
+            "exp": now + 3600,
+        });
+        Ok(mint::mint(&claims, Some(&issuer.sign), None)?)
+    }
+
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
@@ -395,7 +421,7 @@ impl Path {
         let mut claims = json!({
             "dst_hst": SocketAddr::new(host, self.target_port).to_string(),
             "jet_cm": "fwd",
-            "jti": uuid::Uuid::new_v4(),
+            "jti": Uuid::new_v4(),
             "nbf": now,
             "exp": now + 3600,
         });
@@ -617,14 +643,14 @@ fn pyrdp(folder: &TempDir, address: SocketAddr, target_port: u16) -> anyhow::Res
 }
 
 /// A certificate for the client's side.
-struct Identity {
-    certificate: PathBuf,
-    key: PathBuf,
+pub(crate) struct Identity {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
     /// Both in one file.
-    both: PathBuf,
+    pub(crate) both: PathBuf,
 }
 
-fn identity(folder: &TempDir) -> anyhow::Result<Identity> {
+pub(crate) fn identity(folder: &TempDir) -> anyhow::Result<Identity> {
     let certified = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()])?;
     let (certificate, key) = (certified.cert.pem(), certified.signing_key.serialize_pem());
     let file = |name| folder.path().join(name);
@@ -643,6 +669,7 @@ fn configure(
     folder: &TempDir,
     address: SocketAddr,
     inside: bool,
+    settings: &str,
 ) -> anyhow::Result<(Issuer, PathBuf)> {
     let key = mint::generate(Algorithm::Signature(SignatureAlgorithm::Es256))?;
     let public = key.public_pem().context("no public key")?;
@@ -671,35 +698,28 @@ path = "store.redb"
 
 [limits]
 connections = 40000
-pending_connections = 4096
-pending_per_address = 4096
+pending_connections = 8192
+pending_per_address = 8192
 sessions_per_address = 40000
 token_work_us_per_s = 100000000
 token_work_burst_us = 100000000
 "#
     );
+    let identity = identity(folder)?;
+    config.push_str(&format!(
+        "[tls]\ncertificate = {:?}\nkey = {:?}\n\n",
+        identity.certificate, identity.key
+    ));
     if inside {
-        let identity = identity(folder)?;
-        config.push_str(&format!(
-            r#"
-[tls]
-certificate = "{}"
-key = "{}"
-
-[target]
-verify = "accept-any"
-
-"#,
-            identity.certificate.display(),
-            identity.key.display(),
-        ));
+        config.push_str("[target]\nverify = \"accept-any\"\n\n");
     }
+    config.push_str(settings);
     let file = folder.path().join("jetway.toml");
     fs::write(&file, config)?;
     Ok((issuer, file))
 }
 
-fn log_file(folder: &TempDir) -> anyhow::Result<Stdio> {
+pub(crate) fn log_file(folder: &TempDir) -> anyhow::Result<Stdio> {
     let file = fs::OpenOptions::new()
         .create(true)
         .append(true)
@@ -707,7 +727,7 @@ fn log_file(folder: &TempDir) -> anyhow::Result<Stdio> {
     Ok(file.into())
 }
 
-fn free_port() -> anyhow::Result<u16> {
+pub(crate) fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
         .local_addr()?
         .port())
