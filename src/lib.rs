@@ -179,6 +179,8 @@ pub mod demo;
 #[cfg(feature = "shell")]
 pub mod file_stamp;
 #[cfg(feature = "shell")]
+pub mod frames;
+#[cfg(feature = "shell")]
 pub mod gateway;
 #[cfg(feature = "shell")]
 pub mod keyring;

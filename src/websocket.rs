@@ -3,7 +3,7 @@
 //! - A ping goes out every [`PING_EVERY`]; a peer that has sent nothing since the last [`SILENT_PINGS`] of them is gone.
 //!   Proxies between keep connections open only while something moves.
 //! - Close codes ([RFC 6455] 7.4.1): 1000 at an end, 1002 for what is no WebSocket, 1003 for text, 1009 for a message
-//!   above [`limits::WEBSOCKET_MESSAGE_BYTES`].
+//!   above [`WEBSOCKET_MESSAGE_BYTES`](crate::limits::WEBSOCKET_MESSAGE_BYTES).
 //!
 //! # The end of one direction
 //!
@@ -37,17 +37,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
-use futures_util::{Sink, Stream as _};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval_at, sleep};
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::error::{CapacityError, Error};
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
-use crate::limits;
+use crate::frames::{Arrival, Frames, Role};
 
 /// How often a ping goes out. Balancers commonly close what was silent for a minute.
 pub const PING_EVERY: Duration = Duration::from_secs(25);
@@ -58,8 +51,15 @@ pub const SILENT_PINGS: u32 = 2;
 /// Bytes of one message that goes out.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// Allocated for what is read, as long as the connection lives.
-const READ_BUFFER_BYTES: usize = 16 * 1024;
+/// Why a connection is closed ([RFC 6455] 7.4.1).
+///
+/// [RFC 6455]: https://www.rfc-editor.org/rfc/rfc6455
+mod code {
+    pub(super) const NORMAL: u16 = 1000;
+    pub(super) const PROTOCOL: u16 = 1002;
+    pub(super) const UNSUPPORTED: u16 = 1003;
+    pub(super) const TOO_LONG: u16 = 1009;
+}
 
 /// The sub-protocol of peers whose WebSockets end each direction by itself.
 pub const HALF_CLOSE_PROTOCOL: &str = "jet.half-close";
@@ -76,10 +76,8 @@ pub enum Ends {
 /// A peer on a WebSocket, past its handshake.
 #[derive(Debug)]
 pub struct WebSocket<S> {
-    socket: WebSocketStream<S>,
+    frames: Frames<S>,
     ends: Ends,
-    /// What is left of the last message.
-    arrived: Bytes,
     /// The peer says nothing more.
     ended: bool,
     /// The peer has closed, or its connection is gone.
@@ -102,36 +100,23 @@ struct Parting {
     over: Pin<Box<Sleep>>,
 }
 
-/// Settings of a WebSocket that carries bytes.
-#[must_use]
-pub fn settings() -> WebSocketConfig {
-    WebSocketConfig::default()
-        .read_buffer_size(READ_BUFFER_BYTES)
-        .write_buffer_size(CHUNK_BYTES)
-        .max_write_buffer_size(CHUNK_BYTES * 4)
-        .max_message_size(Some(limits::WEBSOCKET_MESSAGE_BYTES))
-        .max_frame_size(Some(limits::WEBSOCKET_MESSAGE_BYTES))
-}
-
 impl<S> WebSocket<S>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    /// The server's or client's side of a connection whose handshake is done.
-    pub async fn new(stream: S, role: Role, ends: Ends) -> Self {
-        let socket = WebSocketStream::from_raw_socket(stream, role, Some(settings()));
-        Self::over(socket.await, ends)
-    }
-
-    /// A WebSocket whose handshake a library has done, with [`settings`].
+    /// The server's or client's side of a connection whose handshake is done; `early` came with it.
     #[must_use]
-    pub fn over(socket: WebSocketStream<S>, ends: Ends) -> Self {
+    pub fn new(stream: S, role: Role, early: Vec<u8>, ends: Ends) -> Self {
+        let frames = Frames::new(stream, role, early);
+        let frames = match ends {
+            Ends::Apart => frames.with_ends(),
+            Ends::Together => frames,
+        };
         let mut ping = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
-            socket,
+            frames,
             ends,
-            arrived: Bytes::new(),
             ended: false,
             left: false,
             finished: false,
@@ -145,7 +130,7 @@ where
 
     /// The stream below.
     pub fn get_ref(&self) -> &S {
-        self.socket.get_ref()
+        self.frames.get_ref()
     }
 
     /// Sends pings that are due; an error where the peer has answered none.
@@ -158,39 +143,21 @@ where
             if self.closed {
                 continue;
             }
-            // A peer that does not read what is on its way to it does not need another ping.
-            if let Poll::Ready(ready) = Pin::new(&mut self.socket).poll_ready(cx) {
-                ready.map_err(broken)?;
-                let ping = Message::Ping(Bytes::new());
-                Pin::new(&mut self.socket)
-                    .start_send(ping)
-                    .map_err(broken)?;
-                if let Poll::Ready(flushed) = Pin::new(&mut self.socket).poll_flush(cx) {
-                    flushed.map_err(broken)?;
-                }
-            }
+            self.frames.ping(cx)?;
         }
         Ok(())
     }
 
     /// Says why nothing more is taken from the peer, if it can be said at once.
-    fn refuse(&mut self, cx: &mut Context<'_>, code: CloseCode, reason: &'static str) {
+    fn refuse(&mut self, cx: &mut Context<'_>, code: u16, reason: &'static str) {
         self.note_left();
         if self.closed {
             return;
         }
         self.closed = true;
-        if let Poll::Ready(Ok(())) = Pin::new(&mut self.socket).poll_ready(cx) {
-            let frame = CloseFrame {
-                code,
-                reason: Utf8Bytes::from_static(reason),
-            };
-            let close = Message::Close(Some(frame));
-            if Pin::new(&mut self.socket).start_send(close).is_ok() {
-                // The connection is given up either way.
-                let _ = Pin::new(&mut self.socket).poll_flush(cx);
-            }
-        }
+        self.frames.close(Some(code), reason);
+        // The connection is given up either way.
+        let _ = self.frames.push(cx);
     }
 
     fn note_ended(&mut self) {
@@ -205,51 +172,55 @@ where
         self.note_ended();
     }
 
-    /// The next bytes; nothing at the peer's end. Pings and pongs are seen to on the way.
-    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
+    /// Reads the next bytes; false at the peer's end. Pings and pongs are seen to on the way.
+    fn poll_bytes(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<bool>> {
         loop {
             self.poll_pings(cx)?;
-            let message = ready!(Pin::new(&mut self.socket).poll_next(cx));
+            let arrival = ready!(self.frames.poll_read(cx, buf));
             self.silent_pings = 0;
-            match message {
-                Some(Ok(Message::Binary(bytes))) if bytes.is_empty() => {
-                    if self.ends == Ends::Apart {
-                        self.note_ended();
-                        return Poll::Ready(Ok(None));
-                    }
-                }
-                Some(Ok(Message::Binary(bytes))) => {
+            match arrival {
+                Ok(Arrival::Bytes) => {
                     if let Some(parting) = &mut self.parting {
                         let over = Instant::now() + parting.patience;
                         parting.over.as_mut().reset(over);
                     }
-                    return Poll::Ready(Ok(Some(bytes)));
+                    return Poll::Ready(Ok(true));
                 }
-                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
-                None | Some(Ok(Message::Close(_))) => {
+                Ok(Arrival::Empty) => {
+                    self.note_ended();
+                    return Poll::Ready(Ok(false));
+                }
+                Ok(Arrival::Sign) => {}
+                Ok(Arrival::Close(_)) => {
                     self.note_left();
-                    // Our own Close is in the queue as the answer. If it cannot leave now, the end of the stream says
-                    // the same.
+                    // Our own Close is on its way as the answer. If it cannot leave, the end of the stream says the same.
                     self.closed = true;
-                    let _ = Pin::new(&mut self.socket).poll_flush(cx);
-                    return Poll::Ready(Ok(None));
+                    return Poll::Ready(Ok(false));
                 }
-                Some(Ok(Message::Text(_))) => {
-                    self.refuse(cx, CloseCode::Unsupported, "binary messages only");
+                Ok(Arrival::Text) => {
+                    self.refuse(cx, code::UNSUPPORTED, "binary messages only");
                     return Poll::Ready(Err(invalid("a text message")));
                 }
-                Some(Err(Error::Capacity(CapacityError::MessageTooLong { .. }))) => {
-                    self.refuse(cx, CloseCode::Size, "message too long");
+                Ok(Arrival::TooLong) => {
+                    self.refuse(cx, code::TOO_LONG, "message too long");
                     return Poll::Ready(Err(invalid("a message above the limit")));
                 }
-                Some(Err(Error::Io(error))) => {
+                Ok(Arrival::Broken(what)) => {
+                    self.refuse(cx, code::PROTOCOL, what);
+                    return Poll::Ready(Err(invalid(what)));
+                }
+                Ok(Arrival::CutOff) => {
+                    // A connection that was cut off without a Close is none that has ended.
+                    self.refuse(cx, code::PROTOCOL, "protocol error");
+                    return Poll::Ready(Err(invalid("cut off without a Close")));
+                }
+                Err(error) => {
                     self.note_left();
                     return Poll::Ready(Err(error));
-                }
-                Some(Err(error)) => {
-                    // A connection that was cut off without a Close is none that has ended.
-                    self.refuse(cx, CloseCode::Protocol, "protocol error");
-                    return Poll::Ready(Err(broken(error)));
                 }
             }
         }
@@ -260,13 +231,14 @@ where
         if self.left {
             return Poll::Ready(Ok(()));
         }
-        match ready!(self.poll_message(cx))? {
-            None if self.left => Poll::Ready(Ok(())),
-            None | Some(_) => {
-                self.refuse(cx, CloseCode::Protocol, "message behind the end");
-                Poll::Ready(Err(invalid("a message behind the end")))
-            }
+        // Frames let no bytes through behind the end.
+        let mut nothing = [0; 16];
+        let more = ready!(self.poll_bytes(cx, &mut ReadBuf::new(&mut nothing)))?;
+        if more || !self.left {
+            self.refuse(cx, code::PROTOCOL, "message behind the end");
+            return Poll::Ready(Err(invalid("a message behind the end")));
         }
+        Poll::Ready(Ok(()))
     }
 
     /// Keeps the connection alive after the peer's end, as long as something is said to it; ready when the peer has left.
@@ -301,7 +273,7 @@ where
             Ends::Together => {
                 if !self.ended && !self.closed {
                     // What was said before must not wait with the end.
-                    let _ = Pin::new(&mut self.socket).poll_flush(cx).map_err(broken)?;
+                    let _ = self.frames.poll_flush(cx)?;
                     let parting = self.parting.get_or_insert_with(|| Parting {
                         patience,
                         over: Box::pin(sleep(patience)),
@@ -315,12 +287,6 @@ where
             }
         }
     }
-
-    fn poll_send(&mut self, cx: &mut Context<'_>, message: Message) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut self.socket).poll_ready(cx)).map_err(broken)?;
-        let sent = Pin::new(&mut self.socket).start_send(message);
-        Poll::Ready(sent.map_err(broken))
-    }
 }
 
 impl<S> AsyncRead for WebSocket<S>
@@ -333,22 +299,10 @@ where
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.arrived.is_empty() {
-            if this.ended {
-                return Poll::Ready(Ok(()));
-            }
-            match ready!(this.poll_message(cx))? {
-                Some(bytes) => this.arrived = bytes,
-                None => return Poll::Ready(Ok(())),
-            }
+        if this.ended || buf.remaining() == 0 {
+            return Poll::Ready(Ok(()));
         }
-        let count = this.arrived.len().min(buf.remaining());
-        buf.put_slice(&this.arrived.split_to(count));
-        if !this.arrived.has_remaining() {
-            // The message's memory goes with its last byte.
-            this.arrived = Bytes::new();
-        }
-        Poll::Ready(Ok(()))
+        this.poll_bytes(cx, buf).map_ok(|_more| ())
     }
 }
 
@@ -370,53 +324,25 @@ where
             return Poll::Ready(Ok(0));
         }
         let count = buf.len().min(CHUNK_BYTES);
-        ready!(Pin::new(&mut this.socket).poll_ready(cx)).map_err(broken)?;
-        let chunk = Bytes::copy_from_slice(buf.get(..count).unwrap_or_default());
-        Pin::new(&mut this.socket)
-            .start_send(Message::Binary(chunk))
-            .map_err(broken)?;
-        Poll::Ready(Ok(count))
+        let chunk = buf.get(..count).unwrap_or_default();
+        this.frames.poll_write(cx, chunk)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        Pin::new(&mut this.socket).poll_flush(cx).map_err(broken)
+        self.get_mut().frames.poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.ends == Ends::Apart && !this.finished && !this.closed {
-            ready!(this.poll_send(cx, Message::Binary(Bytes::new())))?;
+            this.frames.say_empty();
         }
         this.finished = true;
         if !this.closed && (this.ends == Ends::Together || this.ended) {
-            let close = Message::Close(Some(CloseFrame {
-                code: CloseCode::Normal,
-                reason: Utf8Bytes::default(),
-            }));
-            ready!(this.poll_send(cx, close))?;
+            this.frames.close(Some(code::NORMAL), "");
             this.closed = true;
         }
-        match ready!(Pin::new(&mut this.socket).poll_flush(cx)) {
-            Ok(()) | Err(Error::ConnectionClosed | Error::AlreadyClosed) => Poll::Ready(Ok(())),
-            Err(error) => Poll::Ready(Err(broken(error))),
-        }
-    }
-}
-
-fn broken(error: Error) -> io::Error {
-    match error {
-        Error::Io(error) => error,
-        Error::ConnectionClosed | Error::AlreadyClosed => io::ErrorKind::BrokenPipe.into(),
-        error @ (Error::Tls(_)
-        | Error::Capacity(_)
-        | Error::Protocol(_)
-        | Error::WriteBufferFull(_)
-        | Error::Utf8(_)
-        | Error::AttackAttempt
-        | Error::Url(_)
-        | Error::Http(_)
-        | Error::HttpFormat(_)) => io::Error::new(io::ErrorKind::InvalidData, error.to_string()),
+        this.frames.poll_flush(cx)
     }
 }
 
@@ -430,6 +356,9 @@ mod tests {
 
     use futures_util::{SinkExt, StreamExt};
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio_tungstenite::WebSocketStream;
+    use tokio_tungstenite::tungstenite::Message;
+    use tokio_tungstenite::tungstenite::protocol::Role as PlainRole;
 
     use super::*;
 
@@ -438,7 +367,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_direction_ends_and_the_other_goes_on() {
-        let (mut near, mut far) = pair(Ends::Apart).await;
+        let (mut near, mut far) = pair(Ends::Apart);
         near.write_all(b"request").await.unwrap();
         near.shutdown().await.unwrap();
         let mut request = Vec::new();
@@ -455,7 +384,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn nobody_lets_go_before_all_has_arrived() {
-        let (mut near, mut far) = pair(Ends::Apart).await;
+        let (mut near, mut far) = pair(Ends::Apart);
         // Both say their end before they hear of the other's.
         far.write_all(b"on its way").await.unwrap();
         far.shutdown().await.unwrap();
@@ -478,7 +407,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_half_closed_connection_lives_as_long_as_its_peer() {
-        let (mut near, mut far) = pair(Ends::Apart).await;
+        let (mut near, mut far) = pair(Ends::Apart);
         near.shutdown().await.unwrap();
         assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
         let reading = tokio::spawn(async move {
@@ -501,15 +430,15 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_has_ended_and_leaves_is_noticed() {
-        let (mut near, mut far) = pair(Ends::Apart).await;
-        near.shutdown().await.unwrap();
+        let (mut near, mut far) = plain(Ends::Apart).await;
+        near.send(Message::binary("")).await.unwrap();
         assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
-        near.socket.close(None).await.unwrap();
+        near.close(None).await.unwrap();
         poll_fn(|cx| far.poll_keep(cx)).await.unwrap();
         let written = far.write(b"answer").await.unwrap_err();
         assert_eq!(written.kind(), io::ErrorKind::BrokenPipe);
 
-        let (mut near, mut far) = pair(Ends::Apart).await;
+        let (mut near, mut far) = pair(Ends::Apart);
         near.shutdown().await.unwrap();
         assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
         drop(near);
@@ -518,8 +447,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_close_without_an_end_is_the_end_of_both_directions() {
-        let (mut near, mut far) = pair(Ends::Apart).await;
-        near.socket.close(None).await.unwrap();
+        let (mut near, mut far) = plain(Ends::Apart).await;
+        near.close(None).await.unwrap();
         assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
         poll_fn(|cx| far.poll_end(cx, PATIENCE)).await.unwrap();
         assert!(far.write(b"more").await.is_err());
@@ -527,30 +456,30 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn whoever_speaks_after_its_end_is_told_so() {
-        let (mut near, mut far) = pair(Ends::Apart).await;
-        near.shutdown().await.unwrap();
-        near.socket.send(Message::binary("more")).await.unwrap();
+        let (mut near, mut far) = plain(Ends::Apart).await;
+        near.send(Message::binary("")).await.unwrap();
+        near.send(Message::binary("more")).await.unwrap();
         assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
         assert!(poll_fn(|cx| far.poll_keep(cx)).await.is_err());
-        assert_eq!(close_code(&mut near).await, CloseCode::Protocol);
+        assert_eq!(close_code(&mut near).await, code::PROTOCOL);
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_empty_message_of_a_plain_peer_is_no_end() {
-        let (mut near, mut far) = pair(Ends::Together).await;
-        near.socket.send(Message::binary("")).await.unwrap();
-        near.socket.send(Message::binary("x")).await.unwrap();
+        let (mut near, mut far) = plain(Ends::Together).await;
+        near.send(Message::binary("")).await.unwrap();
+        near.send(Message::binary("x")).await.unwrap();
         assert_eq!(far.read_u8().await.unwrap(), b'x');
         assert_eq!(far.write(b"").await.unwrap(), 0);
         far.shutdown().await.unwrap();
         // And no plain peer gets one.
-        let message = near.socket.next().await.unwrap().unwrap();
+        let message = near.next().await.unwrap().unwrap();
         assert!(message.is_close(), "{message}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_plain_peer_is_told_of_the_end_when_it_has_answered() {
-        let (mut near, mut far) = pair(Ends::Together).await;
+        let (mut far, mut near) = plain(Ends::Together).await;
         let ending = tokio::spawn(async move {
             let started = Instant::now();
             let (mut answer, mut buffer) = (Vec::new(), [0; 64]);
@@ -577,10 +506,9 @@ mod tests {
         // It takes its time between the parts, and is not cut off.
         for part in ["first, ", "second, ", "third."] {
             sleep(PATIENCE - Duration::from_secs(1)).await;
-            far.write_all(part.as_bytes()).await.unwrap();
-            far.flush().await.unwrap();
+            far.send(Message::binary(part)).await.unwrap();
         }
-        assert_eq!(close_code(&mut far).await, CloseCode::Normal);
+        assert_eq!(close_code(&mut far).await, code::NORMAL);
         let (_near, answer, ended) = ending.await.unwrap();
         assert_eq!(answer, b"first, second, third.");
         assert_eq!(ended.as_secs(), 3 * 9 + 10);
@@ -588,7 +516,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_plain_peer_that_has_ended_is_told_at_once() {
-        let (mut near, mut far) = pair(Ends::Together).await;
+        let (mut near, mut far) = pair(Ends::Together);
         far.shutdown().await.unwrap();
         assert_eq!(near.read(&mut [0]).await.unwrap(), 0);
         let started = Instant::now();
@@ -597,17 +525,24 @@ mod tests {
         poll_fn(|cx| near.poll_keep(cx)).await.unwrap();
     }
 
-    async fn close_code(peer: &mut WebSocket<DuplexStream>) -> CloseCode {
+    async fn close_code(peer: &mut WebSocketStream<DuplexStream>) -> u16 {
         loop {
-            if let Message::Close(frame) = peer.socket.next().await.unwrap().unwrap() {
-                return frame.unwrap().code;
+            if let Message::Close(frame) = peer.next().await.unwrap().unwrap() {
+                return frame.unwrap().code.into();
             }
         }
     }
 
-    async fn pair(ends: Ends) -> (WebSocket<DuplexStream>, WebSocket<DuplexStream>) {
+    fn pair(ends: Ends) -> (WebSocket<DuplexStream>, WebSocket<DuplexStream>) {
         let (near, far) = duplex(64 * 1024);
-        let near = WebSocket::new(near, Role::Client, ends).await;
-        (near, WebSocket::new(far, Role::Server, ends).await)
+        let near = WebSocket::new(near, Role::Client, Vec::new(), ends);
+        (near, WebSocket::new(far, Role::Server, Vec::new(), ends))
+    }
+
+    /// A client that is a library.
+    async fn plain(ends: Ends) -> (WebSocketStream<DuplexStream>, WebSocket<DuplexStream>) {
+        let (near, far) = duplex(64 * 1024);
+        let near = WebSocketStream::from_raw_socket(near, PlainRole::Client, None).await;
+        (near, WebSocket::new(far, Role::Server, Vec::new(), ends))
     }
 }

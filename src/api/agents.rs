@@ -283,7 +283,7 @@ fn wanted_target(
 ) -> Result<TargetAddr, Problem> {
     let redirected = match caller {
         Caller::Token(token) => state.gateway.returning.of(&token.id),
-        Caller::Operator(_) => None,
+        Caller::Operator(_) | Caller::Nobody => None,
     };
     let mut targets = wanted.targets.iter();
     let redirected =

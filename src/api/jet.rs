@@ -19,7 +19,6 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use hyper_util::rt::TokioIo;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::Role;
 use tracing::{Instrument, Span, debug};
 use zeroize::Zeroizing;
 
@@ -27,6 +26,7 @@ use crate::api::operator::bearer;
 use crate::api::problem::Problem;
 use crate::api::{ApiState, Connection};
 use crate::clock;
+use crate::frames::Role;
 use crate::gateway::Gateway;
 use crate::jet::exchange::JetPath;
 use crate::limits;
@@ -89,7 +89,7 @@ pub async fn websocket(
     };
     Ok(
         upgrade.go_on(&state.gateway, move |stream, connection| async move {
-            let socket = WebSocket::new(stream, Role::Server, ends).await;
+            let socket = WebSocket::new(stream, Role::Server, Vec::new(), ends);
             let now = clock::now();
             let client = Client {
                 id,

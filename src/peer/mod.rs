@@ -25,7 +25,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
-use hyper::{Method, Request, StatusCode, Uri, header};
+use hyper::{Method, Request, Response, StatusCode, Uri, header};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -36,10 +36,13 @@ use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 use zeroize::Zeroizing;
 
 use crate::api::jet::SUB_PROTOCOL;
+use crate::frames::Role;
 use crate::jet::candidate::{CandidateUrl, Transport};
 use crate::jet::exchange::{self, JetPath, Status};
 use crate::jet::message::Version;
@@ -343,25 +346,57 @@ async fn websocket(
     path: JetPath,
     bearer: &str,
 ) -> anyhow::Result<Granted> {
-    let mut request = format!("ws://{}{path}", url.address).into_client_request()?;
+    let key = generate_key();
     let mut bearer = header::HeaderValue::try_from(format!("Bearer {bearer}"))?;
     bearer.set_sensitive(true);
-    request.headers_mut().insert(header::AUTHORIZATION, bearer);
-    let known = format!("{HALF_CLOSE_PROTOCOL}, {SUB_PROTOCOL}");
-    let known = header::HeaderValue::try_from(known)?;
-    let headers = request.headers_mut();
-    headers.insert(header::SEC_WEBSOCKET_PROTOCOL, known);
-    let settings = Some(crate::websocket::settings());
-    let (socket, response) = client_async_with_config(request, stream, settings).await?;
-    let selected = response.headers().get(header::SEC_WEBSOCKET_PROTOCOL);
-    let ends = if selected.is_some_and(|selected| selected == HALF_CLOSE_PROTOCOL) {
-        Ends::Apart
-    } else {
-        Ends::Together
-    };
+    let request = Request::builder()
+        .uri(path.to_string())
+        .header(header::HOST, url.address.to_string())
+        .header(header::CONNECTION, "Upgrade")
+        .header(header::UPGRADE, "websocket")
+        .header(header::SEC_WEBSOCKET_VERSION, "13")
+        .header(header::SEC_WEBSOCKET_KEY, &key)
+        .header(
+            header::SEC_WEBSOCKET_PROTOCOL,
+            format!("{HALF_CLOSE_PROTOCOL}, {SUB_PROTOCOL}"),
+        )
+        .header(header::AUTHORIZATION, bearer)
+        .body(Full::<Bytes>::default())?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    // It ends with the answer, whatever that is.
+    let connection = tokio::spawn(connection.with_upgrades());
+    let response = sender.send_request(request).await?;
+    let ends = agreed(&response, &key)?;
+    let upgraded = hyper::upgrade::on(response).await?;
+    connection.await??;
+    let parts: hyper::upgrade::Parts<TokioIo<Box<dyn Duplex>>> = upgraded
+        .downcast()
+        .map_err(|_| anyhow::anyhow!("another connection came back"))?;
+    let stream = parts.io.into_inner();
+    let early = parts.read_buf.to_vec();
     Ok(Granted {
-        stream: Box::new(WebSocket::over(socket, ends)),
+        stream: Box::new(WebSocket::new(stream, Role::Client, early, ends)),
         instance: None,
+    })
+}
+
+/// Whether the handshake was granted, and what was agreed on in it.
+fn agreed<B>(response: &Response<B>, key: &str) -> anyhow::Result<Ends> {
+    let status = response.status();
+    ensure!(
+        status == StatusCode::SWITCHING_PROTOCOLS,
+        "HTTP error: {status}"
+    );
+    let headers = response.headers();
+    let accepted = headers.get(header::SEC_WEBSOCKET_ACCEPT);
+    ensure!(
+        accepted.is_some_and(|accepted| *accepted == derive_accept_key(key.as_bytes())),
+        "the answer is not to this handshake"
+    );
+    Ok(match headers.get(header::SEC_WEBSOCKET_PROTOCOL) {
+        Some(selected) if selected == HALF_CLOSE_PROTOCOL => Ends::Apart,
+        Some(_) | None => Ends::Together,
     })
 }
 
