@@ -127,13 +127,18 @@ fn hold(plan: &Plan, transport: Transport) -> anyhow::Result<Figures> {
             token,
         });
     }
-    let accepted = resident()?;
+    let waited = resident()?;
     let connect_among = connects(&path, transport)?;
 
     let before_pairs = resident()?;
+    // All of them accept before any is met: what is said to an acceptor is held back for a moment after its response.
+    let mut accepted = Vec::with_capacity(plan.pairs);
+    let mut rest = Rest::open(&path)?;
+    for _ in 0..plan.pairs {
+        accepted.push(wait(&path, &mut rest, transport)?);
+    }
     let mut pairs = Vec::with_capacity(plan.pairs);
-    for number in 0..plan.pairs {
-        let acceptor = wait(&path, &mut Rest::open(&path)?, transport)?;
+    for (number, acceptor) in accepted.into_iter().enumerate() {
         pairs.push(meet(&path, transport, acceptor, number)?);
     }
     let paired = resident()?;
@@ -165,7 +170,7 @@ fn hold(plan: &Plan, transport: Transport) -> anyhow::Result<Figures> {
         waiting: plan.waiting,
         pairs: plan.pairs,
         association_bytes: each(created, empty, plan.waiting),
-        waiting_bytes: each(accepted, created, plan.waiting),
+        waiting_bytes: each(waited, created, plan.waiting),
         pair_bytes: each(paired, before_pairs, plan.pairs),
         moved_bytes: each(moved, paired, plan.pairs),
         idle_cpu,
