@@ -12,6 +12,7 @@ use crate::policy;
 use crate::policy::permit::{Inspection, Permit};
 use crate::rdp::client_info::Logon;
 use crate::rdp::connection_request::ConnectionRequest;
+use crate::rdp::redirection::Redirections;
 use crate::rdp::session::{Settings, Tracker};
 use crate::refusal::Refusal;
 use crate::relay::inspected::{self, InspectedEnd, Leg};
@@ -155,8 +156,11 @@ pub async fn inspect(
         TargetName::Behind { .. } => permit.behind(),
         TargetName::Acceptor(_) => &[],
     };
-    let current = name.address().clone();
-    let follower = gateway.returning.follower(token, targets, current);
+    // Who comes back to an acceptor meets whoever accepts then: not the one that was meant.
+    let follower = name.lasts().then(|| {
+        let current = name.address().clone();
+        gateway.returning.follower(token, targets, current)
+    });
     let inspector = Inspector::new(move |event| audit(id, &event));
     session.stand_inside(Inside {
         legs: legs.clone(),
@@ -164,7 +168,7 @@ pub async fn inspect(
     });
     Ok(Box::new(Inspected {
         tracker: Tracker::new(Settings {
-            redirections: Some(Box::new(follower)),
+            redirections: follower.map(|follower| -> Box<dyn Redirections> { Box::new(follower) }),
             routing_token: shown,
             ..settings(&legs, inspection, cookies)
         }),

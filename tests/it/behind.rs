@@ -455,6 +455,28 @@ async fn a_target_is_known_by_the_agent_that_it_is_behind() {
     }
 }
 
+/// A client whose connection broke comes back with what it has: the token, or its ticket.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_comes_back_behind_the_agent_within_its_window() {
+    let (site, sealing) = branch("first-use");
+    let desk = Desk::start().await;
+    let _stop = site.with_agent(&[desk.address]).await;
+    for (named, association) in [json!(Uuid::new_v4()), Value::Null].into_iter().enumerate() {
+        let changes = json!({ "jet_reuse": 30, "jet_aid": association });
+        let token = behind(&site, &sealing, desk.address, changes);
+        for time in 1..=2 {
+            let client = visit(site.lab.address(), Some(&token)).await;
+            // While it lives, nobody else has a session with its token.
+            assert_eq!(failure(&mut site.lab.client(&token).await).await, 5);
+            client.leave().await;
+            closed(named * 2 + time).await;
+        }
+    }
+    let lines = logged_times("Session secured", 4).await;
+    let first = lines.iter().filter(|line| line["first_use"] == true);
+    assert_eq!(first.count(), 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn where_any_certificate_will_do_credentials_do_not_go_through_an_agent() {
     let (site, sealing) = branch("accept-any");
