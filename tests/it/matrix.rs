@@ -1,9 +1,9 @@
 //! Every pair of transports of two peers, and every way in which their bytes may come ([JET-PROTO] 2.2.5, 2.2.6).
 //!
-//! The long transfers move 16 MiB each way; `JETWAY_MATRIX_MIB` says otherwise. A gibibyte each way takes an optimised build:
+//! The long transfers move 16 MiB each way; `MATRIX_MIB` says otherwise. A gibibyte each way takes an optimised build:
 //!
 //! ```sh
-//! JETWAY_MATRIX_MIB=1024 cargo test --release --test it matrix::long -- --test-threads 1
+//! MATRIX_MIB=1024 cargo test --release --test it matrix::long -- --test-threads 1
 //! ```
 
 use std::collections::HashMap;
@@ -393,7 +393,7 @@ async fn long_transfers_both_ways_arrive_unchanged_with_a_wss_acceptor() {
 // J-BIN-2 J-WS-1 J-WS-2
 async fn long_transfers(acceptor: &'static str) {
     crate::lab::quiet();
-    let mib = std::env::var("JETWAY_MATRIX_MIB").map_or(16, |text| text.parse().unwrap());
+    let mib = std::env::var("MATRIX_MIB").map_or(16, |text| text.parse().unwrap());
     let total: u64 = mib * 1024 * 1024;
     let place = Arc::new(Place::start(""));
     for connector in TRANSPORTS {
