@@ -14,8 +14,6 @@
 
 mod client_leg;
 mod target_leg;
-#[cfg(test)]
-mod tests;
 mod transfer;
 
 use std::io;
@@ -563,3 +561,6 @@ pub enum SayError {
     #[error("{0}")]
     Farewell(#[from] FarewellError),
 }
+
+#[cfg(test)]
+mod tests;
