@@ -165,6 +165,11 @@ impl<S> Frames<S> {
         &self.io
     }
 
+    /// The stream below, for what is no WebSocket any more.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.io
+    }
+
     /// Puts a frame behind what is to be sent.
     fn queue(&mut self, opcode: u8, payload: &[u8]) {
         let mask = (self.role == Role::Client).then(random_mask);

@@ -9,7 +9,7 @@ use bytes::BufMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::websocket::WebSocket;
+use crate::websocket::{Farewell, WebSocket};
 
 /// Bytes asked of the transport in one read-ahead.
 const FILL_BYTES: usize = 4096;
@@ -53,6 +53,14 @@ impl Io {
         match self {
             Self::WebSocket(socket) => socket.poll_end(cx, patience),
             Self::Tcp(_) | Self::Tls(_) => Pin::new(self).poll_shutdown(cx),
+        }
+    }
+
+    /// What the peer is told with the end of what goes to it, where its transport has a word for it.
+    pub fn end_with(&mut self, farewell: Farewell) {
+        match self {
+            Self::Tcp(_) | Self::Tls(_) => {}
+            Self::WebSocket(socket) => socket.end_with(farewell),
         }
     }
 

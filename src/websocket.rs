@@ -3,7 +3,10 @@
 //! - A ping goes out every [`PING_EVERY`]; a peer that has sent nothing since the last [`SILENT_PINGS`] of them is gone.
 //!   Proxies between keep connections open only while something moves.
 //! - Close codes ([RFC 6455] 7.4.1): 1000 at an end, 1002 for what is no WebSocket, 1003 for text, 1009 for a message
-//!   above [`WEBSOCKET_MESSAGE_BYTES`](crate::limits::WEBSOCKET_MESSAGE_BYTES).
+//!   above [`WEBSOCKET_MESSAGE_BYTES`](limits::WEBSOCKET_MESSAGE_BYTES); the others are in [`Farewell`].
+//! - Whoever sends what is not taken is probably still sending, and a connection that is closed with bytes unread is reset:
+//!   the code could be lost with it. So it is told, and what it sends is thrown away until it has ended, or has had
+//!   [`REFUSAL_LINGER`](limits::REFUSAL_LINGER).
 //!
 //! # The end of one direction
 //!
@@ -17,7 +20,7 @@
 //!   error.
 //! - Whoever has said its end and has heard the peer's sends a Close. It says that all has arrived: until it comes, nobody lets go
 //!   of the connection, which could take bytes with it that are on their way.
-//! - A Close that comes earlier ends both directions.
+//! - A Close that comes earlier ends both directions; with another code than 1000, it breaks them off.
 //!
 //! `jetway agent` and `jetway connect` are such peers. Between any two of TCP, TLS and these, each direction ends by itself.
 //!
@@ -41,6 +44,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval_at, sleep};
 
 use crate::frames::{Arrival, Frames, Role};
+use crate::limits;
 
 /// How often a ping goes out. Balancers commonly close what was silent for a minute.
 pub const PING_EVERY: Duration = Duration::from_secs(25);
@@ -56,9 +60,40 @@ const CHUNK_BYTES: usize = 64 * 1024;
 /// [RFC 6455]: https://www.rfc-editor.org/rfc/rfc6455
 mod code {
     pub(super) const NORMAL: u16 = 1000;
+    pub(super) const GOING_AWAY: u16 = 1001;
     pub(super) const PROTOCOL: u16 = 1002;
     pub(super) const UNSUPPORTED: u16 = 1003;
+    pub(super) const POLICY: u16 = 1008;
     pub(super) const TOO_LONG: u16 = 1009;
+    pub(super) const UNEXPECTED: u16 = 1011;
+}
+
+/// Bytes of a refused peer that are thrown away at a time.
+const SINK_BYTES: usize = 4 * 1024;
+
+/// What a peer is told with the end of what goes to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Farewell {
+    /// The other side has ended: 1000.
+    #[default]
+    Done,
+    /// The gateway ends the session, or itself: 1001.
+    GoingAway,
+    /// What the peer wants is not granted: 1008.
+    NotGranted,
+    /// The other side is gone without an end: 1011.
+    OtherSideBroke,
+}
+
+impl Farewell {
+    fn code_and_reason(self) -> (u16, &'static str) {
+        match self {
+            Self::Done => (code::NORMAL, ""),
+            Self::GoingAway => (code::GOING_AWAY, "ended by the gateway"),
+            Self::NotGranted => (code::POLICY, "not granted"),
+            Self::OtherSideBroke => (code::UNEXPECTED, "the other side broke off"),
+        }
+    }
 }
 
 /// The sub-protocol of peers whose WebSockets end each direction by itself.
@@ -73,9 +108,13 @@ pub enum Ends {
     Apart,
 }
 
-/// A peer on a WebSocket, past its handshake.
+/// A peer on a WebSocket, past its handshake. A plain one that is dropped with its connection open is told that the gateway
+/// goes away, if it can be told at once; others know what a connection means that breaks off.
 #[derive(Debug)]
-pub struct WebSocket<S> {
+pub struct WebSocket<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     frames: Frames<S>,
     ends: Ends,
     /// The peer says nothing more.
@@ -92,6 +131,18 @@ pub struct WebSocket<S> {
     parting: Option<Parting>,
     /// Who waits for the peer's end.
     waiting: Option<Waker>,
+    farewell: Farewell,
+    /// The peer has sent what is not taken.
+    refused: Option<Box<Refused>>,
+}
+
+/// The last moments of a connection whose peer has sent what is not taken.
+#[derive(Debug)]
+struct Refused {
+    /// Nothing more is sent, not even below the WebSocket.
+    silent: bool,
+    until: Pin<Box<Sleep>>,
+    error: io::Error,
 }
 
 #[derive(Debug)]
@@ -125,7 +176,14 @@ where
             silent_pings: 0,
             parting: None,
             waiting: None,
+            farewell: Farewell::default(),
+            refused: None,
         }
+    }
+
+    /// What the peer is told when the end of what goes to it is passed on.
+    pub fn end_with(&mut self, farewell: Farewell) {
+        self.farewell = farewell;
     }
 
     /// The stream below.
@@ -148,16 +206,41 @@ where
         Ok(())
     }
 
-    /// Says why nothing more is taken from the peer, if it can be said at once.
-    fn refuse(&mut self, cx: &mut Context<'_>, code: u16, reason: &'static str) {
-        self.note_left();
-        if self.closed {
-            return;
+    /// Takes nothing more from the peer: what is read next is that `error` happened.
+    fn refuse(&mut self, code: u16, reason: &str, error: &str) {
+        if !self.closed {
+            self.frames.close(Some(code), reason);
         }
         self.closed = true;
-        self.frames.close(Some(code), reason);
-        // The connection is given up either way.
-        let _ = self.frames.push(cx);
+        self.refused = Some(Box::new(Refused {
+            silent: false,
+            until: Box::pin(sleep(limits::REFUSAL_LINGER)),
+            error: invalid(error),
+        }));
+    }
+
+    /// Tells the peer why nothing more is taken from it, and waits for its end.
+    fn poll_refused(&mut self, cx: &mut Context<'_>, refused: &mut Refused) -> Poll<()> {
+        if refused.until.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if !refused.silent {
+            if ready!(self.frames.poll_flush(cx)).is_err()
+                || ready!(Pin::new(self.frames.get_mut()).poll_shutdown(cx)).is_err()
+            {
+                return Poll::Ready(());
+            }
+            refused.silent = true;
+        }
+        // From here on below the WebSocket: what is sent need not be one.
+        let mut sink = [0; SINK_BYTES];
+        loop {
+            let mut buf = ReadBuf::new(&mut sink);
+            match ready!(Pin::new(self.frames.get_mut()).poll_read(cx, &mut buf)) {
+                Ok(()) if !buf.filled().is_empty() => {}
+                Ok(()) | Err(_) => return Poll::Ready(()),
+            }
+        }
     }
 
     fn note_ended(&mut self) {
@@ -179,6 +262,14 @@ where
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<bool>> {
         loop {
+            if let Some(mut refused) = self.refused.take() {
+                if self.poll_refused(cx, &mut refused).is_pending() {
+                    self.refused = Some(refused);
+                    return Poll::Pending;
+                }
+                self.note_left();
+                return Poll::Ready(Err(refused.error));
+            }
             self.poll_pings(cx)?;
             let arrival = ready!(self.frames.poll_read(cx, buf));
             self.silent_pings = 0;
@@ -195,6 +286,14 @@ where
                     return Poll::Ready(Ok(false));
                 }
                 Ok(Arrival::Sign) => {}
+                Ok(Arrival::Close(Some(code)))
+                    if self.ends == Ends::Apart && code != code::NORMAL =>
+                {
+                    self.note_left();
+                    self.closed = true;
+                    // Peers that know how to end say so when they do not.
+                    return Poll::Ready(Err(invalid(&format!("closed with code {code}"))));
+                }
                 Ok(Arrival::Close(_)) => {
                     self.note_left();
                     // Our own Close is on its way as the answer. If it cannot leave, the end of the stream says the same.
@@ -202,21 +301,17 @@ where
                     return Poll::Ready(Ok(false));
                 }
                 Ok(Arrival::Text) => {
-                    self.refuse(cx, code::UNSUPPORTED, "binary messages only");
-                    return Poll::Ready(Err(invalid("a text message")));
+                    self.refuse(code::UNSUPPORTED, "binary messages only", "a text message");
                 }
                 Ok(Arrival::TooLong) => {
-                    self.refuse(cx, code::TOO_LONG, "message too long");
-                    return Poll::Ready(Err(invalid("a message above the limit")));
+                    let error = "a message above the limit";
+                    self.refuse(code::TOO_LONG, "message too long", error);
                 }
-                Ok(Arrival::Broken(what)) => {
-                    self.refuse(cx, code::PROTOCOL, what);
-                    return Poll::Ready(Err(invalid(what)));
-                }
+                Ok(Arrival::Broken(what)) => self.refuse(code::PROTOCOL, what, what),
                 Ok(Arrival::CutOff) => {
                     // A connection that was cut off without a Close is none that has ended.
-                    self.refuse(cx, code::PROTOCOL, "protocol error");
-                    return Poll::Ready(Err(invalid("cut off without a Close")));
+                    let error = "cut off without a Close";
+                    self.refuse(code::PROTOCOL, "protocol error", error);
                 }
                 Err(error) => {
                     self.note_left();
@@ -235,8 +330,10 @@ where
         let mut nothing = [0; 16];
         let more = ready!(self.poll_bytes(cx, &mut ReadBuf::new(&mut nothing)))?;
         if more || !self.left {
-            self.refuse(cx, code::PROTOCOL, "message behind the end");
-            return Poll::Ready(Err(invalid("a message behind the end")));
+            let error = "a message behind the end";
+            self.refuse(code::PROTOCOL, error, error);
+            let refused = self.poll_bytes(cx, &mut ReadBuf::new(&mut nothing));
+            return refused.map_ok(|_more| ());
         }
         Poll::Ready(Ok(()))
     }
@@ -289,6 +386,21 @@ where
     }
 }
 
+impl<S> Drop for WebSocket<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    fn drop(&mut self) {
+        if self.closed || self.left || self.ends == Ends::Apart {
+            return;
+        }
+        let (code, reason) = Farewell::GoingAway.code_and_reason();
+        self.frames.close(Some(code), reason);
+        let mut now_or_never = Context::from_waker(Waker::noop());
+        let _told = self.frames.push(&mut now_or_never);
+    }
+}
+
 impl<S> AsyncRead for WebSocket<S>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -316,6 +428,11 @@ where
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.refused.is_some() {
+            // The reader says first what is wrong with the peer.
+            this.waiting = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
         if this.finished || this.closed || this.left {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
@@ -334,12 +451,14 @@ where
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.ends == Ends::Apart && !this.finished && !this.closed {
+        let done = this.farewell == Farewell::Done;
+        if this.ends == Ends::Apart && done && !this.finished && !this.closed {
             this.frames.say_empty();
         }
         this.finished = true;
-        if !this.closed && (this.ends == Ends::Together || this.ended) {
-            this.frames.close(Some(code::NORMAL), "");
+        if !this.closed && (this.ends == Ends::Together || this.ended || !done) {
+            let (code, reason) = this.farewell.code_and_reason();
+            this.frames.close(Some(code), reason);
             this.closed = true;
         }
         this.frames.poll_flush(cx)
@@ -452,6 +571,26 @@ mod tests {
         assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
         poll_fn(|cx| far.poll_end(cx, PATIENCE)).await.unwrap();
         assert!(far.write(b"more").await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_close_that_says_why_breaks_off() {
+        for farewell in [Farewell::GoingAway, Farewell::OtherSideBroke] {
+            let (mut near, mut far) = pair(Ends::Apart);
+            near.write_all(b"cut o").await.unwrap();
+            near.end_with(farewell);
+            near.shutdown().await.unwrap();
+            let mut read = Vec::new();
+            far.read_to_end(&mut read).await.unwrap_err();
+            assert_eq!(read, b"cut o");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_plain_peer_that_is_dropped_is_told_so() {
+        let (mut near, far) = plain(Ends::Together).await;
+        drop(far);
+        assert_eq!(close_code(&mut near).await, code::GOING_AWAY);
     }
 
     #[tokio::test(start_paused = true)]

@@ -28,6 +28,7 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::stream::Io;
+use crate::websocket::Farewell;
 
 /// Steps of one direction before the other directions and tasks get their turn.
 const STEPS_PER_POLL: u32 = 16;
@@ -168,7 +169,20 @@ async fn run_with(
         }
     })
     .await;
-    let Relay { client, target, .. } = relay;
+    let Relay {
+        mut client,
+        mut target,
+        ..
+    } = relay;
+    match &end {
+        RelayEnd::Closed => {}
+        RelayEnd::ClientFailed(_) => target.end_with(Farewell::OtherSideBroke),
+        RelayEnd::TargetFailed(_) => client.end_with(Farewell::OtherSideBroke),
+        RelayEnd::IdleTimeout | RelayEnd::TimeLimit | RelayEnd::Cancelled => {
+            tokio::join!(go_away(client), go_away(target));
+            return end;
+        }
+    }
     match left {
         Some(Side::Client) => {
             drop(target);
@@ -181,6 +195,18 @@ async fn run_with(
         None => {}
     }
     end
+}
+
+/// Ends the connection of a side whose session the gateway ends: at once, unless it can be told.
+async fn go_away(mut stream: Io) {
+    match &mut stream {
+        Io::Tcp(_) | Io::Tls(_) => {}
+        Io::WebSocket(socket) => {
+            socket.end_with(Farewell::GoingAway);
+            // Few sessions end so; the others are not to be larger for it.
+            Box::pin(linger(stream)).await;
+        }
+    }
 }
 
 /// Ends a connection in order: says that nothing more comes, and takes what was still on its way from the peer.

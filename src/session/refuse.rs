@@ -22,9 +22,10 @@ use crate::session::SessionId;
 use crate::session::identify::Opening;
 use crate::session::millis_since;
 use crate::session::registry::Session;
-use crate::stream::Stream;
+use crate::stream::{Io, Stream};
 use crate::token::claims::AgentTarget;
 use crate::token::{Token, TokenId};
+use crate::websocket::Farewell;
 
 /// A TLS 1.2 record with the fatal alert `access_denied` ([RFC 8446] 6.2), sent before any handshake.
 ///
@@ -171,7 +172,10 @@ async fn answer(
                 .await?;
         }
         (Opening::DirectTls, _) => stream.io_mut().write_all(&TLS_ACCESS_DENIED).await?,
-        (Opening::X224(_), None) | (Opening::Unread | Opening::Other, _) => return Ok(()),
+        (Opening::X224(_), None) | (Opening::Unread | Opening::Other, _) => match stream.io_mut() {
+            Io::Tcp(_) | Io::Tls(_) => return Ok(()),
+            Io::WebSocket(socket) => socket.end_with(Farewell::NotGranted),
+        },
     }
     stream.io_mut().shutdown().await?;
     // Closing with bytes unread would reset the connection, and the answer could be lost with it.

@@ -47,6 +47,7 @@ use crate::token::Token;
 use crate::token::claims::{Claims, ConnectionMode};
 use crate::token::statement::{self, StatementKey};
 use crate::token::target::TargetAddr;
+use crate::websocket::Farewell;
 
 /// How long the first bytes for a peer are held back that may not have read its response yet. An existing client lost
 /// them in 20 of 25 runs without it, and in none of 25 with a second.
@@ -385,6 +386,9 @@ async fn wait(
         let handover = tokio::select! {
             biased;
             () = either(&close, &gateway.stopping) => {
+                if !close.is_cancelled() {
+                    party.client.stream.io_mut().end_with(Farewell::GoingAway);
+                }
                 part(party.client.stream, None).await;
                 return;
             }

@@ -255,6 +255,15 @@ impl Peer {
         true
     }
 
+    /// Waits for the end of a WebSocket, and its code.
+    async fn closed(&mut self) -> Option<CloseCode> {
+        while self.more().await {}
+        match self {
+            Self::Stream(_) => panic!("a WebSocket"),
+            Self::WebSocket { closed, .. } => *closed,
+        }
+    }
+
     /// Says that nothing more comes.
     pub(crate) async fn finish(&mut self) {
         match self {
@@ -437,6 +446,110 @@ async fn a_websocket_that_sends_text_or_too_much_is_told_why_it_is_closed() {
         };
         assert_eq!(closed, Some(code));
     }
+}
+
+// J-WS-1: closing with bytes unread would reset the connection, and the code could be lost with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_that_still_sends_is_told_why_it_is_closed() {
+    let place = Place::start("");
+    for transport in ["ws", "wss"] {
+        for met in [true, false] {
+            let association = Uuid::new_v4();
+            let candidates = place.association(association, OPERATOR).await;
+            let candidate = of(&candidates, transport);
+            let accept = path(Operation::Accept, association, candidate);
+            let mut talker = place.peer(transport, accept, None).await.ok().unwrap();
+            let mut other = None;
+            if met {
+                let connect = path(Operation::Connect, association, candidate);
+                let mut connected = place.peer("tcp", connect, None).await.ok().unwrap();
+                connected.send(b"x").await;
+                assert_eq!(talker.receive(1).await, b"x");
+                other = Some(connected);
+            }
+            let Peer::WebSocket { socket, .. } = &mut talker else {
+                panic!("a WebSocket");
+            };
+            // Nothing is read meanwhile.
+            socket.feed(Message::text("hello")).await.unwrap();
+            for _ in 0..16 {
+                let more = Message::Binary(vec![7; 32 * 1024].into());
+                within(socket.send(more)).await.unwrap();
+            }
+            let closed = talker.closed().await;
+            assert_eq!(closed, Some(CloseCode::Unsupported), "{transport} {met}");
+            drop(talker);
+            if let Some(other) = other {
+                assert_eq!(other.rest().await, b"");
+            }
+        }
+    }
+}
+
+// J-WS-1
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_is_told_that_the_other_side_broke_or_that_the_gateway_ends() {
+    let mut place = Place::start("[session]\ndrain_s = 0\n");
+    let (_, mut accepted, mut connected) = meet(&place, "tcp", "ws").await;
+    connected.send(b"hello").await;
+    assert_eq!(accepted.receive(5).await, b"hello");
+    let Peer::Stream(stream) = accepted else {
+        panic!("a stream");
+    };
+    drop(stream);
+    assert_eq!(connected.closed().await, Some(CloseCode::Normal));
+
+    let association = Uuid::new_v4();
+    let candidates = place.association(association, OPERATOR).await;
+    let candidate = of(&candidates, "tcp");
+    let accept = path(Operation::Accept, association, candidate);
+    let connect = path(Operation::Connect, association, candidate);
+    let breaking = place.lab.connect().await;
+    breaking.set_zero_linger().unwrap();
+    let accepted = binary(Box::new(breaking), accept, Version::V2, None).await;
+    let mut accepted = accepted.ok().unwrap();
+    let mut connected = place.peer("wss", connect, None).await.ok().unwrap();
+    connected.send(b"hello").await;
+    assert_eq!(accepted.receive(5).await, b"hello");
+    drop(accepted);
+    assert_eq!(connected.closed().await, Some(CloseCode::Error));
+
+    let (association, mut accepted, mut connected) = meet(&place, "tcp", "ws").await;
+    connected.send(b"hello").await;
+    assert_eq!(accepted.receive(5).await, b"hello");
+    let delete = format!("DELETE /jet/association/{association}");
+    assert_eq!(place.http(&delete, OPERATOR, "").await.0, 200);
+    assert_eq!(connected.closed().await, Some(CloseCode::Away));
+
+    let association = Uuid::new_v4();
+    let candidates = place.association(association, OPERATOR).await;
+    let accept = path(Operation::Accept, association, of(&candidates, "ws"));
+    let mut waiting = place.peer("ws", accept, None).await.ok().unwrap();
+    let (_, mut accepted, mut connected) = meet(&place, "tcp", "wss").await;
+    connected.send(b"hello").await;
+    assert_eq!(accepted.receive(5).await, b"hello");
+    let ends = async { tokio::join!(waiting.closed(), connected.closed()) };
+    let (ends, ()) = tokio::join!(ends, place.lab.stop());
+    assert_eq!(ends, (Some(CloseCode::Away), Some(CloseCode::Away)));
+}
+
+// J-WS-1 J-AP-1
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_that_is_not_granted_its_session_is_told_so() {
+    let place = Place::start("");
+    let association = Uuid::new_v4();
+    let token = place.token(association, json!({ "jet_ap": "ssh" }));
+    let candidates = place.association(association, &token).await;
+    let candidate = of(&candidates, "ws");
+    let token = Some(token.as_str());
+    let accept = path(Operation::Accept, association, candidate);
+    let connect = path(Operation::Connect, association, candidate);
+    let mut accepted = place.peer("ws", accept, token).await.ok().unwrap();
+    let mut connected = place.peer("ws", connect, token).await.ok().unwrap();
+    accepted.send(b"220 smtp.example ESMTP\r\n").await;
+    connected.send(b"EHLO\r\n").await;
+    assert_eq!(connected.closed().await, Some(CloseCode::Policy));
+    assert_eq!(accepted.closed().await, Some(CloseCode::Away));
 }
 
 // J-WS-1
