@@ -416,6 +416,9 @@ pub struct JetConfig {
     pub associations: usize,
     /// Of those the ones that one address (IPv6: one /64) has created without a token and without an API key.
     pub associations_per_address: usize,
+    /// Origins of web pages that may be peers, as in `https://app.example`; empty means any. Peers that are no page say
+    /// none, and are not asked.
+    pub origins: Vec<String>,
     /// `Jet-Instance`: the name of this gateway among those behind one address. The machine's own by default.
     pub instance: Option<String>,
 }
@@ -429,6 +432,7 @@ impl Default for JetConfig {
             ended_s: 60,
             associations: limits::JET_ASSOCIATIONS,
             associations_per_address: limits::JET_ASSOCIATIONS_PER_ADDRESS,
+            origins: Vec::new(),
             instance: None,
         }
     }
@@ -689,6 +693,12 @@ impl Config {
         if self.session.connect_timeout_s == 0 {
             return Err(file.error(&["session", "connect_timeout_s"], "must not be zero"));
         }
+        for origin in &self.jet.origins {
+            if !is_origin(origin) {
+                let problem = format!("{origin}: expected SCHEME://HOST[:PORT] in lower case");
+                return Err(file.error(&["jet", "origins"], &problem));
+            }
+        }
         let bounds = [
             ("connections", self.limits.connections),
             ("pending_connections", self.limits.pending_connections),
@@ -726,6 +736,21 @@ impl Config {
     pub fn tls_of<'a>(&'a self, listener: &'a ListenerConfig) -> Option<&'a TlsConfig> {
         listener.tls.as_ref().or(self.tls.as_ref())
     }
+}
+
+/// Whether browsers would write an origin so ([RFC 6454] 6.2): it is compared as text.
+///
+/// [RFC 6454]: https://www.rfc-editor.org/rfc/rfc6454#section-6.2
+fn is_origin(text: &str) -> bool {
+    let Some((scheme, host)) = text.split_once("://") else {
+        return false;
+    };
+    let in_host = |byte: u8| !byte.is_ascii_uppercase() && byte.is_ascii_graphic();
+    let separates = |byte: u8| b"/?#@*".contains(&byte);
+    !scheme.is_empty()
+        && scheme.bytes().all(|byte| in_host(byte) && byte != b':')
+        && !host.is_empty()
+        && host.bytes().all(|byte| in_host(byte) && !separates(byte))
 }
 
 /// The configuration file, for messages that point into it.
@@ -867,6 +892,18 @@ mod tests {
                 8,
             ),
             ("[tickets]\nlifetime_s = 0\n", "tickets.lifetime_s", 8),
+            ("[jet]\norigins = [\"app.example\"]\n", "jet.origins", 8),
+            ("[jet]\norigins = [\"https://\"]\n", "jet.origins", 8),
+            (
+                "[jet]\norigins = [\"https://App.example\"]\n",
+                "jet.origins",
+                8,
+            ),
+            (
+                "[jet]\norigins = [\"https://app.example:8443\", \"https://app.example/\"]\n",
+                "jet.origins",
+                8,
+            ),
             ("[log]\nfilter = \"jetway=loud\"\n", "log.filter", 8),
             ("[api]\nplain_http = \"sometimes\"\n", "api.plain_http", 8),
         ];

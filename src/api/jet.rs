@@ -9,6 +9,10 @@
 //!   `jet`, or `jet.half-close` where that is offered, too ([`crate::websocket`]);
 //! - `?ticket=jt-...`, a ticket of `POST /jet/tickets`: what a URL shows is worth nothing once it was used.
 //!
+//! None of them is added by a browser of its own accord, as a cookie is, so a page of any site is as good as what it shows.
+//! Where knowing two ids is enough, or being in the right network, `jet.origins` says whose pages may try. Answers have no
+//! CORS headers: what is behind the REST interface is for servers, not for pages.
+//!
 //! [JET-PROTO]: https://github.com/Devolutions/devolutions-gateway
 
 use std::net::SocketAddr;
@@ -47,6 +51,9 @@ const SUB_PROTOCOLS: &[&str] = &[HALF_CLOSE_PROTOCOL, SUB_PROTOCOL];
 /// What comes before a token that is offered as a sub-protocol.
 const BEARER_SUB_PROTOCOL: &str = "bearer.";
 
+/// As much of a foreign origin as is worth logging.
+const ORIGIN_CHARS: usize = 200;
+
 /// Handles a WebSocket handshake.
 ///
 /// # Errors
@@ -62,6 +69,11 @@ pub async fn websocket(
         Problem::new(StatusCode::BAD_REQUEST, "path", detail, id)
     })?;
     let headers = request.headers();
+    // Before a ticket is used up.
+    check_origin(&state.gateway.config.jet.origins, headers).map_err(|why| {
+        rendezvous::log_not_admitted(id, state.peer, path, &why);
+        not_admitted(id, &why)
+    })?;
     let text = token(&state, headers, uri.query())?;
     let upgrade = Upgrade::of(&state, &mut request, SUB_PROTOCOLS)?;
     let ends = match upgrade.sub_protocol {
@@ -234,6 +246,26 @@ fn offered(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     let values = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
     let values = values.filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).map(str::trim)
+}
+
+/// Judges the page that a browser sends a handshake for ([RFC 6455] 10.2).
+///
+/// [RFC 6455]: https://www.rfc-editor.org/rfc/rfc6455#section-10.2
+fn check_origin(allowed: &[String], headers: &HeaderMap) -> Result<(), NotAdmitted> {
+    let mut origins = headers.get_all(header::ORIGIN).iter();
+    let strange = origins.find(|origin| {
+        let known = |allowed: &String| origin.as_bytes() == allowed.as_bytes();
+        !allowed.iter().any(known)
+    });
+    match strange {
+        Some(origin) if !allowed.is_empty() => {
+            let origin = String::from_utf8_lossy(origin.as_bytes());
+            Err(NotAdmitted::Origin(
+                origin.chars().take(ORIGIN_CHARS).collect(),
+            ))
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// The token that the peer shows, if it shows one.

@@ -87,6 +87,9 @@ pub enum NotAdmitted {
     /// The candidate cannot be had.
     #[error("{0}")]
     Declined(#[from] Declined),
+    /// A page of a site whose pages are not to be peers.
+    #[error("pages of {0} are not allowed here")]
+    Origin(String),
 }
 
 impl NotAdmitted {
@@ -97,6 +100,7 @@ impl NotAdmitted {
             Self::Token(Refusal::TooMuchWork) => Status::Unavailable,
             Self::Token(refusal) if refusal.is_unmet_demand() => Status::Forbidden,
             Self::Token(_) => Status::Unauthorized,
+            Self::Origin(_) => Status::Forbidden,
             Self::Declined(declined) => match declined {
                 Declined::UnknownAssociation | Declined::UnknownCandidate => Status::NotFound,
                 Declined::NoToken => Status::Unauthorized,
@@ -119,6 +123,7 @@ impl NotAdmitted {
         match self {
             Self::Token(refusal) => refusal.rule(),
             Self::Declined(_) => "rendezvous",
+            Self::Origin(_) => "origin",
         }
     }
 }

@@ -554,6 +554,43 @@ async fn a_websocket_that_is_not_granted_its_session_is_told_so() {
 
 // J-WS-1
 #[tokio::test(flavor = "multi_thread")]
+async fn pages_of_other_origins_are_refused_where_origins_are_configured() {
+    let place = Place::start("[jet]\norigins = [\"https://app.example\"]\n");
+    let association = Uuid::new_v4();
+    let token = place.token(association, json!({}));
+    let candidates = place.association(association, &token).await;
+    let test = path(Operation::Test, association, of(&candidates, "ws"));
+    let ticket = place.http("POST /jet/tickets", &token, "").await.1;
+    let ticket = ticket["ticket"].as_str().unwrap();
+    let shake = async |origins: &[&'static str]| {
+        let url = format!("ws://gw.test{test}?ticket={ticket}");
+        let mut request = url.into_client_request().unwrap();
+        for origin in origins {
+            let origin = origin.parse().unwrap();
+            request.headers_mut().append("origin", origin);
+        }
+        handshake(Box::new(place.lab.connect().await), request).await
+    };
+    for origins in [
+        &["https://app.example.evil.example"][..],
+        &["http://app.example"],
+        &["https://app.example:8443"],
+        &["null"],
+        &["https://app.example", "https://evil.example"],
+    ] {
+        assert_eq!(shake(origins).await.err(), Some(403), "{origins:?}");
+    }
+    let refused = logged("Rendezvous refused").await;
+    assert_eq!(refused["rule"], "origin");
+    // The ticket is as good as before.
+    assert!(shake(&["https://app.example"]).await.is_ok());
+    // A peer that is no page says none.
+    let tested = place.peer("ws", test, Some(&token)).await;
+    assert!(tested.is_ok());
+}
+
+// J-WS-1
+#[tokio::test(flavor = "multi_thread")]
 async fn pings_are_answered_and_fragments_are_put_together() {
     use tokio_tungstenite::tungstenite::protocol::frame::Frame;
     use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
