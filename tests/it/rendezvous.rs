@@ -18,6 +18,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use uuid::Uuid;
@@ -445,6 +446,34 @@ async fn a_websocket_that_sends_text_or_too_much_is_told_why_it_is_closed() {
             panic!("a WebSocket");
         };
         assert_eq!(closed, Some(code));
+    }
+}
+
+// J-WS-1
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_that_closes_is_closed_although_the_other_side_says_nothing() {
+    let place = Place::start("");
+    for (acceptor, connector) in [("tcp", "ws"), ("wss", "tls")] {
+        let (_, mut accepted, mut connected) = meet(&place, acceptor, connector).await;
+        connected.send(b"hello").await;
+        assert_eq!(accepted.receive(5).await, b"hello");
+        let (mut closing, silent) = match connector {
+            "ws" => (connected, accepted),
+            _ => (accepted, connected),
+        };
+        let Peer::WebSocket { socket, .. } = &mut closing else {
+            panic!("a WebSocket");
+        };
+        let done = CloseFrame {
+            code: CloseCode::Normal,
+            reason: "".into(),
+        };
+        socket.send(Message::Close(Some(done))).await.unwrap();
+        // The answer to its Close, and the end of its connection.
+        assert_eq!(closing.closed().await, Some(CloseCode::Normal));
+        logged("Session closed").await;
+        crate::lab::forget_log();
+        assert_eq!(silent.rest().await, b"");
     }
 }
 
