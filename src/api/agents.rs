@@ -258,6 +258,19 @@ pub async fn offer(
             .candidates
             .retain(|candidate| ctype(candidate) != Some(CandidateType::Host));
     }
+    // The address by which the agent knows this gateway need not lead here from where the caller is. One that the agent has
+    // replaced is another gateway's.
+    let callers = state.candidate_urls(&headers);
+    for candidate in &mut answer.candidates {
+        let relay = gathered.iter().find(|relay| relay.id == candidate.id);
+        let Some(relay) = relay.filter(|relay| relay.at(&ways.urls).as_ref() == Some(candidate))
+        else {
+            continue;
+        };
+        if let Some(own) = relay.at(&callers) {
+            *candidate = own;
+        }
+    }
     Ok(Json(answer))
 }
 
