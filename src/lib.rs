@@ -129,10 +129,10 @@
 //! | J-SEQ-1 | the server accepts on the relay candidates and answers with the real ones | `it::agent::an_rdp_client_reaches_a_target_behind_an_agent`, `peers::agent`, `jet::message::tests::the_instance_that_holds_the_association_takes_the_place_of_the_balancer` |
 //! | J-SEQ-2 | host candidates, only where they are asked for | `it::agent::an_agent_tells_its_address_only_if_told_to_and_serves_there_who_knows_the_ids`, `peer::host::tests` |
 //! | J-SEQ-3 | the client tests in parallel, and one candidate is selected | `it::agent::a_client_offers_tests_all_candidates_at_once_and_chooses_one`, `it::rendezvous::the_first_bytes_select_a_candidate_and_close_the_others`, `it::rendezvous::the_clients_word_selects_a_candidate` |
-//! | J-BIN-1, J-BIN-2 | accept and connect, over TCP and TLS | `it::matrix`, `it::rendezvous::what_a_server_says_first_never_comes_with_the_response` |
+//! | J-BIN-1, J-BIN-2 | accept and connect, over TCP and TLS | `it::matrix`, `it::rendezvous::what_a_server_says_first_never_comes_with_the_response`, `peers::meets` |
 //! | J-BIN-3 | test | `it::rendezvous::unknown_ids_are_not_found_and_known_ones_test_well` |
-//! | J-BIN-4 | TLS between the ends | `it::matrix::tls_between_the_ends_passes_every_pair` |
-//! | J-WS-1, J-WS-2 | WebSocket peers, with peers of every transport | `it::matrix`, `it::rendezvous`, `websocket::tests` |
+//! | J-BIN-4 | TLS between the ends | `it::matrix::tls_between_the_ends_passes_every_pair`, `peers::meets::s_client_and_s_server_speak_tls_end_to_end_through_a_tcp_candidate` |
+//! | J-WS-1, J-WS-2 | WebSocket peers, with peers of every transport | `it::matrix`, `it::rendezvous`, `websocket::tests`, `peers::pages`, `peers::meets` |
 //!
 //! [JET-PROTO]: https://github.com/Devolutions/devolutions-gateway
 //! [MS-RDPBCGR]: https://learn.microsoft.com/en-us/openspecs/windows_protocols/ms-rdpbcgr/

@@ -53,12 +53,21 @@ if ! has xfreerdp || ! has xfreerdp3 || ! has freerdp-shadow-cli || ! has Xvfb; 
     skip "peer tests" "FreeRDP and Xvfb are not installed: run tests/install.sh peers"
 else
     if ! is_root; then
-        tests="$tests & not (binary(peers) & test(xrdp))"
-        skip "peer tests with xrdp" "xrdp logs users on, which needs root"
+        tests="$tests & not (binary(peers) & test(/xrdp|^agent::/))"
+        skip "peer tests with xrdp or network namespaces" "xrdp logs users on, which needs root, as namespaces do"
     fi
-    if [ ! -x "${XDG_CACHE_HOME:-$HOME/.cache}/jetway-peers/aardwolf/bin/python" ]; then
+    peers=${XDG_CACHE_HOME:-$HOME/.cache}/jetway-peers
+    if [ ! -x "$peers/aardwolf/bin/python" ]; then
         tests="$tests & not (binary(peers) & test(aardwolf))"
         skip "peer tests with aardwolf" "it is not installed: run tests/install.sh peers"
+    fi
+    if ! has chromium || ! has certutil || [ ! -d "$peers/node/node_modules/playwright-core" ]; then
+        tests="$tests & not (binary(peers) & test(/^pages::/))"
+        skip "peer tests with Chromium" "it is not installed: run tests/install.sh peers"
+    fi
+    if [ ! -x "$peers/websockets/bin/python" ] || [ ! -d "$peers/node/node_modules/wscat" ]; then
+        tests="$tests & not (binary(peers) & test(/^meets::/))"
+        skip "peer tests with websockets and wscat" "they are not installed: run tests/install.sh peers"
     fi
 fi
 

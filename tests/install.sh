@@ -4,8 +4,8 @@
 # usage: tests/install.sh [build] [peers] [ci] [bench]
 #   build      what the build needs, and nothing else
 #   (nothing)  what the tests without peers need: cargo-nextest, besides what the build needs
-#   peers      the real clients and targets of tests/peers: FreeRDP 2 and 3, rdesktop, aardwolf, xrdp, weston, krb5kdc, Xvfb
-#              and the tools around them
+#   peers      the real clients and targets of tests/peers: FreeRDP 2 and 3, rdesktop, aardwolf, xrdp, weston, krb5kdc, Xvfb,
+#              Chromium, websockets, wscat, socat and the tools around them
 #   ci         cargo-deny and cargo-fuzz
 #   bench      what tests/bench compares with: HAProxy, FreeRDP's proxy, PyRDP, websocat, and ws of Node.js where that is
 #              there; its real sessions also need peers
@@ -23,8 +23,12 @@ for part in "$@"; do
             freerdp2-x11 freerdp2-shadow-x11 winpr-utils freerdp3-x11 freerdp3-shadow-x11 xrdp xorgxrdp
             rdesktop fuse3 pulseaudio pulseaudio-utils weston xwayland python3-venv
             # They come without a realm, and without one krb5kdc and kadmind do not start.
-            krb5-kdc krb5-admin-server krb5-user faketime dnsmasq-base)
-        environments+=(aardwolf)
+            krb5-kdc krb5-admin-server krb5-user faketime dnsmasq-base
+            chromium libnss3-tools socat)
+        # Node.js often comes from elsewhere, and with its own npm.
+        command -v node >/dev/null && command -v npm >/dev/null || packages+=(nodejs npm)
+        environments+=(aardwolf websockets)
+        modules=(node)
         ;;
     ci) tools+=(cargo-deny cargo-fuzz) ;;
     bench)
@@ -90,9 +94,11 @@ if [ ${#missing[@]} -gt 0 ]; then
     apt_get install --yes --no-install-recommends "${missing[@]}" </dev/null
 fi
 
-# aardwolf is a client in Python, PyRDP a man in the middle; their environments are kept beside the caches of other tools.
+# Clients in Python and in JavaScript, and PyRDP, a man in the middle; their environments are kept beside the caches of other
+# tools.
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/jetway-peers
 for environment in "${environments[@]}"; do
-    folder=${XDG_CACHE_HOME:-$HOME/.cache}/jetway-peers/$environment
+    folder=$cache/$environment
     requirements=$(dirname "$0")/peers/$environment.txt
     if ! cmp --silent "$requirements" "$folder/requirements.txt"; then
         echo "install.sh: installing $environment"
@@ -100,6 +106,18 @@ for environment in "${environments[@]}"; do
         /usr/bin/python3 -m venv "$folder"
         "$folder/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: --requirement "$requirements"
         cp "$requirements" "$folder/requirements.txt"
+    fi
+done
+for module in "${modules[@]}"; do
+    folder=$cache/$module
+    lock=$(dirname "$0")/peers/$module/package-lock.json
+    # npm writes the second one when it is done.
+    if ! cmp --silent "$lock" "$folder/package-lock.json" || [ ! -e "$folder/node_modules/.package-lock.json" ]; then
+        echo "install.sh: installing the packages of $module"
+        rm -rf "$folder"
+        mkdir -p "$folder"
+        cp "$(dirname "$lock")"/package*.json "$folder"
+        npm ci --prefix "$folder" --ignore-scripts --no-audit --no-fund --silent
     fi
 done
 

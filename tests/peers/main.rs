@@ -1,7 +1,7 @@
 //! Jetway between real parts: FreeRDP 2 and 3, rdesktop and aardwolf as clients, freerdp-shadow-cli, xrdp and weston as
-//! targets.
+//! targets; pages in Chromium, websockets, wscat, `openssl s_client` and socat as peers of a rendezvous.
 //!
-//! `tests/install.sh peers` installs them. xrdp needs root.
+//! `tests/install.sh peers` installs them. xrdp and network namespaces need root.
 
 mod agent;
 mod behind;
@@ -11,8 +11,10 @@ mod kerberos;
 mod lab;
 mod legs;
 mod lives;
+mod meets;
 mod opens;
 mod others;
+mod pages;
 mod redirects;
 mod refuses;
 mod shares;

@@ -3,13 +3,13 @@
 //! It has no window; a script around it writes down what it sees. The script also puts right what aardwolf sends against
 //! the specification: Windows takes it, the servers here do not, whoever is between. With xrdp that is not enough.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use super::environment;
 use super::process::Process;
 use super::screenshot::Picture;
 use super::target::Place;
@@ -31,12 +31,7 @@ impl Aardwolf {
         address: &str,
         place: &Place,
     ) -> Result<Self> {
-        let python = environment()?.join("bin/python");
-        ensure!(
-            python.exists(),
-            "{} is missing (tests/install.sh peers makes it)",
-            python.display()
-        );
+        let python = environment::file("aardwolf", "bin/python")?;
         let script = workspace.write("aardwolf_client.py", SCRIPT)?;
         let picture = workspace.path(role);
         let (host, port) = address.split_once(':').context("an address")?;
@@ -101,17 +96,6 @@ fn seen(client: &mut Process, picture: &std::path::Path) -> Result<Option<Pictur
         return Ok(None);
     }
     Picture::read(&path).map(Some)
-}
-
-/// Where `tests/install.sh peers` has put it.
-fn environment() -> Result<PathBuf> {
-    let cache = std::env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty());
-    let cache = match cache {
-        Some(cache) => PathBuf::from(cache),
-        None => PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| OsString::from("/root")))
-            .join(".cache"),
-    };
-    Ok(cache.join("jetway-peers").join("aardwolf"))
 }
 
 /// It compiles ASN.1 at every start and draws in Python: five seconds on an idle machine.

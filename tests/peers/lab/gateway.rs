@@ -12,6 +12,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use serde_json::{Value, json};
 
+use super::authority::Authority;
 use super::log::Line;
 use super::port::Port;
 use super::process::{Process, tool};
@@ -87,6 +88,30 @@ pins = "{pins}"
             key = key.display(),
             pins = folder.join(PINS).display(),
         ))
+    }
+
+    /// A gateway with an operator and a certificate, where peers meet; `further` ends its configuration.
+    pub(crate) fn start_for_peers(
+        workspace: &Workspace,
+        authority: &Authority,
+        further: &str,
+    ) -> Result<Self> {
+        let (certificate, key) = authority.of_gateway();
+        let digest = hex::encode(openssl::sha::sha256(API_KEY.as_bytes()));
+        let further = format!(
+            r#"
+[api]
+keys = [{{ name = "peers", sha256 = "{digest}" }}]
+
+[tls]
+certificate = "{certificate}"
+key = "{key}"
+{further}
+"#,
+            certificate = certificate.display(),
+            key = key.display(),
+        );
+        Self::start_configured(workspace, 0, &further, &[])
     }
 
     /// A gateway that agents reach by `address`, with TLS; returns the certificate that they are to trust.
@@ -318,17 +343,30 @@ pins = "{pins}"
 
     /// The live sessions, as an operator gets them from the REST interface.
     pub(crate) fn live_sessions(&self) -> Result<Value> {
+        self.request("GET /jet/sessions", API_KEY)
+    }
+
+    /// Asks the REST interface for something that is to be granted.
+    pub(crate) fn request(&self, what: &str, bearer: &str) -> Result<Value> {
         let mut stream = TcpStream::connect(self.address())?;
         write!(
             stream,
-            "GET /jet/sessions HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer {API_KEY}\r\n\
-             Connection: close\r\n\r\n"
+            "{what} HTTP/1.1\r\nHost: localhost:{}\r\nAuthorization: Bearer {bearer}\r\n\
+             Content-Length: 0\r\nConnection: close\r\n\r\n",
+            self.port.number()
         )?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let (head, body) = answer.split_once("\r\n\r\n").context("HTTP")?;
-        ensure!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        ensure!(head.starts_with("HTTP/1.1 200 "), "{what}: {head}");
+        // An answer without a body is null.
+        let body = if body.is_empty() { "null" } else { body };
         serde_json::from_str(body).with_context(|| body.to_owned())
+    }
+
+    /// Ends the gateway as a system does that restarts it.
+    pub(crate) fn stop(&mut self) {
+        self.process.end();
     }
 
     /// Waits until something happened that has all of `expected`, and returns what was told of it.

@@ -4,12 +4,16 @@
 //! a time to pass, only for a condition with a deadline.
 
 pub(crate) mod aardwolf;
+pub(crate) mod authority;
 pub(crate) mod border;
 pub(crate) mod branch;
+pub(crate) mod browser;
 pub(crate) mod clipboard;
 pub(crate) mod desktop;
+pub(crate) mod dialogue;
 pub(crate) mod display;
 pub(crate) mod dns;
+pub(crate) mod environment;
 pub(crate) mod forge;
 pub(crate) mod freerdp;
 pub(crate) mod gateway;
@@ -17,15 +21,18 @@ pub(crate) mod kdc;
 pub(crate) mod keyboard;
 pub(crate) mod log;
 pub(crate) mod namespace;
+pub(crate) mod piped;
 pub(crate) mod port;
 pub(crate) mod process;
 pub(crate) mod rdesktop;
+pub(crate) mod rendezvous;
 pub(crate) mod screenshot;
 pub(crate) mod shadow;
 pub(crate) mod sound;
 pub(crate) mod target;
 pub(crate) mod tripwire;
 pub(crate) mod wait;
+pub(crate) mod websockets;
 pub(crate) mod weston;
 pub(crate) mod window;
 pub(crate) mod workspace;

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -51,6 +51,15 @@ impl Process {
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Its standard input and output, where both are pipes; they can be taken once.
+    pub(crate) fn pipes(&mut self) -> Result<(ChildStdin, ChildStdout)> {
+        let pipes = (self.child.stdin.take(), self.child.stdout.take());
+        let (Some(input), Some(output)) = pipes else {
+            bail!("{} has no pipes", self.name);
+        };
+        Ok((input, output))
     }
 
     /// What the process has printed so far.
