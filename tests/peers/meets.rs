@@ -1,6 +1,10 @@
 //! Peers of a rendezvous by other makers: websockets in Python, wscat in JavaScript, and `openssl s_client`.
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use jetway::jet::exchange::{Operation, Response, Status};
@@ -12,6 +16,7 @@ use crate::lab::authority::Authority;
 use crate::lab::environment;
 use crate::lab::gateway::Gateway;
 use crate::lab::piped::Piped;
+use crate::lab::port::Port;
 use crate::lab::rendezvous::{Rendezvous, TcpPeer};
 use crate::lab::wait::PATIENCE;
 use crate::lab::websockets::WebSockets;
@@ -243,7 +248,7 @@ fn s_client_accepts_over_tls_1_2_and_1_3_and_meets_a_tcp_peer() -> Result<()> {
     with_gateway(|workspace, gateway, authority| {
         for version in ["-tls1_2", "-tls1_3"] {
             let rendezvous = Rendezvous::create(gateway)?;
-            let mut client = s_client(workspace, gateway, authority, version)?;
+            let mut client = s_client(workspace, &gateway.address(), authority, version)?;
             client.send(rendezvous.packet(Operation::Accept, "tls")?)?;
             granted(&mut client)?;
             let mut tcp = rendezvous.peer(Operation::Connect, "tls")?;
@@ -275,7 +280,7 @@ fn s_client_connects_over_tls_to_an_acceptor_that_is_a_websocket() -> Result<()>
             acceptor.open(&url, rendezvous.token())?;
             // The server speaks first.
             acceptor.send(&["SSH-2.0-", "banner\r\n"])?;
-            let mut client = s_client(workspace, gateway, authority, version)?;
+            let mut client = s_client(workspace, &gateway.address(), authority, version)?;
             client.send(rendezvous.packet(Operation::Connect, "wss")?)?;
             granted(&mut client)?;
             client.expect("SSH-2.0-banner\r\n")?;
@@ -290,16 +295,76 @@ fn s_client_connects_over_tls_to_an_acceptor_that_is_a_websocket() -> Result<()>
     })
 }
 
-/// A TLS connection to the gateway whose bytes are those of standard input and output.
+// J-BIN-4
+#[test]
+fn s_client_and_s_server_speak_tls_end_to_end_through_a_tcp_candidate() -> Result<()> {
+    with_gateway(|workspace, gateway, authority| {
+        let port = Port::free()?;
+        let at = format!("127.0.0.1:{}", port.number());
+        let (certificate, key) = authority.of_gateway();
+        let mut command = Command::new("openssl");
+        command
+            .args(["s_server", "-accept", &at, "-quiet", "-cert"])
+            .arg(certificate)
+            .arg("-key")
+            .arg(key);
+        let mut server = Piped::start(workspace, "s_server", &mut command)?;
+        port.wait_for_listener(|| server.process_mut().expect_alive())?;
+
+        let rendezvous = Rendezvous::create(gateway)?;
+        let accepted = rendezvous.peer(Operation::Accept, "tcp")?;
+        let connected = rendezvous.peer(Operation::Connect, "tcp")?;
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let way_in = listener.local_addr()?.to_string();
+        let mut client = s_client(workspace, &way_in, authority, "-tls1_3")?;
+        let relayed = Arc::default();
+        join(&listener.accept()?.0, &connected.stream, &Arc::default())?;
+        join(&accepted.stream, &TcpStream::connect(&at)?, &relayed)?;
+        client.send("The password is swordfish\n")?;
+        server.expect("The password is swordfish\n")?;
+        server.send("Swordfish it is\n")?;
+        client.expect("Swordfish it is\n")?;
+
+        let relayed = relayed.lock().unwrap_or_else(PoisonError::into_inner);
+        // A handshake record of TLS, and then nothing that says fish.
+        ensure!(relayed.starts_with(&[0x16, 0x03]), "{relayed:?}");
+        ensure!(relayed.len() > 1000, "{relayed:?}");
+        ensure!(!relayed.windows(4).any(|window| window == b"fish"));
+        Ok(())
+    })
+}
+
+/// Brings the bytes of each to the other, and keeps a copy of all.
+fn join(one: &TcpStream, other: &TcpStream, copy: &Arc<Mutex<Vec<u8>>>) -> Result<()> {
+    for (from, to) in [(one, other), (other, one)] {
+        let (mut from, mut to) = (from.try_clone()?, to.try_clone()?);
+        from.set_nodelay(true)?;
+        let copy = Arc::clone(copy);
+        thread::spawn(move || {
+            let mut bytes = [0; 16 * 1024];
+            while let Ok(count @ 1..) = from.read(&mut bytes) {
+                let mut copy = copy.lock().unwrap_or_else(PoisonError::into_inner);
+                copy.extend_from_slice(&bytes[..count]);
+                drop(copy);
+                if to.write_all(&bytes[..count]).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    Ok(())
+}
+
+/// A TLS connection to `address` whose bytes are those of standard input and output.
 fn s_client(
     workspace: &Workspace,
-    gateway: &Gateway,
+    address: &str,
     authority: &Authority,
     version: &str,
 ) -> Result<Piped> {
     let mut command = Command::new("openssl");
     command
-        .args(["s_client", "-connect", &gateway.address(), version])
+        .args(["s_client", "-connect", address, version])
         .args(["-quiet", "-nocommands", "-no_ign_eof"])
         .args(["-servername", "localhost", "-verify_hostname", "localhost"])
         .args(["-verify_return_error", "-CAfile"])
