@@ -1,4 +1,5 @@
 //! A place that nothing can reach: a network namespace with a desktop and an agent in it, and a gateway at the end of its one wire.
+//! Users may be in another, from which nothing else can be reached, either.
 //!
 //! Both halves are this very program. The half inside is the test `agent::desktop_of_the_namespace`, run in the namespace by
 //! [`Branch::start`]; the two talk by files in one folder.
@@ -66,8 +67,9 @@ pub(crate) struct Branch {
     /// The port of the broker.
     pub(crate) broker: Option<u16>,
     agent: Agent,
-    _port: Port,
+    port: Port,
     namespace: Namespace,
+    pub(crate) users: Namespace,
 }
 
 /// The agent's process.
@@ -86,10 +88,12 @@ struct Inside {
 
 impl Branch {
     pub(crate) fn start(workspace: &Workspace, wanted: Wanted) -> Result<Self> {
-        let namespace = Namespace::create()?;
+        let namespace = Namespace::of_targets()?;
+        let users = Namespace::of_users()?;
         let port = Port::free()?;
+        let addresses = [namespace.outside(), users.outside()];
         let (gateway, ca) =
-            Gateway::start_for_agents(workspace, namespace.outside(), &port, wanted.talkative)?;
+            Gateway::start_for_networks(workspace, &addresses, &port, wanted.talkative)?;
         let url = format!("https://{}:{}", namespace.outside(), port.number());
         let key = enrol(workspace, &gateway, &url, Some(&ca))?;
         let folder = workspace.folder("namespace")?;
@@ -128,16 +132,26 @@ impl Branch {
                 log: text(&told, "log")?.into(),
             },
             _inside: inside,
-            _port: port,
+            port,
             namespace,
+            users,
         })
     }
 
     /// An error where the desktop can be reached without the agent.
     pub(crate) fn expect_unreachable(&self) -> Result<()> {
-        let direct = TcpStream::connect((self.namespace.inside(), self.place.port));
+        let Self {
+            namespace, users, ..
+        } = self;
+        let target = self.place.port;
+        let direct = TcpStream::connect((namespace.inside(), target));
         ensure!(direct.is_err(), "the machine leads into the namespace");
-        Ok(())
+        only_the_gateway_is_reached(users, namespace, self.port.number(), target)
+    }
+
+    /// The gateway, for users in their namespace.
+    pub(crate) fn address_for_users(&self) -> String {
+        format!("{}:{}", self.users.outside(), self.port.number())
     }
 
     /// What the agent has logged.
@@ -210,6 +224,27 @@ pub(crate) fn logon_file(
     arguments.extend([OsStr::new("--encrypt-key"), public]);
     arguments.extend(further.iter().map(OsStr::new));
     rdp_file(workspace, gateway, target, &arguments)
+}
+
+/// From where the users are nothing leads to the targets, nor back, but both reach the gateway.
+pub(crate) fn only_the_gateway_is_reached(
+    users: &Namespace,
+    targets: &Namespace,
+    gateway: u16,
+    target: u16,
+) -> Result<()> {
+    for (from, to, port) in [
+        (users, targets.inside(), target),
+        (users, targets.outside(), gateway),
+        (targets, users.inside(), target),
+        (targets, users.outside(), gateway),
+    ] {
+        ensure!(!from.reaches(to, port)?, "{from:?} reaches {to}:{port}");
+    }
+    for from in [users, targets] {
+        ensure!(from.reaches(from.outside(), gateway)?, "{from:?} is alone");
+    }
+    Ok(())
 }
 
 /// Enrols an agent by `jetway agent enrol`; returns its key.

@@ -51,6 +51,11 @@ impl Display {
         })
     }
 
+    /// What its clients are told in DISPLAY.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// A command whose windows go to this display.
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);

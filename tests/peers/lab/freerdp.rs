@@ -2,12 +2,13 @@
 
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use super::display::{Display, SIZE};
+use super::namespace::Namespace;
 use super::process::Process;
 use super::target::Place;
 use super::wait::PATIENCE;
@@ -69,6 +70,34 @@ impl FreeRdp {
     ) -> Result<Self> {
         let display = Display::start(workspace, role)?;
         let mut command = display.command(version.program());
+        command.envs(environment.iter().copied());
+        Self::start_as(workspace, role, display, command, arguments, place)
+    }
+
+    /// The same in a namespace.
+    pub(crate) fn start_within(
+        namespace: &Namespace,
+        workspace: &Workspace,
+        role: &str,
+        version: Version,
+        arguments: &[String],
+        place: &Place,
+    ) -> Result<Self> {
+        let display = Display::start(workspace, role)?;
+        let mut command = namespace.command(version.program());
+        // A display is a file, whatever the network.
+        command.env("DISPLAY", display.name());
+        Self::start_as(workspace, role, display, command, arguments, place)
+    }
+
+    fn start_as(
+        workspace: &Workspace,
+        role: &str,
+        display: Display,
+        mut command: Command,
+        arguments: &[String],
+        place: &Place,
+    ) -> Result<Self> {
         command
             // A .rdp file must come first.
             .args(arguments)
@@ -82,8 +111,7 @@ impl FreeRdp {
                 &format!("/size:{}x{}", SIZE.0, SIZE.1),
             ])
             .env("HOME", workspace.folder(&format!("home-{role}"))?)
-            .env("LC_ALL", "C.UTF-8")
-            .envs(environment.iter().copied());
+            .env("LC_ALL", "C.UTF-8");
         let client = Process::start(workspace, role, &mut command)?;
         // Where FreeRDP 3 mounts the files of the clipboard, and forgets them when it is killed.
         let cliprdr = format!("/tmp/com.freerdp.client.cliprdr.{}", client.pid());
@@ -125,9 +153,7 @@ impl FreeRdp {
 
     fn clean_up(&self) {
         if std::fs::exists(&self.cliprdr).unwrap_or_default() {
-            let _ = super::process::tool(
-                std::process::Command::new("umount").args(["--lazy", &self.cliprdr]),
-            );
+            let _ = super::process::tool(Command::new("umount").args(["--lazy", &self.cliprdr]));
             let _ = std::fs::remove_dir(&self.cliprdr);
         }
     }

@@ -114,24 +114,27 @@ key = "{key}"
         Self::start_configured(workspace, 0, &further, &[])
     }
 
-    /// A gateway that agents reach by `address`, with TLS; returns the certificate that they are to trust.
-    pub(crate) fn start_for_agents(
+    /// A gateway that others reach by `addresses`, with TLS; returns the certificate that they are to trust.
+    pub(crate) fn start_for_networks(
         workspace: &Workspace,
-        address: &str,
+        addresses: &[&str],
         port: &Port,
         talkative: bool,
     ) -> Result<(Self, PathBuf)> {
         let folder = workspace.folder("gateway")?;
-        let certified = rcgen::generate_simple_self_signed(vec![address.to_owned()])?;
+        let names: Vec<String> = addresses.iter().map(|name| (*name).to_owned()).collect();
+        let certified = rcgen::generate_simple_self_signed(names)?;
         let (certificate, key) = (folder.join("tls.pem"), folder.join("tls.key"));
         fs::write(&certificate, certified.cert.pem())?;
         fs::write(&key, certified.signing_key.serialize_pem())?;
         let digest = hex::encode(openssl::sha::sha256(API_KEY.as_bytes()));
+        let port = port.number();
+        let listeners: String = addresses
+            .iter()
+            .map(|address| format!("\n[[listener]]\naddress = \"{address}:{port}\"\n"))
+            .collect();
         let further = format!(
-            r#"
-[[listener]]
-address = "{address}:{port}"
-
+            r#"{listeners}
 [api]
 keys = [{{ name = "peers", sha256 = "{digest}" }}]
 
@@ -144,7 +147,6 @@ verify = "first-use"
 pins = "{pins}"
 "#,
             pins = folder.join(PINS).display(),
-            port = port.number(),
             certificate = certificate.display(),
             key = key.display(),
         );

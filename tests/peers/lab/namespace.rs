@@ -4,7 +4,7 @@
 
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::process::tool;
 
@@ -16,16 +16,26 @@ pub(crate) struct Namespace {
 }
 
 impl Namespace {
-    /// A namespace with its own loopback, and a wire between [`outside`](Self::outside) and [`inside`](Self::inside).
-    pub(crate) fn create() -> Result<Self> {
+    /// The namespace of targets, with its own loopback and a wire between [`outside`](Self::outside) and
+    /// [`inside`](Self::inside).
+    pub(crate) fn of_targets() -> Result<Self> {
+        Self::create("t", 213)
+    }
+
+    /// The same for users.
+    pub(crate) fn of_users() -> Result<Self> {
+        Self::create("u", 214)
+    }
+
+    fn create(kind: &str, network: u8) -> Result<Self> {
         let number = std::process::id();
-        let name = format!("jetway-{number}");
-        let (outer, inner) = (format!("jwo{number}"), format!("jwi{number}"));
+        let name = format!("jetway-{kind}{number}");
+        let (outer, inner) = (format!("jwo{kind}{number}"), format!("jwi{kind}{number}"));
         // A network of four addresses for each process.
         let (high, low) = ((number >> 6) & 0xFF, (number << 2) & 0xFC);
         let namespace = Self {
-            outside: format!("10.213.{high}.{}", low + 1),
-            inside: format!("10.213.{high}.{}", low + 2),
+            outside: format!("10.{network}.{high}.{}", low + 1),
+            inside: format!("10.{network}.{high}.{}", low + 2),
             name,
         };
         ip(&["netns", "add", &namespace.name])?;
@@ -63,6 +73,24 @@ impl Namespace {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name, program]);
         command
+    }
+}
+
+impl Namespace {
+    /// Whether a connection from within to `address` can be made; where not, there must be no way that leads there.
+    pub(crate) fn reaches(&self, address: &str, port: u16) -> Result<bool> {
+        let mut command = self.command("timeout");
+        let connect = format!("exec 3<>/dev/tcp/{address}/{port}");
+        let output = command.args(["20", "bash", "-c", &connect]).output()?;
+        if output.status.success() {
+            return Ok(true);
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            said.contains("Network is unreachable"),
+            "{address}:{port}: {said}"
+        );
+        Ok(false)
     }
 }
 
