@@ -14,6 +14,7 @@ set -euo pipefail
 packages=(gcc libssl-dev pkg-config)
 tools=(cargo-nextest)
 environments=()
+locked=()
 modules=()
 for part in "$@"; do
     case $part in
@@ -28,7 +29,7 @@ for part in "$@"; do
         # Node.js often comes from elsewhere, and with its own npm.
         command -v node >/dev/null && command -v npm >/dev/null || packages+=(nodejs npm)
         environments+=(aardwolf websockets)
-        modules=(node)
+        locked=(node)
         ;;
     ci) tools+=(cargo-deny cargo-fuzz) ;;
     bench)
@@ -108,12 +109,12 @@ for environment in "${environments[@]}"; do
         cp "$requirements" "$folder/requirements.txt"
     fi
 done
-for module in "${modules[@]}"; do
-    folder=$cache/$module
-    lock=$(dirname "$0")/peers/$module/package-lock.json
+for packages in "${locked[@]}"; do
+    folder=$cache/$packages
+    lock=$(dirname "$0")/peers/$packages/package-lock.json
     # npm writes the second one when it is done.
     if ! cmp --silent "$lock" "$folder/package-lock.json" || [ ! -e "$folder/node_modules/.package-lock.json" ]; then
-        echo "install.sh: installing the packages of $module"
+        echo "install.sh: installing the packages of $packages"
         rm -rf "$folder"
         mkdir -p "$folder"
         cp "$(dirname "$lock")"/package*.json "$folder"
