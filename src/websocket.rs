@@ -43,7 +43,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval_at, sleep};
 
-use crate::frames::{Arrival, Frames, Role};
+use crate::frames::{Frames, Role};
+use crate::jet::frame::Arrival;
 use crate::limits;
 
 /// How often a ping goes out. Balancers commonly close what was silent for a minute.

@@ -6,6 +6,7 @@
 //! | [`exchange`] | the request and the response inside it, and the paths that WebSocket shares |
 //! | [`candidate`] | candidate URLs |
 //! | [`agent`] | agents: their names, and what they and the gateway tell each other |
+//! | [`frame`] | WebSocket frames |
 //! | [`message`] | offer, answer, complete: what peers tell each other over their signaling channel |
 //! | [`rendezvous`] | associations, their candidates, and who may meet whom |
 //!
@@ -20,6 +21,7 @@
 pub mod agent;
 pub mod candidate;
 pub mod exchange;
+pub mod frame;
 pub mod message;
 pub mod packet;
 pub mod rendezvous;

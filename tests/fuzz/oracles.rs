@@ -23,6 +23,7 @@ use jetway::application_protocol::{self, ApplicationProtocol, FirstBytes};
 use jetway::jet::agent::{FromAgent, FromGateway};
 use jetway::jet::candidate::CandidateUrl;
 use jetway::jet::exchange::{JetPath, Request, Response};
+use jetway::jet::frame::{self, Arrival, Deframer, Found};
 use jetway::jet::message::Message;
 use jetway::jet::packet;
 use jetway::limits;
@@ -698,6 +699,71 @@ pub(crate) fn jet_packet(data: &[u8]) {
     if let Ok(response) = Response::parse(&found.payload) {
         assert_eq!(Response::parse(&response.to_payload()), Ok(response));
     }
+}
+
+/// WebSocket frames, of a client (an even first byte) or of a server: in whatever pieces they come, the same is found in them,
+/// and what is found, framed again, says the same.
+pub(crate) fn jet_frame(data: &[u8]) {
+    let Some((&[choice, size], wire)) = data.split_first_chunk() else {
+        return;
+    };
+    let from_client = choice & 1 == 0;
+    let deframer = || match choice & 2 {
+        0 => Deframer::new(from_client),
+        _ => Deframer::new(from_client).with_ends(),
+    };
+    let take = |wire: &[u8], size: usize| {
+        let mut deframer = deframer();
+        let (mut bytes, mut all) = (Vec::new(), Vec::new());
+        for piece in wire.chunks(size) {
+            let mut piece = piece.to_vec();
+            let kept = deframer.take(&mut piece, |found| all.push(found));
+            bytes.extend_from_slice(&piece[..kept]);
+        }
+        (bytes, all, deframer.is_over())
+    };
+    let whole = take(wire, wire.len().max(1));
+    assert_eq!(take(wire, usize::from(size).max(1)), whole);
+    let (bytes, all, over) = whole;
+    assert!(bytes.len() <= wire.len());
+    let mut again = Vec::new();
+    let mut put = |opcode, payload: &[u8]| {
+        let mask = from_client.then_some([choice, size, 3, 4]);
+        let (head, head_bytes) = frame::head(opcode, payload.len(), mask);
+        again.extend_from_slice(&head[..head_bytes]);
+        let start = again.len();
+        again.extend_from_slice(payload);
+        frame::apply(mask.unwrap_or_default(), &mut again[start..]);
+    };
+    if !bytes.is_empty() {
+        put(2, &bytes);
+    }
+    let mut ends = 0;
+    for (number, found) in all.iter().enumerate() {
+        let last = number + 1 == all.len();
+        match found {
+            Found::Ping(payload) => put(9, payload),
+            Found::Arrival(Arrival::Sign) => put(0xA, b""),
+            Found::Arrival(Arrival::Empty) => {
+                put(2, b"");
+                ends += 1;
+            }
+            Found::Arrival(Arrival::Close(code)) => {
+                assert!(last && over);
+                put(
+                    8,
+                    &code.map(u16::to_be_bytes).unwrap_or_default()[..code.map_or(0, |_| 2)],
+                );
+            }
+            Found::Arrival(Arrival::Text | Arrival::TooLong | Arrival::Broken(_)) => {
+                assert!(last && over);
+                return;
+            }
+            Found::Arrival(Arrival::Bytes | Arrival::CutOff) => panic!("not found in frames"),
+        }
+    }
+    assert!(ends <= 1, "a second end");
+    assert_eq!(take(&again, again.len().max(1)), (bytes, all, over));
 }
 
 /// A message of a signaling channel: what is read is written so that it reads the same, within its bounds.

@@ -38,6 +38,7 @@ replay!(
     connection_request,
     credssp,
     farewell,
+    jet_frame,
     jet_message,
     jet_packet,
     jet_url,
