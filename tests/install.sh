@@ -109,12 +109,12 @@ for environment in "${environments[@]}"; do
         cp "$requirements" "$folder/requirements.txt"
     fi
 done
-for packages in "${locked[@]}"; do
-    folder=$cache/$packages
-    lock=$(dirname "$0")/peers/$packages/package-lock.json
+for name in "${locked[@]}"; do
+    folder=$cache/$name
+    lock=$(dirname "$0")/peers/$name/package-lock.json
     # npm writes the second one when it is done.
     if ! cmp --silent "$lock" "$folder/package-lock.json" || [ ! -e "$folder/node_modules/.package-lock.json" ]; then
-        echo "install.sh: installing the packages of $packages"
+        echo "install.sh: installing the packages of $name"
         rm -rf "$folder"
         mkdir -p "$folder"
         cp "$(dirname "$lock")"/package*.json "$folder"
