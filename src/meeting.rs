@@ -29,8 +29,6 @@ use crate::token::revocation::Revocations;
 #[derive(Debug)]
 pub struct MeetingPlace {
     table: Mutex<Table>,
-    /// Fires when somebody has accepted.
-    accepted: Notify,
     /// Associations of one address that nobody vouches for.
     strangers: usize,
 }
@@ -52,6 +50,8 @@ struct Seat {
     close: CancellationToken,
     /// Asks a waiting acceptor for its connection.
     claim: Option<oneshot::Sender<Handover>>,
+    /// That of its association.
+    changed: Arc<Notify>,
 }
 
 /// Where an acceptor's task puts its connection.
@@ -63,6 +63,8 @@ struct Vouched {
     token: Token,
     by: Creator,
     session: Option<Arc<Session>>,
+    /// Fires when somebody has accepted, or the association is gone.
+    changed: Arc<Notify>,
 }
 
 /// Who creates an association.
@@ -139,7 +141,6 @@ impl MeetingPlace {
                 strangers: HashMap::new(),
                 next_peer: 0,
             }),
-            accepted: Notify::new(),
             strangers,
         }
     }
@@ -176,6 +177,7 @@ impl MeetingPlace {
                 token: token.clone(),
                 by,
                 session: None,
+                changed: Arc::default(),
             };
             table.vouched.insert(id, vouched);
         }
@@ -207,14 +209,15 @@ impl MeetingPlace {
         proof: Proof<'_>,
     ) -> Result<Waiting, Refused> {
         let mut table = self.lock();
+        let changed = table.changed(association)?;
         let peer = table.new_peer();
         table
             .rendezvous
             .accept(association, candidate, peer, proof, now())?;
         let (claim, claimed) = oneshot::channel();
-        let place = self.seat(&mut table, peer, Some(claim));
+        let place = self.seat(&mut table, peer, Some(claim), &changed);
         drop(table);
-        self.accepted.notify_waiters();
+        changed.notify_waiters();
         Ok(Waiting { place, claimed })
     }
 
@@ -233,6 +236,7 @@ impl MeetingPlace {
     ) -> Result<Met, Refused> {
         let (place, candidate, acceptor) = {
             let mut table = self.lock();
+            let changed = table.changed(association)?;
             let peer = table.new_peer();
             let meeting = table
                 .rendezvous
@@ -240,7 +244,7 @@ impl MeetingPlace {
             table.close(&meeting.close);
             let seat = table.seats.get_mut(&meeting.acceptor);
             let claim = seat.and_then(|seat| seat.claim.take());
-            let place = self.seat(&mut table, peer, None);
+            let place = self.seat(&mut table, peer, None, &changed);
             (place, meeting.candidate, claim)
         };
         let (handover, acceptor_party) = oneshot::channel();
@@ -267,16 +271,17 @@ impl MeetingPlace {
         proof: Proof<'_>,
         deadline: tokio::time::Instant,
     ) -> Result<Met, Refused> {
+        let changed = self.lock().changed(association)?;
         loop {
-            let accepted = self.accepted.notified();
-            tokio::pin!(accepted);
+            let change = changed.notified();
+            tokio::pin!(change);
             // Listening starts before the question, so that nobody is missed between the two.
-            accepted.as_mut().enable();
+            change.as_mut().enable();
             match self.connect(association, None, proof).await {
                 Err(Refused::NotAccepted) => {}
                 result => return result,
             }
-            if tokio::time::timeout_at(deadline, accepted).await.is_err() {
+            if tokio::time::timeout_at(deadline, change).await.is_err() {
                 return Err(Refused::NotAccepted);
             }
         }
@@ -289,12 +294,9 @@ impl MeetingPlace {
         let mut table = self.lock();
         // At once, so that nobody finds the acceptor without its claim.
         table.rendezvous.leave(connector.peer, now());
-        if let Some(seat) = table.seats.get_mut(&acceptor.peer) {
-            seat.claim = Some(claim);
-        }
+        table.wait_again(acceptor.peer, claim);
         drop(table);
         drop(connector);
-        self.accepted.notify_waiters();
         claimed
     }
 
@@ -302,10 +304,7 @@ impl MeetingPlace {
     #[must_use]
     pub fn wait_again(&self, acceptor: &Place) -> oneshot::Receiver<Handover> {
         let (claim, claimed) = oneshot::channel();
-        if let Some(seat) = self.lock().seats.get_mut(&acceptor.peer) {
-            seat.claim = Some(claim);
-        }
-        self.accepted.notify_waiters();
+        self.lock().wait_again(acceptor.peer, claim);
         claimed
     }
 
@@ -458,11 +457,13 @@ impl MeetingPlace {
         table: &mut Table,
         peer: PeerId,
         claim: Option<oneshot::Sender<Handover>>,
+        changed: &Arc<Notify>,
     ) -> Place {
         let close = CancellationToken::new();
         let seat = Seat {
             close: close.clone(),
             claim,
+            changed: Arc::clone(changed),
         };
         table.seats.insert(peer, seat);
         Place {
@@ -490,10 +491,28 @@ impl Table {
         PeerId(self.next_peer)
     }
 
+    /// What fires when an association changes.
+    fn changed(&self, association: Uuid) -> Result<Arc<Notify>, Refused> {
+        let vouched = self.vouched.get(&association);
+        let vouched = vouched.ok_or(Refused::UnknownAssociation)?;
+        Ok(Arc::clone(&vouched.changed))
+    }
+
+    /// Lets an acceptor be claimed again.
+    fn wait_again(&mut self, acceptor: PeerId, claim: oneshot::Sender<Handover>) {
+        if let Some(seat) = self.seats.get_mut(&acceptor) {
+            seat.claim = Some(claim);
+            seat.changed.notify_waiters();
+        }
+    }
+
     /// Forgets what an association was created with, and by whom.
     fn forget(&mut self, id: Uuid) {
-        let vouched = self.vouched.remove(&id);
-        let Some(Creator::Stranger(address)) = vouched.map(|vouched| vouched.by) else {
+        let Some(vouched) = self.vouched.remove(&id) else {
+            return;
+        };
+        vouched.changed.notify_waiters();
+        let Creator::Stranger(address) = vouched.by else {
             return;
         };
         if let Some(count) = self.strangers.get_mut(&address) {

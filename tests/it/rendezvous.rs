@@ -1103,6 +1103,33 @@ async fn an_rdp_client_with_a_rendezvous_token_meets_the_acceptor() {
     assert_eq!(failure(&mut place.lab.client(&token).await).await, 5);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_rdp_client_hears_at_once_that_nobody_will_come() {
+    let place = Place::start("");
+    let (association, other) = (Uuid::new_v4(), Uuid::new_v4());
+    let token = place.token(association, json!({ "jet_ap": "rdp" }));
+    place.association(association, &token).await;
+    let mut client = place.lab.client(&token).await;
+    let waiting = async {
+        let live = || place.http("GET /jet/sessions", OPERATOR, "");
+        while live().await.1.as_array().unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    within(waiting).await;
+    // What becomes of others is nothing to it.
+    let token = place.token(other, json!({}));
+    let candidates = place.association(other, &token).await;
+    let accept = path(Operation::Accept, other, of(&candidates, "tcp"));
+    let _accepted = place.peer("tcp", accept, Some(&token)).await.ok().unwrap();
+    // It would wait for longer than this test does.
+    let delete = format!("DELETE /jet/association/{association}");
+    assert_eq!(place.http(&delete, OPERATOR, "").await.0, 200);
+    assert_eq!(failure(&mut client).await, 3);
+    let line = logged("Session refused").await;
+    assert_eq!(line["reason"], "rendezvous: no such association");
+}
+
 // J-AP-1
 #[tokio::test(flavor = "multi_thread")]
 async fn jet_ap_is_enforced_in_a_rendezvous() {
