@@ -47,6 +47,8 @@ fn bridge(client: TcpStream, gateway: &str, greeting: &[u8]) -> io::Result<()> {
 }
 
 fn one_way(mut from: TcpStream, mut to: TcpStream) -> io::Result<()> {
-    io::copy(&mut from, &mut to)?;
-    to.shutdown(Shutdown::Write)
+    let copied = io::copy(&mut from, &mut to);
+    // A client that is ended with something unread resets its connection: the gateway hears of that, too.
+    to.shutdown(Shutdown::Write)?;
+    copied.map(|_| ())
 }
