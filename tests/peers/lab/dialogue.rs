@@ -1,7 +1,7 @@
 //! A peer in another language that does what it is told: a line of JSON to its standard input, a line in return.
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{ChildStdin, Command};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
@@ -24,13 +24,7 @@ pub(crate) struct Dialogue {
 impl Dialogue {
     /// Starts `command`; what it prints besides its answers goes to `<name>.log`.
     pub(crate) fn start(workspace: &Workspace, name: &str, command: &mut Command) -> Result<Self> {
-        let log = workspace.create(&format!("{name}.log"))?;
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(log);
-        let mut process = Process::start_as_is(workspace, name, command)?;
-        let (orders, printed) = process.pipes()?;
+        let (process, orders, printed) = Process::start_piped(workspace, name, command)?;
         let (told, answers) = channel();
         thread::spawn(move || {
             let lines = BufReader::new(printed).lines();

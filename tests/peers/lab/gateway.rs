@@ -65,27 +65,16 @@ impl Gateway {
 
     fn inside(workspace: &Workspace, verify: &str, target: &str) -> Result<String> {
         let folder = workspace.folder("gateway")?;
-        let certified = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()])?;
-        let (certificate, key) = (folder.join("tls.pem"), folder.join("tls.key"));
-        fs::write(&certificate, certified.cert.pem())?;
-        fs::write(&key, certified.signing_key.serialize_pem())?;
-        let digest = hex::encode(openssl::sha::sha256(API_KEY.as_bytes()));
+        let (certificate, key) = self_signed(&folder, vec!["localhost".to_owned()])?;
         Ok(format!(
-            r#"
-[api]
-keys = [{{ name = "peers", sha256 = "{digest}" }}]
-
-[tls]
-certificate = "{certificate}"
-key = "{key}"
+            r#"{operated}
 
 [target]
 verify = "{verify}"
 pins = "{pins}"
 {target}
 "#,
-            certificate = certificate.display(),
-            key = key.display(),
+            operated = operated(&certificate, &key),
             pins = folder.join(PINS).display(),
         ))
     }
@@ -97,19 +86,11 @@ pins = "{pins}"
         further: &str,
     ) -> Result<Self> {
         let (certificate, key) = authority.of_gateway();
-        let digest = hex::encode(openssl::sha::sha256(API_KEY.as_bytes()));
         let further = format!(
-            r#"
-[api]
-keys = [{{ name = "peers", sha256 = "{digest}" }}]
-
-[tls]
-certificate = "{certificate}"
-key = "{key}"
+            r#"{operated}
 {further}
 "#,
-            certificate = certificate.display(),
-            key = key.display(),
+            operated = operated(&certificate, &key),
         );
         Self::start_configured(workspace, 0, &further, &[])
     }
@@ -123,32 +104,21 @@ key = "{key}"
     ) -> Result<(Self, PathBuf)> {
         let folder = workspace.folder("gateway")?;
         let names: Vec<String> = addresses.iter().map(|name| (*name).to_owned()).collect();
-        let certified = rcgen::generate_simple_self_signed(names)?;
-        let (certificate, key) = (folder.join("tls.pem"), folder.join("tls.key"));
-        fs::write(&certificate, certified.cert.pem())?;
-        fs::write(&key, certified.signing_key.serialize_pem())?;
-        let digest = hex::encode(openssl::sha::sha256(API_KEY.as_bytes()));
+        let (certificate, key) = self_signed(&folder, names)?;
         let port = port.number();
         let listeners: String = addresses
             .iter()
             .map(|address| format!("\n[[listener]]\naddress = \"{address}:{port}\"\n"))
             .collect();
         let further = format!(
-            r#"{listeners}
-[api]
-keys = [{{ name = "peers", sha256 = "{digest}" }}]
-
-[tls]
-certificate = "{certificate}"
-key = "{key}"
+            r#"{listeners}{operated}
 
 [target]
 verify = "first-use"
 pins = "{pins}"
 "#,
+            operated = operated(&certificate, &key),
             pins = folder.join(PINS).display(),
-            certificate = certificate.display(),
-            key = key.display(),
         );
         let arguments: &[&str] = if talkative {
             &["--log-filter", "trace"]
@@ -420,6 +390,32 @@ pins = "{pins}"
 pub(crate) fn shows_secret(text: &[u8], secret: &str) -> bool {
     let spellings = spellings(secret);
     spellings.iter().any(|spelling| contains(text, spelling))
+}
+
+/// A certificate for `names` and its key, as files of `folder`.
+fn self_signed(folder: &Path, names: Vec<String>) -> Result<(PathBuf, PathBuf)> {
+    let certified = rcgen::generate_simple_self_signed(names)?;
+    let (certificate, key) = (folder.join("tls.pem"), folder.join("tls.key"));
+    fs::write(&certificate, certified.cert.pem())?;
+    fs::write(&key, certified.signing_key.serialize_pem())?;
+    Ok((certificate, key))
+}
+
+/// The configuration of a gateway with an operator and a certificate.
+fn operated(certificate: &Path, key: &Path) -> String {
+    format!(
+        r#"
+[api]
+keys = [{{ name = "peers", sha256 = "{digest}" }}]
+
+[tls]
+certificate = "{certificate}"
+key = "{key}"
+"#,
+        digest = hex::encode(openssl::sha::sha256(API_KEY.as_bytes())),
+        certificate = certificate.display(),
+        key = key.display(),
+    )
 }
 
 fn contains(text: &[u8], part: &[u8]) -> bool {

@@ -1,7 +1,7 @@
 //! A program whose standard input and output are a connection of the test.
 
 use std::io::{Read, Write};
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{ChildStdin, Command};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -22,13 +22,7 @@ pub(crate) struct Piped {
 impl Piped {
     /// Starts `command`; what it says of itself on standard error goes to `<name>.log`.
     pub(crate) fn start(workspace: &Workspace, name: &str, command: &mut Command) -> Result<Self> {
-        let log = workspace.create(&format!("{name}.log"))?;
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(log);
-        let mut process = Process::start_as_is(workspace, name, command)?;
-        let (input, mut output) = process.pipes()?;
+        let (process, input, mut output) = Process::start_piped(workspace, name, command)?;
         let printed = Arc::new(Mutex::new(Vec::new()));
         let collected = Arc::clone(&printed);
         thread::spawn(move || {

@@ -49,17 +49,26 @@ impl Process {
         })
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+    /// Starts `command` with its standard input and output as pipes; its standard error goes to `<name>.log`.
+    pub(crate) fn start_piped(
+        workspace: &Workspace,
+        name: &str,
+        command: &mut Command,
+    ) -> Result<(Self, ChildStdin, ChildStdout)> {
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(workspace.create(&format!("{name}.log"))?);
+        let mut process = Self::start_as_is(workspace, name, command)?;
+        let pipes = (process.child.stdin.take(), process.child.stdout.take());
+        let (Some(input), Some(output)) = pipes else {
+            bail!("{name} has no pipes");
+        };
+        Ok((process, input, output))
     }
 
-    /// Its standard input and output, where both are pipes; they can be taken once.
-    pub(crate) fn pipes(&mut self) -> Result<(ChildStdin, ChildStdout)> {
-        let pipes = (self.child.stdin.take(), self.child.stdout.take());
-        let (Some(input), Some(output)) = pipes else {
-            bail!("{} has no pipes", self.name);
-        };
-        Ok((input, output))
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// What the process has printed so far.
