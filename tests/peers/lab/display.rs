@@ -1,10 +1,11 @@
-//! An X display without a screen (Xvfb), on whatever number is free.
+//! An X display without a screen (Xvfb), on a number that nobody else has.
 
 use std::fs;
 use std::process::{Command, Stdio};
 
 use anyhow::Result;
 
+use super::port::Port;
 use super::process::{Process, tool};
 use super::wait::{PATIENCE, until};
 use super::workspace::Workspace;
@@ -16,38 +17,41 @@ pub(crate) const SIZE: (u32, u32) = (1024, 768);
 pub(crate) struct Display {
     name: String,
     _server: Process,
+    _number: Port,
 }
 
 impl Display {
     pub(crate) fn start(workspace: &Workspace, role: &str) -> Result<Self> {
         let (width, height) = SIZE;
-        let number = format!("xvfb-{role}.display");
+        // Xvfb left to itself takes the first number whose abstract socket is free, and the file of that number's socket from
+        // whoever has it: servers in two network namespaces would both be :0. Ports are kept across namespaces.
+        let number = Port::free()?;
+        let name = format!(":{}", number.number());
+        let ready = format!("xvfb-{role}.display");
         let mut server = Process::start_as_is(
             workspace,
             &format!("xvfb-{role}"),
             Command::new("Xvfb")
-                // Xvfb looks for a free number itself and writes it when it accepts clients.
-                .args([
-                    "-displayfd",
-                    "1",
-                    "-screen",
-                    "0",
-                    &format!("{width}x{height}x24"),
-                ])
+                // The number is kept already; a lock that a killed server has left would be in the way.
+                .args([&name, "-nolock"])
+                // It writes its number when it accepts clients.
+                .args(["-displayfd", "1"])
+                .args(["-screen", "0", &format!("{width}x{height}x24")])
                 // Without -noreset the picture is lost whenever the last client leaves.
                 .args(["-nolisten", "tcp", "-ac", "-noreset"])
                 .stdin(Stdio::null())
-                .stdout(workspace.create(&number)?)
+                .stdout(workspace.create(&ready)?)
                 .stderr(workspace.create(&format!("xvfb-{role}.log"))?),
         )?;
-        let number = until("Xvfb has a display", PATIENCE, || {
+        until("Xvfb has a display", PATIENCE, || {
             server.expect_alive()?;
-            let text = fs::read_to_string(workspace.path(&number))?;
-            Ok(text.strip_suffix('\n').map(str::to_owned))
+            let text = fs::read_to_string(workspace.path(&ready))?;
+            Ok(text.ends_with('\n').then_some(()))
         })?;
         Ok(Self {
-            name: format!(":{number}"),
+            name,
             _server: server,
+            _number: number,
         })
     }
 
