@@ -187,6 +187,8 @@ pub mod keyring;
 #[cfg(feature = "shell")]
 pub mod listener;
 #[cfg(feature = "shell")]
+pub mod low_water;
+#[cfg(feature = "shell")]
 pub mod meeting;
 #[cfg(feature = "shell")]
 pub mod peer;

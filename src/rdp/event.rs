@@ -428,4 +428,10 @@ pub trait Sink {
 
     /// Judges one event.
     fn on_event(&mut self, event: &Event<'_>) -> Verdict;
+
+    /// Of a message in this direction that its receiver cannot use before it is whole: so many bytes at least are still to come.
+    fn awaited(&self, direction: Direction) -> usize {
+        let _ = direction;
+        0
+    }
 }

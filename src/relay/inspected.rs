@@ -18,11 +18,13 @@ use tokio_util::sync::CancellationToken;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::copy::to_u64;
+use super::gather::Gather;
 use super::{
     Alarm, Clock, Fault, LINGER_TIMEOUT, RelayEnd, RelayLimits, STEPS_PER_POLL, Side, Traffic,
     linger,
 };
 use crate::buffers;
+use crate::low_water::LowWater;
 use crate::rdp::Direction;
 use crate::rdp::event::Sink;
 use crate::rdp::session::{
@@ -76,8 +78,8 @@ pub async fn run<C, T>(
     cancel: CancellationToken,
 ) -> InspectedEnd
 where
-    C: AsyncRead + AsyncWrite + Unpin,
-    T: AsyncRead + AsyncWrite + Unpin,
+    C: AsyncRead + AsyncWrite + LowWater + Unpin,
+    T: AsyncRead + AsyncWrite + LowWater + Unpin,
 {
     let mut relay = Relay {
         client: client.stream,
@@ -117,6 +119,9 @@ where
         })
     })
     .await;
+    // What is thrown away at the end has to be read, too.
+    relay.up.gather.wake(&relay.client);
+    relay.down.gather.wake(&relay.target);
     let Relay {
         client,
         target,
@@ -220,6 +225,7 @@ struct Lane {
     fresh: bool,
     /// How the source ended, behind what was read.
     end: Option<io::Result<usize>>,
+    gather: Gather,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -248,8 +254,8 @@ struct Outbox {
 
 impl<C, T> Relay<C, T>
 where
-    C: AsyncRead + AsyncWrite + Unpin,
-    T: AsyncRead + AsyncWrite + Unpin,
+    C: AsyncRead + AsyncWrite + LowWater + Unpin,
+    T: AsyncRead + AsyncWrite + LowWater + Unpin,
 {
     fn poll(
         &mut self,
@@ -396,9 +402,10 @@ fn advance<S, K>(
     progress: &mut bool,
 ) -> Result<(), Stop>
 where
-    S: AsyncRead + Unpin,
+    S: AsyncRead + LowWater + Unpin,
     K: AsyncWrite + Unpin,
 {
+    lane.gather.poll(cx, source);
     if lane.state == LaneState::Abandoned || outbox.closed {
         return Ok(());
     }
@@ -461,6 +468,7 @@ where
     }
     let fed = fed.map_err(Stop::Session)?;
     outbox.sensitive |= fed.sensitive;
+    lane.gather.expect(cx, fed.awaited, source);
     outbox
         .write(cx, sink, count, progress)
         .map_err(|error| Stop::Fault(Fault::Writer(error)))?;
@@ -474,6 +482,7 @@ impl Lane {
             fresh: !read_ahead.is_empty(),
             arrived: read_ahead,
             end: None,
+            gather: Gather::default(),
         }
     }
 
@@ -609,8 +618,8 @@ mod tests {
 
     use super::*;
     use crate::rdp::event::{Event, Interest, Phase, Verdict};
-    use crate::rdp::frame;
     use crate::rdp::session::Settings;
+    use crate::rdp::{frame, mcs};
     use crate::relay::tests::{reset, tcp_pair, tls_pair};
 
     #[tokio::test(start_paused = true)]
@@ -882,6 +891,55 @@ mod tests {
         ));
     }
 
+    #[tokio::test]
+    async fn what_a_target_says_before_it_pauses_in_a_message_arrives() {
+        let (mut client, near) = tcp_pair().await;
+        let (mut target, far) = tcp_pair().await;
+        let (near, far) = (
+            Leg {
+                stream: near,
+                read_ahead: Vec::new(),
+            },
+            Leg {
+                stream: far,
+                read_ahead: Vec::new(),
+            },
+        );
+        let task = start(
+            near,
+            far,
+            RelayLimits::default(),
+            Judge::default(),
+            CancellationToken::new(),
+            Arc::default(),
+        );
+        play(&mut client, &mut target, Phase::Active).await;
+        /// As the recording's target counts.
+        const CLIPRDR: u16 = 1006;
+        const CHUNKS: u32 = 200;
+        let flags = |number| match number {
+            0 => 0x11,
+            number if number == CHUNKS - 1 => 0x12,
+            _ => 0x10_u32,
+        };
+        for number in 0..CHUNKS {
+            let total = CHUNKS * 1600;
+            let parts = [
+                &total.to_le_bytes()[..],
+                &flags(number).to_le_bytes(),
+                &[7; 1600],
+            ];
+            let chunk = mcs::encode_send_data(false, 1002, CLIPRDR, &parts).unwrap();
+            target.write_all(&chunk).await.unwrap();
+            // The target says no more before the client has this.
+            let mut got = vec![0; chunk.len()];
+            client.read_exact(&mut got).await.unwrap();
+            assert!(got == chunk, "{number}");
+        }
+        drop((client, target));
+        task.await.unwrap();
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn megabytes_pass_both_ways_through_tls() {
         let (client, near) = tls_pair().await;
@@ -999,8 +1057,8 @@ mod tests {
         traffic: Arc<Traffic>,
     ) -> JoinHandle<InspectedEnd>
     where
-        C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        C: AsyncRead + AsyncWrite + LowWater + Unpin + Send + 'static,
+        T: AsyncRead + AsyncWrite + LowWater + Unpin + Send + 'static,
     {
         tokio::spawn(async move {
             let mut tracker = tracker();

@@ -11,6 +11,7 @@
 //! of a session is often the one that says why it ended.
 
 mod copy;
+mod gather;
 pub mod inspected;
 #[cfg(target_os = "linux")]
 mod splice;

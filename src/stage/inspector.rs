@@ -1039,6 +1039,10 @@ impl Stage for Inspector {
         self.pictures.at(now);
     }
 
+    fn awaited(&self, direction: Direction) -> usize {
+        self.channels.dynamic().awaited(direction)
+    }
+
     fn on_event(&mut self, event: &Event<'_>) -> Verdict {
         match event {
             Event::ChannelMessage {

@@ -40,4 +40,11 @@ pub trait Stage: Send + fmt::Debug {
 
     /// Sees one event.
     fn on_event(&mut self, event: &Event<'_>) -> Verdict;
+
+    /// Of a message in this direction that its receiver cannot use before it is whole: so many bytes at least are still to come, as
+    /// far as this stage knows.
+    fn awaited(&self, direction: Direction) -> usize {
+        let _ = direction;
+        0
+    }
 }

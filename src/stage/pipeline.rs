@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Event, Interest, Stage, Verdict};
+use super::{Direction, Event, Interest, Stage, Verdict};
 use crate::rdp::event::Sink;
 
 /// The stages of a session, in order.
@@ -75,6 +75,12 @@ impl Sink for Pipeline {
             }
         }
         replacement.map_or(Verdict::Forward, Verdict::Replace)
+    }
+
+    fn awaited(&self, direction: Direction) -> usize {
+        let stages = self.stages.iter();
+        let awaited = stages.map(|stage| stage.awaited(direction));
+        awaited.max().unwrap_or(0)
     }
 }
 

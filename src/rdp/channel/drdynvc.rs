@@ -241,6 +241,16 @@ impl Drdynvc {
             .map(|channel| (channel.name.as_str(), channel.traffic))
     }
 
+    /// Bytes until a message of the graphics on its way is whole.
+    pub fn awaited(&self, direction: Direction) -> usize {
+        let graphics = self
+            .channels
+            .values()
+            .filter_map(|channel| channel.graphics.as_ref());
+        let awaited = graphics.map(|graphics| graphics.awaited(direction));
+        awaited.max().unwrap_or(0)
+    }
+
     /// The name of the channel `id`, open or asked for.
     pub fn name(&self, id: u32) -> Option<&str> {
         self.channels.get(&id).map(|channel| channel.name.as_str())
@@ -532,6 +542,8 @@ mod tests {
         assert_eq!(manager.feed(ToClient, &first), unread);
         let next = [&[0x30, 7][..], &[1; 50]].concat();
         assert_eq!(manager.feed(ToClient, &next), Ok(vec![]));
+        assert_eq!(manager.awaited(ToClient), 0xffff_ffff - 150);
+        assert_eq!(manager.awaited(ToTarget), 0);
         // Compressed, and not even well.
         assert_eq!(manager.feed(ToTarget, &[0x70, 7, 1, 2, 3]), unread);
         let traffic = DynamicTraffic {
@@ -550,6 +562,7 @@ mod tests {
             traffic,
         };
         assert_eq!(one(&mut manager, ToClient, &[0x40, 7]), closed);
+        assert_eq!(manager.awaited(ToClient), 0);
         // The answer to the close, and what crossed it.
         assert_eq!(manager.feed(ToTarget, &[0x40, 7]), Ok(vec![]));
         let stray = DynamicEvent::Stray {

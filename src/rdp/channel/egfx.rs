@@ -141,6 +141,14 @@ impl Egfx {
         events
     }
 
+    /// Bytes until the message on its way is whole.
+    pub fn awaited(&self, direction: Direction) -> usize {
+        match direction {
+            Direction::ToTarget => self.to_target.left,
+            Direction::ToClient => self.to_client.left,
+        }
+    }
+
     /// The same for data that the dynamic channel itself compresses: they are passed over.
     pub fn feed_compressed(&mut self, direction: Direction) -> Vec<GraphicsEvent> {
         match direction {

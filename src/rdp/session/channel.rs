@@ -40,6 +40,7 @@ pub(super) struct Chunk<'a> {
 pub(super) struct ChannelContext<'a> {
     pub(super) bulk: &'a mut PerDirection<Bulk>,
     pub(super) pending: &'a mut usize,
+    pub(super) awaited: &'a mut usize,
     pub(super) initiators: &'a mut PerDirection<u16>,
     pub(super) answers: &'a mut Vec<u8>,
 }
@@ -111,6 +112,12 @@ impl Channel {
                 return Err(too_long(*context.pending, limits::CHANNEL_PENDING_BYTES));
             }
             partial.data.extend_from_slice(data);
+            // Compressed, it may come in fewer.
+            *context.awaited = if bulk::concerns(compression) {
+                0
+            } else {
+                total.saturating_sub(length)
+            };
             if decides {
                 partial.held.extend_from_slice(chunk.frame);
             }
@@ -121,6 +128,7 @@ impl Channel {
                     Passage::AsIs
                 });
             }
+            *context.awaited = 0;
             let whole = self.partial.of(direction).take().ok_or_else(bad)?;
             *context.pending = context
                 .pending

@@ -106,6 +106,8 @@ pub struct Tracker {
     bulk: PerDirection<Bulk>,
     /// Bytes of messages that are not complete.
     pending: PerDirection<usize>,
+    /// What the message of a static channel lacks that was the last to be added to.
+    awaited: PerDirection<usize>,
     /// Whether a side has said that it leaves.
     parted: PerDirection<bool>,
     /// What goes back to the sender of what is being fed.
@@ -156,6 +158,8 @@ pub struct Fed {
     pub frames: usize,
     /// Whether `onward` holds credentials, so that whoever writes it wipes it.
     pub sensitive: bool,
+    /// Of a message that its receiver cannot use before it is whole: so many bytes at least are still to arrive.
+    pub awaited: usize,
 }
 
 impl Tracker {
@@ -176,6 +180,7 @@ impl Tracker {
             },
             bulk: PerDirection::default(),
             pending: PerDirection::default(),
+            awaited: PerDirection::default(),
             parted: PerDirection::default(),
             answers: Vec::new(),
             secrets: Vec::new(),
@@ -276,6 +281,10 @@ impl Tracker {
             arrived.drain(..at);
         }
         back.append(&mut self.answers);
+        let awaited = *self.awaited.of(direction);
+        fed.awaited = awaited
+            .max(sink.awaited(direction))
+            .saturating_sub(arrived.len());
         result.map(|()| fed)
     }
 
@@ -655,6 +664,7 @@ impl Tracker {
         let mut context = ChannelContext {
             bulk: &mut self.bulk,
             pending: self.pending.of(direction),
+            awaited: self.awaited.of(direction),
             initiators: &mut self.initiators,
             answers: &mut self.answers,
         };
@@ -1197,6 +1207,27 @@ mod tests {
             assert_eq!(session.feed(Direction::ToClient, chunk).unwrap(), *chunk);
         }
         assert_eq!(session.judge.messages, [b"abcdef".to_vec()]);
+    }
+
+    #[test]
+    fn what_a_message_lacks_is_told() {
+        let mut session = Session::until(Phase::Active);
+        let chunk = |flags, data: &[u8]| channel(Direction::ToClient, CLIPRDR, 100, flags, data);
+        let mut awaited = |bytes: &[u8]| {
+            let fed = session.tracker.feed(
+                Direction::ToClient,
+                &mut bytes.to_vec(),
+                &mut session.judge,
+                &mut Vec::new(),
+                &mut Vec::new(),
+            );
+            fed.unwrap().awaited
+        };
+        assert_eq!(awaited(&chunk(0x11, &[1; 10])), 90);
+        // The beginning of the next frame has arrived already.
+        let more = [chunk(0x10, &[1; 50]), chunk(0x12, &[1; 40])[..30].to_vec()].concat();
+        assert_eq!(awaited(&more), 10);
+        assert_eq!(awaited(&chunk(0x12, &[1; 40])), 0);
     }
 
     #[test]
