@@ -24,7 +24,7 @@ use crate::target::CONNECTION_CONFIRM;
 pub(crate) enum Wish {
     /// Fast-path updates until the client goes.
     Graphics,
-    /// The same through a dynamic channel, as EGFX comes: a PDU of the static channel for every 1.6 kB.
+    /// The same through a dynamic channel, as EGFX comes: messages of 64 KiB, with a PDU of the static channel for every 1.6 kB.
     Egfx,
     /// The target reads a file of the client's drive.
     File,
@@ -72,6 +72,8 @@ const READS_AHEAD: u32 = 8;
 
 /// `CHANNEL_CHUNK_LENGTH`.
 const CHUNK_BYTES: usize = 1600;
+/// A picture of moderate size.
+const EGFX_BYTES: usize = 64 * 1024;
 
 /// Static channels of the recording.
 const RDPDR: u16 = 1004;
@@ -294,9 +296,11 @@ fn serve_one(mut stream: TcpStream, acceptor: &SslAcceptor) -> anyhow::Result<()
                         .write_all(&channel_pdus(false, DRDYNVC, question))?;
                     session.read_pdu()?;
                 }
-                let pdu = channel_pdus(false, DRDYNVC, &egfx_data());
+                let message = egfx_message();
                 loop {
-                    session.tls.write_all(&pdu)?;
+                    for pdu in &message {
+                        session.tls.write_all(pdu)?;
+                    }
                 }
             }
             Some(Wish::File) => read_file(&mut session)?,
@@ -403,11 +407,24 @@ fn graphics_update() -> Vec<u8> {
     pdu
 }
 
-/// DYNVC_DATA on channel 1, as much as fits a chunk.
-fn egfx_data() -> Vec<u8> {
-    let mut data = vec![0x30, 1];
-    data.resize(CHUNK_BYTES, 0x5a);
-    data
+/// A message on dynamic channel 1 ([MS-RDPEDYC] 2.2.3.1, 2.2.3.2): DYNVC_DATA_FIRST, and DYNVC_DATA until it is whole.
+fn egfx_message() -> Vec<Vec<u8>> {
+    let mut pdus = Vec::new();
+    let mut left = EGFX_BYTES;
+    while left > 0 {
+        let mut data = if pdus.is_empty() {
+            let mut first = vec![0x28, 1];
+            first.extend((EGFX_BYTES as u32).to_le_bytes());
+            first
+        } else {
+            vec![0x30, 1]
+        };
+        let part = left.min(CHUNK_BYTES - data.len());
+        data.resize(data.len() + part, 0x5a);
+        pdus.push(channel_pdus(false, DRDYNVC, &data));
+        left -= part;
+    }
+    pdus
 }
 
 /// DR_READ_REQ ([MS-RDPEFS] 2.2.1.4.3).
