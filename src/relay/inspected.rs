@@ -869,14 +869,8 @@ mod tests {
         let (mut target, far) = tcp_pair().await;
         let traffic = Arc::new(Traffic::default());
         let task = start(
-            Leg {
-                stream: near,
-                read_ahead: Vec::new(),
-            },
-            Leg {
-                stream: far,
-                read_ahead: Vec::new(),
-            },
+            leg(near),
+            leg(far),
             RelayLimits::default(),
             Judge::default(),
             CancellationToken::new(),
@@ -895,19 +889,9 @@ mod tests {
     async fn what_a_target_says_before_it_pauses_in_a_message_arrives() {
         let (mut client, near) = tcp_pair().await;
         let (mut target, far) = tcp_pair().await;
-        let (near, far) = (
-            Leg {
-                stream: near,
-                read_ahead: Vec::new(),
-            },
-            Leg {
-                stream: far,
-                read_ahead: Vec::new(),
-            },
-        );
         let task = start(
-            near,
-            far,
+            leg(near),
+            leg(far),
             RelayLimits::default(),
             Judge::default(),
             CancellationToken::new(),
@@ -944,20 +928,10 @@ mod tests {
     async fn megabytes_pass_both_ways_through_tls() {
         let (client, near) = tls_pair().await;
         let (far, target) = tls_pair().await;
-        let (near, far) = (
-            Leg {
-                stream: near,
-                read_ahead: Vec::new(),
-            },
-            Leg {
-                stream: far,
-                read_ahead: Vec::new(),
-            },
-        );
         let traffic = Arc::new(Traffic::default());
         let task = start(
-            near,
-            far,
+            leg(near),
+            leg(far),
             RelayLimits::default(),
             Judge::default(),
             CancellationToken::new(),
@@ -1026,10 +1000,7 @@ mod tests {
                     stream: near,
                     read_ahead,
                 },
-                Leg {
-                    stream: far,
-                    read_ahead: Vec::new(),
-                },
+                leg(far),
                 limits,
                 judge,
                 cancel.clone(),
@@ -1045,6 +1016,14 @@ mod tests {
 
         async fn play(&mut self, phase: Phase) {
             play(&mut self.client, &mut self.target, phase).await;
+        }
+    }
+
+    /// A side of which nothing was read.
+    fn leg<S>(stream: S) -> Leg<S> {
+        Leg {
+            stream,
+            read_ahead: Vec::new(),
         }
     }
 
