@@ -86,17 +86,14 @@ mod tests {
     use std::task::{Context, Waker};
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpListener;
     use tokio::task::yield_now;
 
     use super::*;
+    use crate::relay::tests::tcp_pair;
 
     #[tokio::test]
     async fn a_reader_sleeps_until_the_mark_is_reached_or_lowered_or_the_peer_ends() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let far = TcpStream::connect(listener.local_addr().unwrap());
-        let (far, near) = tokio::join!(far, listener.accept());
-        let (mut far, mut near) = (far.unwrap(), near.unwrap().0);
+        let (mut far, mut near) = tcp_pair().await;
         // A read that fills its buffer would not be known to have taken all.
         let mut read = [0; 6001];
         // Until it is tried, a new socket is taken for ready.
@@ -120,9 +117,8 @@ mod tests {
 
     #[tokio::test]
     async fn only_a_socket_without_anything_in_between_has_a_mark() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let near = TcpStream::connect(listener.local_addr().unwrap()).await;
-        let ahead = ReadAhead::new(Vec::new(), Stream::from(near.unwrap()));
+        let (near, _far) = tcp_pair().await;
+        let ahead = ReadAhead::new(Vec::new(), Stream::from(near));
         assert!(ahead.set_low_water(1));
         assert!(!ahead.set_low_water(usize::MAX));
     }

@@ -269,22 +269,19 @@ impl AsyncWrite for Stream {
 
 #[cfg(test)]
 mod tests {
-    use tokio::net::TcpListener;
-
     use super::*;
+    use crate::relay::tests::tcp_pair;
 
     #[tokio::test]
     async fn all_slices_of_a_vectored_write_reach_the_socket_at_once() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let stream = TcpStream::connect(listener.local_addr().unwrap());
-        let (stream, accepted) = tokio::join!(stream, listener.accept());
-        let mut io = Io::Tcp(stream.unwrap());
+        let (stream, mut accepted) = tcp_pair().await;
+        let mut io = Io::Tcp(stream);
         assert!(io.is_write_vectored());
         let slices = [io::IoSlice::new(b"one"), io::IoSlice::new(b"two")];
         let written = std::future::poll_fn(|cx| Pin::new(&mut io).poll_write_vectored(cx, &slices));
         assert_eq!(written.await.unwrap(), 6);
         let mut got = [0; 6];
-        accepted.unwrap().0.read_exact(&mut got).await.unwrap();
+        accepted.read_exact(&mut got).await.unwrap();
         assert_eq!(&got, b"onetwo");
     }
 }

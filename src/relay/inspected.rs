@@ -868,14 +868,7 @@ mod tests {
         let (client, near) = tcp_pair().await;
         let (mut target, far) = tcp_pair().await;
         let traffic = Arc::new(Traffic::default());
-        let task = start(
-            leg(near),
-            leg(far),
-            RelayLimits::default(),
-            Judge::default(),
-            CancellationToken::new(),
-            traffic,
-        );
+        let task = start_plain(near, far, traffic);
         reset(client);
         assert_eq!(target.read(&mut [0]).await.unwrap(), 0);
         drop(target);
@@ -889,14 +882,7 @@ mod tests {
     async fn what_a_target_says_before_it_pauses_in_a_message_arrives() {
         let (mut client, near) = tcp_pair().await;
         let (mut target, far) = tcp_pair().await;
-        let task = start(
-            leg(near),
-            leg(far),
-            RelayLimits::default(),
-            Judge::default(),
-            CancellationToken::new(),
-            Arc::default(),
-        );
+        let task = start_plain(near, far, Arc::default());
         play(&mut client, &mut target, Phase::Active).await;
         /// As the recording's target counts.
         const CLIPRDR: u16 = 1006;
@@ -929,14 +915,7 @@ mod tests {
         let (client, near) = tls_pair().await;
         let (far, target) = tls_pair().await;
         let traffic = Arc::new(Traffic::default());
-        let task = start(
-            leg(near),
-            leg(far),
-            RelayLimits::default(),
-            Judge::default(),
-            CancellationToken::new(),
-            Arc::clone(&traffic),
-        );
+        let task = start_plain(near, far, Arc::clone(&traffic));
         let (mut client, mut target) = (client, target);
         play(&mut client, &mut target, Phase::Active).await;
         let already = traffic.to_client.load(Ordering::Relaxed);
@@ -1025,6 +1004,22 @@ mod tests {
             stream,
             read_ahead: Vec::new(),
         }
+    }
+
+    /// A relay without limits or anything to object to.
+    fn start_plain<C, T>(client: C, target: T, traffic: Arc<Traffic>) -> JoinHandle<InspectedEnd>
+    where
+        C: AsyncRead + AsyncWrite + LowWater + Unpin + Send + 'static,
+        T: AsyncRead + AsyncWrite + LowWater + Unpin + Send + 'static,
+    {
+        start(
+            leg(client),
+            leg(target),
+            RelayLimits::default(),
+            Judge::default(),
+            CancellationToken::new(),
+            traffic,
+        )
     }
 
     fn start<C, T>(

@@ -731,7 +731,7 @@ impl Clock {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::Arc;
 
     use socket2::SockRef;
@@ -1292,7 +1292,8 @@ mod tests {
     }
 
     /// Two ends of one connection.
-    pub(super) async fn tcp_pair() -> (TcpStream, TcpStream) {
+    /// Both ends of a connection on loopback.
+    pub(crate) async fn tcp_pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());

@@ -880,22 +880,18 @@ mod tests {
     use std::pin::pin;
     use std::task::Poll;
 
-    use tokio::net::{TcpListener, TcpStream};
-
     use super::*;
+    use crate::relay::tests::tcp_pair;
 
     #[tokio::test]
     async fn nothing_more_is_read_of_a_peer_that_speaks_too_early() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let connecting = TcpStream::connect(listener.local_addr().unwrap());
-        let (peer, accepted) = tokio::join!(connecting, listener.accept());
-        let mut peer = peer.unwrap();
+        let (mut peer, accepted) = tcp_pair().await;
         let sending = tokio::spawn(async move {
             let all = vec![7; 16 * limits::RENDEZVOUS_EARLY_BYTES];
             peer.write_all(&all).await.unwrap();
             peer
         });
-        let mut stream = Stream::from(accepted.unwrap().0);
+        let mut stream = Stream::from(accepted);
         let mut more = 100;
         while more > 0 {
             {
