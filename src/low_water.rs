@@ -89,7 +89,7 @@ mod tests {
     use tokio::task::yield_now;
 
     use super::*;
-    use crate::relay::tests::tcp_pair;
+    use crate::relay::tcp_pair;
 
     #[tokio::test]
     async fn a_reader_sleeps_until_the_mark_is_reached_or_lowered_or_the_peer_ends() {

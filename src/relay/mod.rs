@@ -31,6 +31,10 @@ use tokio_util::sync::CancellationToken;
 use crate::stream::Io;
 use crate::websocket::Farewell;
 
+/// For the tests of other modules, too.
+#[cfg(test)]
+pub(crate) use self::tests::tcp_pair;
+
 /// Steps of one direction before the other directions and tasks get their turn.
 const STEPS_PER_POLL: u32 = 16;
 
@@ -731,7 +735,7 @@ impl Clock {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use std::sync::Arc;
 
     use socket2::SockRef;

@@ -881,7 +881,7 @@ mod tests {
     use std::task::Poll;
 
     use super::*;
-    use crate::relay::tests::tcp_pair;
+    use crate::relay::tcp_pair;
 
     #[tokio::test]
     async fn nothing_more_is_read_of_a_peer_that_speaks_too_early() {
