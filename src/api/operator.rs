@@ -8,15 +8,14 @@ use tracing::warn;
 use crate::api::ApiState;
 use crate::api::problem::Problem;
 use crate::config::ApiKeyConfig;
+use crate::jet::exchange;
 
 /// The bearer of a request.
 #[must_use]
 pub fn bearer(headers: &HeaderMap) -> Option<&str> {
     headers
         .get(header::AUTHORIZATION)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.strip_prefix("Bearer "))
-        .map(str::trim)
+        .and_then(|value| exchange::bearer(value.as_bytes()))
 }
 
 /// The API key whose digest the bearer has. All keys are looked at, each in constant time.

@@ -197,7 +197,10 @@ impl Request {
             .and_then(|version| Version::try_from(version).ok())
             .ok_or(ExchangeError::Version(version))?;
         let token = match header(request.headers, "authorization") {
-            Some(value) => Some(bearer(value).ok_or(ExchangeError::Authorization)?),
+            Some(value) => {
+                let token = bearer(value).ok_or(ExchangeError::Authorization)?;
+                Some(Zeroizing::new(token.to_owned()))
+            }
             None => None,
         };
         let host = header(request.headers, "host");
@@ -378,15 +381,17 @@ impl fmt::Display for Status {
     }
 }
 
-/// The bearer token of an `Authorization` header ([RFC 6750] 2.1).
+/// The bearer token of an `Authorization` header ([RFC 6750] 2.1): the scheme in any case, and one space or more behind it
+/// ([RFC 9110] 11.1 and 11.4).
 ///
 /// [RFC 6750]: https://www.rfc-editor.org/rfc/rfc6750#section-2.1
+/// [RFC 9110]: https://www.rfc-editor.org/rfc/rfc9110#section-11.1
 #[must_use]
-pub fn bearer(value: &[u8]) -> Option<Zeroizing<String>> {
+pub fn bearer(value: &[u8]) -> Option<&str> {
     let (scheme, token) = std::str::from_utf8(value).ok()?.split_once(' ')?;
     let token = token.trim();
     let is_bearer = scheme.eq_ignore_ascii_case("bearer") && !token.is_empty();
-    is_bearer.then(|| Zeroizing::new(token.to_owned()))
+    is_bearer.then_some(token)
 }
 
 /// Whether a head was parsed to its end, and ends the payload.
@@ -453,6 +458,22 @@ mod tests {
         };
         assert_eq!(Request::parse(&request.to_payload()).unwrap(), request);
         assert!(!format!("{request:?}").contains("eyJ"));
+    }
+
+    #[test]
+    fn the_scheme_of_a_token_is_read_in_any_case_with_one_space_or_more() {
+        for value in ["Bearer a.b.c", "bearer a.b.c", "BEARER    a.b.c"] {
+            assert_eq!(bearer(value.as_bytes()), Some("a.b.c"), "{value}");
+            let ids = format!("{ASSOCIATION}/{CANDIDATE}");
+            let text = format!(
+                "GET /jet/test/{ids} HTTP/1.1\r\nJet-Version: 2\r\nauthorization: {value}\r\n\r\n"
+            );
+            let request = Request::parse(text.as_bytes()).unwrap();
+            assert_eq!(request.token.unwrap().as_str(), "a.b.c", "{value}");
+        }
+        for value in ["Bearer", "Bearer   ", "Bearera.b.c", "Basic a.b.c", ""] {
+            assert_eq!(bearer(value.as_bytes()), None, "{value}");
+        }
     }
 
     #[test]

@@ -64,6 +64,28 @@ async fn a_token_is_its_own_authority_for_a_ticket() {
 }
 
 #[tokio::test]
+async fn the_scheme_bearer_is_read_in_any_case_with_one_space_or_more() {
+    let digest = hex::encode(openssl::sha::sha256(b"operator-secret"));
+    let lab = Lab::start(&format!(
+        "[api]\nkeys = [{{ name = \"desk\", sha256 = \"{digest}\" }}]\n"
+    ));
+    let target = Target::start().await;
+    for scheme in ["Bearer ", "bearer ", "BEARER   ", "bEaReR  "] {
+        let token = lab.token(target.address, json!({}));
+        let head = format!("POST /jet/tickets HTTP/1.1\r\nauthorization: {scheme}{token}");
+        let (status, body) = http(&lab, &head, "").await;
+        assert_eq!(status, 201, "{scheme:?} {body}");
+        let head = format!("GET /jet/sessions HTTP/1.1\r\nAuthorization: {scheme}operator-secret");
+        let (status, body) = http(&lab, &head, "").await;
+        assert_eq!(status, 200, "{scheme:?} {body}");
+    }
+    for other in ["Basic operator-secret", "Beareroperator-secret", "Bearer"] {
+        let head = format!("GET /jet/sessions HTTP/1.1\r\nAuthorization: {other}");
+        assert_eq!(http(&lab, &head, "").await.0, 401, "{other}");
+    }
+}
+
+#[tokio::test]
 async fn an_api_key_may_ask_for_tickets_and_a_wrong_one_may_not() {
     let digest = hex::encode(openssl::sha::sha256(b"portal-secret"));
     let lab = Lab::start(&format!(

@@ -992,6 +992,24 @@ async fn two_ids_are_not_enough_where_a_token_created_the_association() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_scheme_of_a_websocket_handshake_is_read_in_any_case() {
+    let place = Place::start("");
+    let association = Uuid::new_v4();
+    let token = place.token(association, json!({}));
+    let candidates = place.association(association, &token).await;
+    let test = path(Operation::Test, association, of(&candidates, "ws"));
+    for scheme in ["bearer", "BEARER  "] {
+        let mut request = format!("ws://gw.test{test}").into_client_request().unwrap();
+        let headers = request.headers_mut();
+        headers.insert("sec-websocket-protocol", "jet".parse().unwrap());
+        let shown = format!("{scheme} {token}").parse().unwrap();
+        headers.insert("authorization", shown);
+        let stream: Box<dyn Duplex> = Box::new(place.lab.connect().await);
+        assert!(handshake(stream, request).await.is_ok(), "{scheme}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_browser_shows_its_token_as_a_sub_protocol_or_a_ticket() {
     let place = Place::start("");
     let association = Uuid::new_v4();
