@@ -4,8 +4,8 @@
 //! decision is the listener's. Frames are bounded before they are buffered: a version 1 line has at most 107 bytes,
 //! a version 2 header at most [`limits::PROXY_HEADER_BYTES`]. TLVs are skipped, not read.
 //!
-//! A header that carries no TCP address (`UNKNOWN`, `LOCAL`, `UNSPEC`, `UNIX`) decodes to no addresses, and those of
-//! the connection stay in force.
+//! A header that carries no TCP address (`UNKNOWN`, `LOCAL`, `UNSPEC`, and every family and transport other than TCP, which
+//! count as `UNSPEC`) decodes to no addresses, and those of the connection stay in force.
 //!
 //! [specification]: https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt
 
@@ -40,9 +40,6 @@ pub enum ProxyProtocolError {
     /// A command other than LOCAL and PROXY.
     #[error("command {0} is neither LOCAL nor PROXY")]
     Command(u8),
-    /// A family and transport that the specification does not define, or that is not a stream.
-    #[error("address family and transport {0:#04x} are not supported")]
-    Family(u8),
     /// The length does not hold the addresses of the family.
     #[error("length {length} is too short for addresses of {family:#04x}")]
     TooShort {
@@ -164,11 +161,10 @@ fn decode_v2(bytes: &[u8]) -> Result<Option<(ProxyHeader, usize)>, ProxyProtocol
     // LOCAL: the balancer speaks for itself (a health check); family and addresses are to be ignored.
     let kind = if local { UNSPEC } else { family };
     let needed = match kind {
-        UNSPEC => 0,
         TCP_OVER_IPV4 => 12,
         TCP_OVER_IPV6 => 36,
-        UNIX_STREAM => 216,
-        _ => return Err(ProxyProtocolError::Family(family)),
+        // Datagrams, UNIX sockets and what is not assigned count as UNSPEC (specification 2.2): no address to be used.
+        _ => 0,
     };
     if length < needed {
         return Err(ProxyProtocolError::TooShort { length, family });
@@ -235,7 +231,6 @@ const V2_FIXED_BYTES: usize = 16;
 const UNSPEC: u8 = 0x00;
 const TCP_OVER_IPV4: u8 = 0x11;
 const TCP_OVER_IPV6: u8 = 0x21;
-const UNIX_STREAM: u8 = 0x31;
 
 #[cfg(test)]
 mod tests {
@@ -361,9 +356,18 @@ mod tests {
         assert_eq!(complete(&local), NO_ADDRESSES);
         assert_eq!(complete(&v2(0x20, 0xee, 0)), NO_ADDRESSES);
         assert_eq!(complete(&v2(0x21, UNSPEC, 0)), NO_ADDRESSES);
-        let mut unix = v2(0x21, UNIX_STREAM, 216);
-        unix.resize(V2_FIXED_BYTES + 216, b'/');
-        assert_eq!(complete(&unix), NO_ADDRESSES);
+    }
+
+    #[test]
+    fn a_family_or_transport_other_than_tcp_counts_as_unspec() {
+        // UDP over both, UNIX stream and datagram, an undefined transport, an undefined family.
+        for family in [0x12, 0x22, 0x31, 0x32, 0x13, 0x41, 0x01, 0xFF] {
+            for length in [0_u16, 12, 216] {
+                let mut header = v2(0x21, family, length);
+                header.resize(V2_FIXED_BYTES + usize::from(length), b'/');
+                assert_eq!(complete(&header), NO_ADDRESSES, "{family:#04x} {length}");
+            }
+        }
     }
 
     #[test]
@@ -371,8 +375,6 @@ mod tests {
         let cases = [
             (v2(0x11, 0x11, 12), ProxyProtocolError::Version(1)),
             (v2(0x22, 0x11, 12), ProxyProtocolError::Command(2)),
-            (v2(0x21, 0x12, 12), ProxyProtocolError::Family(0x12)),
-            (v2(0x21, 0x41, 12), ProxyProtocolError::Family(0x41)),
             (
                 v2(0x21, 0x11, 11),
                 ProxyProtocolError::TooShort {

@@ -35,6 +35,21 @@ async fn the_client_behind_a_trusted_balancer_is_named_in_the_log() {
 }
 
 #[tokio::test]
+async fn a_header_of_another_family_leaves_the_balancer_as_the_peer() {
+    let (lab, target) = (Lab::start(TRUSTING), Target::start().await);
+    let mut datagram = V2.to_vec();
+    datagram[13] = 0x12;
+    let mut client = lab.connect().await;
+    let own = client.local_addr().unwrap();
+    datagram.extend(preconnection::encode_v2(0, &lab.token(target.address, json!({}))).unwrap());
+    datagram.extend(request(None).encode().unwrap());
+    client.write_all(&datagram).await.unwrap();
+    assert_eq!(confirm(&mut client).await, SELECTED_TLS);
+    drop(client);
+    assert_eq!(logged("Session closed").await["peer"], own.to_string());
+}
+
+#[tokio::test]
 async fn a_header_from_anybody_else_and_a_second_header_are_refused() {
     let mut rest = Vec::new();
     let lab = Lab::start("");
