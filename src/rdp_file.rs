@@ -62,6 +62,17 @@ pub enum RdpFileError {
         /// What to use.
         instead: &'static str,
     },
+    /// It would lead the client past the gateway.
+    #[error("setting `{name}` contradicts what the file is for: {why}")]
+    Contradiction {
+        /// The setting.
+        name: &'static str,
+        /// What it would do.
+        why: &'static str,
+    },
+    /// A secret would be in the process list.
+    #[error("setting `{0}` is a secret, which {SECRET_INSTEAD}")]
+    Secret(String),
     /// Nothing, or what no token or ticket has in it.
     #[error("{0} is empty or has characters other than visible ASCII")]
     NotVisible(&'static str),
@@ -84,6 +95,8 @@ pub enum RdpFileWarning {
         /// Bytes of the token.
         bytes: usize,
     },
+    /// The gateway is named by a literal IPv6 address.
+    Ipv6Literal,
 }
 
 impl fmt::Display for RdpFileWarning {
@@ -93,6 +106,9 @@ impl fmt::Display for RdpFileWarning {
                 f,
                 "the token has {bytes} bytes; it is not established that mstsc reads lines above \
                  {LONG_TOKEN_BYTES} bytes, so test it or use a ticket"
+            ),
+            Self::Ipv6Literal => f.write_str(
+                "FreeRDP does not open a .rdp file with a literal IPv6 address; give the gateway a name for its users",
             ),
         }
     }
@@ -160,13 +176,23 @@ impl RdpFile {
     /// Adds a setting, in place of one of the same name.
     ///
     /// # Errors
-    /// Where the setting has a method of its own here, or is a password.
+    /// Where the setting has a method of its own here, is a secret, or would lead the client past the gateway.
     pub fn set(&mut self, setting: Setting) -> Result<(), RdpFileError> {
         let reserved = RESERVED
             .iter()
             .find(|(name, _)| setting.name.eq_ignore_ascii_case(name));
         if let Some((name, instead)) = reserved {
             return Err(RdpFileError::Reserved { name, instead });
+        }
+        let name = setting.name.to_ascii_lowercase();
+        if SECRETS.iter().any(|secret| name.contains(secret)) {
+            return Err(RdpFileError::Secret(setting.name));
+        }
+        let contradicted = CONTRADICTIONS.iter().find(|known| known.0 == name);
+        if let Some((name, harmless, why)) = contradicted
+            && !harmless.iter().any(|value| setting.value.is(value))
+        {
+            return Err(RdpFileError::Contradiction { name, why });
         }
         self.put(setting);
         Ok(())
@@ -177,12 +203,14 @@ impl RdpFile {
     pub fn warnings(&self) -> Vec<RdpFileWarning> {
         self.settings
             .iter()
-            .filter(|setting| setting.name == PCB)
-            .filter_map(|setting| match &setting.value {
-                Value::Text(text) if text.len() > LONG_TOKEN_BYTES => {
+            .filter_map(|setting| match (setting.name.as_str(), &setting.value) {
+                (PCB, Value::Text(text)) if text.len() > LONG_TOKEN_BYTES => {
                     Some(RdpFileWarning::LongToken { bytes: text.len() })
                 }
-                Value::Integer(_) | Value::Text(_) | Value::Binary(_) => None,
+                (FULL_ADDRESS, Value::Text(text)) if text.starts_with('[') => {
+                    Some(RdpFileWarning::Ipv6Literal)
+                }
+                (_, Value::Integer(_) | Value::Text(_) | Value::Binary(_)) => None,
             })
             .collect()
     }
@@ -252,6 +280,16 @@ impl RdpFile {
         match same {
             Some(known) => known.value = setting.value,
             None => self.settings.push(setting),
+        }
+    }
+}
+
+impl Value {
+    /// Whether it is written so in a file.
+    fn is(&self, written: &str) -> bool {
+        match self {
+            Self::Integer(number) => number.to_string() == written,
+            Self::Text(text) | Self::Binary(text) => text.trim() == written,
         }
     }
 }
@@ -354,12 +392,45 @@ const DEFAULTS: [(&str, i64); 8] = [
 ];
 
 /// Settings that [`RdpFile::set`] refuses, and what to use. Secrets among them would be in the process list.
-const RESERVED: [(&str, &str); 5] = [
+const RESERVED: [(&str, &str); 4] = [
     (FULL_ADDRESS, "the gateway's address"),
     (ALTERNATE_FULL_ADDRESS, "the gateway's address"),
     (PCB, "the token, read from a file"),
     (LOAD_BALANCE_INFO, "the ticket, read from a file"),
-    ("password 51", "the password dialogue of the client"),
+];
+
+/// Parts of the names of secrets: `password 51`, `clear password`, `gatewaypassword`, `gatewayaccesstoken` and the like.
+const SECRETS: [&str; 2] = ["password", "accesstoken"];
+
+const SECRET_INSTEAD: &str = "would be in the list of processes and in the file; let the client ask for it, or put it into an encrypted token";
+
+/// Settings that would lead the client past the gateway, their values that do not, and what the others would do.
+const CONTRADICTIONS: [(&str, &[&str], &str); 5] = [
+    (
+        "server port",
+        &[],
+        "clients take this port in place of the gateway's, which stands in its address",
+    ),
+    (
+        "gatewayhostname",
+        &[""],
+        "the client would go through an RD Gateway, which this gateway is not",
+    ),
+    (
+        "gatewayusagemethod",
+        &["0", "4"],
+        "the client would go through an RD Gateway, which this gateway is not",
+    ),
+    (
+        "gatewayprofileusagemethod",
+        &["1"],
+        "the administrator's settings could lead the client through an RD Gateway",
+    ),
+    (
+        "use redirection server name",
+        &["0"],
+        "a redirection would lead the client to the target itself",
+    ),
 ];
 
 /// Longest decimal of an i64 with its sign.
@@ -495,7 +566,6 @@ mod tests {
             "LoadBalanceInfo:s:x",
             "full address:s:evil.example",
             "alternate full address :s:evil.example",
-            "password 51:b:00",
         ] {
             let setting = line.parse::<Setting>().unwrap();
             assert!(
@@ -503,6 +573,56 @@ mod tests {
                 "{line}"
             );
         }
+    }
+
+    #[test]
+    fn secrets_are_refused_by_every_name_and_not_shown() {
+        for line in [
+            "password 51:b:00c0ffee",
+            "Clear Password:s:00c0ffee",
+            "password:s:00c0ffee",
+            "gatewaypassword:s:00c0ffee",
+            "GatewayAccessToken:s:00c0ffee",
+        ] {
+            let error = file().set(line.parse().unwrap()).unwrap_err();
+            assert!(matches!(error, RdpFileError::Secret(_)), "{line}");
+            assert!(!error.to_string().contains("c0ffee"), "{error}");
+        }
+    }
+
+    #[test]
+    fn settings_that_lead_past_the_gateway_are_refused_and_their_harmless_values_are_not() {
+        for line in [
+            "server port:i:3390",
+            "Server Port:i:3389",
+            "gatewayhostname:s:rdg.example",
+            "gatewayusagemethod:i:1",
+            "gatewayusagemethod:i:2",
+            "gatewayprofileusagemethod:i:0",
+            "use redirection server name:i:1",
+        ] {
+            let error = file().set(line.parse().unwrap()).unwrap_err();
+            let contradicts = matches!(error, RdpFileError::Contradiction { .. });
+            assert!(contradicts, "{line}: {error}");
+        }
+        for line in [
+            "gatewayhostname:s:",
+            "gatewayusagemethod:i:0",
+            "gatewayusagemethod:i:4",
+            "gatewayprofileusagemethod:i:1",
+            "use redirection server name:i:0",
+            "audiomode:i:0",
+        ] {
+            assert!(file().set(line.parse().unwrap()).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_literal_ipv6_address_is_warned_of() {
+        let of = |address: &str| RdpFile::new(&address.parse().unwrap()).warnings();
+        assert_eq!(of("[2001:db8::1]:3389"), [RdpFileWarning::Ipv6Literal]);
+        assert_eq!(of("gw.example:3389"), []);
+        assert_eq!(of("192.0.2.1:3389"), []);
     }
 
     #[test]
