@@ -159,8 +159,13 @@ fn read_all(files: &[KeyFile], rules: &TokenRules) -> Result<Verifier, KeyringEr
         })
         .collect();
     let keys = KeySet::from_documents(&documents)?;
-    for note in keys.notes() {
-        info!(%note, "Key skipped");
+    for key in keys.skipped() {
+        let reason = &key.reason;
+        if key.is_fault {
+            warn!(%reason, "Key skipped");
+        } else {
+            info!(%reason, "Key skipped");
+        }
     }
     for (file, document) in files.iter().zip(&documents) {
         warn_if_open(&file.path, document);
@@ -338,6 +343,29 @@ mod tests {
             ReloadOutcome::Reloaded
         ));
         assert!(accepts(&keyring, &new));
+    }
+
+    #[test]
+    fn a_key_taken_out_of_a_set_is_out_of_force_even_beside_a_bad_one() {
+        let (old, new) = (key(), key());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("issuer.jwks");
+        let set = |members: &[serde_json::Value]| {
+            let text = json!({ "keys": members }).to_string();
+            fs::write(&path, text).unwrap();
+        };
+        let jwk = |key: &Key| serde_json::Value::Object(key.public_jwk().unwrap());
+        set(&[jwk(&old), jwk(&new)]);
+        let keyring = keyring(&path);
+        assert!(accepts(&keyring, &old) && accepts(&keyring, &new));
+
+        let damaged = json!({ "kty": "EC", "crv": "P-256", "x": "AA", "y": "AA" });
+        set(&[jwk(&new), damaged]);
+        assert!(matches!(
+            keyring.reload_if_changed(),
+            ReloadOutcome::Reloaded
+        ));
+        assert!(accepts(&keyring, &new) && !accepts(&keyring, &old));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use anyhow::{Context as _, bail, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 use crate::cli::{print_line, secret_file};
 use crate::clock;
@@ -16,6 +17,7 @@ use crate::limits;
 use crate::time::UnixTime;
 use crate::token::algorithm::{ContentEncryption, KeyManagement, SignatureAlgorithm};
 use crate::token::claims::{Claims, SECRET_CLAIMS};
+use crate::token::key::Key;
 use crate::token::mint::{EncryptionKey, SigningKey, mint};
 use crate::token::target::TargetAddr;
 use crate::token::{
@@ -407,6 +409,18 @@ fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
     }
 }
 
+/// The public halves of keys as a JWKS; none where one has no such half.
+fn public_halves(name: &str, bytes: &[u8]) -> anyhow::Result<Option<Zeroizing<Vec<u8>>>> {
+    let keys = Key::parse(&KeyDocument {
+        name,
+        bytes,
+        usage: None,
+        kid: None,
+    })?;
+    let public: Option<Vec<_>> = keys.iter().map(Key::public_jwk).collect();
+    Ok(public.map(|keys| Zeroizing::new(json!({ "keys": keys }).to_string().into_bytes())))
+}
+
 fn look(args: &InspectArgs, text: &str, now: UnixTime) -> anyhow::Result<Inspection> {
     if args.keys.is_empty() {
         return Ok(Inspection::without_keys(text));
@@ -418,7 +432,13 @@ fn look(args: &InspectArgs, text: &str, now: UnixTime) -> anyhow::Result<Inspect
             Some(("encrypt", path)) => (Some(KeyUsage::Encrypt), path),
             Some(_) | None => (None, argument.as_str()),
         };
-        let bytes = read_key_file(Path::new(path)).with_context(|| path.to_owned())?;
+        let mut bytes = read_key_file(Path::new(path)).with_context(|| path.to_owned())?;
+        // Whoever makes tokens has the private key at hand; a gateway must not.
+        if usage == Some(KeyUsage::Sign)
+            && let Some(public) = public_halves(path, &bytes)?
+        {
+            bytes = public;
+        }
         files.push((path, bytes, usage));
     }
     let documents: Vec<KeyDocument<'_>> = files

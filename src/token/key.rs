@@ -16,6 +16,8 @@ use openssl::nid::Nid;
 use openssl::pkey::{HasPublic, Id, PKey, Private, Public};
 use openssl::rsa::{Rsa, RsaPrivateKeyBuilder};
 use openssl::x509::X509;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
@@ -36,6 +38,9 @@ const KEYS: usize = 64;
 
 /// Keys tried for one token, so that a token without `kid` has a bounded cost.
 const TRIES: usize = 8;
+
+/// Of a key id that is told, characters: enough to know it by.
+const SHOWN_KID_CHARS: usize = 64;
 
 /// Largest key document, bytes.
 pub const DOCUMENT_BYTES: usize = 1024 * 1024;
@@ -97,12 +102,27 @@ pub enum KeyKind {
 
 /// A document that holds no usable key. The key itself is never part of the message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{document}: {problem}")]
+#[error("{document}: {problem}{}", listed(.skipped))]
 pub struct KeyError {
     /// Name of the document.
     pub document: String,
     /// What is wrong with it.
     pub problem: KeyProblem,
+    /// What is wrong with each key of a set of which none is left.
+    pub skipped: Vec<String>,
+}
+
+fn listed(skipped: &[String]) -> String {
+    skipped.iter().map(|reason| format!("; {reason}")).collect()
+}
+
+/// A key of a set that is not used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SkippedKey {
+    /// Which one of which document, and why.
+    pub reason: String,
+    /// Whether it is at fault, and not just meant for others.
+    pub is_fault: bool,
 }
 
 /// What is wrong with a key document. All of these are for whoever configures the gateway to put right.
@@ -153,6 +173,11 @@ pub enum KeyProblem {
     /// The configuration and the document disagree, or the kind of key cannot do what is asked.
     #[error("the key cannot be used for what it is configured for")]
     UsageConflict,
+    /// Verification with a key that signs.
+    #[error(
+        "this private key makes tokens and belongs to their issuer alone; the gateway verifies with its public half (jetway keys jwks prints it)"
+    )]
+    PrivateVerifier,
     /// Decryption with a public key.
     #[error("decryption needs the private key, this is the public one")]
     NeedsPrivateKey,
@@ -196,7 +221,7 @@ enum Material {
 pub struct KeySet {
     verifiers: Vec<Entry<SignatureVerifier>>,
     decrypters: Vec<Entry<Decrypter>>,
-    notes: Vec<String>,
+    skipped: Vec<SkippedKey>,
 }
 
 /// One key with all it may do.
@@ -210,23 +235,31 @@ impl KeySet {
     /// Reads all `documents`.
     ///
     /// # Errors
-    /// The first document that cannot be used. Entries of a JWKS that are of another kind, or for another use, are
-    /// skipped ([RFC 7517] 5) and named in [`KeySet::notes`].
+    /// The first document that cannot be used. Members of a JWKS that are weak, damaged, not understood or for another use
+    /// are skipped ([RFC 7517] 5) and named in [`KeySet::skipped`]; a set of which none is left cannot be used.
     ///
     /// [RFC 7517]: https://www.rfc-editor.org/rfc/rfc7517#section-5
     pub fn from_documents(documents: &[KeyDocument<'_>]) -> Result<Self, KeyError> {
         let mut set = Self::default();
         for document in documents {
-            set.add(document)
-                .map_err(|problem| document.error(problem))?;
+            let before = set.skipped.len();
+            set.add(document).map_err(|problem| {
+                let mut error = document.error(problem);
+                let skipped = set.skipped.drain(before..);
+                error.skipped = skipped.map(|key| key.reason).collect();
+                error
+            })?;
+            for key in set.skipped.iter_mut().skip(before) {
+                key.reason = format!("{}: {}", document.name, key.reason);
+            }
         }
         Ok(set)
     }
 
     /// What was skipped while loading and why, for the log.
     #[must_use]
-    pub fn notes(&self) -> &[String] {
-        &self.notes
+    pub fn skipped(&self) -> &[SkippedKey] {
+        &self.skipped
     }
 
     /// How many keys verify signatures, and how many decrypt.
@@ -247,9 +280,7 @@ impl KeySet {
             is_set,
             skipped,
         } = parse(document.bytes)?;
-        for reason in skipped {
-            self.notes.push(format!("{}: {reason}", document.name));
-        }
+        self.skipped.extend(skipped);
         if let Some(kid) = document.kid {
             match keys.as_mut_slice() {
                 [key] => key.kid = Some(kid.to_owned()),
@@ -260,13 +291,16 @@ impl KeySet {
         for key in keys {
             match self.add_key(&key, document.usage) {
                 Ok(()) => added += 1,
-                // A set may hold keys for others: of another use, or public keys to encrypt to somebody else.
-                Err(problem @ (KeyProblem::UsageConflict | KeyProblem::NeedsPrivateKey))
-                    if is_set =>
-                {
-                    let kid = key.kid.as_deref().unwrap_or("without kid");
-                    self.notes
-                        .push(format!("{}: key {kid} skipped: {problem}", document.name));
+                Err(problem) if is_set && problem != KeyProblem::TooMany => {
+                    let kid = key.kid.as_deref();
+                    self.skipped.push(SkippedKey {
+                        reason: skipping(kid, problem),
+                        // A set may hold keys for others: of another use, or public keys to encrypt to somebody else.
+                        is_fault: !matches!(
+                            problem,
+                            KeyProblem::UsageConflict | KeyProblem::NeedsPrivateKey
+                        ),
+                    });
                 }
                 Err(problem) => return Err(problem),
             }
@@ -347,6 +381,20 @@ impl KeySet {
     }
 }
 
+/// The words for a key of a set that is not used.
+fn skipping(kid: Option<&str>, problem: KeyProblem) -> String {
+    match kid {
+        Some(kid) => format!("key {} skipped: {problem}", shown(kid)),
+        None => format!("a key without kid skipped: {problem}"),
+    }
+}
+
+/// A key id as it may stand in a log: it comes from whoever wrote the set.
+fn shown(kid: &str) -> String {
+    let short: String = kid.chars().take(SHOWN_KID_CHARS).collect();
+    format!("{short:?}")
+}
+
 /// With a `kid` the keys of that name; if there are none, the keys that have no name, since PEM files have none.
 /// Without a `kid` all of them.
 fn select<'a, T>(
@@ -373,6 +421,7 @@ impl KeyDocument<'_> {
         KeyError {
             document: self.name.to_owned(),
             problem,
+            skipped: Vec::new(),
         }
     }
 }
@@ -385,7 +434,9 @@ impl Key {
     pub fn parse(document: &KeyDocument<'_>) -> Result<Vec<Self>, KeyError> {
         let parsed = parse(document.bytes).map_err(|problem| document.error(problem))?;
         if parsed.keys.is_empty() {
-            return Err(document.error(KeyProblem::Empty));
+            let mut error = document.error(KeyProblem::Empty);
+            error.skipped = parsed.skipped.into_iter().map(|key| key.reason).collect();
+            return Err(error);
         }
         Ok(parsed.keys)
     }
@@ -516,14 +567,14 @@ impl Key {
         {
             return Err(KeyProblem::UsageConflict);
         }
-        configured.or(stated).map_or_else(
-            || match self.material {
-                Material::Public(_) => Ok(KeyUsage::Sign),
-                Material::Private(_) => Ok(KeyUsage::Encrypt),
-                Material::Secret(_) => Err(KeyProblem::NoUsage),
-            },
-            Ok,
-        )
+        match (configured.or(stated), &self.material) {
+            // Whoever reads it from the gateway could make tokens.
+            (Some(KeyUsage::Sign), Material::Private(_)) => Err(KeyProblem::PrivateVerifier),
+            (Some(usage), _) => Ok(usage),
+            (None, Material::Public(_)) => Ok(KeyUsage::Sign),
+            (None, Material::Private(_)) => Ok(KeyUsage::Encrypt),
+            (None, Material::Secret(_)) => Err(KeyProblem::NoUsage),
+        }
     }
 
     fn verifiers(&self) -> Result<Vec<SignatureVerifier>, KeyProblem> {
@@ -843,7 +894,7 @@ struct Parsed {
     keys: Vec<Key>,
     /// Several keys for several purposes: a JWKS.
     is_set: bool,
-    skipped: Vec<String>,
+    skipped: Vec<SkippedKey>,
 }
 
 fn parse(bytes: &[u8]) -> Result<Parsed, KeyProblem> {
@@ -953,22 +1004,20 @@ fn check_rsa(n: &BigNumRef, e: &BigNumRef) -> Result<(), KeyProblem> {
     Ok(())
 }
 
+/// [RFC 7517] 5: a set, each member by itself.
+///
+/// [RFC 7517]: https://www.rfc-editor.org/rfc/rfc7517#section-5
+#[derive(Deserialize)]
+struct RawSet<'a> {
+    #[serde(borrow)]
+    keys: Vec<&'a RawValue>,
+}
+
 fn parse_json(text: &str) -> Result<Parsed, KeyProblem> {
-    let mut object = json::object(text.as_bytes()).map_err(|error| match error {
-        json::ObjectError::NotAnObject => KeyProblem::Unreadable,
-        json::ObjectError::DuplicateName => KeyProblem::DuplicateName,
-    })?;
-    let Some(keys) = object.remove("keys") else {
-        return Ok(Parsed {
-            keys: vec![parse_jwk(object)?],
-            is_set: false,
-            skipped: Vec::new(),
-        });
+    let Ok(RawSet { keys: members }) = serde_json::from_str(text) else {
+        return parse_single(text);
     };
-    let Value::Array(entries) = keys else {
-        return Err(KeyProblem::Unreadable);
-    };
-    if entries.len() > KEYS {
+    if members.len() > KEYS {
         return Err(KeyProblem::TooMany);
     }
     let mut parsed = Parsed {
@@ -976,21 +1025,40 @@ fn parse_json(text: &str) -> Result<Parsed, KeyProblem> {
         is_set: true,
         skipped: Vec::new(),
     };
-    for (index, entry) in entries.into_iter().enumerate() {
-        let Value::Object(jwk) = entry else {
-            return Err(KeyProblem::Unreadable);
-        };
-        match parse_jwk(jwk) {
+    for (index, member) in members.into_iter().enumerate() {
+        let jwk = object(member.get());
+        let kid = jwk.as_ref().ok().and_then(|jwk| jwk.get("kid"));
+        let kid = kid.and_then(Value::as_str).map(shown);
+        let named = kid.map_or(String::new(), |kid| format!(" ({kid})"));
+        match jwk.and_then(parse_jwk) {
             Ok(key) => parsed.keys.push(key),
-            Err(problem @ (KeyProblem::Unsupported | KeyProblem::AlgorithmConflict)) => {
-                parsed
-                    .skipped
-                    .push(format!("key {} of the set skipped: {problem}", index + 1));
-            }
-            Err(problem) => return Err(problem),
+            Err(problem) => parsed.skipped.push(SkippedKey {
+                reason: format!("key {}{named} of the set skipped: {problem}", index + 1),
+                is_fault: true,
+            }),
         }
     }
     Ok(parsed)
+}
+
+/// A JWK, and not a set.
+fn parse_single(text: &str) -> Result<Parsed, KeyProblem> {
+    let object = object(text)?;
+    if object.contains_key("keys") {
+        return Err(KeyProblem::Unreadable);
+    }
+    Ok(Parsed {
+        keys: vec![parse_jwk(object)?],
+        is_set: false,
+        skipped: Vec::new(),
+    })
+}
+
+fn object(text: &str) -> Result<Map<String, Value>, KeyProblem> {
+    json::object(text.as_bytes()).map_err(|error| match error {
+        json::ObjectError::NotAnObject => KeyProblem::Unreadable,
+        json::ObjectError::DuplicateName => KeyProblem::DuplicateName,
+    })
 }
 
 /// [RFC 7517] 4 and [RFC 7518] 6.
@@ -1389,7 +1457,7 @@ mod tests {
         assert_eq!(problem(large.as_bytes(), None), KeyProblem::RsaTooLarge);
         // In a set, too: it would be the one key that anybody can forge.
         let set = format!(r#"{{"keys":[{large}]}}"#);
-        assert_eq!(problem(set.as_bytes(), None), KeyProblem::RsaTooLarge);
+        assert_eq!(problem(set.as_bytes(), None), KeyProblem::Empty);
         let n = URL_SAFE_NO_PAD.encode([0xC1; 256]);
         for e in ["AQ", "Ag", "AQAA", "AQAAAAAAAAAB"] {
             let jwk = format!(r#"{{"kty":"RSA","n":"{n}","e":"{e}"}}"#);
@@ -1410,16 +1478,18 @@ mod tests {
         assert_eq!(load(private.as_bytes(), None).unwrap().counts(), (0, 1));
         let sign = Some(KeyUsage::Sign);
         let encrypt = Some(KeyUsage::Encrypt);
-        assert_eq!(load(private.as_bytes(), sign).unwrap().counts(), (1, 0));
+        assert_eq!(
+            problem(private.as_bytes(), sign),
+            KeyProblem::PrivateVerifier
+        );
         assert_eq!(
             problem(public.as_bytes(), encrypt),
             KeyProblem::NeedsPrivateKey
         );
+        let ed25519 = generated("EdDSA").private_pem().unwrap();
         assert_eq!(
-            load(generated("EdDSA").private_pem().unwrap().as_bytes(), None)
-                .unwrap()
-                .counts(),
-            (1, 0)
+            problem(ed25519.as_bytes(), None),
+            KeyProblem::PrivateVerifier
         );
         let jwk = rsa.private_jwk().unwrap();
         assert_eq!(problem(jwk.as_bytes(), encrypt), KeyProblem::UsageConflict);
@@ -1450,7 +1520,7 @@ mod tests {
         );
         let loaded = load(set.as_bytes(), None).unwrap();
         assert_eq!(loaded.counts(), (1, 0));
-        assert_eq!(loaded.notes().len(), 4, "{:?}", loaded.notes());
+        assert_eq!(loaded.skipped().len(), 4, "{:?}", loaded.skipped());
         assert_eq!(
             problem(format!(r#"{{"keys":[{others}]}}"#).as_bytes(), None),
             KeyProblem::Empty
@@ -1461,6 +1531,65 @@ mod tests {
             problem(br#"{"kty":"OKP","crv":"Ed448","x":"AA"}"#, None),
             KeyProblem::Unsupported
         );
+    }
+
+    #[test]
+    fn a_set_with_one_bad_member_of_any_kind_is_used_without_it() {
+        let signer = generated("ES256").public_jwk().unwrap();
+        let signer = serde_json::to_string(&signer).unwrap();
+        let e = BigNum::from_u32(65537).unwrap();
+        let weak = Rsa::generate_with_e(1024, &e).unwrap();
+        let weak = URL_SAFE_NO_PAD.encode(weak.n().to_vec());
+        let mut private: Value =
+            serde_json::from_str(&generated("ES256").private_jwk().unwrap()).unwrap();
+        private["use"] = "sig".into();
+        let cases = [
+            (
+                format!(r#"{{"kty":"RSA","kid":"a\nb","n":"{weak}","e":"AQAB"}}"#),
+                "too small",
+            ),
+            (
+                r#"{"kty":"EC","crv":"P-256","x":"AA","y":"AA"}"#.to_owned(),
+                "damaged",
+            ),
+            (r#"{"kty":"EC","crv":7}"#.to_owned(), ""),
+            (r#"{"kty":"EC","kty":"EC"}"#.to_owned(), "occurs twice"),
+            (r#"{"kty":"AKP","pub":"AAAA"}"#.to_owned(), "not supported"),
+            (r#"{"use":"sig"}"#.to_owned(), ""),
+            (
+                r#"{"kty":"oct","use":"sig","k":"AAAA"}"#.to_owned(),
+                "wrong length",
+            ),
+            (private.to_string(), "belongs to their issuer"),
+            ("7".to_owned(), ""),
+            ("null".to_owned(), ""),
+        ];
+        for (bad, words) in cases {
+            let set = format!(r#"{{"keys":[{bad},{signer}]}}"#);
+            let loaded = load(set.as_bytes(), None).unwrap();
+            assert_eq!(loaded.counts(), (1, 0), "{bad}");
+            let [skipped] = loaded.skipped() else {
+                panic!("{bad}: {:?}", loaded.skipped());
+            };
+            assert!(skipped.is_fault, "{bad}");
+            assert!(skipped.reason.starts_with("k: "), "{}", skipped.reason);
+            assert!(skipped.reason.contains(words), "{}", skipped.reason);
+            assert!(!skipped.reason.contains('\n'), "{}", skipped.reason);
+
+            // Alone it leaves nothing, and the error says what was wrong with it.
+            let alone = format!(r#"{{"keys":[{bad}]}}"#);
+            let document = KeyDocument {
+                name: "k",
+                bytes: alone.as_bytes(),
+                usage: None,
+                kid: None,
+            };
+            let error = KeySet::from_documents(&[document]).unwrap_err();
+            assert_eq!(error.problem, KeyProblem::Empty, "{bad}");
+            assert!(error.to_string().contains(words), "{error}");
+        }
+        let twice = format!(r#"{{"keys":[{signer}],"keys":[{signer}]}}"#);
+        assert_eq!(problem(twice.as_bytes(), None), KeyProblem::DuplicateName);
     }
 
     #[test]
