@@ -2,7 +2,7 @@
 //!
 //! | policy | the target's certificate must |
 //! |---|---|
-//! | [`TargetCertificate::Ca`] | chain to a root, be valid now and name the target |
+//! | [`TargetCertificate::Ca`] | chain to a root, be valid now, name the target and be for TLS servers or Remote Desktop |
 //! | [`TargetCertificate::Pin`] | be this one (SHA-256 of its DER) |
 //! | [`TargetCertificate::TrustOnFirstUse`] | be the one that this target showed at its first logon |
 //! | [`TargetCertificate::AcceptAny`] | be any; for laboratories, asked for by name and logged each time |
@@ -31,6 +31,11 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::rustls::{
     CertificateError, DigitallySignedStruct, Error as TlsError, OtherError, PeerMisbehaved,
     RootCertStore, SignatureScheme,
+};
+
+use webpki::{
+    EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeId, KeyPurposeIdIter, KeyUsage,
+    RequiredEkuNotFoundContext,
 };
 
 use crate::rdp::credssp::SubjectPublicKeyInfo;
@@ -87,6 +92,7 @@ impl TargetCertificate {
                 .map_err(|error| CertificateRefusal::NotTrusted(error.to_string()))?;
                 Rule::Chain {
                     chain,
+                    roots: Arc::clone(roots),
                     name: name.clone(),
                 }
             }
@@ -178,6 +184,7 @@ pub enum CertificateRefusal {
 enum Rule {
     Chain {
         chain: Arc<WebPkiServerVerifier>,
+        roots: Arc<RootCertStore>,
         name: Option<ServerName<'static>>,
     },
     Known(Thumbprint),
@@ -225,17 +232,52 @@ impl Verifier {
                     Err(CertificateRefusal::Mismatch { expected, seen })
                 }
             }
-            Rule::Chain { chain, name } => chain
-                .verify_server_cert(
-                    end_entity,
+            Rule::Chain { chain, roots, name } => {
+                let name = name.as_ref().unwrap_or(server_name);
+                chain
+                    .verify_server_cert(end_entity, intermediates, name, ocsp_response, now)
+                    .map(|_| ())
+                    .or_else(|error| {
+                        let chain = (end_entity, intermediates);
+                        match self.judge_by_purpose(roots, chain, name, now) {
+                            Ok(()) => Ok(()),
+                            // Of a certificate that has another purpose, too, the purpose is said; of others what rustls says.
+                            Err(other) if is_of_purpose(&error) => Err(other.to_string()),
+                            Err(_) => Err(error.to_string()),
+                        }
+                    })
+                    .map_err(CertificateRefusal::NotTrusted)
+            }
+        }
+    }
+
+    /// As rustls judges, for certificates whose extended key usage does not name TLS servers: enterprise templates for
+    /// Remote Desktop name that alone, and some name any purpose. One purpose must hold from the certificate to the root.
+    fn judge_by_purpose(
+        &self,
+        roots: &RootCertStore,
+        (end_entity, intermediates): (&CertificateDer<'_>, &[CertificateDer<'_>]),
+        name: &ServerName<'_>,
+        now: UnixTime,
+    ) -> Result<(), webpki::Error> {
+        let certificate = EndEntityCert::try_from(end_entity)?;
+        let chain = |purpose| {
+            let algorithms = self.algorithms.all;
+            certificate
+                .verify_for_usage(
+                    algorithms,
+                    &roots.roots,
                     intermediates,
-                    name.as_ref().unwrap_or(server_name),
-                    ocsp_response,
                     now,
+                    purpose,
+                    None,
+                    None,
                 )
                 .map(|_| ())
-                .map_err(|error| CertificateRefusal::NotTrusted(error.to_string())),
-        }
+        };
+        chain(Purpose(SERVER_AUTHENTICATION))
+            .or_else(|_| chain(Purpose(REMOTE_DESKTOP_AUTHENTICATION)))?;
+        certificate.verify_is_valid_for_subject_name(name)
     }
 
     /// Verifies with the key alone: certificates of targets are old, odd and self-signed, and only their key counts
@@ -272,6 +314,55 @@ impl Verifier {
         }
     }
 }
+
+/// Whether rustls refused a certificate for what it is to be used for.
+fn is_of_purpose(error: &TlsError) -> bool {
+    matches!(
+        error,
+        TlsError::InvalidCertificate(
+            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. }
+        )
+    )
+}
+
+/// An extended key usage to be found in certificates that name any; [RFC 5280] 4.2.1.12.
+///
+/// [RFC 5280]: https://www.rfc-editor.org/rfc/rfc5280#section-4.2.1.12
+#[derive(Clone, Copy)]
+struct Purpose(&'static [u8]);
+
+impl ExtendedKeyUsageValidator for Purpose {
+    fn validate(&self, purposes: KeyPurposeIdIter<'_, '_>) -> Result<(), webpki::Error> {
+        let wanted = [KeyPurposeId::new(self.0), KeyPurposeId::new(ANY_PURPOSE)];
+        let mut present = Vec::new();
+        for purpose in purposes {
+            let purpose = purpose?;
+            if wanted.contains(&purpose) {
+                return Ok(());
+            }
+            present.push(purpose.to_decoded_oid());
+        }
+        if present.is_empty() {
+            return Ok(());
+        }
+        Err(webpki::Error::RequiredEkuNotFoundContext(
+            RequiredEkuNotFoundContext {
+                required: KeyUsage::required_if_present(self.0),
+                present,
+            },
+        ))
+    }
+}
+
+/// id-kp-serverAuth, 1.3.6.1.5.5.7.3.1.
+const SERVER_AUTHENTICATION: &[u8] = &[0x2B, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x01];
+
+/// szOID_TS_KP_TS_SERVER_AUTH, 1.3.6.1.4.1.311.54.1.2.
+const REMOTE_DESKTOP_AUTHENTICATION: &[u8] =
+    &[0x2B, 0x06, 0x01, 0x04, 0x01, 0x82, 0x37, 0x36, 0x01, 0x02];
+
+/// anyExtendedKeyUsage, 2.5.29.37.0.
+const ANY_PURPOSE: &[u8] = &[0x55, 0x1D, 0x25, 0x00];
 
 impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
@@ -427,7 +518,9 @@ const PIN_FILE_BYTES: u64 = 8 * 1024 * 1024;
 
 #[cfg(test)]
 mod tests {
-    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    use rcgen::{
+        BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    };
 
     use super::*;
 
@@ -443,12 +536,20 @@ mod tests {
 
     /// A root, and a certificate for `rdp.corp.example` that it signed.
     fn signed() -> (CertificateDer<'static>, CertificateDer<'static>) {
+        signed_for(&[])
+    }
+
+    /// The same for these purposes; for any where there are none.
+    fn signed_for(
+        purposes: &[ExtendedKeyUsagePurpose],
+    ) -> (CertificateDer<'static>, CertificateDer<'static>) {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let root_key = KeyPair::generate().unwrap();
         let root = params.self_signed(&root_key).unwrap().der().clone();
         let issuer = Issuer::new(params, root_key);
-        let leaf = CertificateParams::new(vec!["rdp.corp.example".to_owned()]).unwrap();
+        let mut leaf = CertificateParams::new(vec!["rdp.corp.example".to_owned()]).unwrap();
+        leaf.extended_key_usages = purposes.to_vec();
         let leaf = leaf
             .signed_by(&KeyPair::generate().unwrap(), &issuer)
             .unwrap();
@@ -485,6 +586,48 @@ mod tests {
         assert!(judged(&ca(Some(name)), "192.0.2.1", &leaf).is_ok());
         let unknown = judged(&ca(None), "rdp.corp.example", &self_signed());
         assert!(matches!(unknown, Err(CertificateRefusal::NotTrusted(_))));
+    }
+
+    #[test]
+    fn a_certificate_for_remote_desktop_alone_is_as_good_as_one_for_tls_servers() {
+        use ExtendedKeyUsagePurpose::{Any, ClientAuth, CodeSigning, Other, ServerAuth};
+        let remote_desktop = Other(vec![1, 3, 6, 1, 4, 1, 311, 54, 1, 2]);
+        let judge = |purposes: &[ExtendedKeyUsagePurpose], host: &str| {
+            let (root, leaf) = signed_for(purposes);
+            let mut roots = RootCertStore::empty();
+            roots.add(root).unwrap();
+            let roots = Arc::new(roots);
+            judged(&TargetCertificate::Ca { roots, name: None }, host, &leaf)
+        };
+        for purposes in [
+            vec![remote_desktop.clone()],
+            vec![Any],
+            vec![ClientAuth, remote_desktop.clone()],
+            vec![ClientAuth, Any],
+            vec![ServerAuth],
+            vec![ServerAuth, ClientAuth, remote_desktop.clone()],
+            vec![],
+        ] {
+            let good = judge(&purposes, "rdp.corp.example");
+            assert!(good.is_ok(), "{purposes:?} {good:?}");
+            // All else is judged as ever: the name, and below the root.
+            let elsewhere = judge(&purposes, "other.corp.example");
+            assert!(elsewhere.is_err(), "{purposes:?}");
+        }
+        for purposes in [vec![ClientAuth], vec![CodeSigning, ClientAuth]] {
+            let refused = judge(&purposes, "rdp.corp.example").unwrap_err();
+            assert!(refused.to_string().contains("not trusted"), "{refused}");
+        }
+        let (_, leaf) = signed_for(&[remote_desktop]);
+        let (other_root, _) = signed();
+        let mut roots = RootCertStore::empty();
+        roots.add(other_root).unwrap();
+        let roots = Arc::new(roots);
+        let ca = TargetCertificate::Ca { roots, name: None };
+        let unknown = judged(&ca, "rdp.corp.example", &leaf).unwrap_err();
+        // What is wrong with it is said, and not its purpose.
+        let words = "InvalidSignatureForPublicKey";
+        assert!(unknown.to_string().contains(words), "{unknown}");
     }
 
     #[test]
