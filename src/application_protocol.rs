@@ -52,6 +52,28 @@ impl ApplicationProtocol {
     }
 }
 
+impl ApplicationProtocol {
+    /// The port where a destination of this protocol names none, as other gateways have it; their names for protocols
+    /// are read here, too.
+    #[must_use]
+    pub fn default_port(&self) -> Option<u16> {
+        match self.as_str() {
+            "rdp" => Some(3389),
+            "vnc" | "ard" => Some(5900),
+            "ssh" | "sftp" | "scp" => Some(22),
+            "telnet" => Some(23),
+            "winrm" | "winrm-http-pwsh" => Some(5985),
+            "winrm-https" | "winrm-https-pwsh" => Some(5986),
+            "http" => Some(80),
+            "https" => Some(443),
+            "ldap" => Some(389),
+            "ldaps" => Some(636),
+            "wayk" => Some(12876),
+            _ => None,
+        }
+    }
+}
+
 impl From<String> for ApplicationProtocol {
     fn from(name: String) -> Self {
         match name.as_str() {

@@ -7,8 +7,8 @@ use std::fmt;
 
 use zeroize::Zeroizing;
 
-use crate::limits;
 use crate::ticket::{self, Ticket, TicketError};
+use crate::{limits, token};
 
 /// What a carrier held.
 #[derive(Clone, PartialEq, Eq)]
@@ -51,7 +51,7 @@ pub fn from_preconnection(wsz_pcb: &str) -> Result<Credential, CarrierError> {
     if text.starts_with(ticket::PREFIX) {
         return Ok(Credential::Ticket(Ticket::parse(text)?));
     }
-    if is_compact_jose(text) {
+    if token::is_compact(text) {
         return Ok(Credential::Token(Zeroizing::new(text.to_owned())));
     }
     Err(CarrierError::Unknown)
@@ -75,15 +75,6 @@ pub fn from_routing_token(routing_token: &[u8]) -> Result<Option<Credential>, Ca
     }
 }
 
-/// Three or five base64url parts, the first of which starts a JSON object.
-fn is_compact_jose(text: &str) -> bool {
-    text.starts_with("eyJ")
-        && matches!(text.bytes().filter(|byte| *byte == b'.').count(), 2 | 4)
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
-}
-
 impl fmt::Debug for Credential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -95,6 +86,9 @@ impl fmt::Debug for Credential {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
     use super::*;
 
     const TICKET: &str = "jt-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
@@ -112,6 +106,31 @@ mod tests {
         );
         let cookie = format!("Cookie: msts={TICKET}");
         assert_eq!(from_routing_token(cookie.as_bytes()), Ok(Some(ticket)));
+    }
+
+    #[test]
+    fn a_token_is_known_by_its_shape_whatever_white_space_its_header_has() {
+        for header in [
+            r#"{"alg":"ES256"}"#,
+            r#"{ "alg":"ES256"}"#,
+            "{\r\n    \"alg\":  \"ES256\",\r\n    \"typ\":  \"JWT\"\r\n}",
+            "\n\t {\"alg\":\"ES256\"}",
+        ] {
+            for rest in [".e30.c2ln", ".a2V5.aXY.dGV4dA.dGFn"] {
+                let text = format!("{}{rest}", URL_SAFE_NO_PAD.encode(header));
+                let token = Credential::Token(Zeroizing::new(text.clone()));
+                assert_eq!(from_preconnection(&text), Ok(token.clone()), "{header}");
+                assert_eq!(from_routing_token(text.as_bytes()), Ok(Some(token)));
+            }
+        }
+        // A list, four parts, and a part that is not base64url.
+        for text in ["WyJhIl0.e30.c2ln", "eyJhIjoxfQ.e30.c2ln.e30", "e30.e+0.e30"] {
+            assert_eq!(
+                from_preconnection(text),
+                Err(CarrierError::Unknown),
+                "{text}"
+            );
+        }
     }
 
     #[test]

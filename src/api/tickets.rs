@@ -19,6 +19,7 @@ use crate::clock;
 use crate::policy::{self, SessionLimits};
 use crate::refusal::Refusal;
 use crate::time::UnixTime;
+use crate::token;
 
 /// What the client sends; may be left out where the bearer is the token.
 #[derive(Default, Deserialize)]
@@ -69,7 +70,7 @@ pub async fn create(
             let detail = "send a token, as bearer or in the body";
             return Err(problem(StatusCode::UNAUTHORIZED, "no-token", detail));
         }
-        (Some(bearer), in_body) if bearer.starts_with("eyJ") => {
+        (Some(bearer), in_body) if token::is_compact(bearer) => {
             if in_body.is_some_and(|token| token.as_str() != bearer) {
                 let detail = "bearer and body carry different tokens";
                 return Err(problem(StatusCode::BAD_REQUEST, "contradiction", detail));

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::json::Checked;
-use super::target::TargetAddr;
+use super::target::{TargetAddr, TargetAddrError};
 use super::validity::Validity;
 use super::{TokenError, TokenRules};
 use crate::application_protocol::ApplicationProtocol;
@@ -149,16 +149,19 @@ impl Claims {
     ) -> Result<Self, TokenError> {
         let RawClaims {
             public,
-            secrets,
+            mut secrets,
             duplicate,
         } = RawClaims::parse(payload)?;
         if duplicate {
             return Err(TokenError::DuplicateClaim);
         }
+        // As every null: absent.
+        secrets.retain(|secret| !secret.is_null);
         if !encrypted && let Some(claim) = secrets.first() {
             return Err(TokenError::SecretUnencrypted { claim: claim.name });
         }
         let reader = Reader(&public);
+        reader.check_type()?;
         let validity = Validity::establish(
             reader.date("nbf")?,
             reader.date("iat")?,
@@ -241,6 +244,7 @@ struct RawClaims {
 
 struct SecretClaim {
     name: &'static str,
+    is_null: bool,
     /// None where it was not a text.
     value: Option<Zeroizing<String>>,
 }
@@ -280,6 +284,7 @@ impl<'de> Visitor<'de> for RawClaimsVisitor {
                 claims.duplicate |= claims.secrets.iter().any(|other| other.name == secret);
                 claims.secrets.push(SecretClaim {
                     name: secret,
+                    is_null: raw.get() == "null",
                     value: unescape(raw.get()),
                 });
             } else {
@@ -375,8 +380,13 @@ impl Secrets {
 struct Reader<'a>(&'a Map<String, Value>);
 
 impl<'a> Reader<'a> {
+    /// A claim's value. Null counts as absent, since many issuers write it where they have nothing to say.
+    fn get(&self, claim: &str) -> Option<&'a Value> {
+        self.0.get(claim).filter(|value| !value.is_null())
+    }
+
     fn text(&self, claim: &'static str) -> Result<Option<&'a str>, TokenError> {
-        match self.0.get(claim) {
+        match self.get(claim) {
             None => Ok(None),
             Some(value) => value
                 .as_str()
@@ -386,7 +396,7 @@ impl<'a> Reader<'a> {
     }
 
     fn boolean(&self, claim: &'static str) -> Result<Option<bool>, TokenError> {
-        match self.0.get(claim) {
+        match self.get(claim) {
             None => Ok(None),
             Some(value) => value
                 .as_bool()
@@ -396,7 +406,7 @@ impl<'a> Reader<'a> {
     }
 
     fn whole(&self, claim: &'static str) -> Result<Option<u64>, TokenError> {
-        match self.0.get(claim) {
+        match self.get(claim) {
             None => Ok(None),
             Some(value) => value
                 .as_u64()
@@ -409,7 +419,7 @@ impl<'a> Reader<'a> {
     ///
     /// [RFC 7519]: https://www.rfc-editor.org/rfc/rfc7519#section-2
     fn date(&self, claim: &'static str) -> Result<Option<UnixTime>, TokenError> {
-        let Some(value) = self.0.get(claim) else {
+        let Some(value) = self.get(claim) else {
             return Ok(None);
         };
         let seconds = match (value.as_u64(), value.as_f64()) {
@@ -475,7 +485,7 @@ impl<'a> Reader<'a> {
     }
 
     fn recording_policy(&self) -> Result<RecordingPolicy, TokenError> {
-        match self.0.get("jet_rec") {
+        match self.get("jet_rec") {
             None | Some(Value::Bool(false)) => Ok(RecordingPolicy::None),
             Some(Value::Bool(true)) => Ok(RecordingPolicy::Proxy),
             Some(Value::String(policy)) => match policy.as_str() {
@@ -510,7 +520,7 @@ impl<'a> Reader<'a> {
     fn targets(&self, jet_cm: ConnectionMode) -> Result<Vec<TargetAddr>, TokenError> {
         if jet_cm == ConnectionMode::Rdv {
             for claim in ["dst_hst", "dst_alt"] {
-                if self.0.contains_key(claim) {
+                if self.get(claim).is_some() {
                     return Err(invalid(claim, "only with jet_cm fwd"));
                 }
             }
@@ -519,18 +529,26 @@ impl<'a> Reader<'a> {
         let first = self
             .text("dst_hst")?
             .ok_or_else(|| invalid("dst_hst", "missing with jet_cm fwd"))?;
-        let mut targets = vec![target("dst_hst", first)?];
-        self.alternatives("dst_alt", &mut targets)?;
+        let port = self.default_port()?;
+        let mut targets = vec![target("dst_hst", first, port)?];
+        self.alternatives("dst_alt", port, &mut targets)?;
         Ok(targets)
+    }
+
+    /// The port of destinations that name none.
+    fn default_port(&self) -> Result<Option<u16>, TokenError> {
+        let protocol = self.application_protocol()?;
+        Ok(protocol.and_then(|protocol| protocol.default_port()))
     }
 
     /// Adds the further destinations in `claim`.
     fn alternatives(
         &self,
         claim: &'static str,
+        default_port: Option<u16>,
         targets: &mut Vec<TargetAddr>,
     ) -> Result<(), TokenError> {
-        match self.0.get(claim) {
+        match self.get(claim) {
             None => {}
             Some(Value::Array(others)) => {
                 if others.len() >= limits::TARGETS {
@@ -540,7 +558,7 @@ impl<'a> Reader<'a> {
                     let other = other
                         .as_str()
                         .ok_or_else(|| invalid(claim, "not a list of texts"))?;
-                    targets.push(target(claim, other)?);
+                    targets.push(target(claim, other, default_port)?);
                 }
             }
             Some(
@@ -558,7 +576,7 @@ impl<'a> Reader<'a> {
         let agent = self.text("jet_agent_id")?;
         let behind = self.text("jet_agent_dst")?;
         let (agent, behind) = match (agent, behind) {
-            (None, None) if self.0.contains_key("jet_agent_alt") => {
+            (None, None) if self.get("jet_agent_alt").is_some() => {
                 return Err(invalid("jet_agent_id", "missing beside jet_agent_alt"));
             }
             (None, None) => return Ok(None),
@@ -572,18 +590,33 @@ impl<'a> Reader<'a> {
         let agent = agent
             .parse()
             .map_err(|_| invalid("jet_agent_id", "not an agent's name"))?;
-        let mut targets = vec![target("jet_agent_dst", behind)?];
-        self.alternatives("jet_agent_alt", &mut targets)?;
+        let port = self.default_port()?;
+        let mut targets = vec![target("jet_agent_dst", behind, port)?];
+        self.alternatives("jet_agent_alt", port, &mut targets)?;
         Ok(Some(AgentTarget { agent, targets }))
     }
 
     fn thumbprint(&self) -> Result<Option<Thumbprint>, TokenError> {
+        // A pin that got lost on its way into the token must not become no pin.
+        if self.0.get("cert_thumb256").is_some_and(Value::is_null) {
+            return Err(invalid("cert_thumb256", "null"));
+        }
         self.text("cert_thumb256")?
             .map(|text| {
                 text.parse()
                     .map_err(|NotAThumbprint| invalid("cert_thumb256", "not a SHA-256 in hex"))
             })
             .transpose()
+    }
+
+    /// Other kinds of token, signed with the same key, may name their kind in a claim and not in `cty`: `scope`, `jmux`,
+    /// `kdc` and more. `association` is what other JET gateways call this kind.
+    fn check_type(&self) -> Result<(), TokenError> {
+        match self.get("type") {
+            None => Ok(()),
+            Some(Value::String(kind)) if kind.eq_ignore_ascii_case("association") => Ok(()),
+            Some(_) => Err(TokenError::WrongType("claim type")),
+        }
     }
 
     fn check_issuer(&self, rules: &TokenRules) -> Result<(), TokenError> {
@@ -602,7 +635,7 @@ impl<'a> Reader<'a> {
     /// [RFC 7519]: https://www.rfc-editor.org/rfc/rfc7519#section-4.1.3
     fn check_audience(&self, rules: &TokenRules) -> Result<(), TokenError> {
         let is_ours = |name: &str| rules.audiences.iter().any(|ours| ours == name);
-        let audience = match self.0.get("aud") {
+        let audience = match self.get("aud") {
             None => None,
             Some(Value::String(name)) => Some(is_ours(name)),
             Some(Value::Array(names)) => {
@@ -624,9 +657,20 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn target(claim: &'static str, text: &str) -> Result<TargetAddr, TokenError> {
-    text.parse()
-        .map_err(|_| invalid(claim, "not <host>:<port>, IPv6 in brackets"))
+fn target(
+    claim: &'static str,
+    text: &str,
+    default_port: Option<u16>,
+) -> Result<TargetAddr, TokenError> {
+    TargetAddr::of_claim(text, default_port).map_err(|error| match error {
+        TargetAddrError::Scheme(scheme) => TokenError::Scheme { claim, scheme },
+        TargetAddrError::NoPort => {
+            invalid(claim, "no port, and jet_ap names no protocol that has one")
+        }
+        TargetAddrError::BadPort | TargetAddrError::BadHost | TargetAddrError::BareIpv6 => {
+            invalid(claim, "not <host>:<port>, IPv6 in brackets")
+        }
+    })
 }
 
 const fn invalid(claim: &'static str, problem: &'static str) -> TokenError {
@@ -1116,6 +1160,110 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_port_may_be_left_out_where_jet_ap_has_one() {
+        let target = |claims: Value| {
+            let targets = forward(claims).unwrap().targets;
+            let targets: Vec<String> = targets.iter().map(ToString::to_string).collect();
+            targets.join(" ")
+        };
+        for (protocol, port) in [
+            ("rdp", 3389),
+            ("vnc", 5900),
+            ("ard", 5900),
+            ("ssh", 22),
+            ("sftp", 22),
+            ("scp", 22),
+            ("telnet", 23),
+            ("winrm-http-pwsh", 5985),
+            ("winrm-https-pwsh", 5986),
+            ("http", 80),
+            ("https", 443),
+            ("ldap", 389),
+            ("ldaps", 636),
+            ("wayk", 12876),
+        ] {
+            let claims =
+                json!({ "jet_ap": protocol, "dst_hst": "tcp://a", "dst_alt": ["b", "c:1"] });
+            assert_eq!(
+                target(claims),
+                format!("a:{port} b:{port} c:1"),
+                "{protocol}"
+            );
+        }
+        for protocol in [json!(null), json!("none"), json!("dns")] {
+            let claims = json!({ "jet_ap": protocol, "dst_hst": "a" });
+            let words = "claim dst_hst: no port, and jet_ap names no protocol that has one";
+            assert_eq!(forward(claims).unwrap_err().to_string(), words);
+            let claims = json!({ "jet_ap": protocol, "dst_alt": ["a"] });
+            assert_eq!(fault(claims), "dst_alt");
+        }
+        let udp = forward(json!({ "dst_alt": ["UDP://a:1"] })).unwrap_err();
+        let words = "claim dst_alt: only tcp:// is dialled, and not udp://";
+        assert_eq!((udp.rule(), udp.to_string().as_str()), ("claim", words));
+    }
+
+    #[test]
+    fn another_kind_of_token_by_its_claim_type_is_refused() {
+        for kind in ["association", "ASSOCIATION"] {
+            assert!(forward(json!({ "type": kind })).is_ok());
+        }
+        for kind in [
+            "scope", "bridge", "jmux", "jrec", "kdc", "jrl", "webapp", "netscan", "",
+        ] {
+            let error = forward(json!({ "type": kind })).unwrap_err();
+            assert_eq!(error, TokenError::WrongType("claim type"), "{kind}");
+        }
+        let error = forward(json!({ "type": ["association"] })).unwrap_err();
+        assert_eq!(error.rule(), "type");
+    }
+
+    #[test]
+    fn an_optional_claim_of_null_is_absent_and_a_null_pin_is_an_error() {
+        let text = format!(
+            r#"{{ "iat": {}, "nbf": null, "exp": null, "iss": null, "aud": null, "jet_gw_id": null, "type": null,
+                "jet_cm": "fwd", "dst_hst": "a:1", "dst_alt": null, "dst_usr": null, "dst_pwd": null, "prx_usr": null,
+                "prx_pwd": null, "jet_aid": null, "jet_ct": null, "jet_ap": null, "jet_rec": null, "jetflt": null,
+                "jet_flt": null, "jet_ttl": null, "jet_reuse": null, "jet_agent_id": null, "jet_agent_dst": null,
+                "jet_agent_alt": null, "sub": null, "jti": null }}"#,
+            NOW.0
+        );
+        let rules = TokenRules::default();
+        // Unencrypted: a secret that is not there is none.
+        let claims = Claims::parse(text.as_bytes(), false, &rules, NOW).unwrap();
+        let absent = forward(json!({ "dst_hst": "a:1" })).unwrap();
+        assert!(claims.target_credentials.is_none() && claims.proxy_credentials.is_none());
+        let told = |claims: &Claims| {
+            let claims = Claims {
+                extra: Map::new(),
+                ..claims.clone()
+            };
+            format!("{claims:?}")
+        };
+        assert_eq!(told(&claims), told(&absent));
+
+        let rendezvous =
+            r#"{ "iat": 1700000000, "jet_cm": null, "dst_hst": null, "dst_alt": null }"#;
+        assert_eq!(
+            parse_text(rendezvous, &rules).unwrap().jet_cm,
+            ConnectionMode::Rdv
+        );
+        let half = text.replace(r#""dst_pwd": null"#, r#""dst_pwd": "x""#);
+        assert!(parse_text(&half, &rules).is_err());
+        let pinned = text.replace(r#""jti": null"#, r#""cert_thumb256": null"#);
+        let problem = TokenError::Claim {
+            claim: "cert_thumb256",
+            problem: "null",
+        };
+        assert_eq!(parse_text(&pinned, &rules).unwrap_err(), problem);
+        // Named, and it has no name of this gateway.
+        let named = TokenRules {
+            audiences: vec!["gw-1".to_owned()],
+            ..TokenRules::default()
+        };
+        assert_eq!(parse_text(&text, &named).unwrap_err().rule(), "audience");
     }
 
     #[test]

@@ -658,6 +658,19 @@ fn take_text(claims: &mut Map<String, Value>, name: &str) -> Result<Option<Strin
     }
 }
 
+/// Three or five parts of base64url, the first of which begins a JSON object, white space or not: what is wrong with the
+/// object is for [`Compact::parse`] to say.
+pub(super) fn is_compact(text: &str) -> bool {
+    let Some((header, _)) = text.split_once('.') else {
+        return false;
+    };
+    // A longer header is none; whole groups of four decode by themselves.
+    let header = header.get(..HEADER_CHARS).unwrap_or(header);
+    text.bytes().all(is_compact_byte)
+        && matches!(text.bytes().filter(|byte| *byte == b'.').count(), 2 | 4)
+        && decode(header).is_some_and(|header| json::begins_an_object(&header))
+}
+
 fn is_compact_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')
 }

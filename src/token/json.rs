@@ -31,6 +31,14 @@ pub(crate) fn object(text: &[u8]) -> Result<Map<String, Value>, ObjectError> {
     }
 }
 
+/// Whether the first character that is not white space ([RFC 8259] 2) opens an object.
+///
+/// [RFC 8259]: https://www.rfc-editor.org/rfc/rfc8259#section-2
+pub(crate) fn begins_an_object(text: &[u8]) -> bool {
+    let is_space = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
+    text.iter().find(|byte| !is_space(byte)) == Some(&b'{')
+}
+
 /// A value, and whether any object in it has a name twice.
 pub(crate) struct Checked {
     pub(crate) value: Value,

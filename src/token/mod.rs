@@ -34,6 +34,12 @@ use self::validity::Validity;
 use crate::application_protocol::ApplicationProtocol;
 use crate::time::UnixTime;
 
+/// Whether `text` has the shape of a token (a compact JWS or JWE), so that it is one or a damaged one, and nothing else.
+#[must_use]
+pub fn is_compact(text: &str) -> bool {
+    jose::is_compact(text)
+}
+
 /// Verifies tokens with one set of keys under one set of rules.
 #[derive(Debug)]
 pub struct Verifier {
@@ -290,7 +296,7 @@ pub enum TokenError {
     /// Issuer: encrypted, but not signed, against [`TokenRules::unsigned_jwe`].
     #[error("the token is encrypted but not signed, so nothing proves who issued it")]
     UnsignedEncrypted,
-    /// Issuer: a token of another kind, by its `typ` or `cty`.
+    /// Issuer: a token of another kind, by its `typ`, its `cty` or its claim `type`.
     #[error("the token is of another type, by its {0}")]
     WrongType(&'static str),
     /// Issuer: the payload is not a JSON object.
@@ -306,6 +312,14 @@ pub enum TokenError {
         claim: &'static str,
         /// What is wrong with it.
         problem: &'static str,
+    },
+    /// Issuer: a destination with the scheme of something that is not dialled.
+    #[error("claim {claim}: only tcp:// is dialled, and not {scheme}://")]
+    Scheme {
+        /// The claim's name.
+        claim: &'static str,
+        /// The scheme.
+        scheme: String,
     },
     /// Issuer: a secret travelled in the clear; change it.
     #[error("claim {claim} is a secret and the token was not encrypted")]
@@ -363,7 +377,7 @@ impl TokenError {
             Self::WrongType(_) => "type",
             Self::NotClaims => "claims",
             Self::DuplicateClaim => "duplicate-claim",
-            Self::Claim { .. } => "claim",
+            Self::Claim { .. } | Self::Scheme { .. } => "claim",
             Self::SecretUnencrypted { .. } => "secret-unencrypted",
             Self::NoValidity => "no-validity",
             Self::NotYetValid { .. } => "not-yet-valid",
@@ -491,7 +505,7 @@ impl Verifier {
                     .cty
                     .as_deref()
                     .is_some_and(|cty| is_media_type(cty, "jwt"));
-                if looks_like_an_object(&plaintext) {
+                if json::begins_an_object(&plaintext) {
                     if says_nested {
                         return Err(TokenError::WrongType("cty"));
                     }
@@ -645,10 +659,6 @@ fn is_media_type(value: &str, name: &str) -> bool {
         Some(_) | None => value,
     };
     short.eq_ignore_ascii_case(name)
-}
-
-fn looks_like_an_object(plaintext: &[u8]) -> bool {
-    plaintext.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{')
 }
 
 /// Taking a token apart and reading its claims, microseconds.

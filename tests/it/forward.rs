@@ -116,18 +116,81 @@ async fn a_token_too_long_for_the_length_indicator_still_works_as_a_routing_toke
     let (lab, target) = (Lab::start(""), Target::start().await);
     let token = lab.token(target.address, json!({}));
     assert!(token.len() > 238);
-    // As FreeRDP sends it: TPKT right, LI wrapped.
+    let mut client = lab.connect().await;
+    client.write_all(&long_request(&token)).await.unwrap();
+    assert_eq!(confirm(&mut client).await, SELECTED_TLS);
+    let seen = &target.requests()[0];
+    assert!(!seen.windows(3).any(|window| window == b"eyJ"));
+}
+
+/// As FreeRDP sends a long routing token: TPKT right, LI wrapped.
+fn long_request(token: &str) -> Vec<u8> {
     let mut bytes = vec![3, 0, 0, 0, 0, 0xE0, 0, 0, 0, 0, 0];
     bytes.extend_from_slice(token.as_bytes());
     bytes.extend_from_slice(b"\r\n\x01\x00\x08\x00\x03\x00\x00\x00");
     let length = u16::try_from(bytes.len()).unwrap();
     bytes[2..4].copy_from_slice(&length.to_be_bytes());
     bytes[4] = (length - 5).to_le_bytes()[0];
-    let mut client = lab.connect().await;
-    client.write_all(&bytes).await.unwrap();
-    assert_eq!(confirm(&mut client).await, SELECTED_TLS);
-    let seen = &target.requests()[0];
-    assert!(!seen.windows(3).any(|window| window == b"eyJ"));
+    bytes
+}
+
+// J-RDP-1 J-RDP-2
+#[tokio::test]
+async fn a_token_whose_header_has_white_space_opens_a_session_from_every_carrier() {
+    let (lab, target) = (Lab::start(""), Target::start().await);
+    for header in [
+        r#"{ "alg":"ES256"}"#,
+        "{\r\n    \"alg\":  \"ES256\",\r\n    \"typ\":  \"JWT\"\r\n}",
+    ] {
+        let token = || lab.token_with_header(header, target.address);
+        lab.session(&token()).await;
+
+        let mut routed = lab.connect().await;
+        routed.write_all(&long_request(&token())).await.unwrap();
+        assert_eq!(confirm(&mut routed).await, SELECTED_TLS, "{header}");
+
+        let ticket = crate::api::ticket(&lab, &token()).await;
+        let mut client = lab.connect().await;
+        let bytes = request(Some(&ticket)).encode().unwrap();
+        client.write_all(&bytes).await.unwrap();
+        assert_eq!(confirm(&mut client).await, SELECTED_TLS, "{header}");
+    }
+}
+
+// J-DST-1
+#[tokio::test]
+async fn destinations_as_other_gateways_libraries_write_them_are_reached() {
+    let (lab, target) = (Lab::start(""), Target::start().await);
+    let port = target.address.port();
+    // Nothing listens on the first: the second is tried.
+    let alternatives = json!({
+        "dst_hst": "tcp://127.0.0.1:1",
+        "dst_alt": [format!("TCP://127.0.0.1:{port}/")],
+    });
+    for claims in [
+        json!({ "dst_hst": format!("tcp://127.0.0.1:{port}") }),
+        alternatives,
+    ] {
+        lab.session(&lab.token(target.address, claims)).await;
+    }
+    let udp = json!({ "dst_hst": format!("udp://127.0.0.1:{port}") });
+    let mut client = lab.client(&lab.token(target.address, udp)).await;
+    assert_eq!(crate::lab::failure(&mut client).await, 5);
+    let refused = logged("Session refused").await;
+    let reason = "claim dst_hst: only tcp:// is dialled, and not udp://";
+    assert_eq!(refused["reason"], reason);
+}
+
+// J-DST-1
+#[tokio::test]
+async fn a_destination_without_a_port_is_dialled_at_that_of_its_protocol() {
+    let lab = Lab::start("[egress]\nallow = [{ cidr = \"192.0.2.0/24\" }]\n");
+    let nobody: std::net::SocketAddr = "127.0.0.1:1".parse().unwrap();
+    let claims = json!({ "dst_hst": "127.0.0.1", "dst_alt": ["tcp://127.0.0.2"] });
+    let mut client = lab.client(&lab.token(nobody, claims)).await;
+    crate::lab::failure(&mut client).await;
+    let reason = logged("Session refused").await["reason"].to_string();
+    assert!(reason.contains("127.0.0.1:3389"), "{reason}");
 }
 
 // J-RDP-2

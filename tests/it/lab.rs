@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jetway::config::{Config, Flags};
 use jetway::gateway::Running;
 use jetway::rdp::connection_request::{self, ConnectionRequest, NegotiationRequest};
@@ -15,6 +17,10 @@ use jetway::rdp::preconnection;
 use jetway::token::algorithm::{Algorithm, KeyManagement, SignatureAlgorithm};
 use jetway::token::key::Key;
 use jetway::token::mint::{self, EncryptionKey, SigningKey};
+use openssl::bn::BigNumRef;
+use openssl::ec::EcKey;
+use openssl::ecdsa::EcdsaSig;
+use openssl::sha::sha256;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -45,6 +51,8 @@ impl Lab {
             signing.public_pem().unwrap(),
         )
         .unwrap();
+        // For those who configure it: nothing is revoked.
+        std::fs::write(folder.path().join("revoked.json"), "{}").unwrap();
         let mut lab = Self {
             folder,
             signing,
@@ -121,6 +129,19 @@ impl Lab {
     pub(crate) fn token(&self, target: SocketAddr, changes: Value) -> String {
         let key = SigningKey::from_key(&self.signing, None).unwrap();
         mint::mint(&Self::claims(target, changes), Some(&key), None).unwrap()
+    }
+
+    /// The same with a header as it is written here, white space and all.
+    pub(crate) fn token_with_header(&self, header: &str, target: SocketAddr) -> String {
+        let claims = Self::claims(target, json!({})).to_string();
+        let input = [header, &claims].map(|part| URL_SAFE_NO_PAD.encode(part));
+        let input = input.join(".");
+        let pem = self.signing.private_pem().unwrap();
+        let key = EcKey::private_key_from_pem(pem.as_bytes()).unwrap();
+        let signature = EcdsaSig::sign(&sha256(input.as_bytes()), &key).unwrap();
+        let half = |number: &BigNumRef| number.to_vec_padded(32).unwrap();
+        let signature = [half(signature.r()), half(signature.s())].concat();
+        format!("{input}.{}", URL_SAFE_NO_PAD.encode(signature))
     }
 
     pub(crate) async fn connect(&self) -> TcpStream {
