@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use openssl::x509::X509;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{self, ServerConfig};
 
@@ -68,6 +69,12 @@ impl ServerTls {
         Ok(true)
     }
 
+    /// The key file is at fault, and not the certificate.
+    #[must_use]
+    pub fn is_fault_of_key(config: &TlsConfig, error: &TlsFileError) -> bool {
+        error.path == config.key.display().to_string()
+    }
+
     /// The certificate file, for messages.
     #[must_use]
     pub fn certificate(&self) -> &Path {
@@ -88,6 +95,9 @@ fn server_config(config: &TlsConfig) -> Result<ServerConfig, TlsFileError> {
         TlsVersion::V1_3 => &[&rustls::version::TLS13],
     };
     let (certificates, key) = read_identity(&config.certificate, &config.key)?;
+    if certificates.first().is_some_and(is_version_1) {
+        return Err(failed(&config.certificate, VERSION_1.to_owned()));
+    }
     ServerConfig::builder_with_protocol_versions(versions)
         .with_no_client_auth()
         .with_single_cert(certificates, key)
@@ -121,6 +131,15 @@ pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Tl
     Ok(chain)
 }
 
+/// What TLS libraries of today, and clients, do not take. `openssl x509 -req` without extensions makes it.
+fn is_version_1(certificate: &CertificateDer<'_>) -> bool {
+    // The field counts from zero.
+    X509::from_der(certificate).is_ok_and(|certificate| certificate.version() < 2)
+}
+
+const VERSION_1: &str = "the gateway's own certificate is of X.509 version 1 or 2, which TLS clients do not take; have one of version 3 issued, \
+     with the gateway's name in it (openssl req -x509 -addext subjectAltName=DNS:gw.example, or -extfile with openssl x509 -req)";
+
 fn read(path: &Path) -> Result<zeroize::Zeroizing<Vec<u8>>, TlsFileError> {
     std::fs::read(path)
         .map(zeroize::Zeroizing::new)
@@ -131,5 +150,53 @@ fn failed(path: &Path, problem: String) -> TlsFileError {
     TlsFileError {
         path: path.display().to_string(),
         problem,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openssl::asn1::Asn1Time;
+    use openssl::ec::{EcGroup, EcKey};
+    use openssl::hash::MessageDigest;
+    use openssl::nid::Nid;
+    use openssl::pkey::PKey;
+    use openssl::x509::X509Builder;
+
+    use super::*;
+
+    #[test]
+    fn an_own_certificate_of_version_1_is_refused_with_what_to_do() {
+        let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
+        let key = PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let files = TlsConfig {
+            certificate: folder.path().join("gateway.pem"),
+            key: folder.path().join("gateway.key.pem"),
+            min_version: TlsVersion::default(),
+        };
+        let pem = key.private_key_to_pem_pkcs8().unwrap();
+        std::fs::write(&files.key, pem).unwrap();
+        let load = |version: i32| {
+            let mut builder = X509Builder::new().unwrap();
+            builder.set_version(version).unwrap();
+            builder.set_pubkey(&key).unwrap();
+            let (start, end) = (Asn1Time::days_from_now(0), Asn1Time::days_from_now(1));
+            builder.set_not_before(&start.unwrap()).unwrap();
+            builder.set_not_after(&end.unwrap()).unwrap();
+            builder.sign(&key, MessageDigest::sha256()).unwrap();
+            let pem = builder.build().to_pem().unwrap();
+            std::fs::write(&files.certificate, pem).unwrap();
+            ServerTls::load(files.clone())
+        };
+        let error = load(0).unwrap_err().to_string();
+        for words in [
+            "gateway.pem",
+            "gateway's own certificate",
+            "version 1",
+            "-addext",
+        ] {
+            assert!(error.contains(words), "{error}");
+        }
+        assert!(load(2).is_ok());
     }
 }
