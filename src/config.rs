@@ -2,7 +2,7 @@
 //!
 //! Later layers win: built-in defaults, the file, `JETWAY_…` variables (`__` separates levels, as in
 //! `JETWAY_STORE__PATH`), flags. Relative paths in the file are relative to the file. Every error names the file, the key
-//! and, where the file set it, the line.
+//! and, where the file set it, the line; all that can be found at once are told at once.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -10,8 +10,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use figment::Figment;
+use figment::error::Kind;
 use figment::providers::{Env, Format, Serialized, Toml};
+use figment::value::Value;
 use ipnet::IpNet;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::limits;
@@ -66,6 +69,9 @@ pub struct Config {
     /// `egress`, compiled.
     #[serde(skip)]
     pub egress_rules: EgressRules,
+    /// Where it was read from, for messages that point into it.
+    #[serde(skip)]
+    pub source: Source,
 }
 
 /// One port.
@@ -581,12 +587,31 @@ impl fmt::Display for ConfigError {
     }
 }
 
+/// All that is wrong with a configuration, as far as one reading can find it; never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigErrors(pub Vec<ConfigError>);
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+impl From<ConfigError> for ConfigErrors {
+    fn from(error: ConfigError) -> Self {
+        Self(vec![error])
+    }
+}
+
 impl Config {
     /// Reads the file at `path`, the environment and `flags`.
     ///
     /// # Errors
-    /// The first value that cannot be used, with file, key and line.
-    pub fn load(path: &Path, flags: &Flags) -> Result<Self, ConfigError> {
+    /// The values that cannot be used, each with file, key and line.
+    pub fn load(path: &Path, flags: &Flags) -> Result<Self, ConfigErrors> {
         let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
             source_name: path.display().to_string(),
             line: None,
@@ -601,8 +626,11 @@ impl Config {
         text: &str,
         flags: &Flags,
         environment: Env,
-    ) -> Result<Self, ConfigError> {
-        let file = File { path, text };
+    ) -> Result<Self, ConfigErrors> {
+        let file = Source {
+            path: path.to_owned(),
+            text: text.to_owned(),
+        };
         // A syntax error has a line of its own and no key.
         if let Err(error) = toml_edit::ImDocument::parse(text) {
             return Err(ConfigError {
@@ -610,7 +638,8 @@ impl Config {
                 line: error.span().map(|span| line_of(text, span.start)),
                 key: String::new(),
                 problem: error.message().trim_end().to_owned(),
-            });
+            }
+            .into());
         }
         let mut figment = Figment::new().merge(Toml::string(text)).merge(environment);
         if let Some(format) = flags.log_format {
@@ -624,9 +653,20 @@ impl Config {
             let store = std::path::absolute(store).unwrap_or_else(|_| store.clone());
             figment = figment.merge(Serialized::default("store.path", store));
         }
-        let mut config: Self = figment.extract().map_err(|error| file.explain(&error))?;
+        let mut config: Self = figment.extract().map_err(|first| {
+            let mut errors = type_errors(&figment);
+            if errors.is_empty() {
+                errors.push(first);
+            }
+            let explained = errors.iter().map(|error| file.explain(error, &figment));
+            ConfigErrors(explained.collect())
+        })?;
         config.anchor(path.parent().unwrap_or(Path::new("")));
-        config.check(&file)?;
+        let errors = config.check(&file);
+        if !errors.is_empty() {
+            return Err(ConfigErrors(errors));
+        }
+        config.source = file;
         Ok(config)
     }
 
@@ -650,53 +690,55 @@ impl Config {
     }
 
     /// What types alone do not say.
-    fn check(&mut self, file: &File<'_>) -> Result<(), ConfigError> {
+    fn check(&mut self, file: &Source) -> Vec<ConfigError> {
+        let mut errors = Vec::new();
         if self.listener.is_empty() {
-            return Err(file.error(&["listener"], "at least one listener is needed"));
+            errors.push(file.error(&["listener"], "at least one listener is needed"));
         }
         for (index, listener) in self.listener.iter().enumerate() {
             if listener.accept.is_empty() {
                 let index = index.to_string();
-                return Err(file.error(&["listener", &index, "accept"], "accepts nothing"));
+                errors.push(file.error(&["listener", &index, "accept"], "accepts nothing"));
             }
         }
         if self.token.keys.is_empty() && !self.development.accept_unsigned_tokens {
-            return Err(file.error(&["token", "keys"], "at least one key is needed"));
+            errors.push(file.error(&["token", "keys"], "at least one key is needed"));
         }
         if self.target.verify == VerifyTarget::Ca && self.target.ca.is_none() {
-            return Err(file.error(&["target", "ca"], "needed for verify = \"ca\""));
+            errors.push(file.error(&["target", "ca"], "needed for verify = \"ca\""));
         }
         if let Some(kerberos) = &self.target.kerberos {
             let key = ["target", "kerberos", "kdcs"];
             if kerberos.kdcs.is_empty() && !kerberos.dns {
-                return Err(file.error(&key, "names no KDC, and dns is not to be asked"));
+                errors.push(file.error(&key, "names no KDC, and dns is not to be asked"));
             }
             if kerberos.dns && !kerberos.kdcs.is_empty() {
-                return Err(file.error(&key, "where KDCs are named, dns is not asked"));
+                errors.push(file.error(&key, "where KDCs are named, dns is not asked"));
             }
             if kerberos.dns && kerberos.realm.as_deref().is_none_or(str::is_empty) {
                 let key = ["target", "kerberos", "realm"];
-                return Err(file.error(&key, "needed for dns"));
+                errors.push(file.error(&key, "needed for dns"));
             }
             if !kerberos.dns && !kerberos.nameservers.is_empty() {
                 let key = ["target", "kerberos", "nameservers"];
-                return Err(file.error(&key, "nobody asks them without dns = true"));
+                errors.push(file.error(&key, "nobody asks them without dns = true"));
             }
             for kdc in &kerberos.kdcs {
-                kdc.parse::<TargetAddr>()
-                    .map_err(|error| file.error(&key, &format!("{kdc}: {error}")))?;
+                if let Err(error) = kdc.parse::<TargetAddr>() {
+                    errors.push(file.error(&key, &format!("{kdc}: {error}")));
+                }
             }
         }
         if self.tickets.lifetime_s == 0 {
-            return Err(file.error(&["tickets", "lifetime_s"], "a ticket needs a lifetime"));
+            errors.push(file.error(&["tickets", "lifetime_s"], "a ticket needs a lifetime"));
         }
         if self.session.connect_timeout_s == 0 {
-            return Err(file.error(&["session", "connect_timeout_s"], "must not be zero"));
+            errors.push(file.error(&["session", "connect_timeout_s"], "must not be zero"));
         }
         for origin in &self.jet.origins {
             if !is_origin(origin) {
                 let problem = format!("{origin}: expected SCHEME://HOST[:PORT] in lower case");
-                return Err(file.error(&["jet", "origins"], &problem));
+                errors.push(file.error(&["jet", "origins"], &problem));
             }
         }
         let bounds = [
@@ -707,14 +749,17 @@ impl Config {
         ];
         for (key, bound) in bounds {
             if bound == 0 {
-                return Err(file.error(&["limits", key], "must not be zero"));
+                errors.push(file.error(&["limits", key], "must not be zero"));
             }
         }
-        tracing_subscriber::EnvFilter::try_new(&self.log.filter)
-            .map_err(|error| file.error(&["log", "filter"], &error.to_string()))?;
-        self.egress_rules = EgressRules::try_from(self.egress.clone())
-            .map_err(|error| file.error(&["egress"], &error.to_string()))?;
-        Ok(())
+        if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
+            errors.push(file.error(&["log", "filter"], &error.to_string()));
+        }
+        match EgressRules::try_from(self.egress.clone()) {
+            Ok(rules) => self.egress_rules = rules,
+            Err(error) => errors.push(file.error(&["egress"], &error.to_string())),
+        }
+        errors
     }
 
     /// The rules by which tokens are judged.
@@ -753,29 +798,165 @@ fn is_origin(text: &str) -> bool {
         && host.bytes().all(|byte| in_host(byte) && !separates(byte))
 }
 
-/// The configuration file, for messages that point into it.
-struct File<'a> {
-    path: &'a Path,
-    text: &'a str,
+/// What is wrong by type alone, in all sections. Serde stops at the first, so that is taken away and the rest read again.
+fn type_errors(figment: &Figment) -> Vec<figment::Error> {
+    let Ok(Value::Dict(_, sections)) = figment.find_value("") else {
+        return Vec::new();
+    };
+    let mut errors = Vec::new();
+    for (name, value) in &sections {
+        let at = [name.clone()];
+        errors.extend(match name.as_str() {
+            "listener" => {
+                if let Value::Array(_, listeners) = value {
+                    listeners
+                        .iter()
+                        .enumerate()
+                        .flat_map(|(index, listener)| {
+                            let at = [name.clone(), index.to_string()];
+                            errors_of::<ListenerConfig>(listener, &at)
+                        })
+                        .collect()
+                } else {
+                    errors_of::<Vec<ListenerConfig>>(value, &at)
+                }
+            }
+            "tls" => errors_of::<TlsConfig>(value, &at),
+            "token" => errors_of::<TokenConfig>(value, &at),
+            "tickets" => errors_of::<TicketConfig>(value, &at),
+            "api" => errors_of::<ApiConfig>(value, &at),
+            "egress" => errors_of::<EgressConfig>(value, &at),
+            "session" => errors_of::<SessionConfig>(value, &at),
+            "client" => errors_of::<ClientConfig>(value, &at),
+            "target" => errors_of::<TargetConfig>(value, &at),
+            "jet" => errors_of::<JetConfig>(value, &at),
+            "store" => errors_of::<StoreConfig>(value, &at),
+            "limits" => errors_of::<LimitsConfig>(value, &at),
+            "log" => errors_of::<LogConfig>(value, &at),
+            "development" => errors_of::<DevelopmentConfig>(value, &at),
+            _ => vec![Kind::UnknownField(name.clone(), &SECTIONS).into()],
+        });
+    }
+    for required in ["listener", "token"] {
+        if !sections.contains_key(required) {
+            errors.push(Kind::MissingField(required.into()).into());
+        }
+    }
+    errors
 }
 
-impl File<'_> {
-    fn explain(&self, error: &figment::Error) -> ConfigError {
-        let mut key = error.path.clone();
-        let name = if let figment::error::Kind::UnknownField(name, _) = &error.kind {
-            Some(name.as_str())
-        } else if let figment::error::Kind::MissingField(name) = &error.kind {
-            Some(&**name)
-        } else {
-            None
-        };
-        if let Some(name) = name
-            && key.last().map(String::as_str) != Some(name)
-        {
-            key.push(name.to_owned());
+/// The keys of the outermost table.
+const SECTIONS: [&str; 14] = [
+    "listener",
+    "tls",
+    "token",
+    "tickets",
+    "api",
+    "egress",
+    "session",
+    "client",
+    "target",
+    "jet",
+    "store",
+    "limits",
+    "log",
+    "development",
+];
+
+/// Errors that are told of one section: more are a file of another kind.
+const SECTION_ERRORS: usize = 32;
+
+/// What keeps `value`, which stands at `at`, from being a `T`.
+fn errors_of<T: DeserializeOwned>(value: &Value, at: &[String]) -> Vec<figment::Error> {
+    let mut value = value.clone();
+    let mut taken: Vec<Vec<String>> = Vec::new();
+    let mut errors = Vec::new();
+    while errors.len() < SECTION_ERRORS
+        && let Err(mut error) = value.deserialize::<T>()
+    {
+        let key = key_of(&error);
+        // Missing because it was taken away.
+        if taken.contains(&key) {
+            break;
         }
+        let goes_on = take(&mut value, &key);
+        taken.push(key);
+        error.path.splice(..0, at.iter().cloned());
+        errors.push(error);
+        if !goes_on {
+            break;
+        }
+    }
+    errors
+}
+
+/// Takes a key out of the table that it is in; says whether it was there.
+fn take(value: &mut Value, key: &[String]) -> bool {
+    let Some((name, tables)) = key.split_last() else {
+        return false;
+    };
+    let mut place = value;
+    for segment in tables {
+        let inner = match place {
+            Value::Dict(_, table) => table.get_mut(segment),
+            Value::Array(_, items) => segment
+                .parse::<usize>()
+                .ok()
+                .and_then(|index| items.get_mut(index)),
+            Value::String(..)
+            | Value::Char(..)
+            | Value::Bool(..)
+            | Value::Num(..)
+            | Value::Empty(..) => None,
+        };
+        let Some(inner) = inner else { return false };
+        place = inner;
+    }
+    match place {
+        Value::Dict(_, table) => table.remove(name).is_some(),
+        // The others would move up and be told under the wrong number.
+        Value::Array(..)
+        | Value::String(..)
+        | Value::Char(..)
+        | Value::Bool(..)
+        | Value::Num(..)
+        | Value::Empty(..) => false,
+    }
+}
+
+/// The key that an error is about.
+fn key_of(error: &figment::Error) -> Vec<String> {
+    let mut key = error.path.clone();
+    let name = if let Kind::UnknownField(name, _) = &error.kind {
+        Some(name.as_str())
+    } else if let Kind::MissingField(name) = &error.kind {
+        Some(&**name)
+    } else {
+        None
+    };
+    if let Some(name) = name
+        && key.last().map(String::as_str) != Some(name)
+    {
+        key.push(name.to_owned());
+    }
+    key
+}
+
+/// The configuration file, for messages that point into it.
+#[derive(Clone, Debug, Default)]
+pub struct Source {
+    path: PathBuf,
+    text: String,
+}
+
+impl Source {
+    fn explain(&self, error: &figment::Error, figment: &Figment) -> ConfigError {
+        let key = key_of(error);
         let segments: Vec<&str> = key.iter().map(String::as_str).collect();
-        let metadata = error.metadata.as_ref();
+        let metadata = error
+            .metadata
+            .as_ref()
+            .or_else(|| figment.find_metadata(&key.join(".")));
         let from_environment =
             metadata.is_some_and(|metadata| metadata.name.contains("environment variable"));
         if from_environment {
@@ -789,7 +970,9 @@ impl File<'_> {
         self.error(&segments, &error.kind.to_string())
     }
 
-    fn error(&self, key: &[&str], problem: &str) -> ConfigError {
+    /// What is wrong with the value of `key`.
+    #[must_use]
+    pub fn error(&self, key: &[&str], problem: &str) -> ConfigError {
         ConfigError {
             source_name: self.path.display().to_string(),
             line: self.line(key),
@@ -800,7 +983,7 @@ impl File<'_> {
 
     /// The line of the deepest part of `key` that the file has.
     fn line(&self, key: &[&str]) -> Option<usize> {
-        let document = toml_edit::ImDocument::parse(self.text).ok()?;
+        let document = toml_edit::ImDocument::parse(self.text.as_str()).ok()?;
         let mut item = document.as_item();
         let mut span = None;
         for segment in key {
@@ -813,7 +996,7 @@ impl File<'_> {
             span = next.span().or(span);
             item = next;
         }
-        span.map(|span| line_of(self.text, span.start))
+        span.map(|span| line_of(&self.text, span.start))
     }
 }
 
@@ -832,13 +1015,57 @@ mod tests {
 
     const MINIMAL: &str = "[[listener]]\naddress = \"127.0.0.1:3389\"\n\n[token]\nkeys = [{ path = \"k.pem\", usage = \"sign\" }]\n";
 
-    fn load(text: &str) -> Result<Config, ConfigError> {
+    fn load_all(text: &str) -> Result<Config, ConfigErrors> {
         Config::from_text(
             Path::new("/etc/jetway/jetway.toml"),
             text,
             &Flags::default(),
             Env::prefixed("JETWAY_UNSET_IN_TESTS_"),
         )
+    }
+
+    /// With the one error that there is.
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        load_all(text).map_err(|errors| {
+            assert_eq!(errors.0.len(), 1, "{errors}");
+            errors.0.into_iter().next().unwrap()
+        })
+    }
+
+    #[test]
+    fn all_errors_are_told_at_once_each_with_its_line() {
+        let text = format!(
+            "{MINIMAL}levway_s = 1\nleeway_s = \"long\"\n\n[session]\nidle_timeout_s = \"long\"\ndrain_s = []\n\n\
+             [[listener]]\naddress = \"nowhere\"\naccept = 7\n\n[sesion]\na = 1\n"
+        );
+        let errors = load_all(&text).unwrap_err();
+        let told = errors.0.iter().map(|e| (e.key.as_str(), e.line.unwrap()));
+        let mut told: Vec<_> = told.collect();
+        told.sort_unstable();
+        let expected = [
+            ("listener.1.accept", 15),
+            ("listener.1.address", 14),
+            ("sesion", 17),
+            ("session.drain_s", 11),
+            ("session.idle_timeout_s", 10),
+            ("token.leeway_s", 7),
+            ("token.levway_s", 6),
+        ];
+        assert_eq!(told, expected, "{errors}");
+        assert_eq!(errors.to_string().lines().count(), expected.len());
+
+        let values = format!(
+            "{MINIMAL}\n[tickets]\nlifetime_s = 0\n[limits]\nconnections = 0\npending_connections = 0\n[log]\nfilter = \"jetway=loud\"\n"
+        );
+        let errors = load_all(&values).unwrap_err();
+        let keys: Vec<_> = errors.0.iter().map(|e| e.key.as_str()).collect();
+        let expected = [
+            "tickets.lifetime_s",
+            "limits.connections",
+            "limits.pending_connections",
+            "log.filter",
+        ];
+        assert_eq!(keys, expected, "{errors}");
     }
 
     #[test]
@@ -872,7 +1099,7 @@ mod tests {
                 8,
             ),
             (
-                "[target.kerberos]\ndns = true\nkdcs = [\"dc1.corp.example:88\"]\n",
+                "[target.kerberos]\ndns = true\nkdcs = [\"dc1.corp.example:88\"]\nrealm = \"A\"\n",
                 "target.kerberos.kdcs",
                 9,
             ),

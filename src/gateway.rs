@@ -15,7 +15,9 @@ use tracing::{debug, info, warn};
 use zeroize::Zeroizing;
 
 use crate::clock;
-use crate::config::{Arrival, Config, KerberosConfig, TlsConfig, VerifyTarget};
+use crate::config::{
+    Arrival, Config, ConfigErrors, KerberosConfig, KeyFileConfig, TlsConfig, VerifyTarget,
+};
 use crate::jet::candidate::{CandidateType, CandidateUrl, TRANSPORTS};
 use crate::jet::rendezvous::RendezvousLimits;
 use crate::keyring::{KeyFile, Keyring, ReloadOutcome};
@@ -356,28 +358,103 @@ impl Running {
     }
 }
 
-/// Reads every file that the configuration names; says how many keys there are to verify with and to decrypt with.
+/// What [`check_files`] found.
+#[derive(Debug)]
+pub struct Checked {
+    /// Keys to verify with.
+    pub verify: usize,
+    /// Keys to decrypt with.
+    pub decrypt: usize,
+    /// Keys of sets that are not used, and why.
+    pub skipped: Vec<String>,
+}
+
+/// Reads every file that the configuration names.
 ///
 /// # Errors
-/// The first file that cannot be used.
-pub fn check_files(config: &Config) -> anyhow::Result<(usize, usize)> {
-    let keyring = load_keys(config)?;
-    Revoked::load(config.token.revoked.clone())?;
-    make_listeners(config)?;
-    make_secure(config)?;
-    Ok(keyring.verifier().keys().counts())
+/// The files that cannot be used, each with the place in the configuration that names it.
+pub fn check_files(config: &Config) -> Result<Checked, ConfigErrors> {
+    let mut errors = Vec::new();
+    let mut fault = |key: &[&str], problem: &dyn ToString| {
+        errors.push(config.source.error(key, &problem.to_string()));
+    };
+    let mut keys_are_good = true;
+    for (index, key) in config.token.keys.iter().enumerate() {
+        if let Err(error) = Keyring::load(&[key_file(key)], config.token_rules()) {
+            fault(&["token", "keys", &index.to_string(), "path"], &error);
+            keys_are_good = false;
+        }
+    }
+    let keyring = keys_are_good.then(|| load_keys(config));
+    if let Some(Err(error)) = &keyring {
+        fault(&["token", "keys"], &format!("{error:#}"));
+    }
+    if let Err(error) = Revoked::load(config.token.revoked.clone()) {
+        fault(&["token", "revoked"], &error);
+    }
+    let own = config.listener.iter().enumerate();
+    let own = own.filter_map(|(index, listener)| Some((Some(index), listener.tls.as_ref()?)));
+    let common_is_used = config
+        .listener
+        .iter()
+        .any(|listener| listener.tls.is_none());
+    let common = config.tls.iter().filter(|_| common_is_used);
+    for (index, tls) in own.chain(common.map(|tls| (None, tls))) {
+        if let Err(error) = ServerTls::load(tls.clone()) {
+            let file = if ServerTls::is_fault_of_key(tls, &error) {
+                "key"
+            } else {
+                "certificate"
+            };
+            match index {
+                Some(index) => fault(&["listener", &index.to_string(), "tls", file], &error),
+                None => fault(&["tls", file], &error),
+            }
+        }
+    }
+    if let Err(error) = target_certificate(config) {
+        let key = match config.target.verify {
+            VerifyTarget::Ca => "ca",
+            VerifyTarget::FirstUse | VerifyTarget::AcceptAny => "pins",
+        };
+        fault(&["target", key], &format!("{error:#}"));
+    }
+    if let Some(kerberos) = &config.target.kerberos
+        && let Err(error) = kdc_source(kerberos, config)
+    {
+        fault(&["target", "kerberos"], &format!("{error:#}"));
+    }
+    if let Some(kerberos) = &config.client.kerberos
+        && let Err(error) = read_keytab(&kerberos.keytab)
+    {
+        fault(&["client", "kerberos", "keytab"], &format!("{error:#}"));
+    }
+    match keyring {
+        Some(Ok(keyring)) if errors.is_empty() => {
+            let verifier = keyring.verifier();
+            let (verify, decrypt) = verifier.keys().counts();
+            let skipped = verifier.keys().skipped().iter();
+            Ok(Checked {
+                verify,
+                decrypt,
+                skipped: skipped.map(|key| key.reason.clone()).collect(),
+            })
+        }
+        Some(_) | None => Err(ConfigErrors(errors)),
+    }
 }
 
 fn load_keys(config: &Config) -> anyhow::Result<Keyring> {
-    let keys = config.token.keys.iter();
-    let files: Vec<KeyFile> = keys
-        .map(|key| KeyFile {
-            path: key.path.clone(),
-            usage: key.usage,
-            kid: key.kid.clone(),
-        })
-        .collect();
+    let files: Vec<KeyFile> = config.token.keys.iter().map(key_file).collect();
     Keyring::load(&files, config.token_rules()).context("token keys")
+}
+
+fn key_file(key: &KeyFileConfig) -> KeyFile {
+    KeyFile {
+        path: key.path.clone(),
+        usage: key.usage,
+        kid: key.kid.clone(),
+    }
 }
 
 /// One [`Listener`] each; listeners with equal TLS settings share them.
@@ -401,10 +478,10 @@ fn make_listeners(config: &Config) -> anyhow::Result<(Vec<Listener>, Vec<Arc<Ser
     Ok((listeners, known.into_iter().map(|(_, tls)| tls).collect()))
 }
 
-/// How inspected sessions meet their targets.
-fn make_secure(config: &Config) -> anyhow::Result<SecureConfig> {
+/// How certificates of targets are judged.
+fn target_certificate(config: &Config) -> anyhow::Result<TargetCertificate> {
     let target = &config.target;
-    let target_certificate = match target.verify {
+    Ok(match target.verify {
         VerifyTarget::Ca => {
             let mut roots = RootCertStore::empty();
             if let Some(path) = &target.ca {
@@ -424,8 +501,13 @@ fn make_secure(config: &Config) -> anyhow::Result<SecureConfig> {
             TargetCertificate::TrustOnFirstUse(Arc::new(pins))
         }
         VerifyTarget::AcceptAny => TargetCertificate::AcceptAny,
-    };
-    let kerberos = match &target.kerberos {
+    })
+}
+
+/// How inspected sessions meet their targets.
+fn make_secure(config: &Config) -> anyhow::Result<SecureConfig> {
+    let target_certificate = target_certificate(config)?;
+    let kerberos = match &config.target.kerberos {
         Some(kerberos) => Some(Kerberos {
             kdcs: kdc_source(kerberos, config)?,
             realm: kerberos.realm.clone(),

@@ -45,7 +45,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         flags,
     } = &args.command;
     let config = Config::load(path, flags)?;
-    let (verify, decrypt) = gateway::check_files(&config)?;
+    let gateway::Checked {
+        verify,
+        decrypt,
+        skipped,
+    } = gateway::check_files(&config)?;
     for listener in &config.listener {
         let tls = if config.tls_of(listener).is_some() {
             "with TLS"
@@ -57,5 +61,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     print_line(&format!(
         "token keys: {verify} to verify with, {decrypt} to decrypt with"
     ))?;
+    for reason in skipped {
+        print_line(&format!("note: {reason}"))?;
+    }
     print_line(&format!("{}: good", path.display())).context("standard output")
 }

@@ -9,7 +9,7 @@ use tracing::info;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, Flags, LogConfig, LogFormat};
-use crate::gateway::Running;
+use crate::gateway::{self, Running};
 
 /// Arguments of `jetway serve`.
 #[derive(Debug, clap::Args)]
@@ -47,7 +47,12 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let running = Running::start(config)?;
+    let written = config.clone();
+    let running = Running::start(config).map_err(|error| match gateway::check_files(&written) {
+        // With the place in the configuration.
+        Err(errors) => errors.into(),
+        Ok(_) => error,
+    })?;
     loop {
         tokio::select! {
             _ = terminate.recv() => break,

@@ -1,6 +1,6 @@
 //! The revocation list in force, read from a file and read again when that changes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::file_stamp::FileStamp;
@@ -28,10 +28,10 @@ pub struct RevokedError {
 }
 
 impl Revoked {
-    /// Reads the list. A file that does not exist yet is an empty list: it may appear later.
+    /// Reads the list.
     ///
     /// # Errors
-    /// The file is there and is no revocation list.
+    /// The file is no revocation list, or is not there: a misspelt path must not mean that nothing is revoked.
     pub fn load(file: Option<PathBuf>) -> Result<Self, RevokedError> {
         let empty = State {
             rules: Arc::new(Revocations::default()),
@@ -41,6 +41,16 @@ impl Revoked {
             file,
             state: RwLock::new(empty),
         };
+        if let Some(file) = &revoked.file
+            && FileStamp::of(file).is_none()
+        {
+            let error = std::fs::metadata(file).err();
+            let problem = match error {
+                Some(error) if error.kind() != std::io::ErrorKind::NotFound => error.to_string(),
+                Some(_) | None => MISSING.to_owned(),
+            };
+            return Err(failed(file, problem));
+        }
         revoked.reload_if_changed()?;
         Ok(revoked)
     }
@@ -69,22 +79,52 @@ impl Revoked {
             // Recorded first: a bad file is reported once, not at every look.
             state.stamp = stamp;
         }
-        let failed = |problem: String| RevokedError {
-            path: file.display().to_string(),
-            problem,
-        };
         let rules = match std::fs::read(file) {
             Ok(bytes) => {
-                Revocations::from_json(&bytes).map_err(|error| failed(error.to_string()))?
+                Revocations::from_json(&bytes).map_err(|error| failed(file, error.to_string()))?
             }
-            // Removing the file does not un-revoke anything: write an empty list for that.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(failed(error.to_string())),
+            // Removing the file does not un-revoke anything.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(failed(file, MISSING.to_owned()));
+            }
+            Err(error) => return Err(failed(file, error.to_string())),
         };
         self.state
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .rules = Arc::new(rules);
         Ok(true)
+    }
+}
+
+const MISSING: &str = "there is no such file; write {} into it where nothing is revoked";
+
+fn failed(file: &Path, problem: String) -> RevokedError {
+    RevokedError {
+        path: file.display().to_string(),
+        problem,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_path_is_an_error_and_not_an_empty_list() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("revokd.json");
+        let error = Revoked::load(Some(file.clone())).unwrap_err().to_string();
+        assert!(
+            error.contains("revokd.json: there is no such file"),
+            "{error}"
+        );
+        std::fs::write(&file, "{}").unwrap();
+        let revoked = Revoked::load(Some(file.clone())).unwrap();
+        // Taken away while the gateway runs: said once.
+        std::fs::remove_file(&file).unwrap();
+        assert!(revoked.reload_if_changed().is_err());
+        assert!(!revoked.reload_if_changed().unwrap());
+        assert!(Revoked::load(None).is_ok());
     }
 }

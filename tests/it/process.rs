@@ -103,6 +103,76 @@ fn is_healthy(address: SocketAddr) -> bool {
 }
 
 #[test]
+fn the_key_commands_of_the_readme_and_the_untouched_sample_fit_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = fs::read_to_string(here.join("README.md")).unwrap();
+    let commands: Vec<&str> = readme
+        .lines()
+        .filter(|line| line.starts_with("jetway keys new "))
+        .map(|line| line.split('#').next().unwrap())
+        .collect();
+    assert_eq!(commands.len(), 2);
+    let run = |command: &str| {
+        Command::new(JETWAY)
+            .args(command.split_whitespace().skip(1))
+            .current_dir(folder.path())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    };
+    for command in commands {
+        assert!(run(command).status.success(), "{command}");
+    }
+    let sample = here.join("samples/jetway.toml");
+    fs::copy(sample, folder.path().join("jetway.toml")).unwrap();
+    let checked = run("jetway config check --config jetway.toml");
+    let told = String::from_utf8(checked.stderr).unwrap();
+    assert!(checked.status.success(), "{told}");
+    let told = String::from_utf8(checked.stdout).unwrap();
+    let keys = "token keys: 1 to verify with, 1 to decrypt with";
+    assert!(told.contains(keys), "{told}");
+}
+
+#[test]
+fn every_file_that_cannot_be_used_is_told_at_once_with_line_and_key() {
+    let folder = tempfile::tempdir().unwrap();
+    configure(folder.path(), "");
+    let key = mint::generate(Algorithm::Signature(SignatureAlgorithm::Es256)).unwrap();
+    let private = key.private_pem().unwrap();
+    fs::write(folder.path().join("private.pem"), private.as_bytes()).unwrap();
+    let config = folder.path().join("jetway.toml");
+    let text = "[[listener]]\naddress = \"127.0.0.1:0\"\n\n[tls]\ncertificate = \"none.pem\"\nkey = \"none.key\"\n\n\
+                [token]\nrevoked = \"revokd.json\"\nkeys = [\n  { path = \"sign.pub.pem\" },\n  \
+                { path = \"private.pem\", usage = \"sign\" },\n  { path = \"absent.pem\" },\n]\n\n\
+                [target]\nverify = \"ca\"\nca = \"none.ca\"\n";
+    fs::write(&config, text).unwrap();
+    let name = config.to_str().unwrap();
+    for arguments in [
+        ["config", "check", "--config", name].as_slice(),
+        &["serve", "--config", name],
+    ] {
+        let output = jetway(arguments);
+        assert!(!output.status.success());
+        let told = String::from_utf8(output.stderr).unwrap();
+        for (line, key, words) in [
+            (12, "token.keys.1.path", "belongs to their issuer"),
+            (13, "token.keys.2.path", "absent.pem"),
+            (9, "token.revoked", "there is no such file"),
+            (5, "tls.certificate", "none.pem"),
+            (18, "target.ca", "none.ca"),
+        ] {
+            let start = format!("{name}:{line}: {key}: ");
+            let found = told
+                .lines()
+                .any(|told| told.contains(&start) && told.contains(words));
+            assert!(found, "{start}{words}\n{told}");
+        }
+        assert!(!told.contains("token.keys.0"), "{told}");
+    }
+}
+
+#[test]
 fn running_out_of_descriptors_is_survived() {
     let folder = tempfile::tempdir().unwrap();
     let address = configure(
