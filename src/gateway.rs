@@ -256,7 +256,7 @@ impl Running {
         let (disk, contents) = Disk::open(&config.store.path, now)?;
         let disk = Arc::new(disk);
         let agents = Arc::new(Agents::new(Arc::clone(&disk), &contents.agents));
-        let usages = Arc::new(Usages::new(disk, contents.tokens, now));
+        let usages = Arc::new(Usages::new(disk, contents.usage, now));
         let secure = make_secure(&config)?;
         warn_of_switches(&config);
         config.jet.instance.get_or_insert_with(machine_name);

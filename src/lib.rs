@@ -85,6 +85,10 @@
 //! - **Gathering is idempotent**: both peers may ask, and get the same candidates.
 //! - **What an agent signs is no token**: its `typ` is another, its key is known for nothing else, and it opens one candidate of an
 //!   association that this agent was offered ([`token::statement`]).
+//! - **Who is to prove themselves does so by NLA or not at all** (`prx_usr`): asked of what the client offers, before its token is
+//!   taken and anybody is contacted ([`policy::can_prove`]). A client that begins with TLS has offered nothing. Wrong passwords are
+//!   counted by token, one attempt at a time, until they spend it; a right one does not clear the count, since who shares a
+//!   token with a guesser would clear it for them ([`store::usage`]).
 //! - **Credentials go to nobody for whom nothing vouches** ([`policy`]). The bearer of a token could accept in its association, too,
 //!   and show a certificate of their own; so an acceptor is logged on to where the token pins the certificate and the acceptor has
 //!   shown a token of the association, or where it is the agent that the token names and the target's certificate is verified. What
@@ -118,6 +122,7 @@
 //! | J-FLT-1 | `jetflt`, `jet_flt` true: refused while there is no filter | the same |
 //! | J-DST-1 | `dst_hst` | `token::target::tests`, `token::claims::tests::a_destination_is_required_with_fwd_and_refused_with_rdv`, `it::onward::ipv6_targets_and_names_are_reached` |
 //! | J-DST-2 | the gateway logs on with them; they never reach the client or a log | `peers::injects`, `peers::legs`, `peers::behind`, `it::behind`, `it::demands::credentials_are_refused_where_there_is_no_certificate_to_inject_them_behind` |
+//! | J-DST-2 | `prx_usr`, `prx_pwd`: the client proves itself first, and cannot guess | `it::proof`, `peers::injects` |
 //! | J-RDP-1 | token in the preconnection PDU | `it::forward`, `peers::opens` |
 //! | J-RDP-2 | token or ticket in the routing token | `it::forward::a_ticket_in_the_routing_token_opens_a_session`, `it::forward::a_token_too_long_for_the_length_indicator_still_works_as_a_routing_token`, `peers::opens` |
 //! | J-RDP-3 | a rendezvous token in the PDU | `it::rendezvous::an_rdp_client_with_a_rendezvous_token_meets_the_acceptor` |

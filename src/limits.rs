@@ -166,5 +166,17 @@ pub const AGENT_ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// What a peer of a rendezvous may send before it has met anybody, bytes.
 pub const RENDEZVOUS_EARLY_BYTES: usize = 64 * 1024;
 
+/// Wrong passwords (`prx_pwd`) after which a token is spent. Who mistypes twice still gets in.
+pub const PASSWORD_GUESSES: u32 = 5;
+
+/// How long the answer to a first wrong password is held back; that to each further one twice as long.
+pub const PASSWORD_DELAY: Duration = Duration::from_millis(250);
+
+/// Longest delay of an answer to a wrong password: far below [`ESTABLISH_TIMEOUT`], so that it is still given.
+pub const PASSWORD_DELAY_MAX: Duration = Duration::from_secs(4);
+
+/// Tokens whose wrong passwords are counted. With more of them a first wrong password spends its token.
+pub const GUESSED_TOKENS: usize = 65_536;
+
 /// Clients that a target has sent on and that have not come back yet.
 pub const REDIRECTIONS: usize = 4096;

@@ -7,6 +7,7 @@
 //! | refusal | code | why this one |
 //! |---|---|---|
 //! | no token, a bad, expired, used or revoked one | `HYBRID_REQUIRED_BY_SERVER` | says that the user must authenticate first; clients have no words for code 6, which would say so as well |
+//! | a client that is to prove itself (`prx_usr`) and offers no NLA; a token spent by wrong passwords | `HYBRID_REQUIRED_BY_SERVER` | says just that |
 //! | a token that demands what is not to be had | `SSL_NOT_ALLOWED_BY_SERVER` | says that the server does not allow it |
 //! | target or peer not reachable, or not allowed; gateway busy | `SSL_CERT_NOT_ON_SERVER` | says that the server cannot do it, and is not the user's fault |
 //! | not the protocol that was announced | `INCONSISTENT_FLAGS` | says that the client's messages do not fit |
@@ -93,6 +94,14 @@ pub enum Refusal {
     /// The agent does not lead to the target.
     #[error("{0}")]
     Agent(#[from] Unmet),
+    /// `prx_usr` and `prx_pwd` are to be proven, and the client does not offer what they are proven by.
+    #[error(
+        "the client is to prove itself (prx_usr, prx_pwd), and offers no NLA by which it could"
+    )]
+    Unproven,
+    /// Too many wrong passwords were shown with the token.
+    #[error("the token was spent by wrong passwords (prx_pwd)")]
+    Guessed,
     /// `jet_rec` asks for what cannot be delivered.
     #[error("the token demands a recording, which this gateway cannot make")]
     Recording,
@@ -190,6 +199,8 @@ impl Refusal {
             Self::OtherAddress => "other-address",
             Self::Rendezvous(_) => "rendezvous",
             Self::Agent(_) => "agent",
+            Self::Unproven => "client-proof",
+            Self::Guessed => "guessed",
             Self::Recording => "recording",
             Self::ClientRecording => "client-recording",
             Self::Filtering => "filtering",
@@ -232,7 +243,9 @@ impl Refusal {
             | Self::Revoked(_)
             | Self::Replayed
             | Self::InUse
-            | Self::OtherAddress => Some(FailureCode::HybridRequired),
+            | Self::OtherAddress
+            | Self::Unproven
+            | Self::Guessed => Some(FailureCode::HybridRequired),
             Self::Recording
             | Self::ClientRecording
             | Self::Filtering

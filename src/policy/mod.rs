@@ -130,6 +130,24 @@ pub fn may_inject(inspection: &Inspection, acceptor_proven: bool) -> Result<(), 
     Ok(())
 }
 
+/// Whether the client can prove itself, where it is to: by NLA, which it `offers` in its Connection Request or not.
+///
+/// Asked before anybody else hears of the client. One that begins with TLS offers nothing, and what a client says in
+/// its Client Info comes when the target leg stands: neither counts.
+///
+/// # Errors
+/// It is to, and cannot.
+pub fn can_prove(permit: &Permit, offers_nla: bool) -> Result<(), Refusal> {
+    let wanted = permit
+        .inspection
+        .as_ref()
+        .is_some_and(|inspection| inspection.proxy_credentials.is_some());
+    if wanted && !offers_nla {
+        return Err(Refusal::Unproven);
+    }
+    Ok(())
+}
+
 /// Adds to a connector's claims what another token of the same rendezvous demands, that of the acceptor or the one that created
 /// the association: the stricter of both holds, so that no peer drops what another's issuer wants.
 ///

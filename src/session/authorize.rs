@@ -3,6 +3,7 @@
 use crate::gateway::Gateway;
 use crate::policy::permit::Permit;
 use crate::policy::{self, SessionLimits};
+use crate::rdp::connection_request::{PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX};
 use crate::refusal::Refusal;
 use crate::session::authenticate::Authenticated;
 use crate::session::connect::{Connected, Reached};
@@ -54,7 +55,7 @@ impl Authorized {
 /// Decides.
 ///
 /// # Errors
-/// The token demands what cannot be delivered, is in use, was used, or was revoked.
+/// The token demands what cannot be delivered or what this client does not offer, is in use, was used, or was revoked.
 pub async fn authorize(
     gateway: &Gateway,
     authenticated: Authenticated,
@@ -64,7 +65,7 @@ pub async fn authorize(
         opening,
         token,
     } = authenticated;
-    match decide(gateway, &client, &token).await {
+    match decide(gateway, &client, &opening, &token).await {
         Ok((permit, session, reservation)) => Ok(Authorized {
             client,
             opening,
@@ -89,13 +90,44 @@ pub fn permit(gateway: &Gateway, client: &Client, claims: &Claims) -> Result<Per
     policy::decide(claims, limits, gateway.means_by(&client.listener))
 }
 
+/// Whether a client that began so can be let in with this permit: the gateway stands inside of RDP only, and a client
+/// that is to prove itself must offer to.
+///
+/// # Errors
+/// It cannot.
+pub fn check_opening(permit: &Permit, claims: &Claims, opening: &Opening) -> Result<(), Refusal> {
+    if permit.inspection().is_none() {
+        return Ok(());
+    }
+    let offers_nla = match opening {
+        Opening::X224(request) => {
+            let negotiation = request.negotiation.unwrap_or_default();
+            negotiation.offers(PROTOCOL_HYBRID) || negotiation.offers(PROTOCOL_HYBRID_EX)
+        }
+        Opening::DirectTls => false,
+        Opening::Unread | Opening::Other => {
+            return Err(if claims.has_credentials() {
+                Refusal::Injection
+            } else if claims.wants_inside() {
+                Refusal::Pinning
+            } else {
+                Refusal::Uninspectable
+            });
+        }
+    };
+    policy::can_prove(permit, offers_nla)
+}
+
 async fn decide(
     gateway: &Gateway,
     client: &Client,
+    opening: &Opening,
     token: &Token,
 ) -> Result<(Permit, Registered, Reservation), Refusal> {
     let config = &gateway.config;
     let mut permit = permit(gateway, client, &token.claims)?;
+    // Before the token is taken and anybody is contacted for a client that cannot be let in.
+    check_opening(&permit, &token.claims, opening)?;
     let session = gateway
         .registry
         .register(client.id, token.clone(), client.peer)?;

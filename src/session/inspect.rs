@@ -75,15 +75,9 @@ pub async fn inspect(
     let opening = match opening {
         Opening::X224(request) => secure::Opening::X224(request),
         Opening::DirectTls => secure::Opening::DirectTls,
+        // Refused already when the client was authorized.
         Opening::Unread | Opening::Other => {
-            let claims = &session.token.claims;
-            let refusal = if claims.has_credentials() {
-                Refusal::Injection
-            } else if claims.wants_inside() {
-                Refusal::Pinning
-            } else {
-                Refusal::Uninspectable
-            };
+            let refusal = Refusal::Uninspectable;
             return Err(client.refused(refusal, opening).with_session(&session));
         }
     };
@@ -103,6 +97,7 @@ pub async fn inspect(
         target: &name,
         target_credentials: inspection.target_credentials.as_ref(),
         proxy_credentials: inspection.proxy_credentials.as_ref(),
+        guesses: Some(&reservation),
         certificate_pin: inspection.certificate_pin,
         routing_token: routing_token.as_deref().map(Vec::as_slice),
         deadline: client.establish_by.into(),

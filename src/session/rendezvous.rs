@@ -743,6 +743,7 @@ pub async fn meet(gateway: &Gateway, authorized: &mut Authorized) -> Result<Reac
         policy::tighten(&mut claims, &other.claims)?;
         authenticate::check_protocol(&claims, opening, client)?;
         *permit = authorize::permit(gateway, client, &claims)?;
+        authorize::check_opening(permit, &claims, opening)?;
     }
     // The client has spoken, and its bytes are on their way: that selects the candidate.
     gateway.meetings.select(association, candidate)?;

@@ -17,6 +17,9 @@ use crate::token::TokenId;
 const USED_TOKENS: TableDefinition<'_, &str, (&str, u64, u64)> =
     TableDefinition::new("used-tokens-v1");
 
+/// Id of a token that wrong passwords have spent to the time until which that matters, in Unix seconds.
+const SPENT_TOKENS: TableDefinition<'_, &str, u64> = TableDefinition::new("spent-tokens-v1");
+
 /// Agent's name to what is known of it, as JSON.
 const AGENTS: TableDefinition<'_, &str, &str> = TableDefinition::new("agents-v1");
 
@@ -40,11 +43,20 @@ pub struct Record {
     pub ended_at: Option<UnixTime>,
 }
 
+/// What the file holds of tokens.
+#[derive(Clone, Debug, Default)]
+pub struct Records {
+    /// Those that were used.
+    pub tokens: Vec<(TokenId, Record)>,
+    /// Those that wrong passwords have spent, and until when that matters.
+    pub spent: Vec<(TokenId, UnixTime)>,
+}
+
 /// What the file holds.
 #[derive(Clone, Debug, Default)]
 pub struct Contents {
-    /// Tokens that were used.
-    pub tokens: Vec<(TokenId, Record)>,
+    /// Of tokens.
+    pub usage: Records,
     /// Agents: name, and what [`agents`](crate::store::agents) wrote.
     pub agents: Vec<(String, String)>,
 }
@@ -70,6 +82,11 @@ enum Command {
         token: TokenId,
         record: Record,
         done: Option<oneshot::Sender<Result<(), String>>>,
+    },
+    Spend {
+        token: TokenId,
+        keep_until: UnixTime,
+        done: oneshot::Sender<Result<(), String>>,
     },
     ForgetExpired {
         now: UnixTime,
@@ -135,6 +152,29 @@ impl Disk {
                 token,
                 record,
                 done: Some(done),
+            })
+            .map_err(|_| DiskError::Write("too many writes are waiting".to_owned()))?;
+        written
+            .await
+            .map_err(|_| closed())?
+            .map_err(DiskError::Write)
+    }
+
+    /// Writes that wrong passwords have spent a token; returns when that is on disk.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put).
+    ///
+    /// # Cancel safety
+    /// From the first poll on it will be written.
+    pub async fn spend(&self, token: TokenId, keep_until: UnixTime) -> Result<(), DiskError> {
+        let (done, written) = oneshot::channel();
+        let commands = self.commands.as_ref().ok_or_else(closed)?;
+        commands
+            .try_send(Command::Spend {
+                token,
+                keep_until,
+                done,
             })
             .map_err(|_| DiskError::Write("too many writes are waiting".to_owned()))?;
         written
@@ -218,6 +258,7 @@ fn write_all(database: Database, open: &Open, commands: &mpsc::Receiver<Command>
             if let Command::Put {
                 done: Some(done), ..
             }
+            | Command::Spend { done, .. }
             | Command::Agent { done, .. } = command
             {
                 // The session may have gone away meanwhile.
@@ -258,18 +299,25 @@ fn read_all(database: &Database) -> Result<Contents, redb::Error> {
         };
         tokens.push((TokenId::new(token.value()), record));
     }
+    let mut spent = Vec::new();
+    for row in transaction.open_table(SPENT_TOKENS)?.iter()? {
+        let (token, keep_until) = row?;
+        spent.push((TokenId::new(token.value()), UnixTime(keep_until.value())));
+    }
     let mut agents = Vec::new();
     for row in transaction.open_table(AGENTS)?.iter()? {
         let (name, record) = row?;
         agents.push((name.value().to_owned(), record.value().to_owned()));
     }
-    Ok(Contents { tokens, agents })
+    let usage = Records { tokens, spent };
+    Ok(Contents { usage, agents })
 }
 
 fn write_batch(database: &Database, batch: &[Command]) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
     {
         let mut table = transaction.open_table(USED_TOKENS)?;
+        let mut spent = transaction.open_table(SPENT_TOKENS)?;
         let mut agents = transaction.open_table(AGENTS)?;
         for command in batch {
             match command {
@@ -283,6 +331,12 @@ fn write_batch(database: &Database, batch: &[Command]) -> Result<(), redb::Error
                 }
                 Command::ForgetExpired { now } => {
                     table.retain(|_, (_, keep_until, _)| keep_until >= now.0)?;
+                    spent.retain(|_, keep_until| keep_until >= now.0)?;
+                }
+                Command::Spend {
+                    token, keep_until, ..
+                } => {
+                    spent.insert(token.as_str(), keep_until.0)?;
                 }
                 Command::Agent { name, record, .. } => {
                     match record {
@@ -318,7 +372,7 @@ mod tests {
         let path = folder.path().join("state.redb");
         {
             let (disk, contents) = Disk::open(&path, UnixTime(0)).unwrap();
-            assert_eq!(contents.tokens, []);
+            assert_eq!(contents.usage.tokens, []);
             disk.put(TokenId::new("kept"), record(100, None))
                 .await
                 .unwrap();
@@ -329,11 +383,11 @@ mod tests {
         }
         let expected = vec![(TokenId::new("kept"), record(100, Some(42)))];
         let (disk, contents) = Disk::open(&path, UnixTime(50)).unwrap();
-        assert_eq!(contents.tokens, expected);
+        assert_eq!(contents.usage.tokens, expected);
         drop(disk);
         let (_disk, contents) = Disk::open(&path, UnixTime(0)).unwrap();
         assert_eq!(
-            contents.tokens, expected,
+            contents.usage.tokens, expected,
             "the expired one is gone from the file"
         );
     }
@@ -429,6 +483,7 @@ mod tests {
         let path = folder.path().join("state.redb");
         let (_disk, contents) = Disk::open(&path, UnixTime(0)).unwrap();
         let names: Vec<String> = contents
+            .usage
             .tokens
             .iter()
             .map(|(token, _)| token.to_string())

@@ -4,6 +4,10 @@
 //! fails gives the reservation back, so a target that was down does not cost the user the token; from the moment the
 //! target has answered, the use is on disk before a byte is relayed. Within a reconnect window the same token may open
 //! another session for the same address, never two at one time.
+//!
+//! Wrong passwords of clients that are to prove themselves are counted here, by token: whoever tries one has the token
+//! reserved, so that there is one attempt at a time whatever the number of connections and addresses. The count lasts as
+//! long as the token does and a right password does not clear it. When it is full the token is spent, which is on disk.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -11,12 +15,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tracing::error;
 
 use crate::address::AddressGroup;
 use crate::clock;
+use crate::limits;
 use crate::refusal::Refusal;
 use crate::session::SessionId;
-use crate::store::disk::{Disk, Record};
+use crate::store::disk::{Disk, Record, Records};
 use crate::time::UnixTime;
 use crate::token::TokenId;
 
@@ -39,10 +45,29 @@ enum State {
     Ended(UnixTime),
 }
 
+/// The wrong passwords of one token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Guesses {
+    count: u32,
+    keep_until: UnixTime,
+}
+
+/// What follows from a wrong password.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WrongGuess {
+    /// How long the answer is to be held back.
+    pub delay: Duration,
+    /// The token is spent.
+    pub is_last: bool,
+}
+
 /// The table without its disk: a state machine over `now`.
 #[derive(Debug, Default)]
 struct Table {
     tokens: HashMap<TokenId, Usage>,
+    guesses: HashMap<TokenId, Guesses>,
+    /// Tokens that wrong passwords have spent, until they would be refused for their age.
+    spent: HashMap<TokenId, UnixTime>,
 }
 
 /// What a client claims when it wants to use a token.
@@ -63,6 +88,9 @@ pub struct Claim {
 impl Table {
     /// Takes the token for a session. Returns what was known before, for [`Table::give_back`].
     fn reserve(&mut self, claim: &Claim, now: UnixTime) -> Result<Option<Usage>, Refusal> {
+        if self.spent.contains_key(&claim.token) {
+            return Err(Refusal::Guessed);
+        }
         let previous = self.tokens.get(&claim.token).cloned();
         if let Some(usage) = &previous {
             match usage.state {
@@ -75,9 +103,9 @@ impl Table {
                 }
                 State::Ended(_) => {}
             }
-        } else if self.tokens.len() >= REMEMBERED_TOKENS {
+        } else if self.remembered() >= REMEMBERED_TOKENS {
             self.forget_expired(now);
-            if self.tokens.len() >= REMEMBERED_TOKENS {
+            if self.remembered() >= REMEMBERED_TOKENS {
                 return Err(Refusal::Store("too many tokens remembered".to_owned()));
             }
         }
@@ -105,7 +133,45 @@ impl Table {
         }
     }
 
+    fn remembered(&self) -> usize {
+        self.tokens.len().saturating_add(self.spent.len())
+    }
+
+    /// Counts a wrong password.
+    fn wrong_guess(&mut self, claim: &Claim, now: UnixTime) -> WrongGuess {
+        let known = self.guesses.get(&claim.token).map(|known| known.count);
+        if known.is_none() && self.guesses.len() >= limits::GUESSED_TOKENS {
+            self.forget_expired(now);
+        }
+        let count = match known {
+            Some(count) => count.saturating_add(1),
+            // What cannot be counted is not let go on.
+            None if self.guesses.len() >= limits::GUESSED_TOKENS => limits::PASSWORD_GUESSES,
+            None => 1,
+        };
+        let doubled = 1_u32
+            .checked_shl(count.saturating_sub(1))
+            .unwrap_or(u32::MAX);
+        let is_last = count >= limits::PASSWORD_GUESSES;
+        if is_last {
+            self.guesses.remove(&claim.token);
+            self.spent.insert(claim.token.clone(), claim.keep_until);
+        } else {
+            let keep_until = claim.keep_until;
+            let guesses = Guesses { count, keep_until };
+            self.guesses.insert(claim.token.clone(), guesses);
+        }
+        WrongGuess {
+            delay: limits::PASSWORD_DELAY
+                .saturating_mul(doubled)
+                .min(limits::PASSWORD_DELAY_MAX),
+            is_last,
+        }
+    }
+
     fn forget_expired(&mut self, now: UnixTime) {
+        self.guesses.retain(|_, known| known.keep_until >= now);
+        self.spent.retain(|_, keep_until| *keep_until >= now);
         self.tokens
             .retain(|_, usage| matches!(usage.state, State::Live(_)) || usage.keep_until >= now);
     }
@@ -127,9 +193,12 @@ pub struct Usages {
 impl Usages {
     /// What `records` of the disk say. A session that was live when the process ended counts as ended now.
     #[must_use]
-    pub fn new(disk: Arc<Disk>, records: Vec<(TokenId, Record)>, now: UnixTime) -> Self {
-        let mut table = Table::default();
-        for (token, record) in records {
+    pub fn new(disk: Arc<Disk>, records: Records, now: UnixTime) -> Self {
+        let mut table = Table {
+            spent: records.spent.into_iter().collect(),
+            ..Table::default()
+        };
+        for (token, record) in records.tokens {
             let usage = Usage {
                 client: record.client,
                 keep_until: record.keep_until,
@@ -215,6 +284,28 @@ impl Reservation {
             .map_err(|error| Refusal::Store(error.to_string()))?;
         self.committed = true;
         Ok(())
+    }
+
+    /// Counts a wrong password of the client whose attempt this is. It counts from the moment of the call; where it is
+    /// one too many, that is on disk when the future is ready, or the disk has failed and the token is spent until
+    /// the process ends.
+    ///
+    /// # Cancel safety
+    /// Dropping the future undoes nothing.
+    pub async fn wrong_guess(&self) -> WrongGuess {
+        let guess = self
+            .usages
+            .lock()
+            .wrong_guess(&self.claim, clock::unix_now());
+        if guess.is_last {
+            let Claim {
+                token, keep_until, ..
+            } = &self.claim;
+            if let Err(error) = self.usages.disk.spend(token.clone(), *keep_until).await {
+                error!(%token, %error, "That a token is spent could not be written");
+            }
+        }
+        guess
     }
 
     fn record(&self, ended_at: Option<UnixTime>) -> Record {
@@ -327,6 +418,99 @@ mod tests {
         assert!(table.tokens.is_empty());
     }
 
+    #[test]
+    fn wrong_passwords_are_counted_by_token_whatever_comes_between() {
+        let mut table = Table::default();
+        let (token, now) = (TokenId::new("t1"), UnixTime(1));
+        let mut delays = Vec::new();
+        for attempt in 1..=limits::PASSWORD_GUESSES {
+            // From anywhere, and whether the attempt was given back or not: none begins before the last one is over.
+            let client = if attempt % 2 == 0 { HERE } else { ELSEWHERE };
+            let previous = table.reserve(&claim(client, 0), now).unwrap();
+            let parallel = table.reserve(&claim(HERE, 0), now);
+            assert!(matches!(parallel, Err(Refusal::InUse)));
+            let guess = table.wrong_guess(&claim(client, 0), now);
+            assert_eq!(guess.is_last, attempt == limits::PASSWORD_GUESSES);
+            delays.push(guess.delay);
+            table.give_back(&token, previous);
+        }
+        assert!(
+            delays.is_sorted() && delays[0] > Duration::ZERO,
+            "{delays:?}"
+        );
+        assert!(
+            delays
+                .iter()
+                .all(|delay| *delay <= limits::PASSWORD_DELAY_MAX)
+        );
+        for client in [HERE, ELSEWHERE] {
+            let again = table.reserve(&claim(client, 60), now);
+            assert!(matches!(again, Err(Refusal::Guessed)));
+        }
+        table.forget_expired(UnixTime(1001));
+        assert!(table.spent.is_empty() && table.guesses.is_empty());
+    }
+
+    #[test]
+    fn a_right_password_does_not_clear_the_count() {
+        let mut table = Table::default();
+        let (token, now) = (TokenId::new("t1"), UnixTime(1));
+        for attempt in 1..=limits::PASSWORD_GUESSES {
+            table.reserve(&claim(HERE, 60), now).unwrap();
+            table.end(&token, now);
+            let previous = table.reserve(&claim(HERE, 60), now).unwrap();
+            let guess = table.wrong_guess(&claim(HERE, 60), now);
+            assert_eq!(guess.is_last, attempt == limits::PASSWORD_GUESSES);
+            table.give_back(&token, previous);
+        }
+    }
+
+    #[test]
+    fn wrong_passwords_that_cannot_be_counted_spend_their_token() {
+        let mut table = Table::default();
+        let other = |number: usize, keep_until| Claim {
+            token: TokenId::new(format!("other {number}")),
+            keep_until: UnixTime(keep_until),
+            ..claim(HERE, 0)
+        };
+        for number in 0..limits::GUESSED_TOKENS {
+            let guess = table.wrong_guess(&other(number, 100), UnixTime(1));
+            assert!(!guess.is_last);
+        }
+        let full = table.wrong_guess(&claim(HERE, 0), UnixTime(1));
+        assert!(full.is_last);
+        assert_eq!(table.guesses.len(), limits::GUESSED_TOKENS);
+        // Those that do not matter any more make room.
+        let later = table.wrong_guess(&other(limits::GUESSED_TOKENS, 1000), UnixTime(101));
+        assert!(!later.is_last);
+        assert_eq!(table.guesses.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_token_that_wrong_passwords_have_spent_stays_so_over_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.redb");
+        let now = clock::unix_now();
+        let claim = || Claim {
+            keep_until: now.plus(600),
+            ..claim(HERE, 0)
+        };
+        {
+            let (disk, contents) = Disk::open(&path, now).unwrap();
+            let usages = Arc::new(Usages::new(Arc::new(disk), contents.usage, now));
+            for _ in 0..limits::PASSWORD_GUESSES {
+                let reservation = usages.reserve(claim()).await.unwrap();
+                reservation.wrong_guess().await;
+            }
+        }
+        for (when, spent) in [(now, true), (now.plus(601), false)] {
+            let (disk, contents) = Disk::open(&path, when).unwrap();
+            let usages = Arc::new(Usages::new(Arc::new(disk), contents.usage, when));
+            let again = usages.reserve(claim()).await;
+            assert_eq!(matches!(again, Err(Refusal::Guessed)), spent);
+        }
+    }
+
     #[tokio::test]
     async fn what_was_used_survives_a_restart() {
         let folder = tempfile::tempdir().unwrap();
@@ -339,12 +523,12 @@ mod tests {
         };
         {
             let (disk, contents) = Disk::open(&path, now).unwrap();
-            let usages = Arc::new(Usages::new(Arc::new(disk), contents.tokens, now));
+            let usages = Arc::new(Usages::new(Arc::new(disk), contents.usage, now));
             let mut reservation = usages.reserve(claim(0)).await.unwrap();
             reservation.commit().await.unwrap();
         }
         let (disk, contents) = Disk::open(&path, now).unwrap();
-        let usages = Arc::new(Usages::new(Arc::new(disk), contents.tokens, now));
+        let usages = Arc::new(Usages::new(Arc::new(disk), contents.usage, now));
         assert!(matches!(
             usages.reserve(claim(0)).await,
             Err(Refusal::Replayed)

@@ -33,13 +33,13 @@ const DEMAND: u32 = 2;
 const UNREACHABLE: u32 = 3;
 
 /// The demo's desktop: it shows the name of the user who is logged on.
-struct Desk {
-    address: SocketAddr,
+pub(crate) struct Desk {
+    pub(crate) address: SocketAddr,
     thumbprint: String,
 }
 
 impl Desk {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let certified = rcgen::generate_simple_self_signed(["desk.test".to_owned()]).unwrap();
         let certificate = certified.cert.der().clone();
         let thumbprint = hex::encode(openssl::sha::sha256(&certificate));
@@ -63,14 +63,14 @@ impl Desk {
 }
 
 /// A place for rendezvous whose gateway reads encrypted tokens.
-struct Meeting {
-    place: Place,
+pub(crate) struct Meeting {
+    pub(crate) place: Place,
     sealing: Sealing,
     association: Uuid,
 }
 
 impl Meeting {
-    fn start(further: &str) -> Self {
+    pub(crate) fn start(further: &str) -> Self {
         let sealing = Sealing::new();
         let place = Place::start(&format!("{}{further}", sealing.table));
         Self {
@@ -81,7 +81,7 @@ impl Meeting {
     }
 
     /// A token of the association that has the gateway log on, with `changes` over its claims.
-    fn logon(&self, changes: Value) -> String {
+    pub(crate) fn logon(&self, changes: Value) -> String {
         let mut claims = json!({
             "jet_cm": "rdv", "dst_hst": null, "jet_aid": self.association,
             "dst_usr": "alice", "dst_pwd": PASSWORD,
@@ -355,7 +355,12 @@ fn branch(verify: &str) -> (Branch, Sealing) {
 }
 
 /// A token that leads to `target` behind the agent and has the gateway log on there.
-fn behind(site: &Branch, sealing: &Sealing, target: SocketAddr, changes: Value) -> String {
+pub(crate) fn behind(
+    site: &Branch,
+    sealing: &Sealing,
+    target: SocketAddr,
+    changes: Value,
+) -> String {
     let mut claims = json!({
         "jet_cm": "rdv", "dst_hst": null, "jet_agent_id": NAME, "jet_agent_dst": target.to_string(),
         "sub": "mallory", "dst_usr": "alice", "dst_pwd": PASSWORD,

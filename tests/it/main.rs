@@ -22,6 +22,7 @@ mod limits;
 mod matrix;
 mod onward;
 mod process;
+mod proof;
 mod proxy_header;
 mod refusals;
 mod rendezvous;

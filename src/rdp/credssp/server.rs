@@ -83,6 +83,24 @@ pub enum Cause {
     Package(String),
 }
 
+impl Cause {
+    /// Whether it may be the answer to a guessed password: all that is found behind the client's first message, where
+    /// that was NTLM. Nobody guesses a ticket.
+    #[must_use]
+    pub fn is_guess(&self) -> bool {
+        match self {
+            Self::WrongCredentials | Self::PublicKey | Self::Sequence | Self::Package(_) => true,
+            Self::TsRequest(_)
+            | Self::Mechanism
+            | Self::NoTicket
+            | Self::Ticket(_)
+            | Self::AnotherUser
+            | Self::List
+            | Self::Version(_) => false,
+        }
+    }
+}
+
 /// The CredSSP server of one connection.
 pub struct Server {
     public_key: Vec<u8>,

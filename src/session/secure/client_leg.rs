@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::CertificateDer;
@@ -35,7 +35,11 @@ pub(super) struct ClientSelection {
 
 impl ClientSelection {
     pub(super) fn of(opening: &Opening, request: &SecureRequest<'_>) -> Result<Self, SecureError> {
+        let to_prove = request.proxy_credentials.is_some();
         let Opening::X224(connection_request) = opening else {
+            if to_prove {
+                return Err(SecureError::ClientWithoutNla);
+            }
             return Ok(Self {
                 requested: 0,
                 selected: PROTOCOL_SSL,
@@ -44,11 +48,13 @@ impl ClientSelection {
         };
         let negotiation = connection_request.negotiation.unwrap_or_default();
         let credential_less = is_credential_less(negotiation);
-        let nla = request.proxy_credentials.is_some() || credential_less;
+        let nla = to_prove || credential_less;
         let selected = if nla && negotiation.offers(PROTOCOL_HYBRID_EX) {
             PROTOCOL_HYBRID_EX
         } else if nla && negotiation.offers(PROTOCOL_HYBRID) {
             PROTOCOL_HYBRID
+        } else if to_prove {
+            return Err(SecureError::ClientWithoutNla);
         } else if negotiation.offers(PROTOCOL_SSL) {
             PROTOCOL_SSL
         } else {
@@ -121,7 +127,7 @@ where
             Ok(read_ahead.first().copied())
         });
         if begins.await? == Some(DER_SEQUENCE) {
-            leg.selected = PROTOCOL_HYBRID;
+            return Err(SecureError::UnexpectedNla);
         }
     }
     if leg.selected != PROTOCOL_SSL {
@@ -249,13 +255,26 @@ where
             }
             Ok(ServerProgress::Finished) => break,
             Err(denied) => {
+                // Counted and delayed before anybody hears whether it was right.
+                let error = match request.guesses {
+                    Some(guesses) if denied.cause.is_guess() && !logon.uses_kerberos() => {
+                        let guess = guesses.wrong_guess().await;
+                        sleep(guess.delay).await;
+                        if guess.is_last {
+                            SecureError::Guessed(denied.cause)
+                        } else {
+                            SecureError::ClientDenied(denied.cause)
+                        }
+                    }
+                    _ => SecureError::ClientDenied(denied.cause),
+                };
                 if let Some(reply) = denied.reply {
                     // It may be gone already; the cause matters, not this.
                     let _ = stream.write_all(&reply).await;
                     let _ = stream.shutdown().await;
                     drain(stream, request.deadline).await;
                 }
-                return Err(SecureError::ClientDenied(denied.cause));
+                return Err(error);
             }
         }
     }

@@ -1,7 +1,9 @@
 //! Step 5 of an inspected session: TLS, and CredSSP where it was negotiated, on both legs.
 //!
 //! 1. The target is asked which security it wants.
-//! 2. The client is answered: NLA where the token has a proxy credential and the client offers it, else TLS.
+//! 2. The client is answered: NLA where the token has a proxy credential, else TLS. A client that is to prove itself and
+//!    does not offer NLA was refused before there was a target ([`policy::can_prove`](crate::policy::can_prove)), and is
+//!    refused here once more.
 //! 3. The client leg is completed: TLS with the listener's certificate, and the client's proof.
 //! 4. Only then the target leg: TLS, the certificate judged, the logon with the credentials of the token.
 //!
@@ -38,6 +40,7 @@ use crate::rdp::farewell::{Farewell, FarewellError, Reason};
 use crate::rdp::negotiation::FailureCode;
 use crate::read_ahead::ReadAhead;
 use crate::session::kdc::KdcSource;
+use crate::store::usage::Reservation;
 use crate::stream::Stream;
 use crate::target_certificate::{CertificateRefusal, Remembered, TargetCertificate};
 use crate::target_name::TargetName;
@@ -78,8 +81,10 @@ pub struct SecureRequest<'a> {
     pub target: &'a TargetName,
     /// `dst_usr` and `dst_pwd`; without them only a target that takes TLS alone can be had.
     pub target_credentials: Option<&'a Credentials>,
-    /// `prx_usr` and `prx_pwd`; without them the client leg is TLS alone.
+    /// `prx_usr` and `prx_pwd`, without which nobody gets past the client leg; where there are none, it is TLS alone.
     pub proxy_credentials: Option<&'a Credentials>,
+    /// Where wrong passwords are counted.
+    pub guesses: Option<&'a Reservation>,
     /// `cert_thumb256`.
     pub certificate_pin: Option<Thumbprint>,
     /// What the target is to be shown as routing token: another one has sent the client with it.
@@ -274,6 +279,11 @@ pub enum SecureError {
     /// The client offers no TLS.
     #[error("the client does not offer TLS")]
     ClientWithoutTls,
+    /// The client is to prove itself and does not offer NLA.
+    #[error(
+        "the client is to prove itself (prx_usr, prx_pwd), and offers no NLA by which it could"
+    )]
+    ClientWithoutNla,
     /// The client wants Restricted Admin or Remote Credential Guard, which bring no credentials for a second leg.
     #[error("the client demands Restricted Admin or Remote Credential Guard")]
     CredentialLess,
@@ -283,6 +293,9 @@ pub enum SecureError {
     /// The client did not prove that it knows the proxy credential.
     #[error("the client's logon: {0}")]
     ClientDenied(Cause),
+    /// The same, and it was one time too many.
+    #[error("the client's logon: {0}; the token is spent, as that was one wrong password too many")]
+    Guessed(Cause),
     /// The target has RDP's own security only.
     #[error("the target offers nothing but standard RDP security")]
     StandardSecurityOnly,
@@ -358,9 +371,11 @@ impl SecureError {
                 }
             }
             Self::ClientWithoutTls
+            | Self::ClientWithoutNla
             | Self::CredentialLess
             | Self::UnexpectedNla
-            | Self::ClientDenied(_) => Class::ClientLeg,
+            | Self::ClientDenied(_)
+            | Self::Guessed(_) => Class::ClientLeg,
             Self::StandardSecurityOnly
             | Self::NlaWithoutCredentials
             | Self::NegotiationFailure(_) => Class::StandardSecurityOnly,
@@ -416,6 +431,8 @@ impl SecureError {
     pub fn failure_code(&self) -> FailureCode {
         if matches!(self, Self::ClientWithoutTls) {
             FailureCode::SslRequired
+        } else if matches!(self, Self::ClientWithoutNla) {
+            FailureCode::HybridRequired
         } else {
             FailureCode::SslCertNotOnServer
         }
@@ -474,6 +491,10 @@ where
     let leg = client_leg(client, read_ahead, opening, selection, &negotiated, request)
         .await
         .map_err(gone)?;
+    // INVARIANT: a client that is to prove itself has done so when the target hears more than X.224.
+    if request.proxy_credentials.is_some() && leg.logon == Logon::None {
+        return Err(gone(SecureError::ClientWithoutNla));
+    }
     match target_leg(target, &negotiated, request).await {
         Ok(leg_to_target) => {
             let legs = Legs {

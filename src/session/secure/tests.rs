@@ -268,7 +268,9 @@ struct Lab {
 }
 
 impl Lab {
+    /// A client that offers NLA is to prove itself.
     fn new(client: FakeClient, target: FakeTarget) -> Self {
+        let proxy = client.nla.then(|| credentials("proxy", PROXY_PASSWORD));
         Self {
             client,
             target,
@@ -277,7 +279,7 @@ impl Lab {
                 kerberos: None,
                 client_kerberos: None,
             },
-            proxy: Some(credentials("proxy", PROXY_PASSWORD)),
+            proxy,
             patience: PATIENCE,
             host: "target.test",
         }
@@ -311,6 +313,7 @@ impl Lab {
                 }),
                 target_credentials: Some(&dst),
                 proxy_credentials: proxy.as_ref(),
+                guesses: None,
                 certificate_pin: None,
                 routing_token: None,
                 deadline,
@@ -413,6 +416,7 @@ async fn without_a_proxy_credential_the_client_leg_is_tls() {
         target: &"target.test:3389".parse().unwrap(),
         target_credentials: None,
         proxy_credentials: None,
+        guesses: None,
         certificate_pin: None,
         routing_token: None,
         deadline: Instant::now() + PATIENCE,
@@ -424,6 +428,65 @@ async fn without_a_proxy_credential_the_client_leg_is_tls() {
     assert!(matches!(failed.error, SecureError::ClientWithoutTls));
     assert_eq!(failed.error.failure_code(), FailureCode::SslRequired);
     assert!(matches!(failed.client, Remaining::Unanswered { .. }));
+}
+
+/// `requestedProtocols` of a client that wants RDSTLS and TLS.
+const RDSTLS: u32 = 0x4;
+
+#[tokio::test]
+async fn the_target_hears_nothing_of_a_client_that_cannot_prove_itself() {
+    let tls = |offers| {
+        Opening::X224(
+            FakeClient {
+                offers,
+                ..FakeClient::offering(0)
+            }
+            .request(),
+        )
+    };
+    for opening in [
+        tls(Some(PROTOCOL_SSL)),
+        tls(Some(PROTOCOL_SSL | RDSTLS)),
+        tls(Some(RDSTLS)),
+        tls(Some(0)),
+        tls(None),
+        Opening::DirectTls,
+    ] {
+        let config = Lab::new(FakeClient::offering(0), FakeTarget::selecting(0)).config;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (near, _far) = duplex(1024);
+        let (tls, _) = identity("gateway.test");
+        let (dst, proxy) = (
+            credentials(USER, PASSWORD),
+            credentials("proxy", PROXY_PASSWORD),
+        );
+        let request = SecureRequest {
+            config: &config,
+            server_tls: &tls,
+            target: &"target.test:3389".parse().unwrap(),
+            target_credentials: Some(&dst),
+            proxy_credentials: Some(&proxy),
+            guesses: None,
+            certificate_pin: None,
+            routing_token: None,
+            deadline: Instant::now() + PATIENCE,
+        };
+        let stream = TcpStream::connect(address).await.unwrap();
+        let text = format!("{opening:?}");
+        let failed = secure(near, Vec::new(), opening, stream, &request).await;
+        let failed = failed.expect_err(&text);
+        assert!(
+            matches!(failed.error, SecureError::ClientWithoutNla),
+            "{text}"
+        );
+        assert_eq!(failed.error.failure_code(), FailureCode::HybridRequired);
+        assert!(matches!(failed.client, Remaining::Unanswered { .. }));
+        let (mut target, _) = listener.accept().await.unwrap();
+        let mut heard = Vec::new();
+        target.read_to_end(&mut heard).await.unwrap();
+        assert_eq!(heard, b"", "{text}");
+    }
 }
 
 #[tokio::test]
@@ -600,24 +663,18 @@ async fn the_status_of_the_target_is_understood() {
 
 #[tokio::test]
 async fn a_client_may_begin_with_tls() {
-    for (offers, nla) in [
-        (Some(PROTOCOL_SSL), false),
-        (Some(PROTOCOL_HYBRID), true),
-        (None, false),
-        (None, true),
-    ] {
+    for offers in [Some(PROTOCOL_SSL), Some(PROTOCOL_HYBRID), None] {
         let client = FakeClient {
             direct: true,
             offers,
-            nla,
             behind: b"\x03\x00\x00\x0a\x02\xf0\x80connect initial",
             ..FakeClient::offering(PROTOCOL_SSL)
         };
         let lab = Lab::new(client, FakeTarget::selecting(PROTOCOL_HYBRID));
         let secured = lab.secured().await;
-        let selected = if nla { PROTOCOL_HYBRID } else { PROTOCOL_SSL };
-        assert_eq!(secured.legs.client_selected, selected);
-        assert_eq!(secured.legs.client_requested, offers.unwrap_or(selected));
+        let legs = &secured.legs;
+        assert_eq!(legs.client_selected, PROTOCOL_SSL);
+        assert_eq!(legs.client_requested, offers.unwrap_or(PROTOCOL_SSL));
         assert_eq!(secured.client_read_ahead, lab.client.behind);
     }
     let client = FakeClient {
@@ -659,6 +716,7 @@ async fn every_wait_ends_at_the_deadline() {
             target: &"target.test:3389".parse().unwrap(),
             target_credentials: Some(&dst),
             proxy_credentials: None,
+            guesses: None,
             certificate_pin: None,
             routing_token: None,
             deadline: Instant::now() + patience,
