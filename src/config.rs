@@ -14,11 +14,12 @@ use figment::error::Kind;
 use figment::providers::{Env, Format, Serialized, Toml};
 use figment::value::Value;
 use ipnet::IpNet;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::limits;
 use crate::policy::egress::{EgressConfig, EgressRules};
+use crate::target_name::TargetName;
 use crate::token::key::KeyUsage;
 use crate::token::target::TargetAddr;
 use crate::token::{TokenRules, UnsignedJwe};
@@ -301,6 +302,10 @@ pub struct TargetConfig {
     pub ca: Option<PathBuf>,
     /// For `first-use`: the file that remembers which certificate each target showed first.
     pub pins: PathBuf,
+    /// For `first-use`: targets without CredSSP that are trusted all the same, each by name, `host:port` or
+    /// `agent NAME host:port`: whatever such a target shows first gets the credentials, and is remembered.
+    #[serde(deserialize_with = "target_names")]
+    pub tls_only: Vec<TargetName>,
     /// Kerberos for the logon to targets; NTLM without it.
     pub kerberos: Option<KerberosConfig>,
 }
@@ -311,9 +316,19 @@ impl Default for TargetConfig {
             verify: VerifyTarget::default(),
             ca: None,
             pins: PathBuf::from("jetway.pins"),
+            tls_only: Vec::new(),
             kerberos: None,
         }
     }
+}
+
+fn target_names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<TargetName>, D::Error> {
+    let names = Vec::<String>::deserialize(deserializer)?;
+    let names = names.iter().map(|name| {
+        let parsed = name.parse::<TargetName>();
+        parsed.map_err(|error| D::Error::custom(format!("{name}: {error}")))
+    });
+    names.collect()
 }
 
 /// How a target's certificate is judged.
@@ -706,6 +721,11 @@ impl Config {
         }
         if self.target.verify == VerifyTarget::Ca && self.target.ca.is_none() {
             errors.push(file.error(&["target", "ca"], "needed for verify = \"ca\""));
+        }
+        if self.target.verify != VerifyTarget::FirstUse && !self.target.tls_only.is_empty() {
+            let key = ["target", "tls_only"];
+            let problem = "means something for verify = \"first-use\" alone";
+            errors.push(file.error(&key, problem));
         }
         if let Some(kerberos) = &self.target.kerberos {
             let key = ["target", "kerberos", "kdcs"];
@@ -1151,6 +1171,28 @@ mod tests {
         let error = load(&text).unwrap_err();
         assert_eq!(error.key, "listener.1.address", "{error}");
         assert_eq!(error.line, Some(8), "{error}");
+    }
+
+    #[test]
+    fn targets_with_tls_alone_are_named() {
+        let target = |lines: &str| load(&format!("{MINIMAL}\n[target]\n{lines}\n"));
+        let names = "tls_only = [\"pc7:3389\", \"agent branch-7 pc7:3389\"]";
+        let config = target(names).unwrap();
+        let known: Vec<String> = config
+            .target
+            .tls_only
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(known, ["pc7:3389", "agent branch-7 pc7:3389"]);
+        for bad in [
+            "tls_only = [\"pc7\"]",
+            "tls_only = true",
+            &format!("verify = \"accept-any\"\n{names}"),
+        ] {
+            let error = target(bad).unwrap_err();
+            assert_eq!(error.key, "target.tls_only", "{error}");
+        }
     }
 
     #[test]

@@ -498,7 +498,10 @@ fn target_certificate(config: &Config) -> anyhow::Result<TargetCertificate> {
         VerifyTarget::FirstUse => {
             let pins = FilePins::open(&target.pins);
             let pins = pins.with_context(|| target.pins.display().to_string())?;
-            TargetCertificate::TrustOnFirstUse(Arc::new(pins))
+            TargetCertificate::TrustOnFirstUse {
+                pins: Arc::new(pins),
+                tls_only: target.tls_only.iter().cloned().collect(),
+            }
         }
         VerifyTarget::AcceptAny => TargetCertificate::AcceptAny,
     })
@@ -569,6 +572,9 @@ fn warn_of_switches(config: &Config) {
     }
     if config.target.verify == VerifyTarget::AcceptAny {
         warn!("Certificates of targets are not verified (target.verify = accept-any)");
+    }
+    for target in &config.target.tls_only {
+        warn!(%target, "The first certificate that this target shows is trusted with credentials, without CredSSP (target.tls_only)");
     }
     if config.token.unsigned_jwe == UnsignedJwe::Accept {
         warn!(

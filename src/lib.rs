@@ -93,6 +93,10 @@
 //!   and show a certificate of their own; so an acceptor is logged on to where the token pins the certificate and the acceptor has
 //!   shown a token of the association, or where it is the agent that the token names and the target's certificate is verified. What
 //!   is remembered of a target behind an agent is remembered under the agent's name ([`target_name`]).
+//! - **A target is remembered when it has proved itself** by CredSSP. Who selects TLS alone proves nothing and would be shown the
+//!   password in Client Info, so it needs a pin, an authority, or the administrator's word for that very target
+//!   (`target.tls_only`). What sessions without credentials see first is remembered as unproven: it holds among them, gets no
+//!   credentials, and gives way to the first proven certificate ([`target_certificate`]).
 //! - **An association leads to one target**: an agent that has accepted for one offer is not met as the target of another
 //!   ([`store::agents`]).
 //! - **The strictest token of a rendezvous holds**: what the token of the acceptor, or the one that created the association, demands

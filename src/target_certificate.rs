@@ -4,16 +4,24 @@
 //! |---|---|
 //! | [`TargetCertificate::Ca`] | chain to a root, be valid now, name the target and be for TLS servers or Remote Desktop |
 //! | [`TargetCertificate::Pin`] | be this one (SHA-256 of its DER) |
-//! | [`TargetCertificate::TrustOnFirstUse`] | be the one that this target showed at its first logon |
+//! | [`TargetCertificate::TrustOnFirstUse`] | be the one by which this target has proved itself first |
 //! | [`TargetCertificate::AcceptAny`] | be any; for laboratories, asked for by name and logged each time |
 //!
 //! A token's `cert_thumb256` goes before the configured policy. Whatever the policy, the target proves in the handshake
 //! that it has the key of the certificate, and CredSSP proves once more that nobody is between.
 //!
-//! Trust on first use remembers a certificate when the logon is complete ([`TargetCertificate::remember`]), not when it
-//! is shown: who only shows a certificate cannot occupy the place.
+//! Trust on first use remembers a certificate when the legs stand ([`TargetCertificate::remember`]), and how far it is
+//! to be trusted:
+//!
+//! - *Proven*: by CredSSP, which nobody completes who does not know the account's password; or by the administrator, who
+//!   wrote the line or listed the target as one that has TLS alone (`target.tls_only`). It holds for every session.
+//! - *Unproven*: seen in a session without credentials, where any host at that address can show what it likes. It
+//!   holds for such sessions only, and as soon as there is a proven one, for none.
+//!
+//! So credentials go to a target without a proven certificate by CredSSP alone ([`TargetCertificate::demands_proof`]),
+//! and an impostor that was there first neither gets them nor keeps the real desktop out of sessions that have them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -55,7 +63,12 @@ pub enum TargetCertificate {
     /// By its SHA-256.
     Pin(Thumbprint),
     /// By what the target showed before.
-    TrustOnFirstUse(Arc<dyn PinStore>),
+    TrustOnFirstUse {
+        /// Where that is remembered.
+        pins: Arc<dyn PinStore>,
+        /// Whom the administrator trusts without CredSSP.
+        tls_only: TlsOnly,
+    },
     /// Not at all.
     AcceptAny,
 }
@@ -67,18 +80,39 @@ impl TargetCertificate {
         match self {
             Self::Ca { .. } => "ca",
             Self::Pin(_) => "pin",
-            Self::TrustOnFirstUse(_) => "first-use",
+            Self::TrustOnFirstUse { .. } => "first-use",
             Self::AcceptAny => "any",
         }
+    }
+
+    /// Whether `target` has to prove itself by CredSSP before it is shown credentials: nothing else says yet who it is.
+    ///
+    /// # Errors
+    /// The pins cannot be read.
+    pub fn demands_proof(&self, target: &TargetName) -> Result<bool, CertificateRefusal> {
+        let Self::TrustOnFirstUse { pins, tls_only } = self else {
+            return Ok(false);
+        };
+        let pin = pins
+            .pin(target, Stakes::Credentials)
+            .map_err(|error| CertificateRefusal::Store(error.to_string()))?;
+        Ok(pin.is_none() && !tls_only.contains(target))
     }
 
     /// A verifier for one connection to `target`.
     ///
     /// # Errors
     /// `Ca` without a single root; `Ca` and `TrustOnFirstUse` for a target whose name does not last.
-    pub fn verifier(&self, target: &TargetName) -> Result<Arc<Verifier>, CertificateRefusal> {
-        if matches!(self, Self::Ca { name: None, .. } | Self::TrustOnFirstUse(_)) && !target.lasts()
-        {
+    pub fn verifier(
+        &self,
+        target: &TargetName,
+        stakes: Stakes,
+    ) -> Result<Arc<Verifier>, CertificateRefusal> {
+        let by_name = matches!(
+            self,
+            Self::Ca { name: None, .. } | Self::TrustOnFirstUse { .. }
+        );
+        if by_name && !target.lasts() {
             return Err(CertificateRefusal::Nameless);
         }
         let provider = Arc::new(aws_lc_rs::default_provider());
@@ -97,8 +131,8 @@ impl TargetCertificate {
                 }
             }
             Self::Pin(pin) => Rule::Known(*pin),
-            Self::TrustOnFirstUse(store) => match store
-                .pin(target)
+            Self::TrustOnFirstUse { pins, .. } => match pins
+                .pin(target, stakes)
                 .map_err(|error| CertificateRefusal::Store(error.to_string()))?
             {
                 Some(pin) => Rule::Known(pin),
@@ -114,7 +148,8 @@ impl TargetCertificate {
         }))
     }
 
-    /// Called when the logon is complete: remembers the certificate, where the policy is to do so.
+    /// Called when the leg stands: remembers the certificate, where the policy is to do so. With credentials at stake it
+    /// has been proven, by CredSSP or because [`demands_proof`](Self::demands_proof) said that this is not asked for.
     ///
     /// # Errors
     /// Another session was first and saw another certificate, or the store failed: the session must not go on.
@@ -122,19 +157,48 @@ impl TargetCertificate {
         &self,
         target: &TargetName,
         certificate: &CertificateDer<'_>,
+        stakes: Stakes,
     ) -> Result<Remembered, CertificateRefusal> {
-        let Self::TrustOnFirstUse(store) = self else {
+        let Self::TrustOnFirstUse { pins, .. } = self else {
             return Ok(Remembered::Nothing);
         };
         let seen = thumbprint(certificate);
-        let pin = store
-            .pin_if_new(target, &seen)
+        let pin = pins
+            .pin_if_new(target, &seen, stakes)
             .map_err(|error| CertificateRefusal::Store(error.to_string()))?;
         match pin {
             None => Ok(Remembered::First),
             Some(pin) if pin.0 == seen.0 => Ok(Remembered::Same),
             Some(expected) => Err(CertificateRefusal::Mismatch { expected, seen }),
         }
+    }
+}
+
+/// What a session would lose to an impostor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stakes {
+    /// Credentials of the token, which the gateway logs on with: only what is proven counts.
+    Credentials,
+    /// None of the token: what was seen first counts while nothing is proven.
+    Nothing,
+}
+
+/// Targets that have no CredSSP, by name (`target.tls_only`): where nothing else vouches for them, the administrator
+/// does.
+#[derive(Clone, Debug, Default)]
+pub struct TlsOnly(HashSet<String>);
+
+impl TlsOnly {
+    /// Whether `target` is one.
+    #[must_use]
+    pub fn contains(&self, target: &TargetName) -> bool {
+        self.0.contains(&key(target))
+    }
+}
+
+impl FromIterator<TargetName> for TlsOnly {
+    fn from_iter<T: IntoIterator<Item = TargetName>>(targets: T) -> Self {
+        Self(targets.into_iter().map(|target| key(&target)).collect())
     }
 }
 
@@ -169,6 +233,11 @@ pub enum CertificateRefusal {
     /// The authorities, the dates or the name do not fit.
     #[error("the target's certificate is not trusted: {0}")]
     NotTrusted(String),
+    /// The target selects TLS alone, and nothing says that it is the right one.
+    #[error(
+        "the target has TLS alone, and nothing vouches for it before it is shown credentials: pin its certificate (cert_thumb256, or a line in target.pins), have an authority vouch for it (target.verify = \"ca\"), or list it in target.tls_only as \"{0}\""
+    )]
+    Unproven(TargetName),
     /// No key can be found in it.
     #[error("the target's certificate shows no public key")]
     NoPublicKey,
@@ -416,28 +485,51 @@ impl ServerCertVerifier for Verifier {
 
 /// Where the certificates of first use are kept.
 pub trait PinStore: fmt::Debug + Send + Sync {
-    /// The pin of a target, if it has one.
+    /// The pin of a target that counts for what is at stake, if it has one.
     ///
     /// # Errors
     /// The store cannot be read.
-    fn pin(&self, target: &TargetName) -> io::Result<Option<Thumbprint>>;
+    fn pin(&self, target: &TargetName, stakes: Stakes) -> io::Result<Option<Thumbprint>>;
 
-    /// Pins `seen` unless the target has a pin; that one is returned then. One step: of two sessions, one is first.
+    /// Pins `seen` unless the target has a pin that counts for what is at stake; that one is returned then. One step: of two
+    /// sessions, one is first. With credentials at stake the new pin is a proven one.
     ///
     /// # Errors
     /// The store cannot be read or written.
-    fn pin_if_new(&self, target: &TargetName, seen: &Thumbprint) -> io::Result<Option<Thumbprint>>;
+    fn pin_if_new(
+        &self,
+        target: &TargetName,
+        seen: &Thumbprint,
+        stakes: Stakes,
+    ) -> io::Result<Option<Thumbprint>>;
 }
 
 /// Pins in a text file that people may read and edit: one line for each target, `host:port sha256`, or
-/// `agent name host:port sha256` behind an agent.
+/// `agent name host:port sha256` behind an agent. `unproven` in front of a line says that the target has not proved
+/// itself: it counts for sessions without credentials, as long as there is no other line of that target.
 ///
 /// Lines that begin with `#` and empty lines are skipped; a line that is malformed makes the file unusable. The file is
 /// read once; a line removed from it counts after a restart.
 #[derive(Debug)]
 pub struct FilePins {
     path: PathBuf,
-    pins: Mutex<HashMap<String, Thumbprint>>,
+    pins: Mutex<Pins>,
+}
+
+#[derive(Debug, Default)]
+struct Pins {
+    proven: HashMap<String, Thumbprint>,
+    unproven: HashMap<String, Thumbprint>,
+}
+
+impl Pins {
+    fn get(&self, key: &str, stakes: Stakes) -> Option<Thumbprint> {
+        let proven = self.proven.get(key).copied();
+        match stakes {
+            Stakes::Credentials => proven,
+            Stakes::Nothing => proven.or_else(|| self.unproven.get(key).copied()),
+        }
+    }
 }
 
 impl FilePins {
@@ -457,13 +549,17 @@ impl FilePins {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        let mut pins = HashMap::new();
+        let mut pins = Pins::default();
         for (number, line) in (1_usize..).zip(text.lines()) {
             let line = line.trim();
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            let pin = line
+            let unproven = line
+                .strip_prefix(UNPROVEN)
+                .filter(|line| line.starts_with(char::is_whitespace));
+            let pin = unproven
+                .unwrap_or(line)
                 .rsplit_once(char::is_whitespace)
                 .and_then(|(target, pin)| {
                     let target = TargetName::from_str(target).ok()?;
@@ -471,7 +567,11 @@ impl FilePins {
                     Some((key(&target), pin))
                 });
             let (target, pin) = pin.ok_or_else(|| invalid(&format!("line {number}")))?;
-            pins.insert(target, pin);
+            let standing = match unproven {
+                Some(_) => &mut pins.unproven,
+                None => &mut pins.proven,
+            };
+            standing.insert(target, pin);
         }
         Ok(Self {
             path: path.to_owned(),
@@ -481,25 +581,38 @@ impl FilePins {
 }
 
 impl PinStore for FilePins {
-    fn pin(&self, target: &TargetName) -> io::Result<Option<Thumbprint>> {
+    fn pin(&self, target: &TargetName, stakes: Stakes) -> io::Result<Option<Thumbprint>> {
         let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(pins.get(&key(target)).copied())
+        Ok(pins.get(&key(target), stakes))
     }
 
-    fn pin_if_new(&self, target: &TargetName, seen: &Thumbprint) -> io::Result<Option<Thumbprint>> {
+    fn pin_if_new(
+        &self,
+        target: &TargetName,
+        seen: &Thumbprint,
+        stakes: Stakes,
+    ) -> io::Result<Option<Thumbprint>> {
         let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
         let key = key(target);
-        if let Some(pin) = pins.get(&key) {
-            return Ok(Some(*pin));
+        if let Some(pin) = pins.get(&key, stakes) {
+            return Ok(Some(pin));
         }
+        let line = match stakes {
+            Stakes::Credentials => format!("{key} {seen}\n"),
+            Stakes::Nothing => format!("{UNPROVEN} {key} {seen}\n"),
+        };
         let mut file = OpenOptions::new()
             .create(true)
             .append(true)
             .open(&self.path)?;
         // In one write, so that a crash leaves no half of a line with a longer file behind it.
-        file.write_all(format!("{key} {seen}\n").as_bytes())?;
+        file.write_all(line.as_bytes())?;
         file.sync_data()?;
-        pins.insert(key, *seen);
+        let standing = match stakes {
+            Stakes::Credentials => &mut pins.proven,
+            Stakes::Nothing => &mut pins.unproven,
+        };
+        standing.insert(key, *seen);
         Ok(None)
     }
 }
@@ -512,6 +625,9 @@ fn key(target: &TargetName) -> String {
 fn invalid(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("pins: {what}"))
 }
+
+/// What a line begins with whose target has not proved itself. No host has this name without a port.
+const UNPROVEN: &str = "unproven";
 
 /// Largest file of pins, bytes: more than 50,000 targets.
 const PIN_FILE_BYTES: u64 = 8 * 1024 * 1024;
@@ -526,6 +642,15 @@ mod tests {
 
     fn target(text: &str) -> TargetName {
         text.parse().unwrap()
+    }
+
+    const CREDENTIALS: Stakes = Stakes::Credentials;
+
+    fn first_use(path: &Path) -> TargetCertificate {
+        TargetCertificate::TrustOnFirstUse {
+            pins: Arc::new(FilePins::open(path).unwrap()),
+            tls_only: [target("xrdp.corp.example:3389")].into_iter().collect(),
+        }
     }
 
     fn self_signed() -> CertificateDer<'static> {
@@ -561,7 +686,9 @@ mod tests {
         host: &str,
         certificate: &CertificateDer<'_>,
     ) -> Result<(), CertificateRefusal> {
-        let verifier = policy.verifier(&target(&format!("{host}:3389"))).unwrap();
+        let verifier = policy
+            .verifier(&target(&format!("{host}:3389")), CREDENTIALS)
+            .unwrap();
         let name = ServerName::try_from(host).unwrap();
         // 2026.
         let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_780_000_000));
@@ -648,18 +775,23 @@ mod tests {
     fn the_first_certificate_that_is_remembered_stays() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("pins");
-        let policy =
-            || TargetCertificate::TrustOnFirstUse(Arc::new(FilePins::open(&path).unwrap()));
+        let policy = || first_use(&path);
         let (first, second) = (self_signed(), self_signed());
         let place = target("RDP.corp.example:3389");
         let open = policy();
         // To show a certificate pins nothing.
         assert!(judged(&open, "rdp.corp.example", &second).is_ok());
-        assert_eq!(open.remember(&place, &first).unwrap(), Remembered::First);
-        assert_eq!(open.remember(&place, &first).unwrap(), Remembered::Same);
+        assert_eq!(
+            open.remember(&place, &first, CREDENTIALS).unwrap(),
+            Remembered::First
+        );
+        assert_eq!(
+            open.remember(&place, &first, CREDENTIALS).unwrap(),
+            Remembered::Same
+        );
         // Two sessions at once, of which the other was first.
         assert!(matches!(
-            open.remember(&place, &second),
+            open.remember(&place, &second, CREDENTIALS),
             Err(CertificateRefusal::Mismatch { .. })
         ));
         for policy in [open, policy()] {
@@ -670,11 +802,67 @@ mod tests {
     }
 
     #[test]
+    fn an_unproven_pin_counts_for_sessions_without_credentials_and_until_one_is_proven() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pins");
+        let (impostor, real) = (self_signed(), self_signed());
+        let place = target("rdp.corp.example:3389");
+        let open = first_use(&path);
+        let planted = open.remember(&place, &impostor, Stakes::Nothing).unwrap();
+        assert_eq!(planted, Remembered::First);
+        // Now, and after a restart.
+        for policy in [&open, &first_use(&path)] {
+            let pin = |stakes| {
+                let TargetCertificate::TrustOnFirstUse { pins, .. } = policy else {
+                    unreachable!();
+                };
+                pins.pin(&place, stakes).unwrap()
+            };
+            assert_eq!(pin(Stakes::Nothing), Some(thumbprint(&impostor)));
+            assert_eq!(pin(CREDENTIALS), None);
+            assert!(policy.demands_proof(&place).unwrap());
+            let other = policy.remember(&place, &real, Stakes::Nothing);
+            assert!(matches!(other, Err(CertificateRefusal::Mismatch { .. })));
+        }
+        let proven = open.remember(&place, &real, CREDENTIALS).unwrap();
+        assert_eq!(proven, Remembered::First);
+        for policy in [&open, &first_use(&path)] {
+            assert!(!policy.demands_proof(&place).unwrap());
+            for stakes in [CREDENTIALS, Stakes::Nothing] {
+                let same = policy.remember(&place, &real, stakes).unwrap();
+                assert_eq!(same, Remembered::Same);
+                let other = policy.remember(&place, &impostor, stakes);
+                assert!(matches!(other, Err(CertificateRefusal::Mismatch { .. })));
+            }
+        }
+    }
+
+    #[test]
+    fn proof_is_demanded_of_whom_nothing_vouches_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = first_use(&folder.path().join("pins"));
+        for (name, demanded) in [
+            ("rdp.corp.example:3389", true),
+            ("xrdp.corp.example:3389", false),
+            ("XRDP.corp.example:3389", false),
+            ("xrdp.corp.example:3390", true),
+            ("agent branch-7 xrdp.corp.example:3389", true),
+        ] {
+            assert_eq!(
+                open.demands_proof(&target(name)).unwrap(),
+                demanded,
+                "{name}"
+            );
+        }
+        let any = TargetCertificate::AcceptAny;
+        assert!(!any.demands_proof(&target("rdp.corp.example:3389")).unwrap());
+    }
+
+    #[test]
     fn a_certificate_behind_an_agent_is_that_of_no_other_place() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("pins");
-        let policy =
-            || TargetCertificate::TrustOnFirstUse(Arc::new(FilePins::open(&path).unwrap()));
+        let policy = || first_use(&path);
         let names = [
             "localhost:3389",
             "agent branch-7 localhost:3389",
@@ -683,12 +871,16 @@ mod tests {
         let certificates: Vec<_> = names.iter().map(|_| self_signed()).collect();
         let open = policy();
         for (name, certificate) in names.iter().zip(&certificates) {
-            let remembered = open.remember(&target(name), certificate).unwrap();
+            let remembered = open
+                .remember(&target(name), certificate, CREDENTIALS)
+                .unwrap();
             assert_eq!(remembered, Remembered::First, "{name}");
         }
         // Read again, as after a restart.
         for (name, certificate) in names.iter().zip(&certificates) {
-            let remembered = policy().remember(&target(name), certificate).unwrap();
+            let remembered = policy()
+                .remember(&target(name), certificate, CREDENTIALS)
+                .unwrap();
             assert_eq!(remembered, Remembered::Same, "{name}");
         }
     }
@@ -696,14 +888,13 @@ mod tests {
     #[test]
     fn an_acceptor_is_judged_by_a_pin_alone() {
         let folder = tempfile::tempdir().unwrap();
-        let pins = FilePins::open(&folder.path().join("pins")).unwrap();
         let acceptor = TargetName::Acceptor("192.0.2.7:51234".parse().unwrap());
         let ca = TargetCertificate::Ca {
             roots: Arc::new(RootCertStore::empty()),
             name: None,
         };
-        for policy in [ca, TargetCertificate::TrustOnFirstUse(Arc::new(pins))] {
-            let refused = policy.verifier(&acceptor).unwrap_err();
+        for policy in [ca, first_use(&folder.path().join("pins"))] {
+            let refused = policy.verifier(&acceptor, CREDENTIALS).unwrap_err();
             assert!(
                 matches!(refused, CertificateRefusal::Nameless),
                 "{policy:?}"
@@ -713,7 +904,10 @@ mod tests {
             TargetCertificate::Pin(Thumbprint([7; 32])),
             TargetCertificate::AcceptAny,
         ] {
-            assert!(policy.verifier(&acceptor).is_ok(), "{policy:?}");
+            assert!(
+                policy.verifier(&acceptor, CREDENTIALS).is_ok(),
+                "{policy:?}"
+            );
         }
     }
 
@@ -724,9 +918,18 @@ mod tests {
         let pin = "7".repeat(64);
         std::fs::write(&path, format!("# by hand\n\n[2001:db8::1]:3389 {pin}\n")).unwrap();
         let pins = FilePins::open(&path).unwrap();
-        let known = pins.pin(&target("[2001:db8::1]:3389")).unwrap();
+        let known = pins
+            .pin(&target("[2001:db8::1]:3389"), CREDENTIALS)
+            .unwrap();
         assert_eq!(known, Some(pin.parse().unwrap()));
-        for bad in ["host 77", "host:3389", &format!("host {pin}"), &pin] {
+        for bad in [
+            "host 77",
+            "host:3389",
+            &format!("host {pin}"),
+            &pin,
+            &format!("unproven {pin}"),
+            &format!("unprovenhost:3389 unproven {pin}"),
+        ] {
             std::fs::write(&path, format!("# by hand\n{bad}\n")).unwrap();
             let error = FilePins::open(&path).unwrap_err().to_string();
             assert!(error.contains("line 2"), "{error}");

@@ -347,10 +347,17 @@ async fn a_connector_that_does_not_speak_rdp_is_refused_where_credentials_wait()
     assert_eq!(logged("Session refused").await["rule"], "injection");
 }
 
-/// A branch whose gateway reads encrypted tokens.
-fn branch(verify: &str) -> (Branch, Sealing) {
+/// A branch whose gateway reads encrypted tokens, and knows of these desks behind the agent that they have TLS alone.
+fn branch(verify: &str, desks: &[&Desk]) -> (Branch, Sealing) {
     let sealing = Sealing::new();
-    let further = format!("{}[target]\nverify = \"{verify}\"\n", sealing.table);
+    let listed = desks
+        .iter()
+        .map(|desk| format!("agent {NAME} {}", desk.address));
+    let tls_only: Vec<String> = listed.collect();
+    let further = format!(
+        "{}[target]\nverify = \"{verify}\"\ntls_only = {tls_only:?}\n",
+        sealing.table
+    );
     (Branch::start_with(&further), sealing)
 }
 
@@ -389,8 +396,8 @@ async fn local_port(site: &Branch, token: String) -> SocketAddr {
 // J-DST-2
 #[tokio::test(flavor = "multi_thread")]
 async fn the_gateway_logs_on_behind_an_agent_and_knows_the_target_again() {
-    let (site, sealing) = branch("first-use");
     let desk = Desk::start().await;
+    let (site, sealing) = branch("first-use", &[&desk]);
     let _stop = site.with_agent(&[desk.address]).await;
     let token = behind(&site, &sealing, desk.address, json!({}));
     let client = visit(site.lab.address(), Some(&token)).await;
@@ -434,8 +441,8 @@ async fn the_gateway_logs_on_behind_an_agent_and_knows_the_target_again() {
 /// A desktop that shows another certificate than the one that is known behind this agent.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_target_is_known_by_the_agent_that_it_is_behind() {
-    let (mut site, sealing) = branch("first-use");
     let desk = Desk::start().await;
+    let (mut site, sealing) = branch("first-use", &[&desk]);
     let (address, other) = (desk.address, "07".repeat(32));
     let pins = [
         format!("agent {NAME} {address} {other}\n"),
@@ -463,8 +470,8 @@ async fn a_target_is_known_by_the_agent_that_it_is_behind() {
 /// A client whose connection broke comes back with what it has: the token, or its ticket.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_comes_back_behind_the_agent_within_its_window() {
-    let (site, sealing) = branch("first-use");
     let desk = Desk::start().await;
+    let (site, sealing) = branch("first-use", &[&desk]);
     let _stop = site.with_agent(&[desk.address]).await;
     for (named, association) in [json!(Uuid::new_v4()), Value::Null].into_iter().enumerate() {
         let changes = json!({ "jet_reuse": 30, "jet_aid": association });
@@ -484,7 +491,7 @@ async fn a_client_comes_back_behind_the_agent_within_its_window() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn where_any_certificate_will_do_credentials_do_not_go_through_an_agent() {
-    let (site, sealing) = branch("accept-any");
+    let (site, sealing) = branch("accept-any", &[]);
     let desk = Desk::start().await;
     let _stop = site.with_agent(&[desk.address]).await;
     let token = behind(&site, &sealing, desk.address, json!({}));
@@ -507,8 +514,8 @@ async fn where_any_certificate_will_do_credentials_do_not_go_through_an_agent() 
 /// The user holds the token: they may create its association before the agent hears of it, and accept in its place.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_bearer_of_a_token_is_not_the_agent_that_it_names() {
-    let (site, sealing) = branch("first-use");
     let desk = Desk::start().await;
+    let (site, sealing) = branch("first-use", &[&desk]);
     let _stop = site.with_agent(&[desk.address]).await;
     let association = Uuid::new_v4();
     let changes = json!({ "jet_aid": association });
@@ -550,8 +557,8 @@ async fn the_bearer_of_a_token_is_not_the_agent_that_it_names() {
 /// The gateway itself offers, and somebody accepts who has the token and not the agent's key.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_accepts_in_the_place_of_an_agent_meets_nobody() {
-    let (site, sealing) = branch("first-use");
     let desk = Desk::start().await;
+    let (site, sealing) = branch("first-use", &[&desk]);
     site.enrol(json!({})).await;
     let mut agent = site.by_hand().await;
     site.connected(true).await;
@@ -584,8 +591,8 @@ async fn who_accepts_in_the_place_of_an_agent_meets_nobody() {
 /// Two tokens of one association, of which one leads elsewhere: who is met by the other's offer is not its target.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_association_leads_to_one_target() {
-    let (site, sealing) = branch("first-use");
     let (desk, trap) = (Desk::start().await, Desk::start().await);
+    let (site, sealing) = branch("first-use", &[&desk, &trap]);
     let _stop = site.with_agent(&[desk.address, trap.address]).await;
     let association = Uuid::new_v4();
     let changes = json!({ "jet_aid": association });
@@ -621,8 +628,8 @@ async fn an_association_leads_to_one_target() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_target_of_the_token_is_tried_where_the_agent_reaches_not_the_first() {
-    let (site, sealing) = branch("first-use");
     let desk = Desk::start().await;
+    let (site, sealing) = branch("first-use", &[&desk]);
     // Bound and not listening: whoever connects is refused.
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -648,9 +655,9 @@ async fn another_target_of_the_token_is_tried_where_the_agent_reaches_not_the_fi
 // J-SEQ-2
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_to_be_inspected_does_not_go_past_the_gateway() {
-    let (mut site, sealing) = branch("first-use");
-    site.host_addresses = vec!["127.0.0.1".parse().unwrap()];
     let desk = Desk::start().await;
+    let (mut site, sealing) = branch("first-use", &[&desk]);
+    site.host_addresses = vec!["127.0.0.1".parse().unwrap()];
     let _stop = site.with_agent(&[desk.address]).await;
     let arguments = site.gateway();
     let peer = Arc::new(Site::new(&arguments.gateway, arguments.ca.as_deref()).unwrap());
@@ -749,8 +756,8 @@ async fn recording_and_filtering_are_refused_to_either_peer_of_a_rendezvous_in_e
 // J-REC-1 J-FLT-1
 #[tokio::test(flavor = "multi_thread")]
 async fn recording_and_filtering_are_refused_behind_an_agent_before_it_hears_of_it() {
-    let (site, sealing) = branch("first-use");
     let desk = Desk::start().await;
+    let (site, sealing) = branch("first-use", &[&desk]);
     let _stop = site.with_agent(&[desk.address]).await;
     for (count, (claims, rule)) in [
         (json!({ "jet_rec": true }), "recording"),

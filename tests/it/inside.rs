@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::lab::{Lab, Sealing, log, logged, within};
 
-/// A gateway with a certificate and a key for encrypted tokens.
-fn lab() -> (Lab, Sealing, tempfile::TempDir) {
+/// A gateway with a certificate and a key for encrypted tokens, which knows that `target` has TLS alone.
+fn lab(target: SocketAddr) -> (Lab, Sealing, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     let certified = rcgen::generate_simple_self_signed(["gw.test".to_owned()]).unwrap();
@@ -23,7 +23,8 @@ fn lab() -> (Lab, Sealing, tempfile::TempDir) {
     let digest = hex::encode(openssl::sha::sha256(b"operator-secret"));
     let lab = Lab::start(&format!(
         "{}[tls]\ncertificate = {:?}\nkey = {:?}\n\
-         [api]\nkeys = [{{ name = \"desk\", sha256 = \"{digest}\" }}]\n",
+         [api]\nkeys = [{{ name = \"desk\", sha256 = \"{digest}\" }}]\n\
+         [target]\ntls_only = [\"{target}\"]\n",
         sealing.table,
         path("c.pem"),
         path("k.pem"),
@@ -43,8 +44,8 @@ async fn desktop() -> SocketAddr {
 // J-DST-2
 #[tokio::test(flavor = "multi_thread")]
 async fn the_user_is_logged_on_as_the_token_says_and_operators_see_it() {
-    let (lab, sealing, _files) = lab();
     let target = desktop().await;
+    let (lab, sealing, _files) = lab(target);
     let changes = json!({ "sub": "mallory", "dst_usr": "alice", "dst_pwd": "correct horse" });
     let token = sealing.token(&lab, &Lab::claims(target, changes));
 

@@ -14,6 +14,7 @@ mod api;
 mod behind;
 mod demands;
 mod enforcement;
+mod first_use;
 mod forward;
 mod inside;
 mod lab;

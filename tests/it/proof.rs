@@ -11,7 +11,7 @@ use jetway::rdp::connection_request::{
 use jetway::rdp::credssp::client::{Client, LogonError, Package, Progress};
 use jetway::rdp::credssp::{SubjectPublicKeyInfo, frame_length};
 use jetway::rdp::preconnection;
-use jetway::target_certificate::TargetCertificate;
+use jetway::target_certificate::{Stakes, TargetCertificate};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -227,7 +227,9 @@ async fn what_is_no_rdp_is_refused_before_the_target_of_an_inspected_session_is_
 /// TLS with whatever certificate the gateway shows.
 pub(crate) async fn tls(stream: TcpStream) -> TlsStream<TcpStream> {
     let verifier = TargetCertificate::AcceptAny;
-    let verifier = verifier.verifier(&"gw.test:1".parse().unwrap()).unwrap();
+    let verifier = verifier
+        .verifier(&"gw.test:1".parse().unwrap(), Stakes::Nothing)
+        .unwrap();
     let tls = ClientConfig::builder()
         .dangerous()
         .with_custom_certificate_verifier(verifier)

@@ -99,7 +99,7 @@ fn a_token_alone_reaches_the_desktop(
         let expected = direct.wait_for_desktop(place)?;
         direct.end();
 
-        let gateway = Gateway::start_inside(workspace, "first-use")?;
+        let gateway = Gateway::start_inside_for(workspace, &*target)?;
         let token = gateway.token_with(
             &place.address(),
             &Grant::logon(&place.user, &place.password),
@@ -203,7 +203,7 @@ fn the_proxy_password_reaches_the_desktop(version: Version, kind: TargetKind) ->
     workspace::run(|workspace| {
         let target = target::start(workspace, kind)?;
         let place = target.place();
-        let gateway = Gateway::start_inside(workspace, "first-use")?;
+        let gateway = Gateway::start_inside_for(workspace, &*target)?;
         let (token, visitor) = proxied(&gateway, place)?;
         let mut client = through(
             workspace,
@@ -507,7 +507,7 @@ fn the_clipboard_is_shared(version: Version) -> Result<()> {
     workspace::run(|workspace| {
         let target = Xrdp::start(workspace)?;
         let place = target.place();
-        let gateway = Gateway::start_inside(workspace, "first-use")?;
+        let gateway = Gateway::start_inside_for(workspace, &target)?;
         let grant = Grant::logon(&place.user, &place.password);
         let token = gateway.token_with(&place.address(), &grant)?;
         let user = stranger(place);

@@ -14,7 +14,7 @@ use jetway::session::secure::{
     Class, Failed, Opening, Remaining, SecureConfig, SecureError, SecureRequest, Secured,
     say_farewell, secure,
 };
-use jetway::target_certificate::{FilePins, Remembered, TargetCertificate};
+use jetway::target_certificate::{FilePins, Remembered, Stakes, TargetCertificate, TlsOnly};
 use jetway::target_name::TargetName;
 use jetway::token::claims::{Credentials, Thumbprint};
 use rcgen::generate_simple_self_signed;
@@ -123,7 +123,8 @@ async fn client_leg(mut stream: DuplexStream) -> Result<()> {
     while decode_confirm(&confirm)?.is_none() {
         ensure!(stream.read_buf(&mut confirm).await? > 0, "closed");
     }
-    let verifier = TargetCertificate::AcceptAny.verifier(&"gateway.test:3389".parse()?)?;
+    let verifier =
+        TargetCertificate::AcceptAny.verifier(&"gateway.test:3389".parse()?, Stakes::Nothing)?;
     let verifier: Arc<dyn ServerCertVerifier> = verifier;
     let config = ClientConfig::builder()
         .dangerous()
@@ -197,6 +198,13 @@ fn a_tls_target_and_xrdp_are_secured_without_nla() -> Result<()> {
     })
 }
 
+fn first_use(pins: Arc<FilePins>) -> TargetCertificate {
+    TargetCertificate::TrustOnFirstUse {
+        pins,
+        tls_only: TlsOnly::default(),
+    }
+}
+
 #[test]
 fn a_certificate_is_pinned_by_token_and_by_first_use() -> Result<()> {
     workspace::run(|workspace| {
@@ -204,7 +212,7 @@ fn a_certificate_is_pinned_by_token_and_by_first_use() -> Result<()> {
         let pins = workspace.path("pins");
         let store = Arc::new(FilePins::open(&pins)?);
         let mut session = ToTarget::new(target.place());
-        session.config.target_certificate = TargetCertificate::TrustOnFirstUse(store);
+        session.config.target_certificate = first_use(store);
 
         // Who does not log on pins nothing.
         session.credentials = Some(credentials(&target.place().user, "Wrong-1"));
@@ -236,7 +244,7 @@ fn a_certificate_is_pinned_by_token_and_by_first_use() -> Result<()> {
             line.replace(&first.target_certificate.to_string(), &"7".repeat(64)),
         )?;
         let store = Arc::new(FilePins::open(&pins)?);
-        session.config.target_certificate = TargetCertificate::TrustOnFirstUse(store);
+        session.config.target_certificate = first_use(store);
         let error = block_on(session.error())?;
         ensure!(error.class() == Class::CertificateMismatch, "{error}");
         Ok(())

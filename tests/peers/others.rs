@@ -30,7 +30,7 @@ fn rdesktop_is_logged_on_to_xrdp() -> Result<()> {
         let expected = direct.wait_for_desktop(place)?;
         direct.end();
 
-        let gateway = Gateway::start_inside(workspace, "first-use")?;
+        let gateway = Gateway::start_inside_for(workspace, &target)?;
         let grant = Grant::logon(&place.user, &place.password);
         let token = gateway.token_with(&place.address(), &grant)?;
         let border = Border::start(&gateway.address(), &token)?;
@@ -69,7 +69,7 @@ fn aardwolf_reaches_the_desktop(security: Security) -> Result<()> {
             }
         };
 
-        let gateway = Gateway::start_inside(workspace, "first-use")?;
+        let gateway = Gateway::start_inside_for(workspace, &target)?;
         let grant = Grant::logon(&place.user, &place.password);
         let token = gateway.token_with(&place.address(), &grant)?;
         let border = Border::start(&gateway.address(), &token)?;
@@ -104,7 +104,7 @@ fn freerdp_reaches_the_weston_desktop(version: Version) -> Result<()> {
         let mut direct = FreeRdp::direct(workspace, version, place)?;
         let expected = direct.wait_for_desktop(place)?;
         direct.end();
-        let gateway = Gateway::start_inside(workspace, "first-use")?;
+        let gateway = Gateway::start_inside_for(workspace, &target)?;
         let grant = Grant::logon(&place.user, &place.password);
         let token = gateway.token_with(&place.address(), &grant)?;
         let user = stranger(place);

@@ -92,7 +92,7 @@ fn rdesktop_shares_a_drive_with_xrdp() -> Result<()> {
     workspace::run(|workspace| {
         let target = Xrdp::start(workspace)?;
         let place = target.place();
-        let gateway = Gateway::start_inside(workspace, "first-use")?;
+        let gateway = Gateway::start_inside_for(workspace, &target)?;
         let token = gateway.token_with(
             &place.address(),
             &Grant::logon(&place.user, &place.password),
@@ -177,7 +177,7 @@ fn sound_is_heard(version: Version) -> Result<()> {
         let target = Xrdp::start(workspace)?;
         let place = target.place();
         let sink = Sink::start(workspace)?;
-        let gateway = Gateway::start_inside(workspace, "first-use")?;
+        let gateway = Gateway::start_inside_for(workspace, &target)?;
         let grant = Grant::logon(&place.user, &place.password);
         let token = gateway.token_with(&place.address(), &grant)?;
         let arguments = [
@@ -250,7 +250,7 @@ fn freerdp3_takes_files_from_xrdp_as_in_a_direct_session() -> Result<()> {
     workspace::run(|workspace| {
         let target = Xrdp::start(workspace)?;
         let place = target.place();
-        let gateway = Gateway::start_inside(workspace, "first-use")?;
+        let gateway = Gateway::start_inside_for(workspace, &target)?;
         let grant = Grant::logon(&place.user, &place.password);
         let token = gateway.token_with(&place.address(), &grant)?;
         let content = noise(workspace, "from-there.bin", 1_500_000)?;
@@ -350,7 +350,7 @@ fn share(
     options: &[&str],
 ) -> Result<(Gateway, String, FreeRdp)> {
     let place = target.place();
-    let gateway = Gateway::start_inside(workspace, "first-use")?;
+    let gateway = Gateway::start_inside_for(workspace, target)?;
     let grant = Grant::logon(&place.user, &place.password);
     let token = gateway.token_with(&place.address(), &grant)?;
     let user = stranger(place);

@@ -7,6 +7,9 @@
 //! 3. The client leg is completed: TLS with the listener's certificate, and the client's proof.
 //! 4. Only then the target leg: TLS, the certificate judged, the logon with the credentials of the token.
 //!
+//! A target that selects TLS alone where credentials wait and nothing vouches for it is left at step 1
+//! ([`TargetCertificate::demands_proof`]).
+//!
 //! So nobody reaches the target's logon who has not completed their own. Every wait ends at the deadline. What a peer
 //! sent behind its last message of a step (clients pipeline MCS Connect Initial) is handed on.
 //!

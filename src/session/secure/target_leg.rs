@@ -31,7 +31,7 @@ use crate::read_ahead::ReadAhead;
 use crate::session::kdc::Kdcs;
 use crate::stream::Stream;
 use crate::target_certificate::{
-    CertificateRefusal, Remembered, TargetCertificate, Verifier, thumbprint,
+    CertificateRefusal, Remembered, Stakes, TargetCertificate, Verifier, thumbprint,
 };
 use crate::token::claims::{Credentials, Thumbprint};
 
@@ -81,6 +81,10 @@ pub(super) async fn negotiate(
                 let problem = format!("selected protocol {protocol:#x} of {requested:#x}");
                 return Err(SecureError::Protocol { step, problem });
             }
+            if protocol == PROTOCOL_SSL && request.target_credentials.is_some() {
+                // Before it gets a byte of TLS: it would be shown the credentials in Client Info.
+                vouched_for(request)?;
+            }
             Ok(Negotiated {
                 requested,
                 selected: protocol,
@@ -95,6 +99,20 @@ pub(super) async fn negotiate(
             code => SecureError::NegotiationFailure(code),
         }),
     }
+}
+
+/// Whether something says who a target is that does not prove itself by CredSSP.
+fn vouched_for(request: &SecureRequest<'_>) -> Result<(), SecureError> {
+    let pinned = request.certificate_pin.is_some();
+    if !pinned
+        && request
+            .config
+            .target_certificate
+            .demands_proof(request.target)?
+    {
+        return Err(CertificateRefusal::Unproven(request.target.clone()).into());
+    }
+    Ok(())
 }
 
 /// The Connection Request of the gateway, with the name of the target's user where it fits a cookie.
@@ -142,7 +160,11 @@ pub(super) async fn target_leg(
     let policy = pinned
         .as_ref()
         .unwrap_or(&request.config.target_certificate);
-    let mut stream = Box::new(target_tls(target, policy, request).await?);
+    let stakes = match request.target_credentials {
+        Some(_) => Stakes::Credentials,
+        None => Stakes::Nothing,
+    };
+    let mut stream = Box::new(target_tls(target, policy, stakes, request).await?);
     let certificate = {
         let certificates = stream.get_ref().1.peer_certificates();
         certificates
@@ -169,7 +191,7 @@ pub(super) async fn target_leg(
         let logon = timeout_at(request.deadline, logon).await;
         name = logon.unwrap_or(Err(SecureError::TimedOut(Step::TargetLogon)))?;
     }
-    let remembered = policy.remember(request.target, &certificate)?;
+    let remembered = policy.remember(request.target, &certificate, stakes)?;
     Ok(TargetLeg {
         stream,
         read_ahead,
@@ -182,9 +204,10 @@ pub(super) async fn target_leg(
 async fn target_tls(
     target: Stream,
     policy: &TargetCertificate,
+    stakes: Stakes,
     request: &SecureRequest<'_>,
 ) -> Result<TargetTls, SecureError> {
-    let verifier = policy.verifier(request.target)?;
+    let verifier = policy.verifier(request.target, stakes)?;
     let mut config = ClientConfig::builder_with_provider(verifier.provider())
         .with_safe_default_protocol_versions()
         .map_err(|error| SecureError::Settings(error.to_string()))?

@@ -19,6 +19,7 @@ use crate::rdp::credssp::client::{Client as LogonClient, Package, Progress};
 use crate::rdp::credssp::server::{Progress as ServerProgress, Server as LogonServer};
 use crate::rdp::credssp::{EarlyUserAuth, SubjectPublicKeyInfo};
 use crate::rdp::negotiation::{ConnectionConfirm, decode_confirm};
+use crate::target_certificate::Stakes;
 use crate::token::target::TargetAddr;
 
 const USER: &str = "alice";
@@ -194,7 +195,7 @@ impl FakeClient {
             }
         }
         let verifier = TargetCertificate::AcceptAny
-            .verifier(&"gateway.test:1".parse().unwrap())
+            .verifier(&"gateway.test:1".parse().unwrap(), Stakes::Nothing)
             .unwrap();
         let config = ClientConfig::builder()
             .dangerous()

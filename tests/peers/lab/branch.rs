@@ -24,6 +24,7 @@ use super::screenshot::Picture;
 use super::target::{self, Place, TargetKind};
 use super::wait::{PATIENCE, until};
 use super::workspace::Workspace;
+use super::xrdp;
 use crate::redirects::Broker;
 
 /// The agent's name.
@@ -62,6 +63,8 @@ pub(crate) struct Branch {
     _inside: Inside,
     pub(crate) gateway: Gateway,
     pub(crate) place: Place,
+    /// SHA-256 of the desktop's certificate, where it has TLS alone.
+    pub(crate) certificate: Option<String>,
     /// What the client inside has seen.
     pub(crate) picture: Option<Picture>,
     /// The port of the broker.
@@ -125,6 +128,7 @@ impl Branch {
         Ok(Self {
             gateway,
             place,
+            certificate: told["certificate"].as_str().map(str::to_owned),
             picture: picture.transpose()?,
             broker: serde_json::from_value(told["broker"].clone())?,
             agent: Agent {
@@ -356,6 +360,10 @@ pub(crate) fn be_inside(workspace: &Workspace, folder: &Path) -> Result<()> {
         command.args(["--target", &format!("localhost:{}", broker.port)]);
     }
     let mut agent = Process::start(workspace, "agent", &mut command)?;
+    let certificate = match kind {
+        TargetKind::Xrdp => Some(xrdp::certificate(workspace)?),
+        TargetKind::ShadowNla | TargetKind::ShadowTls => None,
+    };
     let told = json!({
         "port": place.port,
         "user": place.user,
@@ -366,6 +374,7 @@ pub(crate) fn be_inside(workspace: &Workspace, folder: &Path) -> Result<()> {
         "broker": broker.as_ref().map(|broker| broker.port),
         "agent": agent.pid(),
         "log": workspace.path("agent.log"),
+        "certificate": certificate,
     });
     let unfinished = folder.join("place.new");
     fs::write(&unfinished, told.to_string())?;

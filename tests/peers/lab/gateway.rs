@@ -16,6 +16,7 @@ use super::authority::Authority;
 use super::log::Line;
 use super::port::Port;
 use super::process::{Process, tool};
+use super::target::Target;
 use super::wait::{PATIENCE, until};
 use super::workspace::Workspace;
 
@@ -45,6 +46,25 @@ impl Gateway {
     /// `verify` says how it judges certificates of targets.
     pub(crate) fn start_inside(workspace: &Workspace, verify: &str) -> Result<Self> {
         Self::start_inside_with(workspace, verify, "")
+    }
+
+    /// The same for `target`, which is trusted by its name where it has TLS alone.
+    pub(crate) fn start_inside_for(workspace: &Workspace, target: &dyn Target) -> Result<Self> {
+        Self::start_inside_for_with(workspace, target, "")
+    }
+
+    /// The same with further lines of configuration, the first of them in `[target]`.
+    pub(crate) fn start_inside_for_with(
+        workspace: &Workspace,
+        target: &dyn Target,
+        further: &str,
+    ) -> Result<Self> {
+        let tls_only = match target.has_nla() {
+            true => Vec::new(),
+            false => vec![target.place().address()],
+        };
+        let further = format!("tls_only = {tls_only:?}\n{further}");
+        Self::start_inside_with(workspace, "first-use", &further)
     }
 
     /// The same with a log at its most talkative.

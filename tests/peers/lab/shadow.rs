@@ -185,6 +185,10 @@ impl Target for Shadow {
     fn place(&self) -> &Place {
         &self.place
     }
+
+    fn has_nla(&self) -> bool {
+        self.options.iter().any(|option| option == "/sec:nla")
+    }
 }
 
 /// Starts the server, which makes its own certificate under its HOME.

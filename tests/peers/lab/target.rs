@@ -34,6 +34,11 @@ impl Place {
 
 pub(crate) trait Target {
     fn place(&self) -> &Place;
+
+    /// Whether it proves itself by CredSSP; TLS alone is what the others have.
+    fn has_nla(&self) -> bool {
+        false
+    }
 }
 
 pub(crate) fn start(workspace: &Workspace, kind: TargetKind) -> Result<Box<dyn Target>> {

@@ -137,6 +137,13 @@ impl Xrdp {
     }
 }
 
+/// SHA-256 of the certificate that xrdp has in this workspace, as hexadecimal digits.
+pub(crate) fn certificate(workspace: &Workspace) -> Result<String> {
+    let pem = fs::read(workspace.path("xrdp.pem"))?;
+    let der = openssl::x509::X509::from_pem(&pem)?.to_der()?;
+    Ok(hex::encode(openssl::sha::sha256(&der)))
+}
+
 impl Target for Xrdp {
     fn place(&self) -> &Place {
         &self.place
