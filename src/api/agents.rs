@@ -26,7 +26,7 @@ use crate::api::operator::{bearer, operator};
 use crate::api::problem::Problem;
 use crate::clock;
 use crate::config::Inspect;
-use crate::jet::agent::{AgentName, Enrolment, Unmet};
+use crate::jet::agent::{AgentName, Decline, Enrolment, Unmet};
 use crate::jet::candidate::{CandidateType, Transport};
 use crate::jet::message::{Answer, Candidate, Offer};
 use crate::jet::rendezvous::{Proof, Refused};
@@ -246,7 +246,7 @@ pub async fn offer(
     let pending = gateway.agents.offer(&name, offer, target, candidates);
     let mut pending = pending.map_err(|why| unmet(&state, &why))?;
     let answer = timeout(limits::AGENT_ANSWER_TIMEOUT, pending.answer()).await;
-    let answer = answer.unwrap_or(Err(Unmet::Silent(name)));
+    let answer = answer.unwrap_or(Err(Unmet::Silent(name.clone())));
     let mut answer = answer.map_err(|why| {
         gateway.agents.withdraw(association);
         unmet(&state, &why)
@@ -258,20 +258,54 @@ pub async fn offer(
             .candidates
             .retain(|candidate| ctype(candidate) != Some(CandidateType::Host));
     }
-    // The address by which the agent knows this gateway need not lead here from where the caller is. One that the agent has
-    // replaced is another gateway's.
     let callers = state.candidate_urls(&headers);
-    for candidate in &mut answer.candidates {
-        let relay = gathered.iter().find(|relay| relay.id == candidate.id);
-        let Some(relay) = relay.filter(|relay| relay.at(&ways.urls).as_ref() == Some(candidate))
-        else {
-            continue;
-        };
-        if let Some(own) = relay.at(&callers) {
-            *candidate = own;
+    let mut foreign = 0_usize;
+    answer.candidates.retain_mut(|candidate| {
+        let own = candidate.url.ctype == Some(CandidateType::Host)
+            && candidate.url.transport == Transport::Tcp
+            && gathered.iter().all(|relay| relay.id != candidate.id)
+            || gathered.iter().any(|relay| {
+                is_relay(
+                    candidate,
+                    relay.at(&ways.urls),
+                    gateway.instance(),
+                    relay.at(&callers),
+                )
+            });
+        foreign = foreign.saturating_add(usize::from(!own));
+        own
+    });
+    if foreign > 0 {
+        warn!(session = %state.id, peer = %state.peer, agent = %name, jet_aid = %association, foreign,
+            "An agent has answered with candidates that are not this gateway's, and they are dropped");
+        if answer.candidates.is_empty() {
+            gateway.agents.withdraw(association);
+            let why = Unmet::Declined(name, Decline::Candidates);
+            return Err(unmet(&state, &why));
         }
     }
     Ok(Json(answer))
+}
+
+/// Whether an answer's candidate is a relay of this gateway, `known` to the agent by this URL or by the name in `Jet-Instance`. The
+/// address by which the agent knows this gateway need not lead here from where the caller is, so the caller gets `theirs`; the name
+/// that the agent has put in its place stays.
+fn is_relay(
+    candidate: &mut Candidate,
+    known: Option<Candidate>,
+    instance: &str,
+    theirs: Option<Candidate>,
+) -> bool {
+    let Some(known) = known else { return false };
+    if *candidate == known {
+        if let Some(theirs) = theirs {
+            *candidate = theirs;
+        }
+        return true;
+    }
+    let mut real = known;
+    real.real(instance);
+    *candidate == real
 }
 
 /// Whether the session of this caller has to pass through the gateway.

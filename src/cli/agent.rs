@@ -3,7 +3,8 @@
 //! It connects outwards only. The enrolment is read from a file, and the key stays in one that its owner alone can read.
 
 use std::fs;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -36,6 +37,9 @@ const BACK_OFF: BackOff = BackOff {
 /// The private key of an agent, in its folder.
 const KEY_FILE: &str = "agent.private.pem";
 
+/// Beside the key: what the gateway called itself at the enrolment.
+const GATEWAY_FILE: &str = "agent.gateway";
+
 /// Arguments of `jetway agent`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -54,7 +58,7 @@ pub enum Command {
 }
 
 /// Where the gateway is.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct GatewayArgs {
     /// Where the gateway is: https://HOST:PORT, or http://127.0.0.1:PORT on its own machine
     #[arg(long, value_name = "URL")]
@@ -93,6 +97,10 @@ pub struct RunArgs {
     /// Where it leads; may be repeated. Nothing else is connected to
     #[arg(long = "target", value_name = "HOST:PORT", required = true)]
     pub targets: Vec<TargetAddr>,
+    /// What the gateway calls itself (jet.instance of its configuration): nobody else is proved the name to. By default as it said
+    /// at the enrolment, which is in agent.gateway beside the key
+    #[arg(long, value_name = "NAME")]
+    pub instance: Option<String>,
     /// Tell clients the addresses of this machine, so that those that can reach it come directly
     #[arg(long)]
     pub host_candidates: bool,
@@ -132,7 +140,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 /// # Errors
 /// A key is there already, the gateway says no, or a file cannot be written.
 pub async fn enrol(args: &EnrolArgs) -> anyhow::Result<()> {
-    let enrolment = secret_file::read(&args.enrolment_file, &mut std::io::stdin().lock())?;
+    let enrolment = secret_file::read(&args.enrolment_file, &mut io::stdin().lock())?;
     let site = Site::new(&args.gateway.gateway, args.gateway.ca.as_deref())?;
     let mut key = generate(Algorithm::Signature(SignatureAlgorithm::Es256))?;
     key.set_kid(key.thumbprint());
@@ -153,6 +161,8 @@ pub async fn enrol(args: &EnrolArgs) -> anyhow::Result<()> {
             return Err(error);
         }
     };
+    let gateway = args.out.join(GATEWAY_FILE);
+    fs::write(&gateway, &enrolled.gateway).with_context(|| gateway.display().to_string())?;
     print_line(&format!("name     {}", enrolled.name))?;
     print_line(&format!("key      {}", path.display()))?;
     print_line(&format!("gateway  {}", enrolled.gateway))?;
@@ -170,6 +180,10 @@ fn settings(args: &RunArgs) -> anyhow::Result<Settings> {
     };
     Ok(Settings {
         site: Site::new(&args.gateway.gateway, args.gateway.ca.as_deref())?,
+        gateway: match &args.instance {
+            Some(instance) => Some(instance.clone()),
+            None => gateway_beside(&args.key)?,
+        },
         name: args.name.clone(),
         key: SigningKey::from_document(&document, Some(SignatureAlgorithm::Es256))?,
         targets: args.targets.clone(),
@@ -180,6 +194,19 @@ fn settings(args: &RunArgs) -> anyhow::Result<Settings> {
         },
         back_off: BACK_OFF,
     })
+}
+
+/// What the gateway called itself when the key was enrolled, where the file is still there.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn gateway_beside(key: &Path) -> anyhow::Result<Option<String>> {
+    let file = key.with_file_name(GATEWAY_FILE);
+    match fs::read_to_string(&file) {
+        Ok(name) => Ok(Some(name.trim().to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| file.display().to_string()),
+    }
 }
 
 async fn until_told(settings: Settings) -> anyhow::Result<()> {

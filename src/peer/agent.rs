@@ -4,9 +4,13 @@
 //!
 //! 1. Is the target on the agent's own list? The list is the agent's: no token and no gateway leads elsewhere.
 //! 2. Does the target answer? If not, the client is told now, and not by a silent session.
-//! 3. Accept on every relay candidate that the offer admits. Where the gateway is reached over TLS, that is those with TLS.
+//! 3. Accept on every relay candidate that the offer admits and that is on the gateway's own host. Where the gateway is reached over
+//!    TLS, that is those with TLS.
 //! 4. Answer with the candidates on which that went well.
 //! 5. Bridge the one that is chosen: by its first bytes, by the client's word, or because there is no other. The rest is closed.
+//!
+//! An agent connects to its gateway's host and its own targets alone, and signs for nobody but the gateway where it was enrolled: a
+//! gateway that was taken over cannot have it prove itself to another.
 //!
 //! Sessions do not depend on the channel: it may come and go, and they go on. An agent that has lost its channel to another one with
 //! the same name and key waits until that one is gone: it says so once, and asks as seldom as it asks a gateway that stays away.
@@ -15,7 +19,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -66,6 +70,8 @@ const SILENCE: Duration = PING_EVERY.saturating_mul(3);
 pub struct Settings {
     /// Its gateway.
     pub site: Site,
+    /// What its gateway calls itself, as it said at the enrolment. Without it the first that is heard holds until the agent ends.
+    pub gateway: Option<String>,
     /// Its name.
     pub name: AgentName,
     /// Its key.
@@ -82,6 +88,8 @@ pub struct Settings {
 struct Agent {
     settings: Settings,
     stop: CancellationToken,
+    /// What the gateway calls itself; whoever else asks for a signature gets none.
+    gateway: OnceLock<String>,
     /// One permit for each session.
     sessions: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -91,9 +99,15 @@ struct Agent {
 
 /// Runs an agent until `stop` fires; then its sessions end, too.
 pub async fn run(settings: Settings, stop: CancellationToken) {
+    let gateway = OnceLock::new();
+    if let Some(name) = &settings.gateway {
+        // It is empty until now.
+        let _ = gateway.set(name.clone());
+    }
     let agent = Arc::new(Agent {
         settings,
         stop,
+        gateway,
         sessions: Arc::new(Semaphore::new(limits::AGENT_SESSIONS)),
         tasks: TaskTracker::new(),
         choices: Mutex::default(),
@@ -142,6 +156,16 @@ pub async fn run(settings: Settings, stop: CancellationToken) {
 #[derive(Debug, thiserror::Error)]
 #[error("another agent has this name and key")]
 struct Replaced;
+
+/// The gateway wants a signature for somebody else.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the gateway calls itself {said:?} and this agent belongs to {own:?}; if it was renamed, say so by --instance"
+)]
+struct OtherGateway {
+    own: String,
+    said: String,
+}
 
 /// What a Close frame says.
 fn closed(frame: &CloseFrame) -> anyhow::Error {
@@ -204,6 +228,14 @@ async fn log_on(
         };
         match (message, name.take()) {
             (FromGateway::Challenge { gateway, nonce }, None) => {
+                let own = agent.gateway.get_or_init(|| gateway.clone());
+                if *own != gateway {
+                    return Err(OtherGateway {
+                        own: own.clone(),
+                        said: gateway,
+                    }
+                    .into());
+                }
                 let logon = Logon {
                     aud: gateway.clone(),
                     sub: agent.settings.name.clone(),
@@ -302,11 +334,9 @@ impl Session {
                 return;
             }
         };
-        let tls = agent.settings.site.has_tls();
-        let offer = &self.offer;
+        let (site, offer) = (&agent.settings.site, &self.offer);
         self.candidates.retain(|candidate| {
-            let transport = candidate.url.transport;
-            offer.admits(transport) && (!tls || transport.is_tls())
+            offer.admits(candidate.url.transport) && site.has_relay(&candidate.url)
         });
         let hosts = if offer.admits(Transport::Tcp) {
             host::gather(&agent.settings.host_addresses).await

@@ -3,6 +3,8 @@
 //! A test is a connection that is kept: to connect to a candidate says that it works, and the one that is chosen carries the
 //! session. Of those that work, the one with the fewest layers is chosen, once it and the better ones have settled.
 //!
+//! The token is shown to the gateway's own host and to nobody else, whatever an answer says.
+//!
 //! [JET-PROTO]: https://github.com/Devolutions/devolutions-gateway
 
 use std::time::Duration;
@@ -77,10 +79,13 @@ pub async fn connect(
     ensure!(answer.id == association, "the answer is to another offer");
     let mut candidates = answer.candidates;
     candidates.retain(|candidate| {
-        let host = candidate.url.ctype == Some(CandidateType::Host);
-        // A relay is not used in clear because the agent's own address may be.
-        let relay = candidate.url.transport.is_tls() || !site.has_tls();
-        offer.admits(candidate.url.transport) && if host { direct } else { relay }
+        let url = &candidate.url;
+        let usable = if url.ctype == Some(CandidateType::Host) {
+            direct
+        } else {
+            site.has_relay(url)
+        };
+        offer.admits(url.transport) && usable
     });
     let (candidate, stream) = test(site, token, association, candidates).await?;
     let complete = serde_json::to_string(&Complete::of(candidate.id))?;
@@ -111,8 +116,7 @@ async fn test(
             let granted = if candidate.url.ctype == Some(CandidateType::Host) {
                 site.direct(&candidate.url, path).await
             } else {
-                let url = site.reachable(candidate.url.clone());
-                site.candidate(&url, path, &token).await
+                site.candidate(&candidate.url, path, &token).await
             };
             granted.map(|granted| (candidate, granted.stream))
         });

@@ -7,7 +7,8 @@
 //! | [`connect`] | the client's side |
 //! | [`host`] | candidates that are the agent's own ports |
 //!
-//! No part of the gateway: nothing here runs in `jetway serve`. Whatever carries a secret goes over TLS, or stays on this machine.
+//! No part of the gateway: nothing here runs in `jetway serve`. Whatever carries a secret goes over TLS, or stays on this machine;
+//! and it goes to the gateway that was named, since a candidate is the word of somebody else ([`Site::relay`]).
 
 pub mod agent;
 pub mod connect;
@@ -15,6 +16,7 @@ pub mod host;
 
 use std::future::poll_fn;
 use std::io;
+use std::net::IpAddr;
 use std::ops::Range;
 use std::path::Path;
 use std::pin::Pin;
@@ -39,6 +41,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
+use tracing::{debug, warn};
 use zeroize::Zeroizing;
 
 use crate::api::jet::SUB_PROTOCOL;
@@ -177,10 +180,23 @@ impl Site {
         self.tls
     }
 
-    /// A candidate's URL as this side can use it: without TLS it is on the gateway's own machine, and so is every relay.
-    #[must_use]
-    pub fn reachable(&self, mut url: CandidateUrl) -> CandidateUrl {
-        if !self.tls {
+    /// A candidate's URL as this side can use it, where it is one of this gateway: nobody else is shown a credential.
+    ///
+    /// Over TLS that is the host by which the gateway was named, on any port of it, since the certificate proves the name on each.
+    /// Without TLS this is the gateway's own machine, where another port is another program: every relay is at the address that
+    /// was named.
+    ///
+    /// # Errors
+    /// Another host, or a transport without TLS where the gateway was named with it.
+    pub fn relay(&self, mut url: CandidateUrl) -> Result<CandidateUrl, NotTheGateway> {
+        if self.tls {
+            if !url.transport.is_tls() {
+                return Err(NotTheGateway::Clear(url));
+            }
+            if !same_host(&url.address.host, &self.address.host) {
+                return Err(NotTheGateway::Host(url));
+            }
+        } else {
             url.transport = if url.transport.is_websocket() {
                 Transport::Ws
             } else {
@@ -188,7 +204,24 @@ impl Site {
             };
             url.address = self.address.clone();
         }
-        url
+        Ok(url)
+    }
+
+    /// Whether a candidate that others have named is one of this gateway; what is somebody else's is logged.
+    #[must_use]
+    pub fn has_relay(&self, url: &CandidateUrl) -> bool {
+        match self.relay(url.clone()) {
+            Ok(_) => true,
+            Err(why @ NotTheGateway::Host(_)) => {
+                warn!(reason = %why, "A candidate is not used");
+                false
+            }
+            // A gateway may have ways in for others.
+            Err(why @ NotTheGateway::Clear(_)) => {
+                debug!(reason = %why, "A candidate is not used");
+                false
+            }
+        }
     }
 
     /// Sends a request and reads its answer, which is `T` where it went well.
@@ -277,16 +310,17 @@ impl Site {
         opened.context("the gateway did not answer in time")?
     }
 
-    /// Asks for `path` at a candidate, with `bearer`.
+    /// Asks for `path` at a candidate of this gateway, with `bearer`.
     ///
     /// # Errors
-    /// It cannot be reached, or is not granted.
+    /// It is not this gateway's, cannot be reached, or is not granted.
     pub async fn candidate(
         &self,
         url: &CandidateUrl,
         path: JetPath,
         bearer: &str,
     ) -> anyhow::Result<Granted> {
+        let url = &self.relay(url.clone())?;
         let ask = async {
             let stream = self.dial(&url.address, url.transport.is_tls()).await?;
             if url.transport.is_websocket() {
@@ -337,6 +371,29 @@ impl Site {
         Ok(Box::new(
             tls.with_context(|| format!("TLS with {address}"))?,
         ))
+    }
+}
+
+/// Why a candidate is shown no credential.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotTheGateway {
+    /// Somebody else's.
+    #[error("{0} is not on the gateway's own host")]
+    Host(CandidateUrl),
+    /// The gateway was named with TLS.
+    #[error("{0} has no TLS, and the gateway was named with it")]
+    Clear(CandidateUrl),
+}
+
+/// Whether two texts name one host: addresses by value, names without case and final dot.
+fn same_host(one: &str, other: &str) -> bool {
+    match (one.parse::<IpAddr>(), other.parse::<IpAddr>()) {
+        (Ok(one), Ok(other)) => one.to_canonical() == other.to_canonical(),
+        (Err(_), Err(_)) => {
+            let name = |text| str::strip_suffix(text, ".").unwrap_or(text);
+            name(one).eq_ignore_ascii_case(name(other))
+        }
+        (Ok(_), Err(_)) | (Err(_), Ok(_)) => false,
     }
 }
 
@@ -568,3 +625,73 @@ const BRIDGE_BYTES: usize = 64 * 1024;
 
 /// Reads and writes of one direction before the other one gets its turn.
 const BRIDGE_STEPS: u32 = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_for_the_host_that_was_named_and_go_over_tls() {
+        let site = site("https://gw.example:7171", true);
+        for text in [
+            "wss://gw.example:7171?ctype=relay",
+            "tls://GW.example.:443?ctype=relay",
+            "wss://gw.example",
+        ] {
+            let url: CandidateUrl = text.parse().unwrap();
+            assert_eq!(site.relay(url.clone()), Ok(url), "{text}");
+        }
+        for text in [
+            "wss://attacker:443?ctype=relay",
+            "wss://gw.example.attacker.example:7171",
+            "tls://evil-gw.example:7171",
+            "tls://192.0.2.1:7171",
+        ] {
+            let url: CandidateUrl = text.parse().unwrap();
+            let refused = Err(NotTheGateway::Host(url.clone()));
+            assert_eq!(site.relay(url), refused, "{text}");
+        }
+        for text in ["ws://gw.example:7171", "tcp://gw.example:7171"] {
+            let url: CandidateUrl = text.parse().unwrap();
+            let refused = Err(NotTheGateway::Clear(url.clone()));
+            assert_eq!(site.relay(url), refused, "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_compared_by_value() {
+        assert!(same_host("2001:db8::1", "2001:DB8:0::1"));
+        assert!(same_host("::ffff:192.0.2.1", "192.0.2.1"));
+        assert!(!same_host("192.0.2.1", "192.0.2.10"));
+        assert!(!same_host("192.0.2.1", "gw.example"));
+    }
+
+    #[test]
+    fn without_tls_the_address_that_was_named_is_the_only_one() {
+        let site = site("http://127.0.0.1:7171", false);
+        for (text, used) in [
+            (
+                "ws://127.0.0.1:9?ctype=relay",
+                "ws://127.0.0.1:7171?ctype=relay",
+            ),
+            ("tls://attacker:443", "tcp://127.0.0.1:7171"),
+        ] {
+            let url = site.relay(text.parse().unwrap()).unwrap();
+            assert_eq!(url.to_string(), used);
+        }
+    }
+
+    fn site(uri: &str, tls: bool) -> Site {
+        let uri: Uri = uri.parse().unwrap();
+        let authority = uri.authority().unwrap();
+        let config = ClientConfig::builder()
+            .with_root_certificates(RootCertStore::empty())
+            .with_no_client_auth();
+        Site {
+            address: authority.as_str().parse().unwrap(),
+            authority: authority.to_string(),
+            tls,
+            connector: TlsConnector::from(Arc::new(config)),
+        }
+    }
+}

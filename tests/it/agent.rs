@@ -34,6 +34,8 @@ pub(crate) struct Branch {
     _files: tempfile::TempDir,
     /// What its agents tell of themselves.
     pub(crate) host_addresses: Vec<std::net::IpAddr>,
+    /// Where its agents find another gateway in its place.
+    pub(crate) elsewhere: Option<GatewayArgs>,
 }
 
 impl Branch {
@@ -60,6 +62,7 @@ impl Branch {
             lab,
             _files: files,
             host_addresses: Vec::new(),
+            elsewhere: None,
         }
     }
 
@@ -125,9 +128,13 @@ impl Branch {
             usage: Some(KeyUsage::Sign),
             kid: None,
         };
-        let GatewayArgs { gateway, ca } = self.gateway();
+        let GatewayArgs { gateway, ca } = match &self.elsewhere {
+            Some(elsewhere) => elsewhere.clone(),
+            None => self.gateway(),
+        };
         let settings = Settings {
             site: Site::new(&gateway, ca.as_deref()).unwrap(),
+            gateway: jetway::cli::agent::gateway_beside(file).unwrap(),
             name: NAME.parse().unwrap(),
             key: SigningKey::from_document(&document, None).unwrap(),
             targets: targets
@@ -210,7 +217,7 @@ impl Branch {
     }
 
     /// A token that leads to `target` behind the agent.
-    fn token(&self, target: &Target, changes: Value) -> String {
+    pub(crate) fn token(&self, target: &Target, changes: Value) -> String {
         let mut claims = json!({
             "jet_cm": "rdv",
             "dst_hst": null,

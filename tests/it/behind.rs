@@ -574,8 +574,9 @@ async fn who_accepts_in_the_place_of_an_agent_meets_nobody() {
         id(&candidate["id"]),
     );
     let url = format!("tcp://{}", site.lab.address()).parse().unwrap();
-    let arguments = site.gateway();
-    let peer = Site::new(&arguments.gateway, arguments.ca.as_deref()).unwrap();
+    // Named without TLS, as the candidate is.
+    let gateway = format!("http://{}", site.lab.address()).parse().unwrap();
+    let peer = Site::new(&gateway, None).unwrap();
     let mut accepted = peer.candidate(&url, accept, &token).await.unwrap();
     assert_eq!(failure(&mut client).await, UNREACHABLE);
     let mut rest = Vec::new();

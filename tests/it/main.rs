@@ -16,6 +16,7 @@ mod demands;
 mod enforcement;
 mod first_use;
 mod forward;
+mod impostors;
 mod inside;
 mod lab;
 mod layers;
