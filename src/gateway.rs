@@ -43,6 +43,7 @@ use crate::store::usage::Usages;
 use crate::target_certificate::{FilePins, TargetCertificate};
 use crate::tls::{self, ServerTls};
 use crate::token::{Protection, Token, UnsignedJwe};
+use crate::upstream;
 
 /// How often files are looked at for changes.
 const UPKEEP: Duration = Duration::from_secs(1);
@@ -250,6 +251,10 @@ impl Running {
     /// Whatever of these fails; no port is bound before all files have been read.
     pub fn start(mut config: Config) -> anyhow::Result<Self> {
         let now = clock::unix_now();
+        // Each dial asks again; where the system does not tell, that is better known now.
+        upstream::own_addresses().context(
+            "cannot read the addresses of this machine (a sandbox has to admit AF_NETLINK)",
+        )?;
         let keyring = load_keys(&config)?;
         let revoked = Revoked::load(config.token.revoked.clone())?;
         let (listeners, tls) = make_listeners(&config)?;

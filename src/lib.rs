@@ -75,8 +75,11 @@
 //!   signature into another ([`token::TokenId`]).
 //! - **Both carriers at once**: the preconnection PDU wins. A second one that stands for another token is refused; a ticket
 //!   that is no longer known contradicts nothing, as a reconnecting client shows it again.
-//! - **This machine is no target** unless an egress rule has a CIDR of that very kind: tokens name hosts, and a gateway must
-//!   not be a way to its own administration ports or to a cloud's metadata service.
+//! - **This machine is no target**, by loopback or by an address of its interfaces, unless an egress rule has a CIDR of that very kind
+//!   (for an interface, of that one address): tokens name hosts, and a gateway must not be a way to its own administration ports
+//!   or to a cloud's metadata service.
+//! - **A credential is shown to the host that was named.** Candidates are the word of somebody else, so a relay on another host is left
+//!   out by agents and by `jetway connect` ([`peer::Site::relay`]), and the gateway passes on none that is not its own.
 //! - **Loopback alone may use HTTP without TLS** by default, since requests carry tokens.
 //! - **Two UUIDs are no secret**: an association that a token has created demands a token of its peers. One that an operator has
 //!   created does not, unless they say so, since existing peers have no way to show one.

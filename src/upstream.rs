@@ -3,7 +3,8 @@
 //! The targets of a permit are tried in order; each may use an equal share of the time that is left, so that one that
 //! never answers leaves time for the next. The addresses of one target race as in Happy Eyeballs ([RFC 8305] 5): a
 //! new attempt starts when the one before has failed or has been silent for 250 ms, and the first connection wins.
-//! Egress rules judge each address right before it is dialled.
+//! Egress rules judge each address right before it is dialled, by the addresses that this machine has at that moment. A connection
+//! whose two ends have one address is this machine's, too, whatever its interfaces say, and is dropped before a byte.
 //!
 //! [RFC 8305]: https://www.rfc-editor.org/rfc/rfc8305
 
@@ -103,6 +104,9 @@ pub enum Cause {
     /// Egress rules refuse the address.
     #[error("{0}")]
     NotAllowed(EgressDenied),
+    /// The system does not tell what must not be dialled.
+    #[error("the addresses of this machine cannot be read: {0}")]
+    OwnAddresses(io::Error),
     /// The name could not be looked up.
     #[error("name not resolved: {0}")]
     Resolve(io::Error),
@@ -224,6 +228,20 @@ pub async fn datagram_service(address: &str) -> io::Result<UdpSocket> {
     Err(failure.unwrap_or_else(|| io::ErrorKind::NotFound.into()))
 }
 
+/// The addresses of this machine's interfaces at this moment, loopback among them. On Linux they come over a netlink socket, which a
+/// sandbox has to admit.
+///
+/// # Errors
+/// The system's.
+pub fn own_addresses() -> io::Result<Vec<IpAddr>> {
+    let addresses = nix::ifaddrs::getifaddrs()?.filter_map(|interface| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| v6.ip().into()))
+    });
+    Ok(addresses.collect())
+}
+
 /// Sets what every session wants of its sockets: no delay of small writes, and an end to peers that vanished.
 ///
 /// # Errors
@@ -244,6 +262,11 @@ pub fn tune(stream: &TcpStream) -> io::Result<()> {
 /// Opens a TCP connection; a seam for tests, which cannot make real addresses silent.
 trait Dial: Sync {
     fn dial(&self, address: SocketAddr) -> impl Future<Output = io::Result<TcpStream>> + Send;
+
+    /// The addresses of this machine.
+    fn own(&self) -> io::Result<Vec<IpAddr>> {
+        own_addresses()
+    }
 }
 
 struct SystemDialler;
@@ -340,12 +363,16 @@ async fn race(
     loop {
         // Denied addresses cost no time: go on until one may be dialled.
         while let Some(address) = waiting.pop_front() {
-            match egress.check(host, address) {
+            let judged = match dialler.own() {
+                Ok(own) => egress.check(host, address, &own).map_err(Cause::NotAllowed),
+                Err(error) => Err(Cause::OwnAddresses(error)),
+            };
+            match judged {
                 Ok(()) => {
                     attempts.push((address, Box::pin(timed(dialler.dial(address)))));
                     break;
                 }
-                Err(denied) => causes.push(Cause::NotAllowed(denied)),
+                Err(cause) => causes.push(cause),
             }
         }
         if attempts.is_empty() {
@@ -357,7 +384,10 @@ async fn race(
             deadline.min(Instant::now() + ATTEMPT_DELAY)
         };
         match timeout_at(until, first_to_finish(&mut attempts)).await {
-            Ok((address, Ok((stream, handshake)))) => return Some((stream, address, handshake)),
+            Ok((address, Ok((stream, handshake)))) => match last_word(host, egress, &stream) {
+                Ok(()) => return Some((stream, address, handshake)),
+                Err(denied) => causes.push(Cause::NotAllowed(denied)),
+            },
             Ok((address, Err(error))) => causes.push(Cause::of(address, error)),
             Err(_) if until < deadline => {}
             Err(_) => {
@@ -366,6 +396,19 @@ async fn race(
                 return None;
             }
         }
+    }
+}
+
+/// Judges a connection by its own ends: one that has the same address at both leads to this machine.
+fn last_word(host: &str, egress: &EgressRules, stream: &TcpStream) -> Result<(), EgressDenied> {
+    // A connection that has no ends any more brings no byte anywhere.
+    let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else {
+        return Ok(());
+    };
+    if peer.ip().to_canonical() == local.ip().to_canonical() {
+        egress.check(host, peer, &[peer.ip()])
+    } else {
+        Ok(())
     }
 }
 
@@ -458,7 +501,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::policy::egress::EgressConfig;
+    use crate::policy::egress::{DeniedBy, EgressConfig};
 
     const LIMIT: Duration = Duration::from_secs(30);
 
@@ -513,13 +556,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_silent_first_address_costs_a_quarter_of_a_second() {
         let (_listener, address) = listen("127.0.0.2:0").await;
-        let resolver = fixed(["192.0.2.1:9".parse().unwrap(), address]);
+        let resolver = fixed(["198.51.100.1:9".parse().unwrap(), address]);
         let start = Instant::now();
         let connected = connect_any(
             &[target("rdp.test:9")],
-            &loopback_and("192.0.2.0/24"),
+            &loopback_and("198.51.100.0/24"),
             &resolver,
-            &Silent("192.0.2."),
+            &Silent("198.51.100."),
             in_30_s(),
         )
         .await
@@ -552,12 +595,12 @@ mod tests {
         let (_listener, address) = listen("127.0.0.2:0").await;
         let resolver = fixed([
             address,
-            "192.0.2.1:9".parse().unwrap(),
-            "192.0.2.2:9".parse().unwrap(),
+            "198.51.100.1:9".parse().unwrap(),
+            "198.51.100.2:9".parse().unwrap(),
         ]);
         let connected = connect_any(
             &[target("rdp.test:9")],
-            &loopback_and("192.0.2.0/24"),
+            &loopback_and("198.51.100.0/24"),
             &resolver,
             &Slow(Duration::from_secs(2)),
             in_30_s(),
@@ -572,15 +615,15 @@ mod tests {
         let (_listener, address) = listen("127.0.0.2:0").await;
         let start = Instant::now();
         let targets = [
-            target("192.0.2.1:9"),
-            target("192.0.2.2:9"),
+            target("198.51.100.1:9"),
+            target("198.51.100.2:9"),
             target(&address.to_string()),
         ];
         let connected = connect_any(
             &targets,
-            &loopback_and("192.0.2.0/24"),
+            &loopback_and("198.51.100.0/24"),
             &SystemResolver,
-            &Silent("192.0.2."),
+            &Silent("198.51.100."),
             in_30_s(),
         )
         .await
@@ -592,15 +635,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_deadline_holds_over_all_targets_and_addresses() {
         let start = Instant::now();
-        let targets = [target("a.test:9"), target("192.0.2.2:9")];
+        let targets = [target("a.test:9"), target("198.51.100.2:9")];
         let error = connect_any(
             &targets,
-            &loopback_and("192.0.2.0/24"),
+            &loopback_and("198.51.100.0/24"),
             &fixed([
-                "192.0.2.1:9".parse().unwrap(),
-                "192.0.2.3:9".parse().unwrap(),
+                "198.51.100.1:9".parse().unwrap(),
+                "198.51.100.3:9".parse().unwrap(),
             ]),
-            &Silent("192.0.2."),
+            &Silent("198.51.100."),
             in_30_s(),
         )
         .await
@@ -609,8 +652,8 @@ mod tests {
         assert_eq!(error.class(), ConnectClass::TimedOut);
         assert_eq!(
             error.to_string(),
-            "a.test:9: 192.0.2.1:9 did not answer in time, 192.0.2.3:9 did not answer in time; \
-             192.0.2.2:9: 192.0.2.2:9 did not answer in time"
+            "a.test:9: 198.51.100.1:9 did not answer in time, 198.51.100.3:9 did not answer in time; \
+             198.51.100.2:9: 198.51.100.2:9 did not answer in time"
         );
     }
 
@@ -732,6 +775,115 @@ mod tests {
         assert_eq!(error.class(), ConnectClass::Unreachable);
     }
 
+    #[tokio::test]
+    async fn an_address_of_this_machine_is_not_dialled_by_any_name() {
+        let own = interface();
+        let (listener, address) = listen(&SocketAddr::new(own, 0).to_string()).await;
+        let mapped = match own {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped().into(),
+            IpAddr::V6(_) => own,
+        };
+        let texts = [own, mapped].map(|ip| SocketAddr::new(ip, address.port()).to_string());
+        let targets = [target("name.test:9"), target(&texts[0]), target(&texts[1])];
+        let resolver = fixed([address]);
+        for egress in [EgressRules::default(), anywhere()] {
+            let connected = connect_any(&targets, &egress, &resolver, &SystemDialler, in_30_s());
+            let error = connected.await.unwrap_err();
+            assert_eq!(error.class(), ConnectClass::NotAllowed, "{error}");
+            for failure in &error.targets {
+                let [Cause::NotAllowed(denied)] = &failure.causes[..] else {
+                    panic!("{error}");
+                };
+                assert_eq!(denied.by, DeniedBy::ThisMachine);
+            }
+        }
+        // Nobody has come: the first is the one that comes now.
+        let ours = TcpStream::connect(address).await.unwrap();
+        let (_, first) = listener.accept().await.unwrap();
+        assert_eq!(first, ours.local_addr().unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_connection_whose_ends_have_one_address_is_dropped() {
+        /// Does not know what is its own.
+        struct Unknowing;
+        impl Dial for Unknowing {
+            async fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
+                SystemDialler.dial(address).await
+            }
+
+            fn own(&self) -> io::Result<Vec<IpAddr>> {
+                Ok(Vec::new())
+            }
+        }
+        let (listener, address) = listen(&SocketAddr::new(interface(), 0).to_string()).await;
+        let targets = [target(&address.to_string())];
+        let egress = anywhere();
+        let connected = connect_any(&targets, &egress, &SystemResolver, &Unknowing, in_30_s());
+        let error = connected.await.unwrap_err();
+        assert_eq!(error.class(), ConnectClass::NotAllowed, "{error}");
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut bytes = Vec::new();
+        let read = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut bytes);
+        assert_eq!(read.await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_allow_rule_of_the_one_address_leads_to_this_machine() {
+        let own = interface();
+        let (_listener, address) = listen(&SocketAddr::new(own, 0).to_string()).await;
+        let config = serde_json::json!({ "allow": [{ "cidr": own.to_string() }] });
+        let config: EgressConfig = serde_json::from_value(config).unwrap();
+        let egress = config.try_into().unwrap();
+        let targets = [target(&address.to_string())];
+        let connected = connect_any(
+            &targets,
+            &egress,
+            &SystemResolver,
+            &SystemDialler,
+            in_30_s(),
+        );
+        assert_eq!(connected.await.unwrap().address, address);
+    }
+
+    #[tokio::test]
+    async fn where_the_systems_addresses_are_not_known_nothing_is_dialled() {
+        struct Blind(Recording);
+        impl Dial for Blind {
+            async fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
+                self.0.dial(address).await
+            }
+
+            fn own(&self) -> io::Result<Vec<IpAddr>> {
+                Err(io::Error::other("no netlink here"))
+            }
+        }
+        let dialler = Blind(Recording::default());
+        let targets = [target("127.0.0.1:9")];
+        let egress = loopback();
+        let connected = connect_any(&targets, &egress, &SystemResolver, &dialler, in_30_s());
+        let error = connected.await.unwrap_err().to_string();
+        let expected = "127.0.0.1:9: the addresses of this machine cannot be read: no netlink here";
+        assert_eq!(error, expected);
+        assert!(dialler.0.0.lock().unwrap().is_empty());
+    }
+
+    /// An address of this machine that others reach.
+    fn interface() -> IpAddr {
+        let own = own_addresses().unwrap();
+        assert!(own.iter().any(IpAddr::is_loopback), "{own:?}");
+        let mut others = own
+            .into_iter()
+            .filter(|ip| ip.is_ipv4() && !ip.is_loopback());
+        others.next().expect("a machine with a network")
+    }
+
+    fn anywhere() -> EgressRules {
+        let json = r#"{"allow": [{"cidr": "0.0.0.0/0"}, {"cidr": "::/0"}]}"#;
+        let config: EgressConfig = serde_json::from_str(json).unwrap();
+        config.try_into().unwrap()
+    }
+
     #[test]
     fn families_alternate_and_duplicates_and_excess_are_dropped() {
         let v6 = |n: u16| SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, n], 1));
@@ -764,7 +916,7 @@ mod tests {
     impl Dial for Slow {
         async fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
             tokio::time::sleep(self.0).await;
-            Silent("192.0.2.").dial(address).await
+            Silent("198.51.100.").dial(address).await
         }
     }
 

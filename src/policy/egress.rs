@@ -5,7 +5,8 @@
 //!
 //! In order: a matching `deny` rule refuses. An address that no target should have (loopback, link-local with the
 //! metadata services of clouds, multicast, ...) is refused unless an `allow` rule names that kind of address by a
-//! CIDR of its own. Where there are `allow` rules, one of them has to match; where there are none, all else is allowed.
+//! CIDR of its own. So is an address of this very machine, whatever its kind, unless an `allow` rule has a CIDR of this one address.
+//! Where there are `allow` rules, one of them has to match; where there are none, all else is allowed.
 //!
 //! An IPv6 address that carries an IPv4 address (mapped, compatible, translated, NAT64, 6to4) ends up at the latter,
 //! so it is judged as that.
@@ -98,6 +99,8 @@ pub enum DeniedBy {
     Deny(usize, String),
     /// A kind of address that has to be allowed by name.
     Builtin(&'static str),
+    /// An address of the gateway's own machine, which has to be allowed by itself.
+    ThisMachine,
     /// There are `allow` rules, and none matches.
     NoAllow,
 }
@@ -107,6 +110,9 @@ impl fmt::Display for DeniedBy {
         match self {
             Self::Deny(index, rule) => write!(f, "egress.deny[{index}] ({rule})"),
             Self::Builtin(kind) => write!(f, "the built-in rule {kind}"),
+            Self::ThisMachine => f.write_str(
+                "the built-in rule this-machine, which an egress.allow rule opens whose cidr is this one address",
+            ),
             Self::NoAllow => write!(f, "default: no egress.allow rule matches"),
         }
     }
@@ -122,11 +128,16 @@ pub struct EgressRules {
 }
 
 impl EgressRules {
-    /// Judges one address that `host` (the name or address in the token) resolved to.
+    /// Judges one address that `host` (the name or address in the token) resolved to, on a machine whose addresses are `own`.
     ///
     /// # Errors
     /// The rule that refuses it.
-    pub fn check(&self, host: &str, address: SocketAddr) -> Result<(), EgressDenied> {
+    pub fn check(
+        &self,
+        host: &str,
+        address: SocketAddr,
+        own: &[IpAddr],
+    ) -> Result<(), EgressDenied> {
         let denied = |by| Err(EgressDenied { address, by });
         let host = normalise(host);
         let forms = forms(address.ip());
@@ -148,6 +159,18 @@ impl EgressRules {
             };
             if !self.allow.iter().any(named) {
                 return denied(DeniedBy::Builtin(kind));
+            }
+        }
+        // Loopback is a kind of its own, and was judged as that.
+        let is_own = |form: &&IpAddr| {
+            !form.is_loopback() && own.iter().any(|own| own.to_canonical() == **form)
+        };
+        for form in forms.iter().filter(is_own) {
+            let named = |rule: &Rule| {
+                rule.matches(&host, &forms, port) && rule.cidr == Some(IpNet::from(*form))
+            };
+            if !self.allow.iter().any(named) {
+                return denied(DeniedBy::ThisMachine);
             }
         }
         if self.allow.is_empty() || self.allow.iter().any(|r| r.matches(&host, &forms, port)) {
@@ -461,7 +484,11 @@ mod tests {
             "[2001:db8::1]:3389",
             "[fd12::1]:3389",
         ] {
-            assert_eq!(rules.check("any.example", address(text)), Ok(()), "{text}");
+            assert_eq!(
+                rules.check("any.example", address(text), &[]),
+                Ok(()),
+                "{text}"
+            );
         }
     }
 
@@ -501,7 +528,7 @@ mod tests {
         let ports = rules(r#"{"allow": [{"ports": [3389, 80]}]}"#);
         for (text, kind) in cases {
             for rules in [&EgressRules::default(), &everything, &ports] {
-                let denied = rules.check("any.example", address(text)).unwrap_err();
+                let denied = rules.check("any.example", address(text), &[]).unwrap_err();
                 assert_eq!(denied.by, DeniedBy::Builtin(kind), "{text}");
             }
         }
@@ -517,13 +544,15 @@ mod tests {
             "[::ffff:127.0.0.1]:3389",
             "[64:ff9b::127.0.0.1]:3389",
         ] {
-            assert_eq!(rules.check("x", address(text)), Ok(()), "{text}");
+            assert_eq!(rules.check("x", address(text), &[]), Ok(()), "{text}");
         }
         for text in ["127.0.0.4:3389", "127.0.0.1:22", "[::ffff:127.0.0.1]:22"] {
-            let denied = rules.check("x", address(text)).unwrap_err();
+            let denied = rules.check("x", address(text), &[]).unwrap_err();
             assert_eq!(denied.by, DeniedBy::Builtin("loopback"), "{text}");
         }
-        let denied = rules.check("x", address("169.254.169.254:80")).unwrap_err();
+        let denied = rules
+            .check("x", address("169.254.169.254:80"), &[])
+            .unwrap_err();
         assert_eq!(denied.by, DeniedBy::Builtin("link-local"));
     }
 
@@ -531,11 +560,11 @@ mod tests {
     fn naming_a_translator_does_not_open_what_lies_behind_it() {
         let rules = rules(r#"{"allow": [{"cidr": "64:ff9b::/96"}]}"#);
         assert_eq!(
-            rules.check("x", address("[64:ff9b::10.0.0.1]:3389")),
+            rules.check("x", address("[64:ff9b::10.0.0.1]:3389"), &[]),
             Ok(())
         );
         let denied = rules
-            .check("x", address("[64:ff9b::169.254.169.254]:80"))
+            .check("x", address("[64:ff9b::169.254.169.254]:80"), &[])
             .unwrap_err();
         assert_eq!(denied.by, DeniedBy::Builtin("link-local"));
     }
@@ -546,26 +575,26 @@ mod tests {
             r#"{"allow": [{"cidr": "10.0.0.0/8"}],
                 "deny": [{"ports": "1-1023"}, {"cidr": "10.9.0.0/16", "ports": ["3389", 5900]}]}"#,
         );
-        assert_eq!(rules.check("x", address("10.1.0.1:3389")), Ok(()));
-        let denied = rules.check("x", address("10.9.0.1:3389")).unwrap_err();
+        assert_eq!(rules.check("x", address("10.1.0.1:3389"), &[]), Ok(()));
+        let denied = rules.check("x", address("10.9.0.1:3389"), &[]).unwrap_err();
         assert_eq!(
             denied.to_string(),
             "10.9.0.1:3389 is refused by egress.deny[1] (cidr 10.9.0.0/16, ports 3389 5900)"
         );
         let denied = rules
-            .check("x", address("[::ffff:10.9.0.1]:5900"))
+            .check("x", address("[::ffff:10.9.0.1]:5900"), &[])
             .unwrap_err();
         assert!(matches!(denied.by, DeniedBy::Deny(1, _)));
-        let denied = rules.check("x", address("10.1.0.1:22")).unwrap_err();
+        let denied = rules.check("x", address("10.1.0.1:22"), &[]).unwrap_err();
         assert!(matches!(denied.by, DeniedBy::Deny(0, _)));
     }
 
     #[test]
     fn with_allow_rules_what_matches_none_is_denied() {
         let rules = rules(r#"{"allow": [{"cidr": "10.0.0.0/8", "ports": "3389-3390"}]}"#);
-        assert_eq!(rules.check("x", address("10.1.0.1:3390")), Ok(()));
+        assert_eq!(rules.check("x", address("10.1.0.1:3390"), &[]), Ok(()));
         for text in ["11.0.0.1:3389", "10.0.0.1:3391", "[2001:db8::1]:3389"] {
-            let denied = rules.check("x", address(text)).unwrap_err();
+            let denied = rules.check("x", address(text), &[]).unwrap_err();
             assert_eq!(denied.by, DeniedBy::NoAllow, "{text}");
         }
     }
@@ -582,7 +611,7 @@ mod tests {
         ];
         for host in allowed {
             assert_eq!(
-                rules.check(host, address("192.0.2.1:3389")),
+                rules.check(host, address("192.0.2.1:3389"), &[]),
                 Ok(()),
                 "{host}"
             );
@@ -597,7 +626,7 @@ mod tests {
         ];
         for host in denied {
             assert!(
-                rules.check(host, address("192.0.2.1:3389")).is_err(),
+                rules.check(host, address("192.0.2.1:3389"), &[]).is_err(),
                 "{host}"
             );
         }
@@ -607,9 +636,57 @@ mod tests {
     fn an_allowed_name_does_not_open_a_built_in_denial() {
         let rules = rules(r#"{"allow": [{"host": "*.corp.example"}]}"#);
         let denied = rules
-            .check("a.corp.example", address("169.254.169.254:80"))
+            .check("a.corp.example", address("169.254.169.254:80"), &[])
             .unwrap_err();
         assert_eq!(denied.by, DeniedBy::Builtin("link-local"));
+    }
+
+    #[test]
+    fn an_address_of_this_machine_is_no_target_in_any_spelling() {
+        let own = ["10.1.2.3", "2001:db8::7", "fe80::9"].map(|ip| ip.parse().unwrap());
+        let wide = r#"{"allow": [{"cidr": "10.0.0.0/8"}, {"cidr": "10.1.2.2/31"}, {"cidr": "2001:db8::/127"},
+            {"cidr": "fe80::/10"}, {"ports": "1-65535"}, {"host": "x"}]}"#;
+        for rules in [&EgressRules::default(), &rules(wide)] {
+            for text in [
+                "10.1.2.3:3389",
+                "[::ffff:10.1.2.3]:3389",
+                "[::10.1.2.3]:3389",
+                "[64:ff9b::10.1.2.3]:22",
+                "[2002:a01:203::]:22",
+                "[2001:db8::7]:3389",
+            ] {
+                let denied = rules.check("x", address(text), &own).unwrap_err();
+                assert_eq!(denied.by, DeniedBy::ThisMachine, "{text}");
+                assert!(denied.to_string().contains("egress.allow"), "{denied}");
+            }
+            for text in ["10.1.2.2:3389", "[2001:db8::1]:3389"] {
+                assert_eq!(rules.check("x", address(text), &own), Ok(()), "{text}");
+            }
+        }
+        let denied = rules(wide).check("x", address("[fe80::9]:22"), &own);
+        assert_eq!(denied.unwrap_err().by, DeniedBy::ThisMachine);
+    }
+
+    #[test]
+    fn an_allow_rule_of_the_one_address_opens_this_machine() {
+        let own = ["10.1.2.3", "2001:db8::7"].map(|ip| ip.parse().unwrap());
+        let rules = rules(
+            r#"{"allow": [{"cidr": "10.1.2.3", "ports": 3389}, {"cidr": "2001:db8::7/128"}]}"#,
+        );
+        for text in ["10.1.2.3:3389", "[::ffff:10.1.2.3]:3389", "[2001:db8::7]:9"] {
+            assert_eq!(rules.check("x", address(text), &own), Ok(()), "{text}");
+        }
+        let denied = rules.check("x", address("10.1.2.3:22"), &own).unwrap_err();
+        assert_eq!(denied.by, DeniedBy::ThisMachine);
+    }
+
+    #[test]
+    fn loopback_is_opened_as_a_kind_although_it_is_the_machines_own() {
+        let own = ["127.0.0.1", "::1"].map(|ip| ip.parse().unwrap());
+        let rules = rules(r#"{"allow": [{"cidr": "127.0.0.0/8"}, {"cidr": "::1"}]}"#);
+        for text in ["127.0.0.1:3389", "[::1]:3389", "[::ffff:127.0.0.1]:3389"] {
+            assert_eq!(rules.check("x", address(text), &own), Ok(()), "{text}");
+        }
     }
 
     #[test]

@@ -109,6 +109,8 @@ impl KdcLookup {
     }
 
     async fn addresses(&self) -> Result<Vec<String>, String> {
+        let own = upstream::own_addresses()
+            .map_err(|error| format!("the addresses of this machine cannot be read: {error}"))?;
         let mut failures = Vec::new();
         for service in ["_kerberos._tcp", "_kerberos._udp"] {
             let name = format!("{service}.{}", self.realm);
@@ -137,7 +139,7 @@ impl KdcLookup {
                     Ok(found) => {
                         for ip in found.iter().take(DNS_ADDRESSES) {
                             let address = SocketAddr::new(ip, server.port);
-                            match self.egress.check(&host, address) {
+                            match self.egress.check(&host, address, &own) {
                                 Ok(()) => addresses.push(address.to_string()),
                                 Err(denied) => failures.push(format!("{host}: {denied}")),
                             }

@@ -1,11 +1,13 @@
 //! From permit to target: alternatives, names, egress rules, time limits.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use jetway::upstream;
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 
-use crate::lab::{Lab, Target, failure, logged, within};
+use crate::lab::{Lab, Target, failure, forget_log, logged, within};
 
 /// `SSL_CERT_NOT_ON_SERVER`: not reachable, whatever the reason.
 const UNREACHABLE: u32 = 3;
@@ -61,6 +63,49 @@ async fn this_machine_is_no_target_unless_a_rule_says_so() {
         assert_eq!(failure(&mut lab.client(&token).await).await, UNREACHABLE);
     }
     assert_eq!(target.connections(), 0);
+}
+
+#[tokio::test]
+async fn an_interface_of_this_machine_is_no_target_unless_a_rule_names_it() {
+    let own = upstream::own_addresses().unwrap().into_iter();
+    let mut own = own.filter(|ip| !ip.is_loopback() && !is_link_local(ip));
+    let own = own.next().expect("a machine with a network");
+    let target = Target::start_at(SocketAddr::new(own, 0)).await;
+    let port = target.address.port();
+    let mapped = match own {
+        IpAddr::V4(v4) => format!("[::ffff:{v4}]:{port}"),
+        IpAddr::V6(_) => target.address.to_string(),
+    };
+    let elsewhere = "127.0.0.1:9";
+    let wide = "[egress]\nallow = [{ cidr = \"0.0.0.0/0\" }, { cidr = \"::/0\" }]\n";
+    for rules in ["[egress]\n", wide] {
+        let lab = Lab::start(rules);
+        for changes in [
+            json!({}),
+            json!({ "dst_hst": mapped }),
+            json!({ "dst_hst": elsewhere, "dst_alt": [target.address.to_string()] }),
+        ] {
+            let token = lab.token(target.address, changes);
+            assert_eq!(failure(&mut lab.client(&token).await).await, UNREACHABLE);
+            let refused = logged("Session refused").await;
+            assert_eq!(refused["rule"], "egress");
+            let reason = refused["reason"].as_str().unwrap();
+            assert!(reason.contains("this-machine"), "{reason}");
+            assert!(reason.contains("egress.allow"), "{reason}");
+            forget_log();
+        }
+    }
+    assert_eq!(target.connections(), 0);
+    let lab = Lab::start(&format!("[egress]\nallow = [{{ cidr = \"{own}\" }}]\n"));
+    drop(lab.session(&lab.token(target.address, json!({}))).await);
+    assert_eq!(target.connections(), 1);
+}
+
+fn is_link_local(ip: &IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
 }
 
 #[tokio::test]
