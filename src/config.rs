@@ -385,6 +385,9 @@ pub struct SessionConfig {
     pub idle_timeout_s: u64,
     /// A session ends after so long, seconds, whatever its token says. Zero: never.
     pub time_limit_s: u64,
+    /// Where one side of a session has ended and its protocol lets the other go on: that one silent for so long, seconds, and the
+    /// session ends. RDP does not let it; there it is [`RDP_AFTER_END`](crate::relay::RDP_AFTER_END).
+    pub half_close_timeout_s: u64,
     /// For reaching a target, all its addresses and alternatives together, seconds.
     pub connect_timeout_s: u64,
     /// How long live sessions may go on when the process is told to stop, seconds.
@@ -397,6 +400,7 @@ impl Default for SessionConfig {
             inspect: Inspect::default(),
             idle_timeout_s: 0,
             time_limit_s: 0,
+            half_close_timeout_s: limits::HALF_CLOSE_S,
             connect_timeout_s: 10,
             drain_s: 5,
         }

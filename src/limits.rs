@@ -180,3 +180,7 @@ pub const GUESSED_TOKENS: usize = 65_536;
 
 /// Clients that a target has sent on and that have not come back yet.
 pub const REDIRECTIONS: usize = 4096;
+
+/// Default for the silence of a side whose other side has ended, seconds: time to compute an answer to a question that is complete,
+/// and far less than a session that nobody ends.
+pub const HALF_CLOSE_S: u64 = 600;

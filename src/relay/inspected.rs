@@ -3,7 +3,7 @@
 //!
 //! The rules are those of the opaque relay: the directions are independent, each reads only when what it read
 //! before has been written, ends are passed on as half-closes, and a direction that has nothing to move holds no
-//! buffer. A session that may not go on ends with a word to both sides: a code that the client shows to its user,
+//! buffer. RDP goes on with one side for no longer than [`RDP_AFTER_END`](super::RDP_AFTER_END). A session that may not go on ends with a word to both sides: a code that the client shows to its user,
 //! and an orderly end for the target.
 
 use std::future::{Future, poll_fn};
@@ -112,10 +112,14 @@ where
         if relay.dying.is_some() {
             clock.start_last_words();
         }
+        if relay.first.is_some() {
+            clock.start_after_end();
+        }
         Poll::Ready(match ready!(clock.poll(cx)) {
             Alarm::Idle => End::Told(RelayEnd::IdleTimeout, ERRINFO_IDLE_TIMEOUT),
             Alarm::Total => End::Told(RelayEnd::TimeLimit, ERRINFO_LOGON_TIMEOUT),
             Alarm::LastWords => relay.give_up(),
+            Alarm::AfterEnd => relay.stop_waiting(),
         })
     })
     .await;
@@ -367,6 +371,14 @@ where
         match self.dying.take() {
             Some((side, error)) => End::Over(RelayEnd::of(side, error), Some(side.other())),
             None => End::Over(RelayEnd::Closed, None),
+        }
+    }
+
+    /// One side has ended, and the other had its time.
+    fn stop_waiting(&mut self) -> End {
+        match self.first {
+            Some(side) if self.dying.is_none() => End::Over(RelayEnd::Closed, Some(side.other())),
+            Some(_) | None => self.give_up(),
         }
     }
 
@@ -642,6 +654,30 @@ mod tests {
                 orderly: false
             }
         ));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_gone_ends_the_session_although_the_other_stays() {
+        for goes in [Side::Client, Side::Target] {
+            let limits = RelayLimits {
+                after_end: Some(crate::relay::RDP_AFTER_END),
+                ..RelayLimits::default()
+            };
+            let mut lab = Lab::start(limits, Judge::default());
+            lab.play(Phase::Active).await;
+            let (gone, stays) = match goes {
+                Side::Client => (&mut lab.client, &mut lab.target),
+                Side::Target => (&mut lab.target, &mut lab.client),
+            };
+            gone.shutdown().await.unwrap();
+            assert_eq!(stays.read(&mut [0]).await.unwrap(), 0);
+            // It keeps its side open, and the session ends all the same.
+            let end = lab.task.await.unwrap();
+            assert!(
+                matches!(end, InspectedEnd::Closed { by, orderly: false } if by == goes),
+                "{end:?}"
+            );
+        }
     }
 
     #[tokio::test(start_paused = true)]

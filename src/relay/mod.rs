@@ -2,7 +2,8 @@
 //!
 //! - The two directions are independent. Each reads only when what it read before has been written, so a receiver
 //!   that does not read holds up its own sender and nothing else.
-//! - The end of one direction is passed on as a half-close; the other goes on. How a WebSocket is told: [`crate::websocket`].
+//! - The end of one direction is passed on as a half-close; the other goes on, for as long as [`AfterEnd`] says. How a WebSocket is
+//!   told: [`crate::websocket`].
 //! - A direction that has nothing to move holds no buffer and no pipe.
 //! - Small traffic is copied through the stack. A direction whose reads come back full is spliced through a pooled
 //!   pipe on Linux, until it quiets down.
@@ -75,7 +76,27 @@ pub struct RelayLimits {
     /// Where the end of one direction need not be that of the session, a side whose WebSocket cannot be half-closed hears later of
     /// the end of the other ([`WebSocket::poll_end`](crate::websocket::WebSocket::poll_end)).
     pub half_close: bool,
+    /// When one side has ended and the other has not.
+    pub after_end: Option<AfterEnd>,
 }
+
+/// How long a session may go on of which one side has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AfterEnd {
+    /// So long, whatever moves: where an end is never only that of one direction.
+    Within {
+        /// Seconds.
+        time_s: u32,
+    },
+    /// Without a byte for so long.
+    Silent {
+        /// Seconds.
+        time_s: u32,
+    },
+}
+
+/// RDP has no half-close: who ends has gone, and what the other side says is for nobody. What was on its way gets there in less.
+pub const RDP_AFTER_END: AfterEnd = AfterEnd::Within { time_s: 2 };
 
 /// Seconds that a target may be silent after the end of its client, until it is told of it: time to begin an answer.
 const TARGET_PATIENCE_S: u8 = 10;
@@ -88,6 +109,8 @@ const CLIENT_PATIENCE_S: u8 = 1;
 pub enum RelayEnd {
     /// Both directions ended. A side that answers the orderly end of the other with a reset counts, too.
     Closed,
+    /// One side ended, and the other did not in the time that it had.
+    Ended(Side),
     /// The client's connection broke.
     ClientFailed(io::Error),
     /// The target's connection broke.
@@ -167,10 +190,14 @@ async fn run_with(
         if relay.dying.is_some() {
             clock.start_last_words();
         }
+        if relay.ended_first().is_some() {
+            clock.start_after_end();
+        }
         match ready!(clock.poll(cx)) {
             Alarm::Idle => Poll::Ready((RelayEnd::IdleTimeout, None)),
             Alarm::Total => Poll::Ready((RelayEnd::TimeLimit, None)),
             Alarm::LastWords => Poll::Ready(relay.give_up()),
+            Alarm::AfterEnd => Poll::Ready(relay.stop_waiting()),
         }
     })
     .await;
@@ -180,7 +207,7 @@ async fn run_with(
         ..
     } = relay;
     match &end {
-        RelayEnd::Closed => {}
+        RelayEnd::Closed | RelayEnd::Ended(_) => {}
         RelayEnd::ClientFailed(_) => target.end_with(Farewell::OtherSideBroke),
         RelayEnd::TargetFailed(_) => client.end_with(Farewell::OtherSideBroke),
         RelayEnd::IdleTimeout | RelayEnd::TimeLimit | RelayEnd::Cancelled => {
@@ -325,6 +352,23 @@ impl Relay {
         }
     }
 
+    /// The side that has ended while the other goes on.
+    fn ended_first(&self) -> Option<Side> {
+        match (self.up.source_ended(), self.down.source_ended()) {
+            (true, _) => Some(Side::Client),
+            (false, true) => Some(Side::Target),
+            (false, false) => None,
+        }
+    }
+
+    /// The end of a session of which one side has ended, and the other had its time.
+    fn stop_waiting(&mut self) -> (RelayEnd, Option<Side>) {
+        match self.ended_first() {
+            Some(side) if self.dying.is_none() => (RelayEnd::Ended(side), Some(side.other())),
+            Some(_) | None => self.give_up(),
+        }
+    }
+
     fn from(&mut self, side: Side) -> &mut Direction {
         match side {
             Side::Client => &mut self.up,
@@ -415,6 +459,11 @@ impl Direction {
     /// The end of its source reached its sink.
     fn has_ended(&self) -> bool {
         matches!(self.state, State::Ended | State::Left)
+    }
+
+    /// Its source has said all, whether or not its sink knows.
+    fn source_ended(&self) -> bool {
+        matches!(self.state, State::Ending | State::Ended | State::Left)
     }
 
     /// Nothing will move any more.
@@ -659,9 +708,12 @@ impl Pace {
 struct Clock {
     idle: Option<Duration>,
     ends_at: Option<Instant>,
-    /// When a byte moved last; read only where there is an idle limit.
+    /// When a byte moved last; read only where there is an idle limit, or one side has ended.
     active_at: Instant,
     last_words_at: Option<Instant>,
+    after_end: Option<AfterEnd>,
+    /// When one side had ended.
+    ended_at: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -669,6 +721,7 @@ enum Alarm {
     Idle,
     Total,
     LastWords,
+    AfterEnd,
 }
 
 impl Clock {
@@ -679,6 +732,8 @@ impl Clock {
             ends_at: limits.total.and_then(|total| now.checked_add(total)),
             active_at: now,
             last_words_at: None,
+            after_end: limits.after_end,
+            ended_at: None,
             timer: None,
         };
         clock.set();
@@ -686,7 +741,7 @@ impl Clock {
     }
 
     fn note_activity(&mut self) {
-        if self.idle.is_some() {
+        if self.idle.is_some() || self.ended_at.is_some() {
             self.active_at = Instant::now();
         }
     }
@@ -698,12 +753,34 @@ impl Clock {
         }
     }
 
+    fn start_after_end(&mut self) {
+        if self.ended_at.is_none() && self.after_end.is_some() {
+            self.ended_at = Some(Instant::now());
+            self.set();
+        }
+    }
+
+    fn after_end_at(&self) -> Option<Instant> {
+        let ended_at = self.ended_at?;
+        match self.after_end? {
+            AfterEnd::Within { time_s } => ended_at.checked_add(Duration::from_secs(time_s.into())),
+            AfterEnd::Silent { time_s } => ended_at
+                .max(self.active_at)
+                .checked_add(Duration::from_secs(time_s.into())),
+        }
+    }
+
     fn idle_at(&self) -> Option<Instant> {
         self.active_at.checked_add(self.idle?)
     }
 
     fn set(&mut self) {
-        let dues = [self.ends_at, self.idle_at(), self.last_words_at];
+        let dues = [
+            self.ends_at,
+            self.idle_at(),
+            self.last_words_at,
+            self.after_end_at(),
+        ];
         let Some(due) = dues.into_iter().flatten().min() else {
             return;
         };
@@ -724,6 +801,9 @@ impl Clock {
             }
             if passed(self.last_words_at) {
                 return Poll::Ready(Alarm::LastWords);
+            }
+            if passed(self.after_end_at()) {
+                return Poll::Ready(Alarm::AfterEnd);
             }
             if passed(self.idle_at()) {
                 return Poll::Ready(Alarm::Idle);
@@ -834,6 +914,75 @@ mod tests {
         assert_eq!(read_all(&mut relay.client).await, vec![7; 3_000_000]);
         assert!(matches!(relay.task.await.unwrap(), RelayEnd::Closed));
         assert_eq!(counts(&relay.traffic), (8, 3_000_000));
+    }
+
+    #[tokio::test]
+    async fn a_bulk_reply_after_a_half_close_arrives_within_the_bound_on_silence() {
+        let mut relay = Fixture::start(silent(60)).await;
+        relay.client.write_all(b"question").await.unwrap();
+        relay.client.shutdown().await.unwrap();
+        assert_eq!(read_all(&mut relay.target).await, b"question");
+        relay.target.write_all(&vec![7; 3_000_000]).await.unwrap();
+        drop(relay.target);
+        assert_eq!(read_all(&mut relay.client).await, vec![7; 3_000_000]);
+        assert!(matches!(relay.task.await.unwrap(), RelayEnd::Closed));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_gone_ends_a_session_without_half_close_however_the_other_talks() {
+        let limits = RelayLimits {
+            after_end: Some(RDP_AFTER_END),
+            ..RelayLimits::default()
+        };
+        for goes in [Side::Client, Side::Target] {
+            let started = Instant::now();
+            let mut relay = Fixture::start(limits).await;
+            let (gone, stays) = match goes {
+                Side::Client => (&mut relay.client, &mut relay.target),
+                Side::Target => (&mut relay.target, &mut relay.client),
+            };
+            gone.write_all(b"last words").await.unwrap();
+            gone.shutdown().await.unwrap();
+            // The last words and the end are passed on, and neither keeps the session.
+            assert_eq!(read_all(stays).await, b"last words");
+            while started.elapsed() < Duration::from_secs(60) && !relay.task.is_finished() {
+                // Once the session is over, nobody takes it.
+                let _gone = stays.write_all(b"x").await;
+                sleep_until(Instant::now() + Duration::from_millis(100)).await;
+            }
+            let end = relay.task.await.unwrap();
+            assert!(
+                matches!(end, RelayEnd::Ended(side) if side == goes),
+                "{end:?}"
+            );
+            let lasted = started.elapsed();
+            let bound = Duration::from_secs(2) + LINGER_TIMEOUT + Duration::from_secs(1);
+            assert!(lasted < bound, "{lasted:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_with_half_close_goes_on_while_bytes_move_and_ends_when_none_do() {
+        for goes in [Side::Client, Side::Target] {
+            let mut relay = Fixture::start(silent(10)).await;
+            let (gone, stays) = match goes {
+                Side::Client => (&mut relay.client, &mut relay.target),
+                Side::Target => (&mut relay.target, &mut relay.client),
+            };
+            gone.shutdown().await.unwrap();
+            assert_eq!(read_all(stays).await, b"");
+            for _ in 0..10 {
+                sleep_until(Instant::now() + Duration::from_secs(7)).await;
+                stays.write_all(b"x").await.unwrap();
+                assert_eq!(read(gone, 1).await, b"x");
+            }
+            let end = relay.task.await.unwrap();
+            assert!(
+                matches!(end, RelayEnd::Ended(side) if side == goes),
+                "{end:?}"
+            );
+            assert_eq!(read_all(gone).await, b"");
+        }
     }
 
     #[tokio::test]
@@ -1133,6 +1282,13 @@ mod tests {
             Means::default(),
         );
         assert!(matches!(task.await.unwrap(), RelayEnd::TargetFailed(_)));
+    }
+
+    fn silent(time_s: u32) -> RelayLimits {
+        RelayLimits {
+            after_end: Some(AfterEnd::Silent { time_s }),
+            ..RelayLimits::default()
+        }
     }
 
     struct Fixture {

@@ -16,7 +16,7 @@ use crate::rdp::redirection::Redirections;
 use crate::rdp::session::{Settings, Tracker};
 use crate::refusal::Refusal;
 use crate::relay::inspected::{self, InspectedEnd, Leg};
-use crate::relay::{RelayLimits, Side};
+use crate::relay::{RDP_AFTER_END, RelayLimits, Side};
 use crate::session::connect::{Connected, Reached};
 use crate::session::identify::Opening;
 use crate::session::refuse::Refused;
@@ -201,6 +201,7 @@ impl Inspected {
         let limits = RelayLimits {
             idle: permit.idle_timeout(),
             total: permit.time_limit(),
+            after_end: Some(RDP_AFTER_END),
             ..RelayLimits::default()
         };
         let cancel = live.session.cancelled().clone();

@@ -38,7 +38,7 @@ use crate::clock;
 use crate::gateway::Gateway;
 use crate::listener::admission::Admission;
 use crate::refusal::Refusal;
-use crate::relay::RelayEnd;
+use crate::relay::{RelayEnd, Side};
 use crate::session::connect::{Connected, Met};
 use crate::session::identify::{Client, Identified};
 use crate::session::inspect::Inspected;
@@ -124,7 +124,7 @@ async fn establish(gateway: &Arc<Gateway>, client: Client) -> Option<Ready> {
 /// Step 5.
 async fn secure_or_open(gateway: &Gateway, connected: Connected) -> Result<Ready, Box<Refused>> {
     match connected.permit.inspection().cloned() {
-        None => open::open(connected)
+        None => open::open(gateway, connected)
             .await
             .map(|opened| Ready::Opaque(Box::new(opened))),
         Some(inspection) => inspect::inspect(gateway, connected, &inspection)
@@ -185,6 +185,12 @@ fn describe(session: &Session, end: &RelayEnd) -> String {
         }
         (RelayEnd::Cancelled, Some(EndCause::Shutdown)) => Refusal::ShuttingDown.to_string(),
         (RelayEnd::Closed, _) => "closed by both sides".to_owned(),
+        (RelayEnd::Ended(Side::Client), _) => {
+            "the client closed the connection, and the target did not in time".to_owned()
+        }
+        (RelayEnd::Ended(Side::Target), _) => {
+            "the target closed the connection, and the client did not in time".to_owned()
+        }
         (RelayEnd::ClientFailed(error), _) => format!("client: {error}"),
         (RelayEnd::TargetFailed(error), _) => format!("target: {error}"),
         (RelayEnd::IdleTimeout, _) => "idle for too long".to_owned(),

@@ -12,11 +12,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout_at;
 
 use crate::application_protocol::{self, ApplicationProtocol, FirstBytes};
+use crate::gateway::Gateway;
 use crate::limits;
 use crate::policy::permit::Permit;
 use crate::rdp::negotiation::{self, ConnectionConfirm};
 use crate::refusal::Refusal;
-use crate::relay::{self, RelayLimits};
+use crate::relay::{self, AfterEnd, RDP_AFTER_END, RelayLimits};
 use crate::session::connect::{Connected, Reached};
 use crate::session::identify::{Client, Opening};
 use crate::session::refuse::Refused;
@@ -36,6 +37,8 @@ pub struct Opened {
     pub target: Io,
     /// What the session may do.
     pub permit: Permit,
+    /// How long it goes on when one side has ended.
+    pub after_end: AfterEnd,
 }
 
 impl Opened {
@@ -46,11 +49,13 @@ impl Opened {
             client,
             target,
             permit,
+            after_end,
         } = *self;
         let limits = RelayLimits {
             idle: permit.idle_timeout(),
             total: permit.time_limit(),
             half_close: half_closes(live.session.token.claims.jet_ap.as_ref()),
+            after_end: Some(after_end),
         };
         let cancel = live.session.cancelled().clone();
         let end = relay::run(client, target, &live.session.traffic, limits, cancel).await;
@@ -72,11 +77,35 @@ fn half_closes(protocol: Option<&ApplicationProtocol>) -> bool {
     }
 }
 
+/// How long a session may go on when one side of it has ended; `silent_s` is for protocols that can go on with one. RDP cannot, and
+/// what began as RDP is RDP unless its token calls it something else.
+fn after_end(protocol: Option<&ApplicationProtocol>, opening: &Opening, silent_s: u64) -> AfterEnd {
+    let is_rdp = match protocol {
+        Some(ApplicationProtocol::Rdp) => true,
+        Some(ApplicationProtocol::None) | None => {
+            matches!(opening, Opening::X224(_) | Opening::DirectTls)
+        }
+        Some(
+            ApplicationProtocol::Ssh
+            | ApplicationProtocol::Vnc
+            | ApplicationProtocol::Wayk
+            | ApplicationProtocol::Other(_),
+        ) => false,
+    };
+    if is_rdp {
+        RDP_AFTER_END
+    } else {
+        AfterEnd::Silent {
+            time_s: u32::try_from(silent_s).unwrap_or(u32::MAX),
+        }
+    }
+}
+
 /// Lets client and target exchange their first messages.
 ///
 /// # Errors
 /// One of them does not speak the protocol that the token announces, or is silent.
-pub async fn open(connected: Connected) -> Result<Opened, Box<Refused>> {
+pub async fn open(gateway: &Gateway, connected: Connected) -> Result<Opened, Box<Refused>> {
     let Connected {
         mut client,
         opening,
@@ -106,6 +135,11 @@ pub async fn open(connected: Connected) -> Result<Opened, Box<Refused>> {
         let opening = if answered { Opening::Other } else { opening };
         return Err(client.refused(refusal, opening).with_session(&session));
     }
+    let after_end = after_end(
+        session.token.claims.jet_ap.as_ref(),
+        &opening,
+        gateway.config.session.half_close_timeout_s,
+    );
     let Client {
         stream,
         started,
@@ -126,6 +160,7 @@ pub async fn open(connected: Connected) -> Result<Opened, Box<Refused>> {
         client,
         target,
         permit,
+        after_end,
     })
 }
 

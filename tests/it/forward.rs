@@ -1,11 +1,16 @@
 //! A valid token leads to its target, whichever way the client carries it.
 
+use std::net::SocketAddr;
+
 use jetway::rdp::connection_request;
 use jetway::rdp::preconnection;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
-use crate::lab::{CLIENT_HELLO, Lab, SELECTED_TLS, Target, confirm, logged, request, within};
+use crate::lab::{
+    CLIENT_HELLO, Lab, SELECTED_TLS, Target, confirm, logged, logged_times, request, within,
+};
 
 // J-RDP-1 J-CM-1 J-DST-1
 #[tokio::test]
@@ -185,7 +190,7 @@ async fn destinations_as_other_gateways_libraries_write_them_are_reached() {
 #[tokio::test]
 async fn a_destination_without_a_port_is_dialled_at_that_of_its_protocol() {
     let lab = Lab::start("[egress]\nallow = [{ cidr = \"192.0.2.0/24\" }]\n");
-    let nobody: std::net::SocketAddr = "127.0.0.1:1".parse().unwrap();
+    let nobody: SocketAddr = "127.0.0.1:1".parse().unwrap();
     let claims = json!({ "dst_hst": "127.0.0.1", "dst_alt": ["tcp://127.0.0.2"] });
     let mut client = lab.client(&lab.token(nobody, claims)).await;
     crate::lab::failure(&mut client).await;
@@ -234,6 +239,116 @@ async fn a_half_close_is_passed_on_in_both_directions() {
     assert_eq!(
         logged("Session closed").await["reason"],
         "closed by both sides"
+    );
+}
+
+/// A target that selects TLS, says all it is told, and never closes its side.
+async fn clinging() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut held = Vec::new();
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1024];
+            let _count = stream.read(&mut request).await.unwrap();
+            stream.write_all(&SELECTED_TLS.encode()).await.unwrap();
+            held.push(stream);
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn an_rdp_client_that_has_gone_ends_its_session_although_the_target_stays() {
+    let lab = Lab::start("");
+    let target = clinging().await;
+    for (count, jet_ap) in [json!("rdp"), json!("none"), json!(null)]
+        .iter()
+        .enumerate()
+    {
+        let mut client = lab
+            .client(&lab.token(target, json!({ "jet_ap": jet_ap })))
+            .await;
+        assert_eq!(confirm(&mut client).await, SELECTED_TLS);
+        client.write_all(CLIENT_HELLO).await.unwrap();
+        client.shutdown().await.unwrap();
+        let line = logged_times("Session closed", count + 1)
+            .await
+            .remove(count);
+        assert_eq!(
+            line["reason"],
+            "the client closed the connection, and the target did not in time"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_target_that_has_gone_ends_an_rdp_session_although_the_client_stays() {
+    let lab = Lab::start("");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let token = lab.token(listener.local_addr().unwrap(), json!({}));
+    let mut client = lab.client(&token).await;
+    let (mut target, _) = listener.accept().await.unwrap();
+    target.write_all(&SELECTED_TLS.encode()).await.unwrap();
+    assert_eq!(confirm(&mut client).await, SELECTED_TLS);
+    client.write_all(CLIENT_HELLO).await.unwrap();
+    target.write_all(b"last words").await.unwrap();
+    target.shutdown().await.unwrap();
+    // It hears them, and the end, and keeps its side.
+    let mut rest = Vec::new();
+    within(client.read_to_end(&mut rest)).await.unwrap();
+    assert_eq!(rest, b"last words");
+    assert_eq!(
+        logged("Session closed").await["reason"],
+        "the target closed the connection, and the client did not in time"
+    );
+}
+
+#[tokio::test]
+async fn a_user_who_comes_back_at_once_is_not_told_that_the_token_is_in_use() {
+    let keys = crate::lab::KEYS;
+    let lab = Lab::start(&format!("[token]\n{keys}reconnect_window_s = 60\n"));
+    let token = lab.token(clinging().await, json!({}));
+    for _ in 0..2 {
+        let mut client = lab.client(&token).await;
+        assert_eq!(confirm(&mut client).await, SELECTED_TLS);
+        client.write_all(CLIENT_HELLO).await.unwrap();
+        drop(client);
+    }
+}
+
+#[tokio::test]
+async fn a_protocol_with_half_close_has_a_bound_of_its_own() {
+    let lab = Lab::start("[session]\nhalf_close_timeout_s = 1\n");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let token = lab.token(address, json!({ "jet_ap": "ssh" }));
+    let mut client = lab.connect().await;
+    let mut bytes = preconnection::encode_v2(0, &token).unwrap();
+    bytes.extend(b"SSH-2.0-you\r\n");
+    client.write_all(&bytes).await.unwrap();
+    let (mut target, _) = listener.accept().await.unwrap();
+    target.write_all(b"SSH-2.0-hello\r\n").await.unwrap();
+    let mut banner = [0; 15];
+    within(client.read_exact(&mut banner)).await.unwrap();
+    client.shutdown().await.unwrap();
+    // The question ends, and its answer arrives whole.
+    let mut question = Vec::new();
+    within(target.read_to_end(&mut question)).await.unwrap();
+    assert_eq!(question, b"SSH-2.0-you\r\n");
+    let answer = vec![7; 3_000_000];
+    let reading = tokio::spawn(async move {
+        let mut answer = vec![0; 3_000_000];
+        within(client.read_exact(&mut answer)).await.unwrap();
+        answer
+    });
+    target.write_all(&answer).await.unwrap();
+    assert_eq!(reading.await.unwrap(), answer);
+    // The target keeps its side, and says no more.
+    assert_eq!(
+        logged("Session closed").await["reason"],
+        "the client closed the connection, and the target did not in time"
     );
 }
 

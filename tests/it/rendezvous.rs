@@ -1148,6 +1148,30 @@ async fn an_rdp_client_hears_at_once_that_nobody_will_come() {
     assert_eq!(line["reason"], "rendezvous: no such association");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_has_gone_ends_an_rdp_session_by_rendezvous() {
+    let place = Place::start("");
+    let association = Uuid::new_v4();
+    let token = place.token(association, json!({ "jet_ap": "rdp" }));
+    let candidates = place.association(association, &token).await;
+    let accept = path(Operation::Accept, association, of(&candidates, "tcp"));
+    let mut accepted = place.peer("tcp", accept, Some(&token)).await.ok().unwrap();
+    let mut client = place.lab.client(&token).await;
+    let request = crate::lab::request(None).encode().unwrap();
+    assert_eq!(accepted.receive(request.len()).await, request);
+    accepted.send(&crate::lab::SELECTED_TLS.encode()).await;
+    let confirmed = crate::lab::confirm(&mut client).await;
+    assert_eq!(confirmed, crate::lab::SELECTED_TLS);
+    client.write_all(crate::lab::CLIENT_HELLO).await.unwrap();
+    drop(client);
+    // The acceptor keeps its side open.
+    assert_eq!(
+        logged("Session closed").await["reason"],
+        "the client closed the connection, and the target did not in time"
+    );
+    drop(accepted);
+}
+
 // J-AP-1
 #[tokio::test(flavor = "multi_thread")]
 async fn jet_ap_is_enforced_in_a_rendezvous() {
