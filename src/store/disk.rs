@@ -23,6 +23,12 @@ const SPENT_TOKENS: TableDefinition<'_, &str, u64> = TableDefinition::new("spent
 /// Agent's name to what is known of it, as JSON.
 const AGENTS: TableDefinition<'_, &str, &str> = TableDefinition::new("agents-v1");
 
+/// One row, [`UNTIL`]: the greatest "keep until" of the tokens that were forgotten, Unix seconds.
+const FORGOTTEN: TableDefinition<'_, &str, u64> = TableDefinition::new("forgotten-v1");
+
+/// The row of [`FORGOTTEN`].
+const UNTIL: &str = "until";
+
 /// Stands for "not ended" in the file.
 const NOT_ENDED: u64 = u64::MAX;
 
@@ -50,6 +56,8 @@ pub struct Records {
     pub tokens: Vec<(TokenId, Record)>,
     /// Those that wrong passwords have spent, and until when that matters.
     pub spent: Vec<(TokenId, UnixTime)>,
+    /// No token that ends later was ever forgotten.
+    pub forgotten_until: UnixTime,
 }
 
 /// What the file holds.
@@ -309,7 +317,12 @@ fn read_all(database: &Database) -> Result<Contents, redb::Error> {
         let (name, record) = row?;
         agents.push((name.value().to_owned(), record.value().to_owned()));
     }
-    let usage = Records { tokens, spent };
+    let forgotten = transaction.open_table(FORGOTTEN)?.get(UNTIL)?;
+    let usage = Records {
+        tokens,
+        spent,
+        forgotten_until: UnixTime(forgotten.map_or(0, |until| until.value())),
+    };
     Ok(Contents { usage, agents })
 }
 
@@ -319,6 +332,7 @@ fn write_batch(database: &Database, batch: &[Command]) -> Result<(), redb::Error
         let mut table = transaction.open_table(USED_TOKENS)?;
         let mut spent = transaction.open_table(SPENT_TOKENS)?;
         let mut agents = transaction.open_table(AGENTS)?;
+        let mut forgotten = transaction.open_table(FORGOTTEN)?;
         for command in batch {
             match command {
                 Command::Put { token, record, .. } => {
@@ -330,8 +344,22 @@ fn write_batch(database: &Database, batch: &[Command]) -> Result<(), redb::Error
                     )?;
                 }
                 Command::ForgetExpired { now } => {
-                    table.retain(|_, (_, keep_until, _)| keep_until >= now.0)?;
-                    spent.retain(|_, keep_until| keep_until >= now.0)?;
+                    let mut last = None;
+                    let mut keep = |keep_until: u64| {
+                        let keep = keep_until >= now.0;
+                        if !keep {
+                            last = last.max(Some(keep_until));
+                        }
+                        keep
+                    };
+                    table.retain(|_, (_, keep_until, _)| keep(keep_until))?;
+                    spent.retain(|_, keep_until| keep(keep_until))?;
+                    let before = forgotten.get(UNTIL)?.map(|until| until.value());
+                    if let Some(until) = last
+                        && last > before
+                    {
+                        forgotten.insert(UNTIL, until)?;
+                    }
                 }
                 Command::Spend {
                     token, keep_until, ..
@@ -390,6 +418,8 @@ mod tests {
             contents.usage.tokens, expected,
             "the expired one is gone from the file"
         );
+        // Whoever comes with a token that ends no later may be the one.
+        assert_eq!(contents.usage.forgotten_until, UnixTime(10));
     }
 
     #[test]

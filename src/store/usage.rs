@@ -5,6 +5,10 @@
 //! target has answered, the use is on disk before a byte is relayed. Within a reconnect window the same token may open
 //! another session for the same address, never two at one time.
 //!
+//! A token that has expired is forgotten, since its age refuses it. A clock that was set forward and back would make it young again, so
+//! the latest end of all that were forgotten is remembered, here and on disk: a token that ends no later is refused when it is not
+//! known. A clock that only goes forward never sees that.
+//!
 //! Wrong passwords of clients that are to prove themselves are counted here, by token: whoever tries one has the token
 //! reserved, so that there is one attempt at a time whatever the number of connections and addresses. The count lasts as
 //! long as the token does and a right password does not clear it. When it is full the token is spent, which is on disk.
@@ -65,6 +69,8 @@ pub struct WrongGuess {
 #[derive(Debug, Default)]
 struct Table {
     tokens: HashMap<TokenId, Usage>,
+    /// No token with a later `keep_until` was ever forgotten.
+    forgotten_until: UnixTime,
     guesses: HashMap<TokenId, Guesses>,
     /// Tokens that wrong passwords have spent, until they would be refused for their age.
     spent: HashMap<TokenId, UnixTime>,
@@ -103,6 +109,11 @@ impl Table {
                 }
                 State::Ended(_) => {}
             }
+        } else if claim.keep_until <= self.forgotten_until {
+            return Err(Refusal::Store(
+                "the clock was set back, and whether this token was used is not known any more"
+                    .to_owned(),
+            ));
         } else if self.remembered() >= REMEMBERED_TOKENS {
             self.forget_expired(now);
             if self.remembered() >= REMEMBERED_TOKENS {
@@ -170,16 +181,26 @@ impl Table {
     }
 
     fn forget_expired(&mut self, now: UnixTime) {
+        let mut last = self.forgotten_until;
+        let mut keep = |keep_until: UnixTime| {
+            let keep = keep_until >= now;
+            if !keep {
+                last = last.max(keep_until);
+            }
+            keep
+        };
         self.guesses.retain(|_, known| known.keep_until >= now);
-        self.spent.retain(|_, keep_until| *keep_until >= now);
+        self.spent.retain(|_, keep_until| keep(*keep_until));
         self.tokens
-            .retain(|_, usage| matches!(usage.state, State::Live(_)) || usage.keep_until >= now);
+            .retain(|_, usage| matches!(usage.state, State::Live(_)) || keep(usage.keep_until));
+        self.forgotten_until = last;
     }
 }
 
 /// How long a client that comes back at once is let wait for the end of its own last session. The target's close, which made
-/// it come back, is still on its way through the relay then.
-const HANDOVER: Duration = Duration::from_secs(2);
+/// it come back, is still on its way through the relay then; or it is the client itself that has gone and comes back, while its target
+/// has its time to end ([`RDP_AFTER_END`](crate::relay::RDP_AFTER_END)) and to close.
+const HANDOVER: Duration = Duration::from_secs(4);
 
 /// The table and its disk.
 #[derive(Debug)]
@@ -191,11 +212,13 @@ pub struct Usages {
 }
 
 impl Usages {
-    /// What `records` of the disk say. A session that was live when the process ended counts as ended now.
+    /// What `records` of the disk say, and until when tokens were forgotten. A session that was live when the process ended counts as
+    /// ended now.
     #[must_use]
     pub fn new(disk: Arc<Disk>, records: Records, now: UnixTime) -> Self {
         let mut table = Table {
             spent: records.spent.into_iter().collect(),
+            forgotten_until: records.forgotten_until,
             ..Table::default()
         };
         for (token, record) in records.tokens {
@@ -508,6 +531,53 @@ mod tests {
             let usages = Arc::new(Usages::new(Arc::new(disk), contents.usage, when));
             let again = usages.reserve(claim()).await;
             assert_eq!(matches!(again, Err(Refusal::Guessed)), spent);
+        }
+    }
+
+    #[test]
+    fn a_clock_set_forward_and_back_revives_no_token() {
+        let mut table = Table::default();
+        let used = claim(HERE, 0);
+        table.reserve(&used, UnixTime(1)).unwrap();
+        table.end(&used.token, UnixTime(5));
+        // Far ahead, and back to where the token is valid.
+        table.forget_expired(UnixTime(1_000_000));
+        assert!(table.tokens.is_empty());
+        let again = table.reserve(&used, UnixTime(10));
+        assert!(matches!(again, Err(Refusal::Store(_))), "{again:?}");
+        // One that ends later cannot be among the forgotten, however far ahead the clock was.
+        let later = Claim {
+            token: TokenId::new("t2"),
+            keep_until: UnixTime(1001),
+            ..used.clone()
+        };
+        table.reserve(&later, UnixTime(10)).unwrap();
+        // Nor is any of those that are still known held for one of them.
+        table.end(&later.token, UnixTime(11));
+        let again = table.reserve(&later, UnixTime(12));
+        assert!(matches!(again, Err(Refusal::Replayed)), "{again:?}");
+    }
+
+    #[tokio::test]
+    async fn a_clock_set_forward_over_a_restart_and_back_revives_no_token() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.redb");
+        let now = clock::unix_now();
+        let used = Claim {
+            keep_until: now.plus(600),
+            ..claim(HERE, 0)
+        };
+        for (at, refused) in [(now, false), (now.plus(1_000_000), true), (now, true)] {
+            let (disk, contents) = Disk::open(&path, at).unwrap();
+            let usages = Usages::new(Arc::new(disk), contents.usage, at);
+            let usages = Arc::new(usages);
+            match usages.reserve(used.clone()).await {
+                Ok(mut reservation) => {
+                    assert!(!refused, "revived at {at:?}");
+                    reservation.commit().await.unwrap();
+                }
+                Err(refusal) => assert!(refused, "{refusal}"),
+            }
         }
     }
 
