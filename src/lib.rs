@@ -106,6 +106,9 @@
 //!   is demanded of the session ([`policy::tighten`]).
 //! - **An agent dials its target before it accepts**, so that a target that is down is told to the client and not shown as
 //!   a session that ends.
+//! - **RDP has no half-close**: who ends has gone, so the session ends within seconds, while other protocols may finish what they say
+//!   ([`relay::AfterEnd`]).
+//! - **A token that was forgotten is refused as long as a clock that was set back makes it valid again** ([`store::usage`]).
 //! - **Bulk is spliced, small talk is copied**: see [`relay`] for the figures behind that.
 //! - **The reader of an inspected session sleeps through the middle of a large message** ([`low_water`]): its receiver can use nothing
 //!   of it before its end, and to wake for every part was a fifth of all CPU.

@@ -14,12 +14,12 @@ pub mod agent;
 pub mod connect;
 pub mod host;
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::IpAddr;
 use std::ops::Range;
 use std::path::Path;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -32,7 +32,7 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
@@ -516,8 +516,8 @@ fn roots(ca: Option<&Path>) -> anyhow::Result<RootCertStore> {
     Ok(roots)
 }
 
-/// Brings what comes from one to the other until both have ended, `early` first; the end of one direction leaves the other open.
-/// Returns the bytes to `other` and to `peer`.
+/// Brings what comes from one to the other until both have ended, `early` first; the end of one direction leaves the other open until
+/// that has been silent for [`limits::HALF_CLOSE_S`]. Returns the bytes to `other` and to `peer`.
 ///
 /// # Errors
 /// Either side's.
@@ -529,16 +529,26 @@ pub async fn bridge(
     other.write_all(early).await?;
     other.flush().await?;
     let (mut to_other, mut to_peer) = (Way::new(), Way::new());
+    let patience = Duration::from_secs(limits::HALF_CLOSE_S);
+    let mut silence = pin!(sleep(patience));
+    let mut brought = None;
     let both: io::Result<()> = poll_fn(|cx| {
         let _moved = to_other.poll(cx, peer, other)?;
         let _moved = to_peer.poll(cx, other, peer)?;
         // Whoever has left takes nothing any more.
         let left = to_other.left && !to_peer.ending || to_peer.left && !to_other.ending;
         if left || to_other.ended && to_peer.ended {
-            Poll::Ready(Ok(()))
-        } else {
-            Poll::Pending
+            return Poll::Ready(Ok(()));
         }
+        if !to_other.ending && !to_peer.ending {
+            return Poll::Pending;
+        }
+        let now_brought = Some((to_other.brought, to_peer.brought));
+        if brought != now_brought {
+            brought = now_brought;
+            silence.as_mut().reset(Instant::now() + patience);
+        }
+        silence.as_mut().poll(cx).map(Ok)
     })
     .await;
     both?;
@@ -629,6 +639,7 @@ const BRIDGE_STEPS: u32 = 16;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::relay::tcp_pair;
 
     #[test]
     fn credentials_are_for_the_host_that_was_named_and_go_over_tls() {
@@ -679,6 +690,25 @@ mod tests {
             let url = site.relay(text.parse().unwrap()).unwrap();
             assert_eq!(url.to_string(), used);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_side_that_says_nothing_after_the_others_end_does_not_hold_a_session() {
+        let (mut near, mut peer) = tcp_pair().await;
+        let (mut other, mut far) = tcp_pair().await;
+        let bridging = tokio::spawn(async move { bridge(&mut peer, &mut other, b"").await });
+        near.write_all(b"question").await.unwrap();
+        near.shutdown().await.unwrap();
+        let mut question = Vec::new();
+        far.read_to_end(&mut question).await.unwrap();
+        assert_eq!(question, b"question");
+        // As long as it says something, it is heard.
+        for _ in 0..3 {
+            sleep(Duration::from_secs(limits::HALF_CLOSE_S * 2 / 3)).await;
+            far.write_all(b"answer").await.unwrap();
+            near.read_exact(&mut [0; 6]).await.unwrap();
+        }
+        assert_eq!(bridging.await.unwrap().unwrap(), (8, 18));
     }
 
     fn site(uri: &str, tls: bool) -> Site {
