@@ -22,6 +22,7 @@ use crate::jet::candidate::{CandidateType, CandidateUrl, TRANSPORTS};
 use crate::jet::rendezvous::RendezvousLimits;
 use crate::keyring::{KeyFile, Keyring, ReloadOutcome};
 use crate::listener::admission::Door;
+use crate::listener::reached::Reached;
 use crate::listener::{self, Listener};
 use crate::meeting::MeetingPlace;
 use crate::policy::work::WorkLimiter;
@@ -92,6 +93,7 @@ pub struct Gateway {
     /// The ports.
     pub listeners: Vec<Arc<Listener>>,
     work: Mutex<WorkLimiter>,
+    work_reached: Reached,
     tls: Vec<Arc<ServerTls>>,
 }
 
@@ -187,8 +189,12 @@ impl Gateway {
     /// The address has caused too much.
     pub fn book(&self, client: IpAddr, cost_us: u32) -> Result<(), Refusal> {
         let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
-        let booked = work.book(client.into(), cost_us, clock::now());
-        booked.map_err(|_| Refusal::TooMuchWork)
+        let booked = work.book(client, cost_us, clock::now());
+        drop(work);
+        booked.map_err(|_| {
+            self.work_reached.by(&client);
+            Refusal::TooMuchWork
+        })
     }
 
     /// Reads changed files again.
@@ -299,6 +305,7 @@ impl Running {
                 limits.token_work_us_per_s,
                 limits.token_work_burst_us,
             )),
+            work_reached: Reached::new("limits.token_work_us_per_s"),
             tls,
             config,
         });

@@ -55,7 +55,10 @@
 //! 3. **One token, one live session.** Reserved from the moment of authorisation, on disk before the client hears from the
 //!    target ([`store::usage`]). Revocation ends live sessions, too.
 //! 4. **Bounded.** Whatever an unproven peer can make us hold or wait for is named in [`limits`] or in the
-//!    configuration.
+//!    configuration. What a proven peer can fill has a share for each token and each address ([`shares`]), and a limit that
+//!    is reached is said once a minute with who has reached it ([`listener::reached`]). A place among the connections is held as
+//!    long as the socket is ([`api::held`]); when those that have proved nothing are too many, the oldest of the
+//!    address that has the most makes room ([`listener::admission`]).
 //! 5. **Explained.** Each refusal has a rule, a reason and a correlation id in the log, and the closest RDP failure code
 //!    for the client ([`refusal`] has the table). A client that comes back without its token, as FreeRDP does, is
 //!    told the first reason again ([`store::refusals`]).
@@ -174,6 +177,7 @@ pub mod proxy_protocol;
 pub mod rdp;
 pub mod rdp_file;
 pub mod refusal;
+pub mod shares;
 pub mod stage;
 pub mod target_name;
 pub mod ticket;

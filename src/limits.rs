@@ -29,6 +29,9 @@ pub const HTTP_BODY_BYTES: usize = 32 * 1024;
 /// Largest HTTP request head, bytes.
 pub const HTTP_HEAD_BYTES: usize = 32 * 1024;
 
+/// From the head of an HTTP request until its body is whole.
+pub const HTTP_BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// From accept until the token text is in hand.
 pub const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -59,7 +62,8 @@ pub const CONNECTIONS: usize = 20_000;
 /// Default for connections that have not shown a valid token, in total.
 pub const PENDING_CONNECTIONS: usize = 2048;
 
-/// Default for connections that have not shown a valid token, for one address (IPv6: one /64).
+/// Default for connections that have not shown a valid token, for one address (IPv6: one /64; a /56 has twice as many and a
+/// /48 four times, and so everywhere).
 pub const PENDING_PER_ADDRESS: usize = 128;
 
 /// Default for established sessions from one address (IPv6: one /64).
@@ -72,7 +76,7 @@ pub const TOKEN_WORK_US_PER_S: u32 = 50_000;
 /// Token cryptography one address may cause in a burst, microseconds of CPU.
 pub const TOKEN_WORK_BURST_US: u32 = 250_000;
 
-/// Addresses whose token work is remembered; beyond it the fullest buckets (the least suspicious) go first.
+/// Networks whose token work is remembered; beyond it the fullest buckets (the least suspicious) go first.
 pub const TOKEN_WORK_ADDRESSES: usize = 16_384;
 
 /// Tickets waiting to be used.

@@ -23,7 +23,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
 use tracing::{debug, info, warn};
 
-use crate::api::Connection;
+use crate::api::held::Connection;
 use crate::clock;
 use crate::gateway::Gateway;
 use crate::jet::agent::{AgentName, FromAgent, FromGateway, RANDOM_BYTES, REPLACED};

@@ -16,19 +16,21 @@
 //! [JET-PROTO]: https://github.com/Devolutions/devolutions-gateway
 
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use hyper_util::rt::TokioIo;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, debug};
 use zeroize::Zeroizing;
 
+use crate::api::ApiState;
+use crate::api::held::{Connection, Held};
 use crate::api::operator::bearer;
 use crate::api::problem::Problem;
-use crate::api::{ApiState, Connection};
 use crate::clock;
 use crate::frames::Role;
 use crate::gateway::Gateway;
@@ -124,16 +126,17 @@ pub(super) struct Upgrade {
     accept: String,
     sub_protocol: Option<&'static str>,
     upgrade: hyper::upgrade::OnUpgrade,
-    connection: Connection,
+    evicted: CancellationToken,
     id: SessionId,
     peer: SocketAddr,
 }
 
 impl Upgrade {
-    /// Takes the connection over, and selects the first of `sub_protocols` that is offered.
+    /// Reads the request, and selects the first of `sub_protocols` that is offered. The connection stays with HTTP, and with it
+    /// its place, until the answer is out.
     ///
     /// # Errors
-    /// The request asks for no upgrade, or the connection was upgraded already.
+    /// The request asks for no upgrade.
     pub(super) fn of(
         state: &ApiState,
         request: &mut Request,
@@ -148,19 +151,11 @@ impl Upgrade {
         let mut known = sub_protocols.iter().copied();
         let sub_protocol = known.find(|known| offered(headers).any(|offered| offered == *known));
         let upgrade = hyper::upgrade::on(request);
-        let connection = {
-            let connection = state.connection.lock();
-            connection.unwrap_or_else(PoisonError::into_inner).take()
-        };
-        let connection = connection.ok_or_else(|| {
-            let detail = "the connection was upgraded already";
-            Problem::new(StatusCode::CONFLICT, "upgrade", detail, state.id)
-        })?;
         Ok(Self {
             accept,
             sub_protocol,
             upgrade,
-            connection,
+            evicted: state.evicted.clone(),
             id: state.id,
             peer: state.peer,
         })
@@ -176,15 +171,16 @@ impl Upgrade {
             accept,
             sub_protocol,
             upgrade,
-            connection,
+            evicted,
             id,
             peer,
         } = self;
         let going_on = async move {
             match upgrade.await.map(hyper::upgrade::Upgraded::downcast) {
                 Ok(Ok(parts)) => {
-                    let parts: hyper::upgrade::Parts<TokioIo<Stream>> = parts;
-                    let (io, rest) = parts.io.into_inner().into_parts();
+                    let parts: hyper::upgrade::Parts<TokioIo<Held>> = parts;
+                    let (stream, connection) = parts.io.into_inner().into_parts();
+                    let (io, rest) = stream.into_parts();
                     // What the HTTP side had read comes before what it had not.
                     let mut read_ahead = parts.read_buf.to_vec();
                     read_ahead.extend_from_slice(&rest);
@@ -195,9 +191,16 @@ impl Upgrade {
                 }
             }
         };
+        let until_evicted = async move {
+            tokio::select! {
+                biased;
+                () = evicted.cancelled() => {}
+                () = going_on => {}
+            }
+        };
         gateway
             .connections
-            .spawn(going_on.instrument(Span::current()));
+            .spawn(until_evicted.instrument(Span::current()));
         let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
         let headers = response.headers_mut();
         headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));

@@ -2,6 +2,7 @@
 
 pub mod agents;
 pub mod associations;
+pub mod held;
 pub mod jet;
 pub mod operator;
 pub mod problem;
@@ -9,25 +10,29 @@ pub mod sessions;
 pub mod tickets;
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use axum::extract::DefaultBodyLimit;
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::IntoResponse;
+use axum::body::{Body, to_bytes};
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use crate::api::held::{Connection, Held};
 use crate::api::problem::Problem;
 use crate::gateway::Gateway;
 use crate::jet::candidate::CandidateUrl;
 use crate::limits;
 use crate::listener::Listener;
-use crate::listener::admission::Admission;
 use crate::session::SessionId;
 use crate::session::identify::Client;
 use crate::token::target::TargetAddr;
@@ -48,19 +53,8 @@ pub struct ApiState {
     pub listener: Arc<Listener>,
     /// Whether the connection has TLS.
     pub tls: bool,
-    /// The rest of the connection, for the handler that takes it over.
-    pub connection: Arc<Mutex<Option<Connection>>>,
-}
-
-/// What an HTTP connection is besides its bytes.
-#[derive(Debug)]
-pub struct Connection {
-    /// When it was accepted.
-    pub started: Instant,
-    /// The port it came in by.
-    pub listener: Arc<Listener>,
-    /// Its place among the connections.
-    pub admission: Admission,
+    /// Fires when the connection is to make room for another one.
+    pub evicted: CancellationToken,
 }
 
 impl ApiState {
@@ -92,18 +86,20 @@ pub async fn serve(gateway: &Arc<Gateway>, client: Client, tls: bool) {
         admission,
         ..
     } = client;
+    let evicted = admission.evicted();
     let connection = Connection {
         started,
         listener: Arc::clone(&listener),
         admission,
     };
+    let held = Held::new(stream, connection);
     let state = ApiState {
         gateway: Arc::clone(gateway),
         id,
         peer,
         listener,
         tls,
-        connection: Arc::new(Mutex::new(Some(connection))),
+        evicted,
     };
     let plain_allowed = gateway.config.api.allows_plain_http(peer);
     let stopping = gateway.stopping.clone();
@@ -123,7 +119,7 @@ pub async fn serve(gateway: &Arc<Gateway>, client: Client, tls: bool) {
         .timer(TokioTimer::new())
         .header_read_timeout(limits::IDENTIFY_TIMEOUT)
         .max_buf_size(limits::HTTP_HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .serve_connection(TokioIo::new(held), TowerToHyperService::new(router))
         .with_upgrades();
     tokio::select! {
         result = connection => if let Err(error) = result {
@@ -174,7 +170,30 @@ fn router(state: ApiState) -> Router {
             Problem::new(status, "method", detail, id)
         })
         .layer(DefaultBodyLimit::max(limits::HTTP_BODY_BYTES))
+        .layer(middleware::from_fn_with_state(state.clone(), read_body))
         .with_state(state)
+}
+
+/// Reads the body of a request before anything is done with it: whole, and in time.
+async fn read_body(State(state): State<ApiState>, request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    let body = to_bytes(body, limits::HTTP_BODY_BYTES);
+    let (status, detail) = match timeout(limits::HTTP_BODY_TIMEOUT, body).await {
+        Ok(Ok(bytes)) => {
+            let request = Request::from_parts(parts, Body::from(bytes));
+            return next.run(request).await;
+        }
+        Ok(Err(_)) => (
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "the body is too long, or was cut off",
+        ),
+        Err(_elapsed) => (StatusCode::REQUEST_TIMEOUT, "the body did not come in time"),
+    };
+    let mut response = Problem::new(status, "body", detail, state.id).into_response();
+    // What is left of the body is not waited for.
+    let close = HeaderValue::from_static("close");
+    response.headers_mut().insert(header::CONNECTION, close);
+    response
 }
 
 /// Says that the process serves; no more, as anybody may ask.

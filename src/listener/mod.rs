@@ -1,6 +1,7 @@
 //! Ports: accept, limits, spawn. Nothing here waits for a client.
 
 pub mod admission;
+pub mod reached;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -149,7 +150,9 @@ pub async fn accept_all(gateway: Arc<Gateway>, listener: Arc<Listener>, socket: 
                 let counted = (!listener.trusts_proxy(peer.ip())).then_some(peer.ip());
                 match gateway.door.admit(connection, counted) {
                     Some(admission) => spawn(&gateway, &listener, stream, peer, admission),
-                    None => debug!(%peer, "Too many unproven connections; closed one"),
+                    None => {
+                        debug!(%peer, "Too many unproven connections of its address; closed one")
+                    }
                 }
             }
             // The client was gone before we came to it.

@@ -30,7 +30,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use serde::Serialize;
-use tracing::info;
+use tracing::{debug, info};
 use uuid::Uuid;
 
 use crate::api;
@@ -75,8 +75,18 @@ impl fmt::Display for SessionId {
 
 /// Carries one connection from its first byte to its last.
 pub async fn handle(gateway: Arc<Gateway>, client: Client) {
+    let (id, peer, evicted) = (client.id, client.peer, client.admission.evicted());
     // Setting up needs far more memory than relaying, so it has a box of its own, gone before the relay starts.
-    if let Some(ready) = Box::pin(establish(&gateway, client)).await {
+    let ready = tokio::select! {
+        biased;
+        // Wherever it is: in a handshake, in a request, or while it reads its refusal. Once it has proved itself, never.
+        () = evicted.cancelled() => {
+            debug!(session = %id, %peer, "Made room for another connection");
+            None
+        }
+        ready = Box::pin(establish(&gateway, client)) => ready,
+    };
+    if let Some(ready) = ready {
         run(ready).await;
     }
 }

@@ -23,7 +23,7 @@ use openssl::ecdsa::EcdsaSig;
 use openssl::sha::sha256;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 /// Longer than anything here takes; a test that waits so long has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -148,9 +148,21 @@ impl Lab {
         TcpStream::connect(self.address()).await.unwrap()
     }
 
+    /// A connection from 127.0.0.`last`, which is another address than 127.0.0.1.
+    pub(crate) async fn connect_from(&self, last: u8) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket
+            .bind(SocketAddr::from(([127, 0, 0, last], 0)))
+            .unwrap();
+        socket.connect(self.address()).await.unwrap()
+    }
+
     /// A client that carries `token` in its preconnection PDU and asks for TLS or NLA at once.
     pub(crate) async fn client(&self, token: &str) -> TcpStream {
-        let mut stream = self.connect().await;
+        Self::greet(self.connect().await, token).await
+    }
+
+    async fn greet(mut stream: TcpStream, token: &str) -> TcpStream {
         let mut bytes = preconnection::encode_v2(0, token).unwrap();
         bytes.extend(request(None).encode().unwrap());
         stream.write_all(&bytes).await.unwrap();
@@ -159,7 +171,16 @@ impl Lab {
 
     /// A client whose session to `target` is up.
     pub(crate) async fn session(&self, token: &str) -> TcpStream {
-        let mut stream = self.client(token).await;
+        Self::open(self.connect().await, token).await
+    }
+
+    /// A client at 127.0.0.`last` whose session to `target` is up.
+    pub(crate) async fn session_from(&self, last: u8, token: &str) -> TcpStream {
+        Self::open(self.connect_from(last).await, token).await
+    }
+
+    async fn open(stream: TcpStream, token: &str) -> TcpStream {
+        let mut stream = Self::greet(stream, token).await;
         assert_eq!(confirm(&mut stream).await, SELECTED_TLS);
         stream.write_all(CLIENT_HELLO).await.unwrap();
         let mut echo = [0_u8; CLIENT_HELLO.len()];

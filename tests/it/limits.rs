@@ -1,16 +1,19 @@
 //! What a peer that has proved nothing can cost is bounded, and costs others nothing.
 
+use std::time::Duration;
+
 use jetway::jet::exchange::Operation;
 use jetway::limits;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use uuid::Uuid;
 
-use crate::lab::{Lab, Target, failure, logged, until, within};
+use crate::lab::{Lab, Target, failure, logged, logged_times, until, within};
 use crate::rendezvous::{OPERATOR, Place, TRANSPORTS, of, path};
 
 /// Waits for the end of a connection; whether by FIN or RST does not matter.
-async fn ended(stream: &mut tokio::net::TcpStream) {
+async fn ended(stream: &mut TcpStream) {
     let mut rest = Vec::new();
     let _end = within(stream.read_to_end(&mut rest)).await;
     assert_eq!(rest, b"");
@@ -135,18 +138,147 @@ async fn a_slow_peer_does_not_hold_up_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_whose_body_never_comes_is_dropped() {
+async fn a_request_whose_body_never_comes_or_drips_is_answered_and_dropped() {
     let lab = Lab::start("");
-    let mut client = lab.connect().await;
-    let head = format!(
-        "POST /jet/association/{} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{",
-        Uuid::new_v4()
+    for drips in [false, true] {
+        let mut client = lab.connect().await;
+        let head = format!(
+            "POST /jet/association/{} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{{",
+            Uuid::new_v4()
+        );
+        client.write_all(head.as_bytes()).await.unwrap();
+        let (mut read, mut write) = client.into_split();
+        let dripping = tokio::spawn(async move {
+            while drips && write.write_all(b" ").await.is_ok() {
+                tokio::time::sleep(Duration::from_secs(2)).await;
+            }
+            std::future::pending::<()>().await;
+        });
+        // Longer than the test's own patience, in a time that does not pass.
+        let mut rest = Vec::new();
+        let _end = read.read_to_end(&mut rest).await;
+        let rest = String::from_utf8(rest).unwrap();
+        assert!(rest.starts_with("HTTP/1.1 408 "), "{rest}");
+        dripping.abort();
+    }
+}
+
+/// Sends a WebSocket handshake for `path`; the status of its answer.
+async fn handshake(stream: &mut TcpStream, path: &str, token: &str) -> u16 {
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: gw\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{token}\r\n"
     );
-    client.write_all(head.as_bytes()).await.unwrap();
-    // Longer than the test's own patience, in a time that does not pass.
-    let mut rest = Vec::new();
-    let _end = client.read_to_end(&mut rest).await;
-    assert_eq!(rest, b"");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut bytes = Vec::new();
+    let length = loop {
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        if let Some((head, _)) = text.split_once("\r\n\r\n") {
+            let length = head
+                .lines()
+                .find_map(|line| line.strip_prefix("content-length: "));
+            let length = length.map_or(0, |length| length.parse().unwrap());
+            break head.len() + 4 + length;
+        }
+        assert_ne!(
+            within(stream.read_buf(&mut bytes)).await.unwrap(),
+            0,
+            "{text}"
+        );
+    };
+    while bytes.len() < length {
+        assert_ne!(within(stream.read_buf(&mut bytes)).await.unwrap(), 0);
+    }
+    let status = String::from_utf8_lossy(&bytes);
+    status.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_place_is_held_as_long_as_the_socket_is_whatever_became_of_its_handshake() {
+    let lab = Lab::start("[limits]\npending_per_address = 4\n");
+    let target = Target::start().await;
+    let unknown = format!("/jet/accept/{}/{}", Uuid::new_v4(), Uuid::new_v4());
+    let bad_token = "Authorization: Bearer eyJhbGciOiJFUzI1NiJ9.e30.c2ln\r\n";
+    let mut held = Vec::new();
+    for (path, token, status) in [
+        (unknown.as_str(), "", 404),
+        (unknown.as_str(), bad_token, 401),
+        ("/jet/accept/1/2", "", 400),
+        ("/jet/agent", "", 101),
+    ] {
+        let mut client = lab.connect().await;
+        assert_eq!(handshake(&mut client, path, token).await, status, "{path}");
+        if status != 101 {
+            // The connection is there and used again, which makes it no second one.
+            assert_eq!(handshake(&mut client, path, token).await, status, "{path}");
+        }
+        held.push(client);
+    }
+    let mut refused = lab.connect().await;
+    ended(&mut refused).await;
+    let line = logged("A limit was reached").await;
+    assert_eq!(line["limit"], "limits.pending_per_address");
+    assert_eq!(line["who"], "address 127.0.0.1");
+    // Others are served meanwhile, and the address itself once they are gone.
+    let token = lab.token(target.address, json!({}));
+    drop(lab.session_from(2, &token).await);
+    assert_eq!(held.len(), 4);
+    drop(held);
+    let token = lab.token(target.address, json!({}));
+    within(async {
+        let mut first = [0_u8; 1];
+        let mut client = lab.client(&token).await;
+        while !matches!(client.read(&mut first).await, Ok(1)) {
+            client = lab.client(&token).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn addresses_that_have_taken_all_places_make_room_for_another() {
+    let place = Place::start("[limits]\npending_connections = 16\npending_per_address = 4\n");
+    let target = Target::start().await;
+    let lab = &place.lab;
+    // What the oldest connection of each address is in the middle of.
+    let said: [&[u8]; 4] = [
+        b"",
+        &[0x16, 0x03, 0x01, 0x02, 0x00, 0x01, 0x00],
+        b"GET /jet/health HTTP/1.1\r\n",
+        b"POST /jet/tickets HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{",
+    ];
+    let mut held = Vec::new();
+    for (last, said) in (11..).zip(said) {
+        for _ in 0..4 {
+            let mut client = lab.connect_from(last).await;
+            client.write_all(said).await.unwrap();
+            held.push(client);
+        }
+    }
+    // They are there: one more of the same address is one too many.
+    ended(&mut lab.connect_from(14).await).await;
+    let mut newcomers = Vec::new();
+    for last in 21..25 {
+        newcomers.push(lab.connect_from(last).await);
+    }
+    for oldest in [0, 4, 8, 12] {
+        ended(&mut held[oldest]).await;
+    }
+    // A fifth is served, with a session.
+    let token = lab.token(target.address, json!({}));
+    drop(lab.session_from(25, &token).await);
+    logged_times("Made room for another connection", 5).await;
+    let lines = logged_times("A limit was reached", 2).await;
+    let mut limits: Vec<&str> = lines
+        .iter()
+        .map(|line| line["limit"].as_str().unwrap())
+        .collect();
+    limits.sort_unstable();
+    assert_eq!(
+        limits,
+        ["limits.pending_connections", "limits.pending_per_address"]
+    );
+    assert_eq!((newcomers.len(), held.len()), (4, 16));
 }
 
 // J-API-1
