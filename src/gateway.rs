@@ -290,6 +290,7 @@ impl Running {
                     ended: Duration::from_secs(config.jet.ended_s),
                 },
                 config.jet.associations_per_address,
+                limits.sessions_per_address,
             )),
             listeners,
             registry: Arc::new(Registry::new(limits.sessions_per_address)),

@@ -44,6 +44,9 @@ pub const REFUSAL_LINGER: Duration = Duration::from_secs(2);
 /// How long the same address is answered with the reason of its first refusal when it returns without a token.
 pub const REFUSAL_MEMORY: Duration = Duration::from_secs(15);
 
+/// Remembered refusals of one /64 (IPv6); an IPv4 address has one.
+pub const REFUSAL_MEMORY_PER_ADDRESS: usize = 16;
+
 /// Remembered refusals; the oldest is forgotten first.
 pub const REFUSAL_MEMORY_ENTRIES: usize = 4096;
 
@@ -55,6 +58,12 @@ pub const RECONNECT_COOKIES: usize = 65_536;
 
 /// Auto-reconnect cookies of one session. Windows gives a new one every hour, and only the last one counts.
 pub const RECONNECT_COOKIES_PER_SESSION: usize = 4;
+
+/// Auto-reconnect cookies of one association: those of its last two sessions.
+pub const RECONNECT_COOKIES_PER_ASSOCIATION: usize = 2 * RECONNECT_COOKIES_PER_SESSION;
+
+/// Auto-reconnect cookies of the sessions of one address.
+pub const RECONNECT_COOKIES_PER_ADDRESS: usize = RECONNECT_COOKIES / 4;
 
 /// Default for connections of any kind at one time.
 pub const CONNECTIONS: usize = 20_000;
@@ -79,8 +88,17 @@ pub const TOKEN_WORK_BURST_US: u32 = 250_000;
 /// Networks whose token work is remembered; beyond it the fullest buckets (the least suspicious) go first.
 pub const TOKEN_WORK_ADDRESSES: usize = 16_384;
 
-/// Tickets waiting to be used.
+/// Tickets that are good, used ones among them, which go first.
 pub const TICKETS: usize = 10_000;
+
+/// Tickets of one token. It opens one session, so one is enough; a portal may make one for every click.
+pub const TICKETS_PER_TOKEN: usize = 16;
+
+/// Tickets that one address may get by tokens alone: those of a portal without an API key, for half a minute of many users.
+pub const TICKETS_PER_ADDRESS: usize = 1024;
+
+/// Sessions of one token that are set up, ended or wait for each other. One at a time is relayed.
+pub const SESSIONS_PER_TOKEN: usize = 16;
 
 /// `dst_hst` and `dst_alt` together.
 pub const TARGETS: usize = 16;
@@ -140,6 +158,12 @@ pub const JET_ASSOCIATIONS: usize = 10_000;
 /// Default for associations that one address (IPv6: one /64) has created without showing who it is.
 pub const JET_ASSOCIATIONS_PER_ADDRESS: usize = 128;
 
+/// Associations that one token may create, where it names none itself.
+pub const JET_ASSOCIATIONS_PER_TOKEN: usize = 16;
+
+/// Acceptors that wait, or are in a session, by one token: one on each of the usual transports of its associations.
+pub const JET_ACCEPTORS_PER_TOKEN: usize = 4 * JET_ASSOCIATIONS_PER_TOKEN;
+
 /// Largest WebSocket message of a JET peer, bytes. Peers send streams, which they may cut as they like.
 pub const WEBSOCKET_MESSAGE_BYTES: usize = 1024 * 1024;
 
@@ -164,6 +188,12 @@ pub const AGENT_QUEUE: usize = 64;
 /// Sessions through one agent at one time.
 pub const AGENT_SESSIONS: usize = 256;
 
+/// Of those the ones by one token. It opens one session; those that are not over yet may be a few.
+pub const AGENT_SESSIONS_PER_TOKEN: usize = 8;
+
+/// Of those the ones from one address: most users of a branch are in one office, and some place is left for others.
+pub const AGENT_SESSIONS_PER_ADDRESS: usize = 192;
+
 /// From an offer until the agent has accepted somewhere.
 pub const AGENT_ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -184,6 +214,9 @@ pub const GUESSED_TOKENS: usize = 65_536;
 
 /// Clients that a target has sent on and that have not come back yet.
 pub const REDIRECTIONS: usize = 4096;
+
+/// Of those the ones from one address.
+pub const REDIRECTIONS_PER_ADDRESS: usize = REDIRECTIONS / 4;
 
 /// Default for the silence of a side whose other side has ended, seconds: time to compute an answer to a question that is complete,
 /// and far less than a session that nobody ends.

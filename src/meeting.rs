@@ -5,6 +5,7 @@
 //! that has left is noticed by its own task, and at the latest when it is asked.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -12,16 +13,18 @@ use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::address::AddressGroup;
 use crate::clock;
 use crate::jet::candidate::Transport;
 use crate::jet::rendezvous::{
     Access, AssociationView, CandidateView, Now, PeerId, Proof, Refused, Rendezvous,
     RendezvousLimits, Terms,
 };
+use crate::limits;
+use crate::listener::reached::Reached;
 use crate::session::identify::Client;
 use crate::session::registry::Session;
 use crate::session::rendezvous::Shown;
+use crate::shares::{Owner, Shares};
 use crate::token::Token;
 use crate::token::revocation::Revocations;
 
@@ -29,8 +32,10 @@ use crate::token::revocation::Revocations;
 #[derive(Debug)]
 pub struct MeetingPlace {
     table: Mutex<Table>,
-    /// Associations of one address that nobody vouches for.
-    strangers: usize,
+    reached: Reached,
+    bearers_reached: Reached,
+    strangers_reached: Reached,
+    acceptors_reached: Reached,
 }
 
 #[derive(Debug)]
@@ -38,8 +43,12 @@ struct Table {
     rendezvous: Rendezvous,
     seats: HashMap<PeerId, Seat>,
     vouched: HashMap<Uuid, Vouched>,
-    /// How many associations of strangers there are, by address.
-    strangers: HashMap<AddressGroup, usize>,
+    /// Whose associations there are, of those who have shown a token.
+    bearers: Shares,
+    /// Whose associations there are, of those who have shown nothing.
+    strangers: Shares,
+    /// Whose acceptors there are.
+    acceptors: Shares,
     next_peer: u64,
 }
 
@@ -52,6 +61,8 @@ struct Seat {
     claim: Option<oneshot::Sender<Handover>>,
     /// That of its association.
     changed: Arc<Notify>,
+    /// Whose acceptor it is.
+    owner: Owner,
 }
 
 /// Where an acceptor's task puts its connection.
@@ -70,10 +81,12 @@ struct Vouched {
 /// Who creates an association.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Creator {
-    /// Whoever has shown a token or an API key.
-    Known,
+    /// Whoever has shown an API key.
+    Operator,
+    /// Whoever has shown the token, from this address.
+    Bearer(IpAddr),
     /// Whoever has shown nothing, from this address.
-    Stranger(AddressGroup),
+    Stranger(IpAddr),
 }
 
 /// A peer with its connection, past its handshake.
@@ -129,26 +142,48 @@ pub struct Listed {
     pub session: Option<Arc<Session>>,
 }
 
+impl Creator {
+    fn owner(self, token: &Token) -> Owner {
+        match self {
+            Self::Operator => Owner::default(),
+            Self::Bearer(address) => Owner::new(Some(token.id.clone()), Some(address)),
+            Self::Stranger(address) => Owner::new(None, Some(address)),
+        }
+    }
+
+    /// Whether both are counted in the same place.
+    fn is_like(self, other: Self) -> bool {
+        std::mem::discriminant(&self) == std::mem::discriminant(&other)
+    }
+}
+
 impl MeetingPlace {
-    /// No associations, and at most so many from one address that nobody vouches for.
+    /// No associations, and at most so many `strangers` from one address, which nobody vouches for. By tokens one address may have as
+    /// many associations and as many acceptors as it may have `sessions`.
     #[must_use]
-    pub fn new(limits: RendezvousLimits, strangers: usize) -> Self {
+    pub fn new(limits: RendezvousLimits, strangers: usize, sessions: usize) -> Self {
         Self {
             table: Mutex::new(Table {
                 rendezvous: Rendezvous::new(limits),
                 seats: HashMap::new(),
                 vouched: HashMap::new(),
-                strangers: HashMap::new(),
+                bearers: Shares::new(limits::JET_ASSOCIATIONS_PER_TOKEN, sessions),
+                strangers: Shares::new(usize::MAX, strangers),
+                acceptors: Shares::new(limits::JET_ACCEPTORS_PER_TOKEN, sessions),
                 next_peer: 0,
             }),
-            strangers,
+            reached: Reached::new("jet.associations"),
+            bearers_reached: Reached::new("associations of one token or address"),
+            strangers_reached: Reached::new("jet.associations_per_address"),
+            acceptors_reached: Reached::new("acceptors of one token or address"),
         }
     }
 
-    /// Creates an association that `token` vouches for; says whether it is new.
+    /// Creates an association that `token` vouches for; says whether it is new. Where there is no room, those whose session is over
+    /// go first, with the figures that could still be read.
     ///
     /// # Errors
-    /// The id is taken with other claims, or there are too many, in total or of this stranger.
+    /// The id is taken with other claims, or there are too many that wait, in total or of this creator.
     pub fn create(
         &self,
         id: Uuid,
@@ -162,16 +197,14 @@ impl MeetingPlace {
             connection_test: token.claims.jet_ct,
         };
         let mut table = self.lock();
-        if let Creator::Stranger(address) = by {
-            let count = table.strangers.get(&address).copied().unwrap_or_default();
-            if count >= self.strangers && !table.vouched.contains_key(&id) {
-                return Err(Refused::Full);
-            }
+        if !table.rendezvous.knows(id) {
+            self.make_room(&mut table, &by.owner(token), by)?;
         }
         let new = table.rendezvous.create(id, terms, now())?;
         if new {
-            if let Creator::Stranger(address) = by {
-                *table.strangers.entry(address).or_default() += 1;
+            let owner = by.owner(token);
+            if let Some(shares) = table.shares_of(by) {
+                shares.count(&owner);
             }
             let vouched = Vouched {
                 token: token.clone(),
@@ -182,6 +215,27 @@ impl MeetingPlace {
             table.vouched.insert(id, vouched);
         }
         Ok(new)
+    }
+
+    fn make_room(&self, table: &mut Table, owner: &Owner, by: Creator) -> Result<(), Refused> {
+        while let Some(Err(crowded)) = table.shares_of(by).map(|shares| shares.check(owner)) {
+            let of_crowded = |vouched: &Vouched| {
+                vouched.by.is_like(by) && vouched.by.owner(&vouched.token).is(&crowded)
+            };
+            if !table.forget_over(of_crowded) {
+                let reached = match by {
+                    Creator::Stranger(_) => &self.strangers_reached,
+                    Creator::Bearer(_) | Creator::Operator => &self.bearers_reached,
+                };
+                reached.by(&crowded);
+                return Err(Refused::Full);
+            }
+        }
+        if table.rendezvous.is_full() && !table.forget_over(|_| true) {
+            self.reached.by(&"all peers");
+            return Err(Refused::Full);
+        }
+        Ok(())
     }
 
     /// The candidates of an association, one for each of `transports`.
@@ -198,24 +252,37 @@ impl MeetingPlace {
         table.rendezvous.gather(id, transports, proof, Uuid::new_v4)
     }
 
-    /// Takes the acceptor's place at a candidate.
+    /// Takes the acceptor's place at a candidate, for a peer at `address`. An agent is there for many; what it is offered
+    /// bounds it.
     ///
     /// # Errors
-    /// See [`Rendezvous::accept`].
+    /// See [`Rendezvous::accept`]; and where the peer's token or address has too many acceptors already.
     pub fn accept(
         self: &Arc<Self>,
         association: Uuid,
         candidate: Uuid,
         proof: Proof<'_>,
+        address: IpAddr,
     ) -> Result<Waiting, Refused> {
+        let owner = match proof {
+            Proof::Token { id, .. } => Owner::new(Some(id.clone()), Some(address)),
+            Proof::Nothing => Owner::new(None, Some(address)),
+            Proof::Agent { .. } | Proof::Operator => Owner::default(),
+        };
         let mut table = self.lock();
+        if let Err(crowded) = table.acceptors.check(&owner) {
+            drop(table);
+            self.acceptors_reached.by(&crowded);
+            return Err(Refused::Full);
+        }
         let changed = table.changed(association)?;
         let peer = table.new_peer();
         table
             .rendezvous
             .accept(association, candidate, peer, proof, now())?;
         let (claim, claimed) = oneshot::channel();
-        let place = self.seat(&mut table, peer, Some(claim), &changed);
+        table.acceptors.count(&owner);
+        let place = self.seat(&mut table, peer, Some(claim), &changed, owner);
         drop(table);
         changed.notify_waiters();
         Ok(Waiting { place, claimed })
@@ -244,7 +311,7 @@ impl MeetingPlace {
             table.close(&meeting.close);
             let seat = table.seats.get_mut(&meeting.acceptor);
             let claim = seat.and_then(|seat| seat.claim.take());
-            let place = self.seat(&mut table, peer, None, &changed);
+            let place = self.seat(&mut table, peer, None, &changed, Owner::default());
             (place, meeting.candidate, claim)
         };
         let (handover, acceptor_party) = oneshot::channel();
@@ -458,12 +525,14 @@ impl MeetingPlace {
         peer: PeerId,
         claim: Option<oneshot::Sender<Handover>>,
         changed: &Arc<Notify>,
+        owner: Owner,
     ) -> Place {
         let close = CancellationToken::new();
         let seat = Seat {
             close: close.clone(),
             claim,
             changed: Arc::clone(changed),
+            owner,
         };
         table.seats.insert(peer, seat);
         Place {
@@ -475,7 +544,9 @@ impl MeetingPlace {
 
     fn leave(&self, peer: PeerId) {
         let mut table = self.lock();
-        table.seats.remove(&peer);
+        if let Some(seat) = table.seats.remove(&peer) {
+            table.acceptors.leave(&seat.owner);
+        }
         let close = table.rendezvous.leave(peer, now());
         table.close(close.as_slice());
     }
@@ -512,15 +583,33 @@ impl Table {
             return;
         };
         vouched.changed.notify_waiters();
-        let Creator::Stranger(address) = vouched.by else {
-            return;
-        };
-        if let Some(count) = self.strangers.get_mut(&address) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                self.strangers.remove(&address);
-            }
+        let owner = vouched.by.owner(&vouched.token);
+        if let Some(shares) = self.shares_of(vouched.by) {
+            shares.leave(&owner);
         }
+    }
+
+    /// Where associations of such a creator are counted.
+    fn shares_of(&mut self, by: Creator) -> Option<&mut Shares> {
+        match by {
+            Creator::Operator => None,
+            Creator::Bearer(_) => Some(&mut self.bearers),
+            Creator::Stranger(_) => Some(&mut self.strangers),
+        }
+    }
+
+    /// Forgets the one of `whose` associations whose session has been over for the longest; whether there was one.
+    fn forget_over(&mut self, whose: impl Fn(&Vouched) -> bool) -> bool {
+        let vouched = self.vouched.iter();
+        let theirs = vouched.filter(|(_, vouched)| whose(vouched));
+        let over = self.rendezvous.longest_over(theirs.map(|(id, _)| *id));
+        let Some(over) = over else {
+            return false;
+        };
+        let close = self.rendezvous.delete(over, Proof::Operator);
+        self.forget(over);
+        self.close(&close.unwrap_or_default());
+        true
     }
 
     fn close(&self, peers: &[PeerId]) {

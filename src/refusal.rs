@@ -130,8 +130,8 @@ pub enum Refusal {
     /// One address asks for too much.
     #[error("too many tokens from this address")]
     TooMuchWork,
-    /// One address has too many sessions.
-    #[error("too many sessions from this address")]
+    /// One address, or one token, has too many sessions.
+    #[error("too many sessions from this address, or of this token")]
     TooManySessions,
     /// The store cannot say whether the token was used: refused rather than risked.
     #[error("the store failed: {0}")]

@@ -32,6 +32,7 @@ use crate::jet::message::{Answer, Candidate, Offer};
 use crate::jet::rendezvous::{Proof, Refused};
 use crate::limits;
 use crate::policy::{self, SessionLimits};
+use crate::shares::Owner;
 use crate::signaling;
 use crate::store::agents::{EnrolError, Listed, Ways};
 use crate::time::UnixTime;
@@ -224,10 +225,11 @@ pub async fn offer(
 ) -> Result<Json<Answer>, Problem> {
     let name = agent_name(&state, &name)?;
     let caller = caller(&state, &headers)?;
-    let wanted = match &caller {
-        Caller::Token(token) => token.claims.agent.clone(),
-        Caller::Operator(_) | Caller::Nobody => None,
+    let (wanted, token) = match &caller {
+        Caller::Token(token) => (token.claims.agent.clone(), Some(token.id.clone())),
+        Caller::Operator(_) | Caller::Nobody => (None, None),
     };
+    let owner = Owner::new(token, Some(state.peer.ip()));
     let wanted = wanted.filter(|wanted| wanted.agent == name);
     let wanted = wanted.ok_or_else(|| declined(&state, Refused::OtherToken))?;
     let offer: Offer = parse(&state, &body)?;
@@ -243,7 +245,9 @@ pub async fn offer(
         .iter()
         .filter_map(|candidate| candidate.at(&ways.urls));
     let candidates = candidates.collect();
-    let pending = gateway.agents.offer(&name, offer, target, candidates);
+    let pending = gateway
+        .agents
+        .offer(&name, offer, target, candidates, owner);
     let mut pending = pending.map_err(|why| unmet(&state, &why))?;
     let answer = timeout(limits::AGENT_ANSWER_TIMEOUT, pending.answer()).await;
     let answer = answer.unwrap_or(Err(Unmet::Silent(name.clone())));

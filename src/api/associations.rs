@@ -178,8 +178,9 @@ pub async fn create(
     })?;
     let meetings = &state.gateway.meetings;
     let by = match caller {
-        Caller::Token(_) | Caller::Operator(_) => Creator::Known,
-        Caller::Nobody => Creator::Stranger(state.peer.ip().into()),
+        Caller::Operator(_) => Creator::Operator,
+        Caller::Token(_) => Creator::Bearer(state.peer.ip()),
+        Caller::Nobody => Creator::Stranger(state.peer.ip()),
     };
     let new = meetings.create(association, &token, access, by);
     let new = new.map_err(|refused| declined(&state, refused))?;

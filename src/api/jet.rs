@@ -91,7 +91,7 @@ pub async fn websocket(
             path,
             text.as_ref().map(|text| text.as_str()),
         )?;
-        let admitted = rendezvous::admit(&gateway, path, shown.proof()).await?;
+        let admitted = rendezvous::admit(&gateway, path, shown.proof(), peer).await?;
         Ok::<_, NotAdmitted>((shown, admitted))
     };
     let (shown, admitted) = match admitted.await {

@@ -18,8 +18,12 @@ use crate::api::problem::Problem;
 use crate::clock;
 use crate::policy::{self, SessionLimits};
 use crate::refusal::Refusal;
+use crate::shares::Owner;
 use crate::time::UnixTime;
 use crate::token;
+
+/// Who asks, where no API key vouches for the request.
+const BY_TOKEN: &str = "token";
 
 /// What the client sends; may be left out where the bearer is the token.
 #[derive(Default, Deserialize)]
@@ -65,7 +69,7 @@ pub async fn create(
     let in_body = request.token.map(Zeroizing::new);
     let bearer = bearer(&headers);
     let (text, by) = match (bearer, in_body) {
-        (None, Some(token)) => (token, "token"),
+        (None, Some(token)) => (token, BY_TOKEN),
         (None, None) => {
             let detail = "send a token, as bearer or in the body";
             return Err(problem(StatusCode::UNAUTHORIZED, "no-token", detail));
@@ -75,7 +79,7 @@ pub async fn create(
                 let detail = "bearer and body carry different tokens";
                 return Err(problem(StatusCode::BAD_REQUEST, "contradiction", detail));
             }
-            (Zeroizing::new(bearer.to_owned()), "token")
+            (Zeroizing::new(bearer.to_owned()), BY_TOKEN)
         }
         (Some(bearer), in_body) => {
             let Some(key) = find_key(&state.gateway.config.api.keys, bearer) else {
@@ -90,7 +94,7 @@ pub async fn create(
             (token, key.name.as_str())
         }
     };
-    let created = issue(&state, &text, request.lifetime_s).map_err(|refusal| {
+    let created = issue(&state, &text, request.lifetime_s, by == BY_TOKEN).map_err(|refusal| {
         let (peer, rule) = (state.peer, refusal.rule());
         warn!(session = %id, %peer, by, rule, reason = %refusal, "Ticket refused");
         problem(status_of(&refusal), rule, &refusal.to_string())
@@ -104,7 +108,12 @@ pub async fn create(
         .into_response())
 }
 
-fn issue(state: &ApiState, text: &str, lifetime_s: Option<u64>) -> Result<Created, Refusal> {
+fn issue(
+    state: &ApiState,
+    text: &str,
+    lifetime_s: Option<u64>,
+    by_token: bool,
+) -> Result<Created, Refusal> {
     let gateway = &state.gateway;
     let token = gateway.verify_token(text, state.peer.ip())?;
     if let Some(rule) = gateway.revoked.rules().revokes(&token.id, &token.claims) {
@@ -121,9 +130,18 @@ fn issue(state: &ApiState, text: &str, lifetime_s: Option<u64>) -> Result<Create
     let configured = gateway.config.tickets.lifetime_s;
     let lifetime_s = lifetime_s.unwrap_or(configured).clamp(1, configured);
     let expires_at = now.plus(lifetime_s).min(token_end);
+    // The tickets of all users of a portal with an API key come from its address.
+    let address = by_token.then(|| state.peer.ip());
+    let owner = Owner::new(Some(token.id), address);
     let ticket = gateway
         .tickets
-        .issue(Zeroizing::new(text.to_owned()), expires_at, token_end, now)
+        .issue(
+            Zeroizing::new(text.to_owned()),
+            owner,
+            expires_at,
+            token_end,
+            now,
+        )
         .map_err(|error| Refusal::Store(error.to_string()))?;
     Ok(Created {
         ticket: ticket.as_str().to_owned(),

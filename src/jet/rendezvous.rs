@@ -538,6 +538,28 @@ impl Rendezvous {
         removed.collect()
     }
 
+    /// The one of `associations` whose session has been over for the longest.
+    #[must_use]
+    pub fn longest_over(&self, associations: impl Iterator<Item = Uuid>) -> Option<Uuid> {
+        let over = associations.filter_map(|id| match self.associations.get(&id)?.progress {
+            Progress::Ended(at) => Some((at, id)),
+            Progress::Open | Progress::Chosen(_) | Progress::Selected(_) => None,
+        });
+        over.min().map(|(_, id)| id)
+    }
+
+    /// Whether there is an association with this id.
+    #[must_use]
+    pub fn knows(&self, id: Uuid) -> bool {
+        self.associations.contains_key(&id)
+    }
+
+    /// Whether no more can be created.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.associations.len() >= self.limits.associations
+    }
+
     /// How long an acceptor may wait: `Jet-Timeout`.
     #[must_use]
     pub fn unused_timeout(&self) -> Duration {

@@ -24,6 +24,7 @@ use crate::session::connect::Reached;
 use crate::session::identify::Client;
 use crate::session::registry::Registered;
 use crate::session::rendezvous::{leads_to, readable_at, together};
+use crate::shares::Owner;
 use crate::token::Token;
 use crate::token::target::TargetAddr;
 
@@ -62,9 +63,9 @@ async fn meet_at(
 ) -> Result<Reached, Refusal> {
     // Asked first, so that nothing is created for an agent that is not there.
     gateway.agents.ways(name, target)?;
-    let association = create(gateway, &session.token)?;
+    let association = create(gateway, client, &session.token)?;
     let met = tokio::select! {
-        met = offer(gateway, client, association, (name, target)) => met,
+        met = offer(gateway, client, &session.token, association, (name, target)) => met,
         () = session.cancelled().cancelled() => Err(session.cancellation()),
     };
     let met = met.and_then(|met| {
@@ -94,11 +95,12 @@ async fn meet_at(
 }
 
 /// The association that the token names, or a new one.
-fn create(gateway: &Gateway, token: &Token) -> Result<Uuid, Refusal> {
+fn create(gateway: &Gateway, client: &Client, token: &Token) -> Result<Uuid, Refusal> {
     let id = token.claims.jet_aid.unwrap_or_else(Uuid::new_v4);
     let create = || {
         let access = Access::Token(token.id.clone());
-        gateway.meetings.create(id, token, access, Creator::Known)
+        let by = Creator::Bearer(client.peer.ip());
+        gateway.meetings.create(id, token, access, by)
     };
     match create() {
         // The same token opens its session again: the figures of the last one go.
@@ -119,6 +121,7 @@ fn create(gateway: &Gateway, token: &Token) -> Result<Uuid, Refusal> {
 async fn offer(
     gateway: &Gateway,
     client: &Client,
+    token: &Token,
     association: Uuid,
     (name, target): (&AgentName, &TargetAddr),
 ) -> Result<Met, Refusal> {
@@ -133,9 +136,10 @@ async fn offer(
         .filter_map(|candidate| candidate.at(&ways.urls));
     let candidates = candidates.collect();
     let message = Offer::new(association, Version::V3, Some(transports));
+    let owner = Owner::new(Some(token.id.clone()), Some(client.peer.ip()));
     let mut pending = gateway
         .agents
-        .offer(name, message, target.clone(), candidates)?;
+        .offer(name, message, target.clone(), candidates, owner)?;
     let now = clock::now();
     let patience = now.checked_add(limits::AGENT_ANSWER_TIMEOUT).unwrap_or(now);
     let deadline = patience.min(client.establish_by).into();

@@ -113,9 +113,10 @@ pub async fn inspect(
             return Err(Box::new(refused).with_session(&session));
         }
     };
-    let refused = |refusal, answer| {
+    let refused = |refusal, answer, admission| {
         let mut refused = Refused::without_stream(id, peer, started, refusal);
         refused.answer = answer;
+        refused.admission = Some(admission);
         Box::new(refused).with_session(&session)
     };
     let secured = match secured {
@@ -123,11 +124,11 @@ pub async fn inspect(
         Err(failed) => {
             let Failed { error, client } = *failed;
             let answer = tell(client, &error, direct).await;
-            return Err(refused(unsecured(&error), answer));
+            return Err(refused(unsecured(&error), answer, admission));
         }
     };
     if let Err(refusal) = reservation.commit().await {
-        return Err(refused(refusal, None));
+        return Err(refused(refusal, None, admission));
     }
     note(id, gateway, &secured);
     admission.proven();
@@ -142,6 +143,7 @@ pub async fn inspect(
     let account = inspection.target_credentials.as_ref();
     let cookies = gateway.cookies.of(
         &association(&session.token),
+        peer.ip(),
         &name,
         account.map(|credentials| credentials.username.as_str()),
     );
@@ -154,7 +156,9 @@ pub async fn inspect(
     // Who comes back to an acceptor meets whoever accepts then: not the one that was meant.
     let follower = name.lasts().then(|| {
         let current = name.address().clone();
-        gateway.returning.follower(token, targets, current)
+        gateway
+            .returning
+            .follower(token, peer.ip(), targets, current)
     });
     let inspector = Inspector::new(move |event| audit(id, &event));
     session.stand_inside(Inside {
@@ -351,12 +355,14 @@ mod tests {
 
     use super::*;
 
+    const HERE: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+
     /// Two sessions through the gateway's own table: what a target gave in one, a client brings in the other.
     #[test]
     fn a_cookie_of_one_association_is_taken_out_of_another() {
         let known = Arc::new(KnownCookies::new().unwrap());
         let target = "desk.example:3389".parse().unwrap();
-        let mut first = tracker(known.of("jet_aid 1", &target, Some("alice")));
+        let mut first = tracker(known.of("jet_aid 1", HERE, &target, Some("alice")));
         let mut verifier = None;
         for (direction, pdu) in recording() {
             pass(&mut first, direction, pdu);
@@ -377,7 +383,7 @@ mod tests {
             ("jet_aid 2", Some("alice"), false),
             ("jet_aid 1", Some("bob"), false),
         ] {
-            let mut second = tracker(known.of(association, &target, account));
+            let mut second = tracker(known.of(association, HERE, &target, account));
             for (direction, pdu) in recording() {
                 if second.phase() == Phase::ChannelConnection && pdu.get(15..17) == Some(&[0x40, 0])
                 {

@@ -8,12 +8,14 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::address::AddressGroup;
 use crate::clock;
+use crate::limits;
+use crate::listener::reached::Reached;
 use crate::refusal::Refusal;
 use crate::relay::Traffic;
 use crate::session::SessionId;
 use crate::session::secure::Legs;
+use crate::shares::{Owner, Shares};
 use crate::stage::inspector::SharedStatistics;
 use crate::time::UnixTime;
 use crate::token::revocation::Revocations;
@@ -140,10 +142,10 @@ impl Session {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Table {
     sessions: HashMap<SessionId, Arc<Session>>,
-    per_address: HashMap<AddressGroup, usize>,
+    shares: Shares,
     closed: bool,
 }
 
@@ -151,7 +153,7 @@ struct Table {
 #[derive(Debug)]
 pub struct Registry {
     table: Mutex<Table>,
-    sessions_per_address: usize,
+    reached: Reached,
 }
 
 /// A session in the registry; dropping it takes it out.
@@ -166,15 +168,19 @@ impl Registry {
     #[must_use]
     pub fn new(sessions_per_address: usize) -> Self {
         Self {
-            table: Mutex::default(),
-            sessions_per_address,
+            table: Mutex::new(Table {
+                sessions: HashMap::new(),
+                shares: Shares::new(limits::SESSIONS_PER_TOKEN, sessions_per_address),
+                closed: false,
+            }),
+            reached: Reached::new("limits.sessions_per_address"),
         }
     }
 
     /// Adds a session. It is added before revocations are asked, so that a rule that arrives in between ends it.
     ///
     /// # Errors
-    /// The address has too many sessions, or the process is stopping.
+    /// The address, or the token, has too many sessions, or the process is stopping.
     pub fn register(
         self: &Arc<Self>,
         id: SessionId,
@@ -185,11 +191,12 @@ impl Registry {
         if table.closed {
             return Err(Refusal::ShuttingDown);
         }
-        let count = table.per_address.entry(peer.ip().into()).or_default();
-        if *count >= self.sessions_per_address {
+        let owner = Owner::new(Some(token.id.clone()), Some(peer.ip()));
+        if let Err(crowded) = table.shares.enter(&owner) {
+            drop(table);
+            self.reached.by(&crowded);
             return Err(Refusal::TooManySessions);
         }
-        *count += 1;
         let session = Arc::new(Session {
             id,
             token,
@@ -265,12 +272,8 @@ impl Drop for Registered {
     fn drop(&mut self) {
         let mut table = self.registry.lock();
         table.sessions.remove(&self.session.id);
-        let group = AddressGroup::from(self.session.peer.ip());
-        if let Some(count) = table.per_address.get_mut(&group) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                table.per_address.remove(&group);
-            }
-        }
+        let Session { token, peer, .. } = &*self.session;
+        let owner = Owner::new(Some(token.id.clone()), Some(peer.ip()));
+        table.shares.leave(&owner);
     }
 }

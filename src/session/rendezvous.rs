@@ -251,6 +251,7 @@ pub async fn admit(
     gateway: &Gateway,
     path: JetPath,
     proof: Proof<'_>,
+    peer: SocketAddr,
 ) -> Result<Admitted, NotAdmitted> {
     let JetPath {
         operation,
@@ -263,7 +264,10 @@ pub async fn admit(
             meetings.test(association, candidate, proof)?;
             Admitted::Tested
         }
-        Operation::Accept => Admitted::Accepted(meetings.accept(association, candidate, proof)?),
+        Operation::Accept => {
+            let waiting = meetings.accept(association, candidate, proof, peer.ip());
+            Admitted::Accepted(waiting?)
+        }
         Operation::Connect => {
             let met = meetings.connect(association, Some(candidate), proof).await;
             Admitted::Connected(met?)
@@ -302,7 +306,7 @@ pub async fn serve(gateway: &Arc<Gateway>, mut client: Client) {
     let admitted = async {
         let text = token.as_ref().map(|text| text.as_str());
         let shown = show(gateway, peer, path, text)?;
-        let admitted = admit(gateway, path, shown.proof()).await?;
+        let admitted = admit(gateway, path, shown.proof(), peer).await?;
         Ok::<_, NotAdmitted>((shown, admitted))
     };
     match admitted.await {

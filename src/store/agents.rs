@@ -23,6 +23,8 @@ use crate::jet::candidate::CandidateUrl;
 use crate::jet::exchange::JetPath;
 use crate::jet::message::{Answer, Candidate, Complete, Offer};
 use crate::limits;
+use crate::listener::reached::Reached;
+use crate::shares::{Owner, Shares};
 use crate::store::disk::{Disk, DiskError};
 use crate::time::UnixTime;
 use crate::token::statement::{self, StatementKey};
@@ -33,6 +35,8 @@ use crate::token::target::TargetAddr;
 pub struct Agents {
     table: Mutex<Table>,
     disk: Arc<Disk>,
+    reached: Reached,
+    share_reached: Reached,
 }
 
 #[derive(Debug, Default)]
@@ -107,6 +111,8 @@ struct Offered {
     /// Nobody waits for it any more.
     withdrawn: bool,
     answer: Option<oneshot::Sender<Result<Answer, Decline>>>,
+    /// Who wanted it.
+    owner: Owner,
 }
 
 /// An agent on disk.
@@ -203,6 +209,8 @@ impl Agents {
         Self {
             table: Mutex::new(table),
             disk,
+            reached: Reached::new("sessions of one agent"),
+            share_reached: Reached::new("sessions of one agent by one token or address"),
         }
     }
 
@@ -406,22 +414,30 @@ impl Agents {
         }
     }
 
-    /// Offers an association to an agent, which may accept on it from now on.
+    /// Offers an association of `owner` to an agent, which may accept on it from now on.
     ///
     /// # Errors
-    /// As [`ways`](Self::ways), the agent is busy, or the association was offered for something else before.
+    /// As [`ways`](Self::ways), the agent is busy, with the sessions of this owner or with those of all, or the association was offered for something else before.
     pub fn offer(
         &self,
         name: &AgentName,
         offer: Offer,
         target: TargetAddr,
         candidates: Vec<Candidate>,
+        owner: Owner,
     ) -> Result<Pending, Unmet> {
         self.ways(name, &target)?;
         let association = offer.id;
         let (sender, answer) = oneshot::channel();
         let mut table = self.lock();
         if table.sessions(name) >= limits::AGENT_SESSIONS {
+            drop(table);
+            self.reached.by(name);
+            return Err(Unmet::Busy(name.clone()));
+        }
+        if let Err(crowded) = table.shares(name, association).check(&owner) {
+            drop(table);
+            self.share_reached.by(&crowded);
             return Err(Unmet::Busy(name.clone()));
         }
         if let Some(offered) = table.offers.get(&association)
@@ -440,6 +456,7 @@ impl Agents {
             target,
             withdrawn: false,
             answer: Some(sender),
+            owner,
         };
         table.offers.insert(association, offered);
         Ok(Pending {
@@ -531,6 +548,20 @@ impl Agents {
 }
 
 impl Table {
+    /// Who has the sessions of an agent, but for the one on `association`.
+    fn shares(&self, name: &AgentName, association: Uuid) -> Shares {
+        let mut shares = Shares::new(
+            limits::AGENT_SESSIONS_PER_TOKEN,
+            limits::AGENT_SESSIONS_PER_ADDRESS,
+        );
+        for (id, offered) in &self.offers {
+            if *id != association && offered.agent == *name && !offered.withdrawn {
+                shares.count(&offered.owner);
+            }
+        }
+        shares
+    }
+
     fn sessions(&self, name: &AgentName) -> usize {
         let offers = self.offers.values();
         offers
@@ -622,6 +653,7 @@ mod tests {
 
     use super::*;
     use crate::jet::message::Version;
+    use crate::token::TokenId;
     use crate::token::algorithm::{Algorithm, SignatureAlgorithm};
     use crate::token::mint;
 
@@ -677,6 +709,38 @@ mod tests {
         let over = offers[0].association;
         agents.forget_offers(|association| association != over);
         offer(&agents, 0).unwrap();
+    }
+
+    #[test]
+    fn a_token_and_an_address_have_their_share_of_an_agent() {
+        let folder = tempfile::tempdir().unwrap();
+        let agents = store(folder.path());
+        seat_directly(&agents, 0..1);
+        let mut connected = connect(&agents, 0, false);
+        let mut offer = |token: usize, last: u8| {
+            let token = TokenId::new(format!("token {token}"));
+            let owner = Owner::new(Some(token), Some([192, 0, 2, last].into()));
+            let pending = offer_of(&agents, 0, owner);
+            // The agent reads what it is sent.
+            let _ = connected.outbox.try_recv();
+            pending
+        };
+        for _ in 0..limits::AGENT_SESSIONS_PER_TOKEN {
+            offer(0, 1).unwrap();
+        }
+        assert_eq!(offer(0, 2).unwrap_err(), Unmet::Busy(name(0)));
+        for token in limits::AGENT_SESSIONS_PER_TOKEN..limits::AGENT_SESSIONS_PER_ADDRESS {
+            offer(token, 1).unwrap();
+        }
+        assert_eq!(offer(1, 1).unwrap_err(), Unmet::Busy(name(0)));
+        let mut others = 0;
+        while offer(1000 + others, 2).is_ok() {
+            others += 1;
+        }
+        assert_eq!(
+            others,
+            limits::AGENT_SESSIONS - limits::AGENT_SESSIONS_PER_ADDRESS
+        );
     }
 
     #[test]
@@ -763,10 +827,16 @@ mod tests {
         try_connect(agents, number, yields).unwrap()
     }
 
+    /// An offer of a token of its own.
     fn offer(agents: &Agents, number: usize) -> Result<Pending, Unmet> {
+        let token = TokenId::new(Uuid::new_v4().to_string());
+        offer_of(agents, number, Owner::new(Some(token), None))
+    }
+
+    fn offer_of(agents: &Agents, number: usize, owner: Owner) -> Result<Pending, Unmet> {
         let offer = Offer::new(Uuid::new_v4(), Version::V3, None);
         let target = "pc:3389".parse().unwrap();
-        agents.offer(&name(number), offer, target, Vec::new())
+        agents.offer(&name(number), offer, target, Vec::new(), owner)
     }
 
     fn name(number: usize) -> AgentName {

@@ -7,7 +7,8 @@
 //! In memory only: behind a restart, or on another node, no cookie is known. The client is then logged on as at first,
 //! which takes its user to the same desktop; nothing is lost but the shortcut.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use openssl::hash::MessageDigest;
@@ -18,9 +19,10 @@ use zeroize::Zeroizing;
 use crate::clock;
 use crate::limits;
 use crate::rdp::reconnect::{ClientCookie, Cookies};
+use crate::shares::{Owner, Shares};
 use crate::target_name::TargetName;
 use crate::time::UnixTime;
-use crate::token::Token;
+use crate::token::{Token, TokenId};
 
 type Digest = [u8; 32];
 
@@ -31,11 +33,36 @@ pub struct KnownCookies {
     table: Mutex<Table>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Table {
-    until: HashMap<Digest, UnixTime>,
-    /// Oldest first; with entries that are gone from `until`, or newer there.
-    order: VecDeque<(UnixTime, Digest)>,
+    entries: HashMap<Digest, Entry>,
+    /// Oldest first, each once.
+    order: BTreeMap<u64, Digest>,
+    shares: Shares,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    until: UnixTime,
+    number: u64,
+    owner: Owner,
+}
+
+impl Table {
+    fn forget(&mut self, digest: &Digest) {
+        if let Some(entry) = self.entries.remove(digest) {
+            self.order.remove(&entry.number);
+            self.shares.leave(&entry.owner);
+        }
+    }
+
+    /// The oldest cookie of those owners.
+    fn oldest(&self, whose: impl Fn(&Entry) -> bool) -> Option<Digest> {
+        let mut digests = self.order.values();
+        let found = digests.find(|digest| self.entries.get(*digest).is_some_and(&whose));
+        found.copied()
+    }
 }
 
 /// The cookies that one session may use, and those that it is given.
@@ -43,6 +70,7 @@ struct Table {
 pub struct SessionCookies {
     known: Arc<KnownCookies>,
     scope: Vec<u8>,
+    owner: Owner,
     /// Of this session, oldest first.
     issued: VecDeque<Digest>,
 }
@@ -66,16 +94,25 @@ impl KnownCookies {
         openssl::rand::rand_bytes(secret.as_mut_slice())?;
         Ok(Self {
             key: PKey::hmac(secret.as_slice())?,
-            table: Mutex::default(),
+            table: Mutex::new(Table {
+                entries: HashMap::new(),
+                order: BTreeMap::new(),
+                shares: Shares::new(
+                    limits::RECONNECT_COOKIES_PER_ASSOCIATION,
+                    limits::RECONNECT_COOKIES_PER_ADDRESS,
+                ),
+                next: 0,
+            }),
         })
     }
 
     /// The cookies of a session of this [`association`] with `target`, where `account` is logged on; without one the
-    /// client logs on by itself.
+    /// client logs on by itself. `address` is where the client is.
     #[must_use]
     pub fn of(
         self: &Arc<Self>,
         association: &str,
+        address: IpAddr,
         target: &TargetName,
         account: Option<&str>,
     ) -> SessionCookies {
@@ -90,6 +127,8 @@ impl KnownCookies {
         SessionCookies {
             known: Arc::clone(self),
             scope,
+            // What has one share here is the association, by whichever of its tokens.
+            owner: Owner::new(Some(TokenId::new(association)), Some(address)),
             issued: VecDeque::new(),
         }
     }
@@ -103,32 +142,47 @@ impl KnownCookies {
         (signer.sign(&mut digest).ok()? == digest.len()).then_some(digest)
     }
 
-    fn remember(&self, digest: Digest, now: UnixTime) {
-        let until = now.plus(limits::RECONNECT_COOKIE_S);
+    /// Remembers a cookie. The oldest of its association, or of its address, make room for it, and of others only where there is no
+    /// place at all.
+    fn remember(&self, digest: Digest, owner: &Owner, now: UnixTime) {
         let mut table = self.lock();
-        while let Some(&(oldest, gone)) = table.order.front() {
-            if oldest > now && table.order.len() < limits::RECONNECT_COOKIES {
+        table.forget(&digest);
+        while let Some(oldest) = table.oldest(|_| true) {
+            let entry = table.entries.get(&oldest);
+            let good = entry.is_some_and(|entry| entry.until > now);
+            if good && table.order.len() < limits::RECONNECT_COOKIES {
                 break;
             }
-            table.order.pop_front();
-            if table.until.get(&gone) == Some(&oldest) {
-                table.until.remove(&gone);
+            table.forget(&oldest);
+        }
+        while let Err(crowded) = table.shares.check(owner) {
+            match table.oldest(|entry| entry.owner.is(&crowded)) {
+                Some(oldest) => table.forget(&oldest),
+                None => return,
             }
         }
-        table.until.insert(digest, until);
-        table.order.push_back((until, digest));
+        table.shares.count(owner);
+        let number = table.next;
+        table.next = table.next.wrapping_add(1);
+        let entry = Entry {
+            until: now.plus(limits::RECONNECT_COOKIE_S),
+            number,
+            owner: owner.clone(),
+        };
+        table.entries.insert(digest, entry);
+        table.order.insert(number, digest);
     }
 
     fn forget(&self, digest: &Digest) {
-        self.lock().until.remove(digest);
+        self.lock().forget(digest);
     }
 
     fn is_known(&self, digest: &Digest, now: UnixTime) -> bool {
         // By digest: how long the search takes says nothing about a cookie.
         self.lock()
-            .until
+            .entries
             .get(digest)
-            .is_some_and(|until| *until > now)
+            .is_some_and(|entry| entry.until > now)
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -148,7 +202,7 @@ impl Cookies for SessionCookies {
             }
         }
         self.issued.push_back(digest);
-        self.known.remember(digest, clock::unix_now());
+        self.known.remember(digest, &self.owner, clock::unix_now());
     }
 
     fn know(&self, cookie: &ClientCookie) -> bool {
@@ -161,6 +215,33 @@ impl Cookies for SessionCookies {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+
+    #[test]
+    fn a_target_and_an_association_push_out_the_cookies_of_no_others() {
+        let known = Arc::new(KnownCookies::new().unwrap());
+        let host = target("a.example:3389");
+        let mut quiet = known.of("quiet", HERE, &host, None);
+        quiet.issued(&cookie(1, 1));
+        // One session that never stops, and one association with ever new sessions.
+        let mut loud = known.of("loud", HERE, &host, None);
+        for number in 0..u32::try_from(limits::RECONNECT_COOKIES).unwrap() + 10 {
+            loud.issued(&cookie(number, 2));
+        }
+        for number in 0..1000 {
+            let mut again = known.of("again", HERE, &host, None);
+            again.issued(&cookie(number, 3));
+        }
+        assert!(quiet.know(&cookie(1, 1)));
+        let again = known.of("again", HERE, &host, None);
+        let kept: Vec<u32> = (0..1000)
+            .filter(|&number| again.know(&cookie(number, 3)))
+            .collect();
+        assert_eq!(kept, (992..1000).collect::<Vec<_>>());
+        let table = known.lock();
+        assert_eq!((table.entries.len(), table.order.len()), (13, 13));
+    }
 
     fn cookie(logon_id: u32, verifier: u8) -> ClientCookie {
         ClientCookie {
@@ -177,9 +258,10 @@ mod tests {
     fn a_cookie_is_good_for_its_association_target_and_account_alone() {
         let known = Arc::new(KnownCookies::new().unwrap());
         let host = target("a.example:3389");
-        let mut issuer = known.of("jet_aid 1", &host, Some("alice"));
+        let mut issuer = known.of("jet_aid 1", HERE, &host, Some("alice"));
         issuer.issued(&cookie(5, 1));
-        let of = |association, host: &TargetName, account| known.of(association, host, account);
+        let of =
+            |association, host: &TargetName, account| known.of(association, HERE, host, account);
         // A later session, when the first is gone.
         drop(issuer);
         assert!(of("jet_aid 1", &host, Some("alice")).know(&cookie(5, 1)));
@@ -197,7 +279,7 @@ mod tests {
         }
         // Another process has another secret.
         let restarted = Arc::new(KnownCookies::new().unwrap());
-        let again = restarted.of("jet_aid 1", &host, Some("alice"));
+        let again = restarted.of("jet_aid 1", HERE, &host, Some("alice"));
         assert!(!again.know(&cookie(5, 1)));
     }
 
@@ -205,7 +287,10 @@ mod tests {
     fn a_session_keeps_its_last_cookies_and_pushes_out_no_others() {
         let known = Arc::new(KnownCookies::new().unwrap());
         let host = target("a.example:3389");
-        let (mut quiet, mut loud) = (known.of("1", &host, None), known.of("2", &host, None));
+        let (mut quiet, mut loud) = (
+            known.of("1", HERE, &host, None),
+            known.of("2", HERE, &host, None),
+        );
         quiet.issued(&cookie(1, 1));
         for number in 0..100 {
             loud.issued(&cookie(number, 2));
@@ -225,19 +310,25 @@ mod tests {
             digest[..8].copy_from_slice(&number.to_be_bytes());
             digest
         };
-        known.remember(digest(0), UnixTime(0));
+        // Each of an association and an address of its own.
+        let remember = |number: usize, now| {
+            let address = IpAddr::from(u32::try_from(number / 4).unwrap().to_be_bytes());
+            let owner = Owner::new(Some(TokenId::new(number.to_string())), Some(address));
+            known.remember(digest(number), &owner, now);
+        };
+        remember(0, UnixTime(0));
         assert!(known.is_known(&digest(0), UnixTime(limits::RECONNECT_COOKIE_S - 1)));
         assert!(!known.is_known(&digest(0), UnixTime(limits::RECONNECT_COOKIE_S)));
         // Given once more, it lives on.
-        known.remember(digest(0), UnixTime(9));
-        known.remember(digest(1), UnixTime(limits::RECONNECT_COOKIE_S));
+        remember(0, UnixTime(9));
+        remember(1, UnixTime(limits::RECONNECT_COOKIE_S));
         assert!(known.is_known(&digest(0), UnixTime(limits::RECONNECT_COOKIE_S)));
         for number in 2..limits::RECONNECT_COOKIES + 2 {
-            known.remember(digest(number), UnixTime(10));
+            remember(number, UnixTime(10));
         }
         assert!(!known.is_known(&digest(1), UnixTime(10)));
         let table = known.lock();
-        assert!(table.until.len() <= limits::RECONNECT_COOKIES);
+        assert!(table.entries.len() <= limits::RECONNECT_COOKIES);
         assert!(table.order.len() <= limits::RECONNECT_COOKIES);
     }
 }

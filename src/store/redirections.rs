@@ -4,6 +4,7 @@
 //! client is connected to the first target of its token, which sends it on again.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,9 @@ use zeroize::Zeroizing;
 
 use crate::clock;
 use crate::limits;
+use crate::listener::reached::Reached;
 use crate::rdp::redirection::{Redirection, Redirections};
+use crate::shares::{Owner, Shares};
 use crate::token::TokenId;
 use crate::token::target::TargetAddr;
 
@@ -28,9 +31,36 @@ pub struct Redirected {
 }
 
 /// The redirections of all tokens.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Returning {
-    table: Mutex<HashMap<TokenId, (Redirected, Instant)>>,
+    table: Mutex<Table>,
+    reached: Reached,
+}
+
+/// Each token is in it once.
+#[derive(Debug)]
+struct Table {
+    entries: HashMap<TokenId, Entry>,
+    shares: Shares,
+}
+
+#[derive(Debug)]
+struct Entry {
+    redirected: Redirected,
+    at: Instant,
+    owner: Owner,
+}
+
+impl Default for Returning {
+    fn default() -> Self {
+        Self {
+            table: Mutex::new(Table {
+                entries: HashMap::new(),
+                shares: Shares::new(1, limits::REDIRECTIONS_PER_ADDRESS),
+            }),
+            reached: Reached::new("redirections, in total or of one address"),
+        }
+    }
 }
 
 impl Returning {
@@ -38,40 +68,66 @@ impl Returning {
     #[must_use]
     pub fn of(&self, token: &TokenId) -> Option<Redirected> {
         let table = self.lock();
-        let (redirected, at) = table.get(token)?;
-        is_fresh(*at, clock::now()).then(|| redirected.clone())
+        let entry = table.entries.get(token)?;
+        is_fresh(entry.at, clock::now()).then(|| entry.redirected.clone())
     }
 
-    /// What one session decides with.
+    /// What one session of a client at `address` decides with.
     #[must_use]
     pub fn follower(
         self: &Arc<Self>,
         token: TokenId,
+        address: IpAddr,
         targets: &[TargetAddr],
         current: TargetAddr,
     ) -> Follower {
         Follower {
             returning: Arc::clone(self),
             token,
+            address,
             targets: targets.to_vec(),
             current,
         }
     }
 
-    fn note(&self, token: TokenId, redirected: Redirected) -> bool {
+    fn note(&self, token: TokenId, address: IpAddr, redirected: Redirected) -> bool {
         let now = clock::now();
+        let owner = Owner::new(Some(token.clone()), Some(address));
         let mut table = self.lock();
-        if table.len() >= limits::REDIRECTIONS {
-            table.retain(|_, (_, at)| is_fresh(*at, now));
+        let Table { entries, shares } = &mut *table;
+        // The newest word of the target holds.
+        if let Some(before) = entries.remove(&token) {
+            shares.leave(&before.owner);
         }
-        if table.len() >= limits::REDIRECTIONS {
+        if entries.len() >= limits::REDIRECTIONS || shares.check(&owner).is_err() {
+            entries.retain(|_, entry| {
+                let fresh = is_fresh(entry.at, now);
+                if !fresh {
+                    shares.leave(&entry.owner);
+                }
+                fresh
+            });
+        }
+        if entries.len() >= limits::REDIRECTIONS {
+            drop(table);
+            self.reached.by(&"all clients");
             return false;
         }
-        table.insert(token, (redirected, now));
+        if let Err(crowded) = shares.enter(&owner) {
+            drop(table);
+            self.reached.by(&crowded);
+            return false;
+        }
+        let entry = Entry {
+            redirected,
+            at: now,
+            owner,
+        };
+        entries.insert(token, entry);
         true
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<TokenId, (Redirected, Instant)>> {
+    fn lock(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -85,6 +141,7 @@ fn is_fresh(at: Instant, now: Instant) -> bool {
 pub struct Follower {
     returning: Arc<Returning>,
     token: TokenId,
+    address: IpAddr,
     targets: Vec<TargetAddr>,
     current: TargetAddr,
 }
@@ -113,13 +170,35 @@ impl Redirections for Follower {
             target,
             routing_token,
         };
-        self.returning.note(self.token.clone(), redirected)
+        self.returning
+            .note(self.token.clone(), self.address, redirected)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+
+    #[test]
+    fn one_address_has_its_share_of_the_redirections() {
+        let returning = Returning::default();
+        let redirected = Redirected {
+            target: "desk.example:3390".parse().unwrap(),
+            routing_token: None,
+        };
+        let note = |number: usize, address| {
+            let token = TokenId::new(number.to_string());
+            returning.note(token, address, redirected.clone())
+        };
+        for number in 0..limits::REDIRECTIONS_PER_ADDRESS {
+            assert!(note(number, HERE) && note(number, HERE), "{number}");
+        }
+        let next = limits::REDIRECTIONS_PER_ADDRESS;
+        assert!(!note(next, HERE));
+        assert!(note(next, [192, 0, 2, 2].into()));
+    }
 
     fn redirection(host: Option<&str>, token: Option<&[u8]>) -> Redirection {
         Redirection {
@@ -136,7 +215,7 @@ mod tests {
             .map(|target| target.parse().unwrap())
             .to_vec();
         let token = TokenId::new("one");
-        let mut follower = returning.follower(token.clone(), &targets, targets[0].clone());
+        let mut follower = returning.follower(token.clone(), HERE, &targets, targets[0].clone());
         assert!(!follower.follow(&redirection(Some("other.example"), None)));
         assert_eq!(returning.of(&token), None);
         assert!(follower.follow(&redirection(Some("DESK.example"), Some(b"msts\r\n"))));

@@ -3,7 +3,7 @@
 //! A refused FreeRDP comes back twice within a moment, with weaker security and without its preconnection PDU. Told
 //! "no token" then, its user would read that instead of the real reason; so the address is told the same code again.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -11,6 +11,7 @@ use std::time::Instant;
 use crate::limits;
 use crate::rdp::negotiation::FailureCode;
 use crate::session::SessionId;
+use crate::shares::{Owner, Shares};
 
 /// A refusal that is remembered for its address.
 #[derive(Clone, Copy, Debug)]
@@ -20,47 +21,75 @@ pub struct Remembered {
     /// Under which id it was logged.
     pub session: SessionId,
     at: Instant,
+    number: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Table {
     by_address: HashMap<IpAddr, Remembered>,
-    order: VecDeque<(IpAddr, Instant)>,
+    /// Oldest first, each address once.
+    order: BTreeMap<u64, IpAddr>,
+    shares: Shares,
+    next: u64,
 }
 
 /// Recent refusals.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Refusals {
     table: Mutex<Table>,
 }
 
+impl Default for Refusals {
+    fn default() -> Self {
+        Self {
+            table: Mutex::new(Table {
+                by_address: HashMap::new(),
+                order: BTreeMap::new(),
+                shares: Shares::new(usize::MAX, limits::REFUSAL_MEMORY_PER_ADDRESS),
+                next: 0,
+            }),
+        }
+    }
+}
+
+impl Table {
+    fn forget(&mut self, client: IpAddr) {
+        if let Some(known) = self.by_address.remove(&client) {
+            self.order.remove(&known.number);
+            self.shares.leave(&Owner::new(None, Some(client)));
+        }
+    }
+}
+
 impl Refusals {
-    /// Remembers what `client` was told.
+    /// Remembers what `client` was told. A network that has its share of the memory is remembered no more of until some of it is
+    /// past its time.
     pub fn remember(&self, client: IpAddr, code: FailureCode, session: SessionId, now: Instant) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some((oldest, at)) = table.order.front().copied() {
-            let fresh = now.saturating_duration_since(at) < limits::REFUSAL_MEMORY;
+        table.forget(client);
+        while let Some((_, &oldest)) = table.order.first_key_value() {
+            let known = table.by_address.get(&oldest);
+            let fresh = known.is_some_and(|known| {
+                now.saturating_duration_since(known.at) < limits::REFUSAL_MEMORY
+            });
             if fresh && table.order.len() < limits::REFUSAL_MEMORY_ENTRIES {
                 break;
             }
-            table.order.pop_front();
-            if table
-                .by_address
-                .get(&oldest)
-                .is_some_and(|known| known.at == at)
-            {
-                table.by_address.remove(&oldest);
-            }
+            table.forget(oldest);
         }
-        table.by_address.insert(
-            client,
-            Remembered {
-                code,
-                session,
-                at: now,
-            },
-        );
-        table.order.push_back((client, now));
+        if table.shares.enter(&Owner::new(None, Some(client))).is_err() {
+            return;
+        }
+        let number = table.next;
+        table.next = table.next.wrapping_add(1);
+        let remembered = Remembered {
+            code,
+            session,
+            at: now,
+            number,
+        };
+        table.by_address.insert(client, remembered);
+        table.order.insert(number, client);
     }
 
     /// What `client` was told a moment ago.
@@ -110,5 +139,21 @@ mod tests {
         let table = refusals.table.lock().unwrap();
         assert!(table.order.len() <= limits::REFUSAL_MEMORY_ENTRIES);
         assert!(table.by_address.len() <= limits::REFUSAL_MEMORY_ENTRIES);
+    }
+
+    #[test]
+    fn one_client_and_one_network_push_out_nobody_elses_reason() {
+        let refusals = Refusals::default();
+        let (victim, start) = (IpAddr::from([192, 0, 2, 1]), Instant::now());
+        let remember = |client| {
+            refusals.remember(client, FailureCode::SslNotAllowed, SessionId::new(), start);
+        };
+        remember(victim);
+        for number in 0..u32::try_from(limits::REFUSAL_MEMORY_ENTRIES).unwrap() * 2 {
+            remember(IpAddr::from([192, 0, 2, 2]));
+            let number = u16::try_from(number).unwrap();
+            remember(IpAddr::from([0x2001, 0xdb8, 1, number, 0, 0, 0, 1]));
+        }
+        assert!(refusals.recall(victim, start).is_some());
     }
 }

@@ -24,14 +24,19 @@ use tracing::error;
 use crate::address::AddressGroup;
 use crate::clock;
 use crate::limits;
+use crate::listener::reached::Reached;
 use crate::refusal::Refusal;
 use crate::session::SessionId;
+use crate::shares::{Owner, Shares};
 use crate::store::disk::{Disk, Record, Records};
 use crate::time::UnixTime;
 use crate::token::TokenId;
 
 /// Tokens remembered at one time. Only tokens that verified get here, so only an issuer can fill it.
 const REMEMBERED_TOKENS: usize = 1_000_000;
+
+/// Of those the ones that one address has used. A used token must be remembered until its end, so none can make room.
+const REMEMBERED_TOKENS_PER_ADDRESS: usize = REMEMBERED_TOKENS / 4;
 
 /// What is known of one token.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,7 +71,7 @@ pub struct WrongGuess {
 }
 
 /// The table without its disk: a state machine over `now`.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Table {
     tokens: HashMap<TokenId, Usage>,
     /// No token with a later `keep_until` was ever forgotten.
@@ -74,6 +79,25 @@ struct Table {
     guesses: HashMap<TokenId, Guesses>,
     /// Tokens that wrong passwords have spent, until they would be refused for their age.
     spent: HashMap<TokenId, UnixTime>,
+    shares: Shares,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self {
+            tokens: HashMap::new(),
+            forgotten_until: UnixTime(0),
+            guesses: HashMap::new(),
+            spent: HashMap::new(),
+            shares: Shares::new(usize::MAX, REMEMBERED_TOKENS_PER_ADDRESS),
+        }
+    }
+}
+
+impl Usage {
+    fn owner(&self) -> Owner {
+        Owner::new(None, Some(self.client))
+    }
 }
 
 /// What a client claims when it wants to use a token.
@@ -114,27 +138,48 @@ impl Table {
                 "the clock was set back, and whether this token was used is not known any more"
                     .to_owned(),
             ));
-        } else if self.remembered() >= REMEMBERED_TOKENS {
-            self.forget_expired(now);
-            if self.remembered() >= REMEMBERED_TOKENS {
-                return Err(Refusal::Store("too many tokens remembered".to_owned()));
-            }
+        } else {
+            self.make_room(claim.client, now)?;
         }
         let usage = Usage {
             client: claim.client,
             keep_until: claim.keep_until,
             state: State::Live(claim.session),
         };
-        self.tokens.insert(claim.token.clone(), usage);
+        self.put(&claim.token, Some(usage));
         Ok(previous)
+    }
+
+    fn make_room(&mut self, client: IpAddr, now: UnixTime) -> Result<(), Refusal> {
+        let owner = Owner::new(None, Some(client));
+        if self.remembered() >= REMEMBERED_TOKENS || self.shares.check(&owner).is_err() {
+            self.forget_expired(now);
+        }
+        let too_many = |whose| Refusal::Store(format!("too many tokens remembered{whose}"));
+        if self.remembered() >= REMEMBERED_TOKENS {
+            return Err(too_many(String::new()));
+        }
+        let crowded = self.shares.check(&owner);
+        crowded.map_err(|crowded| too_many(format!(" of {crowded}")))
+    }
+
+    /// What is known of a token from now on.
+    fn put(&mut self, token: &TokenId, usage: Option<Usage>) {
+        if let Some(usage) = &usage {
+            self.shares.count(&usage.owner());
+        }
+        let before = match usage {
+            Some(usage) => self.tokens.insert(token.clone(), usage),
+            None => self.tokens.remove(token),
+        };
+        if let Some(before) = before {
+            self.shares.leave(&before.owner());
+        }
     }
 
     /// Undoes a reservation.
     fn give_back(&mut self, token: &TokenId, previous: Option<Usage>) {
-        match previous {
-            Some(usage) => self.tokens.insert(token.clone(), usage),
-            None => self.tokens.remove(token),
-        };
+        self.put(token, previous);
     }
 
     /// The token's session is over.
@@ -191,8 +236,14 @@ impl Table {
         };
         self.guesses.retain(|_, known| known.keep_until >= now);
         self.spent.retain(|_, keep_until| keep(*keep_until));
-        self.tokens
-            .retain(|_, usage| matches!(usage.state, State::Live(_)) || keep(usage.keep_until));
+        let Self { tokens, shares, .. } = self;
+        tokens.retain(|_, usage| {
+            let kept = matches!(usage.state, State::Live(_)) || keep(usage.keep_until);
+            if !kept {
+                shares.leave(&usage.owner());
+            }
+            kept
+        });
         self.forgotten_until = last;
     }
 }
@@ -209,6 +260,7 @@ pub struct Usages {
     disk: Arc<Disk>,
     /// Fires when a session has given its token back.
     ended: Notify,
+    reached: Reached,
 }
 
 impl Usages {
@@ -227,12 +279,13 @@ impl Usages {
                 keep_until: record.keep_until,
                 state: State::Ended(record.ended_at.unwrap_or(now)),
             };
-            table.tokens.insert(token, usage);
+            table.put(&token, Some(usage));
         }
         Self {
             table: Mutex::new(table),
             disk,
             ended: Notify::new(),
+            reached: Reached::new("used tokens, in total or of one address"),
         }
     }
 
@@ -263,7 +316,12 @@ impl Usages {
     }
 
     fn try_reserve(self: &Arc<Self>, claim: Claim) -> Result<Reservation, Refusal> {
-        let previous = self.lock().reserve(&claim, clock::unix_now())?;
+        let reserved = self.lock().reserve(&claim, clock::unix_now());
+        let previous = reserved.inspect_err(|refusal| {
+            if matches!(refusal, Refusal::Store(_)) {
+                self.reached.by(refusal);
+            }
+        })?;
         Ok(Reservation {
             usages: Arc::clone(self),
             claim,
@@ -579,6 +637,36 @@ mod tests {
                 Err(refusal) => assert!(refused, "{refusal}"),
             }
         }
+    }
+
+    #[test]
+    fn one_address_cannot_fill_the_memory_of_used_tokens() {
+        let mut table = Table::default();
+        let used = |client, number: usize| Claim {
+            token: TokenId::new(number.to_string()),
+            ..claim(client, 0)
+        };
+        for number in 0..REMEMBERED_TOKENS_PER_ADDRESS {
+            table.reserve(&used(HERE, number), UnixTime(1)).unwrap();
+            table.end(&TokenId::new(number.to_string()), UnixTime(1));
+        }
+        let next = REMEMBERED_TOKENS_PER_ADDRESS;
+        let refused = table.reserve(&used(HERE, next), UnixTime(1)).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "the store failed: too many tokens remembered of address 192.0.2.1"
+        );
+        let before = table.reserve(&used(ELSEWHERE, next), UnixTime(1)).unwrap();
+        table.give_back(&TokenId::new(next.to_string()), before);
+        // What is past its end makes room.
+        let later = Claim {
+            keep_until: UnixTime(2000),
+            ..used(HERE, next)
+        };
+        table.reserve(&later, UnixTime(1001)).unwrap();
+        table.end(&later.token, UnixTime(1001));
+        table.forget_expired(UnixTime(2001));
+        assert!(table.tokens.is_empty() && table.shares.is_empty());
     }
 
     #[tokio::test]

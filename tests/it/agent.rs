@@ -692,6 +692,54 @@ async fn an_offer_is_for_the_agent_and_the_target_that_the_token_names() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_token_has_its_share_of_an_agent_and_others_are_offered_meanwhile() {
+    use jetway::jet::message::{Offer, Version};
+
+    let (site, target) = (std::sync::Arc::new(Branch::start()), Target::start().await);
+    site.enrol(json!({})).await;
+    let mut channel = site.by_hand().await;
+    let offer = async |token: &str| {
+        let association = uuid::Uuid::new_v4();
+        let create = format!("POST /jet/association/{association}");
+        assert_eq!(site.http(&create, token, "").await.0, 200);
+        let offer = Offer::new(association, Version::V3, None);
+        let offer = serde_json::to_string(&offer).unwrap();
+        let (site, token) = (std::sync::Arc::clone(&site), token.to_owned());
+        tokio::spawn(async move {
+            let head = format!("POST /jet/offer/{NAME}");
+            site.http(&head, &token, &offer).await
+        })
+    };
+    let mut offered = async || {
+        let message = within(channel.next()).await.unwrap().unwrap();
+        let message: Value = serde_json::from_str(message.to_text().unwrap()).unwrap();
+        assert_eq!(message["type"], "offer", "{message}");
+    };
+    let greedy = site.token(&target, json!({}));
+    let mut waiting = Vec::new();
+    for _ in 0..jetway::limits::AGENT_SESSIONS_PER_TOKEN {
+        waiting.push(offer(&greedy).await);
+        offered().await;
+    }
+    let (status, problem) = within(offer(&greedy).await).await.unwrap();
+    assert_eq!(status, 503, "{problem}");
+    let line = logged("A limit was reached").await;
+    assert_eq!(
+        line["limit"],
+        "sessions of one agent by one token or address"
+    );
+    assert!(
+        line["who"].as_str().unwrap().starts_with("token "),
+        "{line}"
+    );
+    waiting.push(offer(&site.token(&target, json!({}))).await);
+    offered().await;
+    for waiting in waiting {
+        waiting.abort();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn jetway_connect_leads_standard_input_and_a_local_port_behind_an_agent() {
     use std::process::Stdio;
 

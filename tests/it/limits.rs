@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use uuid::Uuid;
 
-use crate::lab::{Lab, Target, failure, logged, logged_times, until, within};
+use crate::lab::{Lab, Target, failure, logged, logged_times, quiet, until, within};
 use crate::rendezvous::{OPERATOR, Place, TRANSPORTS, of, path};
 
 /// Waits for the end of a connection; whether by FIN or RST does not matter.
@@ -170,6 +170,11 @@ async fn handshake(stream: &mut TcpStream, path: &str, token: &str) -> u16 {
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{token}\r\n"
     );
     stream.write_all(request.as_bytes()).await.unwrap();
+    status(stream).await
+}
+
+/// Reads a whole answer; its status.
+async fn status(stream: &mut TcpStream) -> u16 {
     let mut bytes = Vec::new();
     let length = loop {
         let text = String::from_utf8_lossy(&bytes).into_owned();
@@ -279,6 +284,126 @@ async fn addresses_that_have_taken_all_places_make_room_for_another() {
         ["limits.pending_connections", "limits.pending_per_address"]
     );
     assert_eq!((newcomers.len(), held.len()), (4, 16));
+}
+
+/// Asks for a ticket on a connection that is kept; the status of the answer.
+async fn ask_for_ticket(stream: &mut TcpStream, token: &str) -> u16 {
+    let request = format!(
+        "POST /jet/tickets HTTP/1.1\r\nHost: gw\r\nAuthorization: Bearer {token}\r\nContent-Length: 0\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    status(stream).await
+}
+
+#[tokio::test]
+async fn one_token_and_one_address_have_their_share_of_the_tickets() {
+    quiet();
+    let lab =
+        Lab::start("[limits]\ntoken_work_us_per_s = 100000000\ntoken_work_burst_us = 100000000\n");
+    let target = Target::start().await;
+    let mut stream = lab.connect().await;
+    let mut granted = 0;
+    let tokens = limits::TICKETS_PER_ADDRESS / limits::TICKETS_PER_TOKEN;
+    for number in 0..=tokens {
+        let token = lab.token(target.address, json!({}));
+        for turn in 0..=limits::TICKETS_PER_TOKEN {
+            let status = ask_for_ticket(&mut stream, &token).await;
+            granted += usize::from(status == 201);
+            let within_share = number < tokens && turn < limits::TICKETS_PER_TOKEN;
+            assert_eq!(
+                status,
+                if within_share { 201 } else { 503 },
+                "{number} {turn}"
+            );
+        }
+    }
+    assert_eq!(granted, limits::TICKETS_PER_ADDRESS);
+    let mut other = lab.connect_from(2).await;
+    let token = lab.token(target.address, json!({}));
+    assert_eq!(ask_for_ticket(&mut other, &token).await, 201);
+    drop(lab.session_from(2, &token).await);
+    // Who it was, and not once for each of them.
+    let lines = logged_times("A limit was reached", 1).await;
+    assert_eq!(lines.len(), 1);
+    assert_eq!(lines[0]["limit"], "tickets of one token or address");
+    assert!(lines[0]["who"].as_str().unwrap().starts_with("token "));
+}
+
+// J-API-1
+#[tokio::test(flavor = "multi_thread")]
+async fn one_token_has_its_share_of_the_associations_and_those_that_are_over_go_first() {
+    let place = Place::start("");
+    let of_no_association = json!({ "jet_aid": null });
+    let greedy = place.token(Uuid::nil(), of_no_association.clone());
+    let first = Uuid::new_v4();
+    let candidates = place.association(first, &greedy).await;
+    for _ in 1..limits::JET_ASSOCIATIONS_PER_TOKEN {
+        place.association(Uuid::new_v4(), &greedy).await;
+    }
+    let another = format!("POST /jet/association/{}", Uuid::new_v4());
+    assert_eq!(place.http(&another, &greedy, "").await.0, 503);
+    let line = logged("A limit was reached").await;
+    assert_eq!(line["limit"], "associations of one token or address");
+    // Another token has its own.
+    let other = place.token(Uuid::nil(), of_no_association);
+    place.association(Uuid::new_v4(), &other).await;
+    // One whose session is over makes room, and none that waits.
+    let candidate = of(&candidates, "tcp");
+    let accept = path(Operation::Accept, first, candidate);
+    let connect = path(Operation::Connect, first, candidate);
+    let acceptor = place.peer("tcp", accept, Some(&greedy)).await;
+    let mut acceptor = acceptor.ok().unwrap();
+    let connector = place.peer("tcp", connect, Some(&greedy)).await;
+    let mut connector = connector.ok().unwrap();
+    connector.send(b"x").await;
+    assert_eq!(acceptor.receive(1).await, b"x");
+    assert_eq!(place.http(&another, &greedy, "").await.0, 503);
+    drop((acceptor, connector));
+    logged("Session closed").await;
+    within(async { while place.http(&another, &greedy, "").await.0 != 200 {} }).await;
+    let gone = format!("GET /jet/association/{first}");
+    assert_eq!(place.http(&gone, OPERATOR, "").await.0, 404);
+    let one_more = format!("POST /jet/association/{}", Uuid::new_v4());
+    assert_eq!(place.http(&one_more, &greedy, "").await.0, 503);
+}
+
+// J-BIN-1 J-WS-1
+#[tokio::test(flavor = "multi_thread")]
+async fn one_address_and_one_token_have_their_share_of_the_waiting_acceptors() {
+    let place = Place::start("[limits]\nsessions_per_address = 100\n");
+    let mut waiting = Vec::new();
+    let bearer = place.token(Uuid::nil(), json!({ "jet_aid": null }));
+    let mut accept = async |transport: &str, token: Option<&str>| {
+        let association = Uuid::new_v4();
+        let candidates = place.association(association, OPERATOR).await;
+        let accept = path(Operation::Accept, association, of(&candidates, transport));
+        let peer = place.peer(transport, accept, token).await;
+        peer.map(|peer| waiting.push(peer)).err()
+    };
+    for number in 0..limits::JET_ACCEPTORS_PER_TOKEN {
+        let transport = ["tcp", "ws"][number % 2];
+        assert_eq!(accept(transport, Some(&bearer)).await, None, "{number}");
+    }
+    for transport in ["tcp", "ws"] {
+        assert_eq!(accept(transport, Some(&bearer)).await, Some(503));
+    }
+    for number in limits::JET_ACCEPTORS_PER_TOKEN..100 {
+        assert_eq!(accept("tcp", None).await, None, "{number}");
+    }
+    for transport in ["tcp", "ws"] {
+        assert_eq!(accept(transport, None).await, Some(503));
+    }
+    // Another address is served meanwhile, and this one again when some of its own have left.
+    let association = Uuid::new_v4();
+    let candidates = place.association(association, OPERATOR).await;
+    let elsewhere = path(Operation::Accept, association, of(&candidates, "tcp"));
+    let tcp = place.lab.connect_from(2).await;
+    let peer = place.peer_on(tcp, "tcp", elsewhere, None).await;
+    assert!(peer.is_ok());
+    let here = path(Operation::Accept, association, of(&candidates, "ws"));
+    assert_eq!(place.peer("ws", here, None).await.err(), Some(503));
+    drop(waiting);
+    within(async { while place.peer("ws", here, None).await.is_err() {} }).await;
 }
 
 // J-API-1
