@@ -58,7 +58,8 @@
 //!    configuration. What a proven peer can fill has a share for each token and each address ([`shares`]), and a limit that
 //!    is reached is said once a minute with who has reached it ([`listener::reached`]). A place among the connections is held as
 //!    long as the socket is ([`api::held`]); when those that have proved nothing are too many, the oldest of the
-//!    address that has the most makes room ([`listener::admission`]).
+//!    address that has the most makes room ([`listener::admission`]). What both sides of an inspected session can make us
+//!    remember has one budget ([`rdp::budget`]), however many channels and tables they use.
 //! 5. **Explained.** Each refusal has a rule, a reason and a correlation id in the log, and the closest RDP failure code
 //!    for the client ([`refusal`] has the table). A client that comes back without its token, as FreeRDP does, is
 //!    told the first reason again ([`store::refusals`]).

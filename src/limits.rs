@@ -110,8 +110,14 @@ pub const ADDRESSES_PER_TARGET: usize = 16;
 /// clipboard has 33 MB; buffers grow with what arrives, never with what is announced.
 pub const CHANNEL_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 
-/// What one direction of a session may hold in messages that are not complete, bytes.
-pub const CHANNEL_PENDING_BYTES: usize = 96 * 1024 * 1024;
+/// What one side of an inspected session may make the gateway remember, bytes: messages that are not whole, histories of
+/// compression, requests, names and lists of all its channels together. A bitmap of [`CHANNEL_MESSAGE_BYTES`] fits, with
+/// half of that for all else.
+pub const REMEMBERED_PER_DIRECTION_BYTES: usize = 96 * 1024 * 1024;
+
+/// What both sides of an inspected session may make the gateway remember, bytes. Real sessions need a few, and 64 MiB
+/// while a picture is copied. What is read of one message while it is looked at comes on top, and is gone after it.
+pub const REMEMBERED_BYTES: usize = 128 * 1024 * 1024;
 
 /// Static virtual channels of a session ([MS-RDPBCGR] 2.2.1.3.4).
 pub const STATIC_CHANNELS: usize = 31;
@@ -122,7 +128,7 @@ pub const CLIPBOARD_FORMATS: usize = 1024;
 /// Files and folders copied at once; each takes 592 bytes of one message.
 pub const CLIPBOARD_FILES: usize = 16_384;
 
-/// Clipboard requests that one side may leave without an answer, of data and of file contents each.
+/// Requests for contents of copied files that one side may leave without an answer; the oldest is forgotten first.
 pub const CLIPBOARD_REQUESTS: usize = 256;
 
 /// File lists that one side may keep locked.

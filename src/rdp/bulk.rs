@@ -12,6 +12,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ironrdp_bulk::{BulkCompressor, CompressionType};
 
+use super::Direction;
+use super::budget::{Budget, Exhausted, Held};
+
 /// `PACKET_COMPRESSED`, `PACKET_AT_FRONT` and `PACKET_FLUSHED`: any of them concerns the history.
 const STATE_FLAGS: u8 = 0xe0;
 
@@ -29,6 +32,9 @@ pub(super) const COMPRESSED: u8 = 0x20;
 /// Decompressed data are bounded by the history of 64 KiB; XCRUSH may concatenate a few of those.
 const OUTPUT_BYTES: usize = 4 * 1024 * 1024;
 
+/// What a decoder takes, bytes: histories and tables of both ways of every kind, 6.6 million.
+const DECODER_BYTES: usize = 7 * 1024 * 1024;
+
 /// The history of one direction.
 #[derive(Default)]
 pub struct Bulk {
@@ -37,6 +43,8 @@ pub struct Bulk {
     broken: bool,
     /// Kinds that were used, a bit each.
     kinds: u16,
+    /// What covers the decoder.
+    memory: Option<Held>,
 }
 
 impl fmt::Debug for Bulk {
@@ -56,6 +64,20 @@ impl Bulk {
         let is_new = flags & COMPRESSED != 0 && self.kinds & bit == 0;
         self.kinds |= if is_new { bit } else { 0 };
         is_new.then_some(kind)
+    }
+
+    /// Makes room for the decoder, if a PDU with these flags is the first that needs it.
+    pub(super) fn prepare(
+        &mut self,
+        flags: u8,
+        direction: Direction,
+        budget: &Budget,
+    ) -> Result<(), Exhausted> {
+        if concerns(flags) && self.memory.is_none() {
+            let what = "a history of compression";
+            self.memory = Some(budget.hold(direction, DECODER_BYTES, what)?);
+        }
+        Ok(())
     }
 
     /// The data of a PDU, given its compression flags; `None`, from then on for all, where they do not decompress.

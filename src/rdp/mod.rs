@@ -8,6 +8,7 @@
     warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
 )]
 
+pub mod budget;
 pub mod bulk;
 mod bytes;
 pub mod channel;

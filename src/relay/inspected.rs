@@ -629,6 +629,7 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
+    use crate::rdp::budget::Budget;
     use crate::rdp::event::{Event, Interest, Phase, Verdict};
     use crate::rdp::session::Settings;
     use crate::rdp::{frame, mcs};
@@ -1131,6 +1132,7 @@ mod tests {
             redirections: None,
             routing_token: None,
             cookies: None,
+            budget: Budget::default(),
         })
     }
 

@@ -10,6 +10,7 @@ use tracing::{info, warn};
 use crate::gateway::Gateway;
 use crate::policy;
 use crate::policy::permit::{Inspection, Permit};
+use crate::rdp::budget::Budget;
 use crate::rdp::client_info::Logon;
 use crate::rdp::connection_request::ConnectionRequest;
 use crate::rdp::redirection::Redirections;
@@ -160,7 +161,8 @@ pub async fn inspect(
             .returning
             .follower(token, peer.ip(), targets, current)
     });
-    let inspector = Inspector::new(move |event| audit(id, &event));
+    let budget = Budget::default();
+    let inspector = Inspector::new(&budget, move |event| audit(id, &event));
     session.stand_inside(Inside {
         legs: legs.clone(),
         statistics: inspector.statistics(),
@@ -169,7 +171,7 @@ pub async fn inspect(
         tracker: Tracker::new(Settings {
             redirections: follower.map(|follower| -> Box<dyn Redirections> { Box::new(follower) }),
             routing_token: shown,
-            ..settings(&legs, inspection, cookies)
+            ..settings(&legs, inspection, cookies, budget)
         }),
         pipeline: Pipeline::new().with(inspector),
         live: Live {
@@ -247,7 +249,12 @@ fn closed(by: Side, orderly: bool) -> &'static str {
 }
 
 /// What the tracker writes into the PDUs of each leg.
-fn settings(legs: &Legs, inspection: &Inspection, cookies: SessionCookies) -> Settings {
+fn settings(
+    legs: &Legs,
+    inspection: &Inspection,
+    cookies: SessionCookies,
+    budget: Budget,
+) -> Settings {
     Settings {
         client_requested: legs.client_requested,
         target_selected: legs.target_selected,
@@ -255,6 +262,7 @@ fn settings(legs: &Legs, inspection: &Inspection, cookies: SessionCookies) -> Se
         redirections: None,
         routing_token: None,
         cookies: Some(Box::new(cookies)),
+        budget,
     }
 }
 
@@ -420,7 +428,7 @@ mod tests {
             proxy_credentials: None,
             certificate_pin: None,
         };
-        Tracker::new(settings(&legs, &inspection, cookies))
+        Tracker::new(settings(&legs, &inspection, cookies, Budget::default()))
     }
 
     fn pass(tracker: &mut Tracker, direction: Direction, mut pdu: Vec<u8>) -> Vec<u8> {

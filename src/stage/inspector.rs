@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use super::graphics::{Graphics, GraphicsStatistics};
 use super::{Direction, Event, Input, Interest, Logon, Phase, Stage, Unknown, Verdict};
+use crate::rdp::budget::{Budget, Exhausted, Held, places};
 use crate::rdp::channel::audin::MicrophoneEvent;
 use crate::rdp::channel::cliprdr::{ClipboardEvent, ClipboardFile, FilePart, FileRange, Format};
 use crate::rdp::channel::display::{DisplayEvent, Monitor};
@@ -400,7 +401,7 @@ pub struct Inspector {
     /// Contents of copied files that have gone over, by direction and index in the list.
     copied: HashMap<(Direction, u32), Copied>,
     /// Sizes of the files listed last, in either direction.
-    listed: HashMap<Direction, Vec<Option<u64>>>,
+    listed: HashMap<Direction, Listed>,
     /// Smart card devices that were used.
     smart_cards: BTreeSet<u32>,
     /// Formats of sound that was played.
@@ -409,6 +410,11 @@ pub struct Inspector {
     pictures: Graphics,
     /// What was unknown and is recorded.
     unknown: Vec<(&'static str, Direction, u32)>,
+    budget: Budget,
+    /// What covers the names of dynamic channels in the statistics.
+    name_memory: Held,
+    /// What could not be remembered any more.
+    exhausted: Option<Exhausted>,
 }
 
 impl fmt::Debug for Inspector {
@@ -422,13 +428,22 @@ impl fmt::Debug for Inspector {
 struct Copied {
     name: Option<String>,
     bytes: u64,
+    /// What covers it.
+    _memory: Held,
+}
+
+/// Sizes of files, by position.
+#[derive(Debug)]
+struct Listed {
+    sizes: Vec<Option<u64>>,
+    _memory: Held,
 }
 
 impl Inspector {
-    /// Gives the records of one session to `sink`.
-    pub fn new(sink: impl AuditSink + 'static) -> Self {
+    /// Gives the records of one session, which may make the gateway remember so much, to `sink`.
+    pub fn new(budget: &Budget, sink: impl AuditSink + 'static) -> Self {
         Self {
-            channels: Channels::new(),
+            channels: Channels::new(budget),
             statistics: SharedStatistics::default(),
             sink: Box::new(sink),
             copied: HashMap::new(),
@@ -437,6 +452,9 @@ impl Inspector {
             sounds: Vec::new(),
             pictures: Graphics::default(),
             unknown: Vec::new(),
+            budget: budget.clone(),
+            name_memory: budget.nothing(Direction::ToClient),
+            exhausted: None,
         }
     }
 
@@ -456,13 +474,18 @@ impl Inspector {
         direction: Direction,
         message: &[u8],
     ) -> Result<(), ChannelError> {
-        match self.channels.feed(channel, direction, message) {
-            Ok(events) => {
-                for event in events {
-                    self.channel_event(event);
-                }
-                Ok(())
+        let fed = self.channels.feed(channel, direction, message);
+        let fed = fed.and_then(|events| {
+            for event in events {
+                self.channel_event(event);
             }
+            match self.exhausted.take() {
+                Some(exhausted) => Err(exhausted.into()),
+                None => Ok(()),
+            }
+        });
+        match fed {
+            Ok(()) => Ok(()),
             Err(error) => {
                 self.sink.record(AuditEvent::Malformed {
                     channel: channel.to_owned(),
@@ -477,9 +500,20 @@ impl Inspector {
     /// Records what is still open. Dropping the inspector does so, too.
     pub fn finish(&mut self) {
         self.flush_copied(None);
-        let channels = std::mem::take(&mut self.channels);
+        let channels = std::mem::replace(&mut self.channels, Channels::new(&self.budget));
         for (kind, device, path, used) in channels.devices().open_files() {
             self.closed(kind, device, path.to_owned(), used, false);
+        }
+    }
+
+    /// Covers what is remembered of an event; without room for it the session ends behind the event.
+    fn hold(&mut self, from: Direction, bytes: usize, what: &'static str) -> Option<Held> {
+        match self.budget.hold(from, bytes, what) {
+            Ok(held) => Some(held),
+            Err(exhausted) => {
+                self.exhausted = Some(exhausted);
+                None
+            }
         }
     }
 
@@ -546,7 +580,15 @@ impl Inspector {
                 let bytes = sizes.iter().flatten().copied().fold(0, u64::saturating_add);
                 let count = files.len();
                 files.truncate(LISTED);
-                self.listed.insert(direction, sizes);
+                self.listed.remove(&direction);
+                let held = places::<Option<u64>>(sizes.capacity());
+                if let Some(memory) = self.hold(direction, held, "sizes of copied files") {
+                    let listed = Listed {
+                        sizes,
+                        _memory: memory,
+                    };
+                    self.listed.insert(direction, listed);
+                }
                 self.sink.record(AuditEvent::ClipboardFilesListed {
                     direction,
                     files,
@@ -606,15 +648,26 @@ impl Inspector {
             self.flush_copied(None);
         }
         let key = (direction, part.index);
-        let copied = self.copied.entry(key).or_insert(Copied {
-            name: None,
-            bytes: 0,
-        });
-        copied.name = part.name.or(copied.name.take());
+        if !self.copied.contains_key(&key) {
+            let bytes = part.name.as_ref().map_or(0, String::capacity);
+            let bytes = bytes.saturating_add(places::<((Direction, u32), Copied)>(1));
+            let Some(memory) = self.hold(direction, bytes, "copied files") else {
+                return;
+            };
+            let copied = Copied {
+                name: part.name,
+                bytes: 0,
+                _memory: memory,
+            };
+            self.copied.insert(key, copied);
+        }
+        let Some(copied) = self.copied.get_mut(&key) else {
+            return;
+        };
         copied.bytes = copied.bytes.saturating_add(bytes);
         let size = usize::try_from(part.index).ok().and_then(|index| {
-            let sizes = self.listed.get(&direction)?;
-            sizes.get(index).copied().flatten()
+            let listed = self.listed.get(&direction)?;
+            listed.sizes.get(index).copied().flatten()
         });
         if size.is_some_and(|size| copied.bytes >= size)
             && let Some(copied) = self.copied.remove(&key)
@@ -864,10 +917,18 @@ impl Inspector {
                         .record(AuditEvent::ChannelRefused { channel, status });
                     return;
                 }
-                {
-                    let mut statistics = self.statistics_mut();
-                    if statistics.dynamic_channels.len() < crate::limits::DYNAMIC_CHANNELS {
-                        statistics.dynamic_channels.insert(channel.clone());
+                let room = {
+                    let known = &self.statistics_mut().dynamic_channels;
+                    known.len() < crate::limits::DYNAMIC_CHANNELS && !known.contains(&channel)
+                };
+                if room {
+                    let bytes = places::<String>(1).saturating_add(channel.len());
+                    match self.name_memory.add(bytes, "names of dynamic channels") {
+                        Ok(()) => {
+                            let mut statistics = self.statistics_mut();
+                            statistics.dynamic_channels.insert(channel.clone());
+                        }
+                        Err(exhausted) => self.exhausted = Some(exhausted),
                     }
                 }
                 self.sink.record(AuditEvent::ChannelOpened {
@@ -1411,7 +1472,9 @@ mod tests {
 
     fn inspector() -> (Inspector, Receiver<AuditEvent>) {
         let (sender, records) = mpsc::channel();
-        let inspector = Inspector::new(move |record| sender.send(record).unwrap());
+        let inspector = Inspector::new(&Budget::default(), move |record| {
+            sender.send(record).unwrap()
+        });
         (inspector, records)
     }
 

@@ -30,6 +30,7 @@ use jetway::limits;
 use jetway::preamble::{self, Preamble, Recognition};
 use jetway::proxy_protocol::{self, ProxyHeader};
 use jetway::rdp::Direction;
+use jetway::rdp::budget::Budget;
 use jetway::rdp::bulk::Bulk;
 use jetway::rdp::channel::Channels;
 use jetway::rdp::channel::rdp8_lite::Rdp8Lite;
@@ -251,6 +252,7 @@ fn run_session(data: &[u8], decides: bool, size: usize) -> Passed {
         redirections: Some(Box::new(ToA)),
         routing_token: Some(b"jt-ticket".to_vec().into()),
         cookies: None,
+        budget: Budget::default(),
     });
     let mut passed = Passed::default();
     let mut arrived = [Vec::new(), Vec::new()];
@@ -388,12 +390,15 @@ pub(crate) fn channel_drdynvc(data: &[u8]) {
 /// The PDUs of a channel mean the same each time; the head of a PDU means what all of it means, or is not enough;
 /// every PDU is recorded or ends the session, with a record of why; what is told is of the order of what was sent.
 fn channel(name: &str, data: &[u8]) {
-    let (mut whole, mut again, mut heads) =
-        (Channels::new(), Channels::new(), Some(Channels::new()));
+    let (mut whole, mut again, mut heads) = (
+        Channels::new(&Budget::default()),
+        Channels::new(&Budget::default()),
+        Some(Channels::new(&Budget::default())),
+    );
     let told = Arc::new(Mutex::new((0, false)));
     let mut inspector = {
         let told = Arc::clone(&told);
-        Inspector::new(move |record| {
+        Inspector::new(&Budget::default(), move |record| {
             let mut told = told.lock().unwrap();
             told.0 += serde_json::to_string(&record).unwrap().len();
             told.1 |= matches!(record, AuditEvent::Malformed { .. });

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::mpsc;
 
 use jetway::rdp::Direction;
+use jetway::rdp::budget::Budget;
 use jetway::rdp::channel::{ChannelError, ChannelEvent, Channels};
 use jetway::rdp::session::{Settings, Tracker};
 use jetway::stage::Pipeline;
@@ -152,7 +153,7 @@ fn a_pdu_that_is_cut_short_anywhere_is_an_error_or_an_event_and_never_a_panic() 
     for name in names() {
         for (direction, channel, pdu) in recording(&name) {
             for length in 0..pdu.len().min(200) {
-                let _ = Channels::new().feed(&channel, direction, &pdu[..length]);
+                let _ = Channels::new(&Budget::default()).feed(&channel, direction, &pdu[..length]);
             }
         }
     }
@@ -161,7 +162,7 @@ fn a_pdu_that_is_cut_short_anywhere_is_an_error_or_an_event_and_never_a_panic() 
 #[test]
 fn contents_need_not_be_at_hand() {
     for name in names() {
-        let mut channels = Channels::new();
+        let mut channels = Channels::new(&Budget::default());
         let mut heads = Vec::new();
         for (direction, channel, pdu) in recording(&name) {
             // File lists are read whole; nothing else in the recordings that is longer needs its end.
@@ -186,7 +187,7 @@ fn a_channel_that_is_tunnelled_is_read_the_same() {
         ("frdp3_xrdp_rdpsnd", "AUDIO_PLAYBACK_DVC"),
     ] {
         for compressed in [false, true] {
-            let mut channels = Channels::new();
+            let mut channels = Channels::new(&Budget::default());
             let mut feed =
                 |direction, pdu: &[u8]| channels.feed("drdynvc", direction, pdu).unwrap();
             feed(
@@ -217,7 +218,9 @@ fn whole_sessions_are_read_through_the_pipeline() {
         ),
     ] {
         let (sender, records) = mpsc::channel();
-        let inspector = Inspector::new(move |record| sender.send(record).unwrap());
+        let inspector = Inspector::new(&Budget::default(), move |record| {
+            sender.send(record).unwrap()
+        });
         let statistics = inspector.statistics();
         let mut pipeline = Pipeline::new().with(inspector);
         let mut tracker = Tracker::new(Settings {
@@ -227,6 +230,7 @@ fn whole_sessions_are_read_through_the_pipeline() {
             redirections: None,
             routing_token: None,
             cookies: None,
+            budget: Budget::default(),
         });
         let (mut onward, mut back) = (Vec::new(), Vec::new());
         for (direction, mut pdu) in session(name) {
@@ -302,7 +306,9 @@ fn audit(name: &str) -> Vec<AuditEvent> {
 
 fn inspect(name: &str) -> (Vec<AuditEvent>, SessionStatistics) {
     let (sender, records) = mpsc::channel();
-    let mut inspector = Inspector::new(move |record| sender.send(record).unwrap());
+    let mut inspector = Inspector::new(&Budget::default(), move |record| {
+        sender.send(record).unwrap()
+    });
     for (direction, channel, pdu) in recording(name) {
         inspector
             .channel_message(&channel, direction, &pdu)
@@ -315,7 +321,7 @@ fn inspect(name: &str) -> (Vec<AuditEvent>, SessionStatistics) {
 }
 
 fn events(name: &str) -> Result<Vec<ChannelEvent>, ChannelError> {
-    let mut channels = Channels::new();
+    let mut channels = Channels::new(&Budget::default());
     let mut events = Vec::new();
     for (direction, channel, pdu) in recording(name) {
         events.extend(channels.feed(&channel, direction, &pdu)?);

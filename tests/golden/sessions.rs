@@ -14,6 +14,7 @@ use ironrdp_pdu::rdp::ClientInfoPdu;
 use ironrdp_pdu::rdp::client_info::ClientInfoFlags;
 use ironrdp_pdu::x224::{X224, X224Data};
 use jetway::rdp::Direction;
+use jetway::rdp::budget::Budget;
 use jetway::rdp::client_info::Logon;
 use jetway::rdp::event::{Event, Interest, Phase, Sink, Verdict};
 use jetway::rdp::session::{Settings, Tracker};
@@ -299,7 +300,7 @@ fn the_codecs_of_a_session_are_counted_and_frames_are_timed() {
         ("rfx-tls-shadow2", &["RemoteFX"], true),
         ("egfx-nla-shadow3", &["RemoteFX"], true),
     ] {
-        let inspector = Inspector::new(|_| {});
+        let inspector = Inspector::new(&Budget::default(), |_| {});
         let statistics = inspector.statistics();
         let mut stages = Pipeline::new().with(inspector);
         let mut tracker = Tracker::new(settings(false));
@@ -338,6 +339,7 @@ fn settings(logon: bool) -> Settings {
         redirections: None,
         routing_token: None,
         cookies: None,
+        budget: Budget::default(),
     }
 }
 

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::rdpsnd::{AudioFormat, audio_format};
 use super::{ChannelError, ChannelEvent, Reader, only, room, size, wide};
 use crate::rdp::Direction;
+use crate::rdp::budget::{Budget, Held, places};
 
 /// What happened on the microphone channel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -60,13 +61,23 @@ pub enum MicrophoneEvent {
 }
 
 /// The microphone channel of one session.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Audin {
     /// What the client can record.
     formats: Vec<AudioFormat>,
+    /// What covers them.
+    memory: Held,
 }
 
 impl Audin {
+    /// Before the first PDU.
+    pub fn new(budget: &Budget) -> Self {
+        Self {
+            formats: Vec::new(),
+            memory: budget.nothing(Direction::ToTarget),
+        }
+    }
+
     /// Takes the next message.
     ///
     /// # Errors
@@ -93,7 +104,9 @@ impl Audin {
                     formats.push(audio_format(&mut reader)?);
                 }
                 if direction == Direction::ToTarget {
-                    self.formats.clone_from(&formats);
+                    let bytes = places::<AudioFormat>(formats.len());
+                    self.memory.cover(bytes, "audio formats")?;
+                    self.formats = formats.clone();
                 }
                 MicrophoneEvent::Formats { direction, formats }
             }
@@ -150,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_microphone_is_followed_from_its_formats_to_its_sound() {
-        let mut channel = Audin::default();
+        let mut channel = Audin::new(&Budget::default());
         let formats = [&[2, 1, 0, 0, 0, 27, 0, 0, 0][..], &PCM].concat();
         channel.feed(ToTarget, &formats).unwrap();
         let open = [&[3, 0, 1, 0, 0, 0, 0, 0, 0][..], &PCM].concat();
@@ -179,12 +192,14 @@ mod tests {
     fn formats_are_bounded_and_sound_comes_from_the_client_only() {
         let formats = [&[2, 0xff, 0xff, 0, 0, 0, 0, 0, 0][..], &[0; 18 * 1025]].concat();
         assert_eq!(
-            Audin::default().feed(ToTarget, &formats),
+            Audin::new(&Budget::default()).feed(ToTarget, &formats),
             Err(ChannelError::TooMany {
                 what: "audio formats",
                 limit: FORMATS
             })
         );
-        Audin::default().feed(ToClient, &[6, 1]).unwrap_err();
+        Audin::new(&Budget::default())
+            .feed(ToClient, &[6, 1])
+            .unwrap_err();
     }
 }

@@ -4,8 +4,10 @@
 //! Request) and gets it. Files are a format of their own: their data is a list of names and sizes, and the contents
 //! are asked for piece by piece with indices into that list. A list that is locked stays valid after the next one.
 //!
-//! Answers carry no identifier of what they answer: they come in the order of the requests. An answer that nobody
-//! asked for is reported without a format.
+//! Answers with data carry no identifier of what they answer. There is one request at a time (3.1.5.4): who asks again
+//! has given up what they asked for before, so that an answer belongs to the last request, and whoever asked reads it so.
+//! A new Format List of the side that was asked ends what was open. Its answer may still be on the way, and is read if it
+//! is a list of files; otherwise it is reported without a format, as is an answer that nobody asked for.
 //!
 //! [MS-RDPECLIP]: https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpeclip/
 
@@ -19,6 +21,7 @@ use super::{
 };
 use crate::limits;
 use crate::rdp::Direction;
+use crate::rdp::budget::{Budget, Held, places};
 
 /// What happened on the clipboard channel; `direction` is where the message went.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -171,8 +174,9 @@ pub enum FileRange {
 }
 
 /// The clipboard channel of one session.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Cliprdr {
+    budget: Budget,
     /// What the client announced, and what it has copied.
     client: Side,
     /// What the target announced, and what it has copied.
@@ -180,24 +184,80 @@ pub struct Cliprdr {
 }
 
 /// What is known of one side.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Side {
     /// CB_USE_LONG_FORMAT_NAMES.
     long_names: bool,
     /// The formats it offered last, and behind them those with a name that it offered before: the other side may ask for
     /// one of them yet, and a list of files must not pass unread because an offer crossed the request.
     formats: Vec<Format>,
+    /// What covers them.
+    format_memory: Held,
     /// The files it listed last: indices mean these until another list has been asked for.
-    files: Option<Arc<[ClipboardFile]>>,
+    files: Option<Arc<FileList>>,
     /// Lists that the other side locked, by `clipDataId`.
-    locked: HashMap<u32, Option<Arc<[ClipboardFile]>>>,
-    /// What the other side asked it for.
-    data: VecDeque<Format>,
-    /// What the other side asked it for, of files.
-    parts: VecDeque<FilePart>,
+    locked: HashMap<u32, Option<Arc<FileList>>>,
+    /// What the other side asked it for last.
+    data: Option<Asked>,
+    /// What the other side asked it for, of files; the oldest is forgotten first.
+    parts: VecDeque<(FilePart, Held)>,
+    /// What covers the places of `locked` and of `parts`.
+    table_memory: Held,
+}
+
+/// A request for data.
+#[derive(Debug)]
+struct Asked {
+    format: Format,
+    /// It was asked for before the last Format List.
+    ended: bool,
+    _memory: Held,
+}
+
+/// A list of files, for as long as it is the last one or is locked.
+#[derive(Debug)]
+struct FileList {
+    /// Their names; contents are asked for by position.
+    names: Vec<String>,
+    _memory: Held,
+}
+
+impl Side {
+    /// One that speaks in this direction.
+    fn new(budget: &Budget, direction: Direction) -> Self {
+        Self {
+            long_names: false,
+            formats: Vec::new(),
+            format_memory: budget.nothing(direction),
+            files: None,
+            locked: HashMap::new(),
+            data: None,
+            parts: VecDeque::new(),
+            // The other side asks, and locks.
+            table_memory: budget.nothing(direction.opposite()),
+        }
+    }
+
+    /// Covers the places of the tables, whether something is in them or not.
+    fn cover_tables(&mut self) -> Result<(), ChannelError> {
+        let bytes = places::<(u32, Option<Arc<FileList>>)>(self.locked.capacity())
+            .saturating_add(places::<(FilePart, Held)>(self.parts.capacity()));
+        self.table_memory
+            .cover(bytes, "tables of clipboard requests")?;
+        Ok(())
+    }
 }
 
 impl Cliprdr {
+    /// Before the first PDU.
+    pub fn new(budget: &Budget) -> Self {
+        Self {
+            budget: budget.clone(),
+            client: Side::new(budget, Direction::ToTarget),
+            target: Side::new(budget, Direction::ToClient),
+        }
+    }
+
     /// Takes the next PDU.
     ///
     /// # Errors
@@ -261,6 +321,7 @@ impl Cliprdr {
                 }
                 let files = owner.files.clone();
                 owner.locked.insert(id, files);
+                owner.cover_tables()?;
                 ClipboardEvent::Locked { direction, id }
             }
             CB_UNLOCK_CLIPDATA => {
@@ -331,6 +392,18 @@ impl Cliprdr {
         let earlier = earlier.filter(|format| format.name.is_some() && !ids.contains(&format.id));
         let known = formats.iter().cloned().chain(earlier);
         owner.formats = known.take(limits::CLIPBOARD_FORMATS).collect();
+        let texts = owner
+            .formats
+            .iter()
+            .filter_map(|format| format.name.as_ref());
+        let bytes = texts.map(String::capacity).fold(
+            places::<Format>(owner.formats.capacity()),
+            usize::saturating_add,
+        );
+        owner.format_memory.cover(bytes, "clipboard formats")?;
+        if let Some(asked) = &mut owner.data {
+            asked.ended = true;
+        }
         Ok(ClipboardEvent::Offered { direction, formats })
     }
 
@@ -340,15 +413,16 @@ impl Cliprdr {
         reader: &mut Reader<'_>,
     ) -> Result<ClipboardEvent, ChannelError> {
         let id = reader.u32("requestedFormatId")?;
+        let budget = self.budget.clone();
         let owner = self.side(direction.opposite());
-        room(
-            owner.data.len(),
-            limits::CLIPBOARD_REQUESTS,
-            "clipboard requests without an answer",
-        )?;
         let offered = owner.formats.iter().find(|format| format.id == id);
         let format = offered.cloned().unwrap_or(Format { id, name: None });
-        owner.data.push_back(format.clone());
+        let bytes = format.name.as_ref().map_or(0, String::len);
+        owner.data = Some(Asked {
+            format: format.clone(),
+            ended: false,
+            _memory: budget.hold(direction, bytes, "a clipboard request")?,
+        });
         Ok(ClipboardEvent::Requested { direction, format })
     }
 
@@ -359,22 +433,40 @@ impl Cliprdr {
         reader: &mut Reader<'_>,
     ) -> Result<Vec<ChannelEvent>, ChannelError> {
         let ok = succeeded(msg_flags)?;
+        let budget = self.budget.clone();
         let owner = self.side(direction);
-        let format = owner.data.pop_front();
+        let (format, ended) = match owner.data.take() {
+            Some(asked) => (Some(asked.format), asked.ended),
+            None => (None, false),
+        };
         let is_files = format
             .as_ref()
             .and_then(|format| format.name.as_deref())
             .is_some_and(|name| name == FILE_LIST_FORMAT);
         let bytes = super::wide(reader.remaining());
+        let files = match (ok && is_files).then(|| file_list(reader)) {
+            // It may be the answer to what was asked for since, of which nothing is known.
+            Some(Err(_)) if ended => None,
+            files => files.transpose()?,
+        };
+        let format = format.filter(|_| !ended || files.is_some());
         let mut events = vec![ChannelEvent::Clipboard(ClipboardEvent::Sent {
             direction,
             format,
             ok,
             bytes,
         })];
-        if ok && is_files {
-            let files = file_list(reader)?;
-            owner.files = Some(files.as_slice().into());
+        if let Some(files) = files {
+            let names = files.iter().map(|file| file.name.len());
+            let bytes = names.fold(places::<String>(files.len()), usize::saturating_add);
+            let what = "names of files on the clipboard";
+            // The last one is not needed any more, unless it is locked.
+            owner.files = None;
+            let memory = budget.hold(direction, bytes, what)?;
+            owner.files = Some(Arc::new(FileList {
+                names: files.iter().map(|file| file.name.clone()).collect(),
+                _memory: memory,
+            }));
             events.push(ChannelEvent::Clipboard(ClipboardEvent::FilesListed {
                 direction,
                 files,
@@ -412,25 +504,27 @@ impl Cliprdr {
                 });
             }
         };
+        let budget = self.budget.clone();
         let owner = self.side(direction.opposite());
-        room(
-            owner.parts.len(),
-            limits::CLIPBOARD_REQUESTS,
-            "clipboard requests without an answer",
-        )?;
+        if owner.parts.len() >= limits::CLIPBOARD_REQUESTS {
+            owner.parts.pop_front();
+        }
         let locked = lock.and_then(|id| owner.locked.get(&id)).cloned();
         let files = locked.unwrap_or_else(|| owner.files.clone());
         let name = files
             .as_deref()
-            .and_then(|files| files.get(size(index)))
-            .map(|file| file.name.clone());
+            .and_then(|files| files.names.get(size(index)))
+            .cloned();
         let part = FilePart {
             stream,
             index,
             name,
             range,
         };
-        owner.parts.push_back(part.clone());
+        let bytes = part.name.as_ref().map_or(0, String::len);
+        let memory = budget.hold(direction, bytes, "a request for a copied file")?;
+        owner.parts.push_back((part.clone(), memory));
+        owner.cover_tables()?;
         Ok(ClipboardEvent::FileRequested { direction, part })
     }
 
@@ -448,12 +542,17 @@ impl Cliprdr {
         };
         let owner = self.side(direction);
         let at = match stream {
-            Some(stream) => owner.parts.iter().position(|part| part.stream == stream),
+            Some(stream) => owner
+                .parts
+                .iter()
+                .position(|(part, _)| part.stream == stream),
             None => Some(0),
         };
         Ok(ClipboardEvent::FileSent {
             direction,
-            part: at.and_then(|at| owner.parts.remove(at)),
+            part: at
+                .and_then(|at| owner.parts.remove(at))
+                .map(|(part, _)| part),
             ok,
             bytes: super::wide(reader.remaining()),
         })
@@ -604,7 +703,7 @@ mod tests {
 
     #[test]
     fn the_examples_of_the_specification_are_read() {
-        let mut channel = Cliprdr::default();
+        let mut channel = Cliprdr::new(&Budget::default());
         assert_eq!(
             channel.one(ToTarget, CAPABILITIES),
             ClipboardEvent::Capabilities {
@@ -629,7 +728,7 @@ mod tests {
 
     #[test]
     fn short_names_are_read_in_both_forms() {
-        let mut channel = Cliprdr::default();
+        let mut channel = Cliprdr::new(&Budget::default());
         let narrow = [&[9, 0xc0, 0, 0][..], b"Rich Text", &[0; 23]].concat();
         let wide = [&[9, 0xc0, 0, 0][..], b"R\0T\0F\0", &[0; 26]].concat();
         for (flags, body, name) in [(CB_ASCII_NAMES, &narrow, "Rich Text"), (0, &wide, "RTF")] {
@@ -679,6 +778,63 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_belongs_to_the_last_request_whatever_was_never_answered() {
+        // Text is asked for and not answered; then files are copied, asked for and sent.
+        let mut channel = with_files(&["old.txt"]);
+        for _ in 0..1000 {
+            channel.one(ToTarget, &pdu(CB_FORMAT_DATA_REQUEST, 0, &TEXT_ID));
+        }
+        channel.one(ToClient, &files_offer());
+        channel.one(ToTarget, &pdu(CB_FORMAT_DATA_REQUEST, 0, &FILES_ID));
+        let events = channel.feed(ToClient, &files_pdu(&["new.txt"])).unwrap();
+        assert!(
+            matches!(
+                &events[..],
+                [
+                    ChannelEvent::Clipboard(ClipboardEvent::Sent { format: Some(format), .. }),
+                    ChannelEvent::Clipboard(ClipboardEvent::FilesListed { files, .. }),
+                ] if format.name.as_deref() == Some(FILE_LIST_FORMAT) && files[0].name == "new.txt"
+            ),
+            "{events:?}"
+        );
+        // The other way round, with and without an offer between.
+        for offered in [true, false] {
+            channel.one(ToTarget, &pdu(CB_FORMAT_DATA_REQUEST, 0, &FILES_ID));
+            if offered {
+                let text = [&TEXT_ID[..], &[0, 0]].concat();
+                channel.one(ToClient, &pdu(CB_FORMAT_LIST, 0, &text));
+            }
+            channel.one(ToTarget, &pdu(CB_FORMAT_DATA_REQUEST, 0, &TEXT_ID));
+            let sent = channel.one(
+                ToClient,
+                &pdu(CB_FORMAT_DATA_RESPONSE, CB_RESPONSE_OK, b"a"),
+            );
+            assert_eq!(sent_as(&sent).map(|format| format.id), Some(13));
+        }
+    }
+
+    #[test]
+    fn an_offer_ends_what_was_asked_for_but_files_on_their_way_are_still_seen() {
+        let mut channel = with_files(&["old.txt"]);
+        let answer = pdu(CB_FORMAT_DATA_RESPONSE, CB_RESPONSE_OK, b"text");
+        for id in [TEXT_ID, FILES_ID] {
+            channel.one(ToTarget, &pdu(CB_FORMAT_DATA_REQUEST, 0, &id));
+            channel.one(ToClient, &files_offer());
+            assert_eq!(sent_as(&channel.one(ToClient, &answer)), None);
+        }
+        channel.one(ToTarget, &pdu(CB_FORMAT_DATA_REQUEST, 0, &FILES_ID));
+        channel.one(ToClient, &files_offer());
+        let events = channel.feed(ToClient, &files_pdu(&["new.txt"])).unwrap();
+        assert_eq!(events.len(), 2, "{events:?}");
+        assert_eq!(requested(&mut channel, None).as_deref(), Some("new.txt"));
+        // An offer of the side that asks ends nothing.
+        channel.one(ToTarget, &pdu(CB_FORMAT_DATA_REQUEST, 0, &TEXT_ID));
+        channel.one(ToTarget, &pdu(CB_FORMAT_LIST, 0, &[]));
+        let sent = channel.one(ToClient, &answer);
+        assert_eq!(sent_as(&sent).map(|format| format.id), Some(13));
+    }
+
+    #[test]
     fn names_of_formats_are_not_kept_without_end() {
         let mut channel = with_files(&[]);
         for id in 0..4 * u32::try_from(limits::CLIPBOARD_FORMATS).unwrap() {
@@ -690,7 +846,7 @@ mod tests {
 
     #[test]
     fn an_answer_nobody_asked_for_is_reported_without_a_format() {
-        let event = Cliprdr::default().one(
+        let event = Cliprdr::new(&Budget::default()).one(
             ToClient,
             &pdu(CB_FORMAT_DATA_RESPONSE, CB_RESPONSE_OK, b"data"),
         );
@@ -707,7 +863,7 @@ mod tests {
 
     #[test]
     fn contents_need_not_be_at_hand_but_a_file_list_must() {
-        let mut channel = Cliprdr::default();
+        let mut channel = Cliprdr::new(&Budget::default());
         let head = &pdu(CB_FORMAT_DATA_RESPONSE, CB_RESPONSE_OK, &[0; 1000])[..8];
         channel.feed_head(ToClient, head, 1008).unwrap();
         channel = with_files(&["a"]);
@@ -721,7 +877,7 @@ mod tests {
 
     #[test]
     fn what_contradicts_itself_is_an_error() {
-        let feed = |direction, pdu: &[u8]| Cliprdr::default().feed(direction, pdu);
+        let feed = |direction, pdu: &[u8]| Cliprdr::new(&Budget::default()).feed(direction, pdu);
         let both = CB_RESPONSE_OK | CB_RESPONSE_FAIL;
         for flags in [0, both] {
             feed(ToClient, &pdu(CB_FORMAT_LIST_RESPONSE, flags, b"")).unwrap_err();
@@ -745,14 +901,13 @@ mod tests {
 
     #[test]
     fn what_a_peer_can_make_us_hold_is_bounded() {
-        let mut channel = Cliprdr::default();
+        let mut channel = Cliprdr::new(&Budget::default());
         let request = pdu(CB_FORMAT_DATA_REQUEST, 0, &[1, 0, 0, 0]);
-        for _ in 0..limits::CLIPBOARD_REQUESTS {
+        for _ in 0..4 * limits::CLIPBOARD_REQUESTS {
             channel.one(ToTarget, &request);
             channel.one(ToTarget, SIZE_REQUEST);
         }
-        channel.feed(ToTarget, &request).unwrap_err();
-        channel.feed(ToTarget, SIZE_REQUEST).unwrap_err();
+        assert_eq!(channel.target.parts.len(), limits::CLIPBOARD_REQUESTS);
         for id in 0..u32::try_from(limits::CLIPBOARD_LOCKS).unwrap() {
             channel.one(ToTarget, &pdu(CB_LOCK_CLIPDATA, 0, &id.to_le_bytes()));
         }
@@ -778,7 +933,7 @@ mod tests {
     #[test]
     fn an_unknown_message_is_told_from_a_broken_one() {
         assert_eq!(
-            Cliprdr::default().one(ToTarget, &pdu(0x77, 0, b"xyz")),
+            Cliprdr::new(&Budget::default()).one(ToTarget, &pdu(0x77, 0, b"xyz")),
             ClipboardEvent::Unknown {
                 direction: ToTarget,
                 msg_type: 0x77,
@@ -788,6 +943,17 @@ mod tests {
     }
 
     const FILES_ID: [u8; 4] = [0x34, 0xc0, 0, 0];
+
+    /// CF_UNICODETEXT.
+    const TEXT_ID: [u8; 4] = [13, 0, 0, 0];
+
+    /// What an answer is reported as.
+    fn sent_as(event: &ClipboardEvent) -> Option<&Format> {
+        let ClipboardEvent::Sent { format, .. } = event else {
+            panic!("{event:?}")
+        };
+        format.as_ref()
+    }
 
     impl Cliprdr {
         fn one(&mut self, direction: Direction, pdu: &[u8]) -> ClipboardEvent {
@@ -801,7 +967,7 @@ mod tests {
 
     /// The target has copied these files.
     fn with_files(names: &[&str]) -> Cliprdr {
-        let mut channel = Cliprdr::default();
+        let mut channel = Cliprdr::new(&Budget::default());
         channel.one(ToTarget, CAPABILITIES);
         channel.one(ToClient, CAPABILITIES);
         offer_files(&mut channel, names);
@@ -809,16 +975,19 @@ mod tests {
     }
 
     fn offer_files(channel: &mut Cliprdr, names: &[&str]) {
+        channel.one(ToClient, &files_offer());
+        channel.one(ToTarget, &pdu(CB_FORMAT_DATA_REQUEST, 0, &FILES_ID));
+        let events = channel.feed(ToClient, &files_pdu(names)).unwrap();
+        assert_eq!(events.len(), 2);
+    }
+
+    fn files_offer() -> Vec<u8> {
         let name: Vec<u8> = FILE_LIST_FORMAT
             .encode_utf16()
             .chain([0])
             .flat_map(u16::to_le_bytes)
             .collect();
-        let list = [&FILES_ID[..], &name].concat();
-        channel.one(ToClient, &pdu(CB_FORMAT_LIST, 0, &list));
-        channel.one(ToTarget, &pdu(CB_FORMAT_DATA_REQUEST, 0, &FILES_ID));
-        let events = channel.feed(ToClient, &files_pdu(names)).unwrap();
-        assert_eq!(events.len(), 2);
+        pdu(CB_FORMAT_LIST, 0, &[&FILES_ID[..], &name].concat())
     }
 
     fn files_pdu(names: &[&str]) -> Vec<u8> {

@@ -11,12 +11,13 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::egfx::Egfx;
-use super::rdp8_lite::Rdp8Lite;
+use super::egfx::{self, Egfx};
+use super::rdp8_lite::{self, Rdp8Lite};
 use super::{ChannelError, ChannelEvent, Reader, narrow_text, only, room, size, wide, within};
 use super::{audin, cliprdr, display, rail, rdpdr, rdpsnd};
 use crate::limits;
 use crate::rdp::Direction;
+use crate::rdp::budget::{Budget, Held, places};
 
 /// What happened to dynamic channels.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -109,9 +110,10 @@ pub struct DynamicTraffic {
 }
 
 /// The dynamic channels of one session.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Drdynvc {
     channels: BTreeMap<u32, Channel>,
+    budget: Budget,
 }
 
 #[derive(Debug)]
@@ -124,6 +126,8 @@ struct Channel {
     parser: Option<Box<Inner>>,
     /// Where they are only looked at.
     graphics: Option<Box<Egfx>>,
+    /// What covers the channel, but for what its parser remembers and for messages on their way.
+    _memory: Held,
 }
 
 /// A channel whose messages are read.
@@ -145,13 +149,16 @@ enum Parser {
 }
 
 /// A message on its way.
-#[derive(Default)]
 struct Assembly {
     /// What has arrived of it; empty between messages.
     bytes: Vec<u8>,
     /// Its length; 0 between messages.
     expected: usize,
     compression: Rdp8Lite,
+    /// What covers the message and the history.
+    memory: Held,
+    /// Of that, what the history takes: nothing before it is used.
+    history: usize,
 }
 
 // What has arrived is content.
@@ -165,6 +172,14 @@ impl std::fmt::Debug for Assembly {
 }
 
 impl Drdynvc {
+    /// Before the first PDU.
+    pub fn new(budget: &Budget) -> Self {
+        Self {
+            channels: BTreeMap::new(),
+            budget: budget.clone(),
+        }
+    }
+
     /// Takes the next PDU.
     ///
     /// # Errors
@@ -273,20 +288,32 @@ impl Drdynvc {
             limits::DYNAMIC_CHANNELS,
             "dynamic channels",
         )?;
+        let is_graphics = name.eq_ignore_ascii_case(GRAPHICS);
+        let parser = Parser::of(&name, &self.budget);
+        let mut bytes = places::<(u32, Channel)>(1).saturating_add(name.capacity());
+        if parser.is_some() {
+            bytes = bytes.saturating_add(size_of::<Inner>());
+        }
+        if is_graphics {
+            bytes = bytes.saturating_add(egfx::HELD_BYTES);
+        }
+        let memory = self
+            .budget
+            .hold(Direction::ToClient, bytes, "a dynamic channel")?;
+        let assembly = |direction| Assembly::new(&self.budget, direction);
         let channel = Channel {
             name: name.clone(),
             is_open: false,
             traffic: DynamicTraffic::default(),
-            parser: Parser::of(&name).map(|parser| {
+            parser: parser.map(|parser| {
                 Box::new(Inner {
                     parser,
-                    to_target: Assembly::default(),
-                    to_client: Assembly::default(),
+                    to_target: assembly(Direction::ToTarget),
+                    to_client: assembly(Direction::ToClient),
                 })
             }),
-            graphics: name
-                .eq_ignore_ascii_case(GRAPHICS)
-                .then(Box::<Egfx>::default),
+            graphics: is_graphics.then(Box::<Egfx>::default),
+            _memory: memory,
         };
         self.channels.insert(id, channel);
         Ok(DynamicEvent::Requested { id, name })
@@ -362,6 +389,16 @@ impl Drdynvc {
 }
 
 impl Assembly {
+    fn new(budget: &Budget, direction: Direction) -> Self {
+        Self {
+            bytes: Vec::new(),
+            expected: 0,
+            compression: Rdp8Lite::default(),
+            memory: budget.nothing(direction),
+            history: 0,
+        }
+    }
+
     /// Takes the next part; the message once it is whole.
     fn add(
         &mut self,
@@ -370,6 +407,11 @@ impl Assembly {
         data: &[u8],
     ) -> Result<Option<Vec<u8>>, ChannelError> {
         let plain = if compressed {
+            if self.history == 0 {
+                let what = "the history of a dynamic channel";
+                self.memory.add(rdp8_lite::HELD_BYTES, what)?;
+                self.history = rdp8_lite::HELD_BYTES;
+            }
             self.compression.decompress(data)?
         } else {
             data.to_vec()
@@ -392,29 +434,37 @@ impl Assembly {
         }
         let arrived = self.bytes.len().saturating_add(plain.len());
         within(arrived, self.expected, "dynamic channel data")?;
-        // Grows with what arrives, not with what is announced.
+        self.memory.grow(
+            &mut self.bytes,
+            plain.len(),
+            self.expected,
+            self.history,
+            "a message of a dynamic channel",
+        )?;
         self.bytes.extend_from_slice(&plain);
         if arrived < self.expected {
             return Ok(None);
         }
         self.expected = 0;
-        Ok(Some(std::mem::take(&mut self.bytes)))
+        let message = std::mem::take(&mut self.bytes);
+        self.memory.cover(self.history, "nothing more")?;
+        Ok(Some(message))
     }
 }
 
 impl Parser {
-    fn of(name: &str) -> Option<Self> {
+    fn of(name: &str, budget: &Budget) -> Option<Self> {
         let is = |known: &str| name.eq_ignore_ascii_case(known);
         if is("cliprdr") {
-            Some(Self::Cliprdr(cliprdr::Cliprdr::default()))
+            Some(Self::Cliprdr(cliprdr::Cliprdr::new(budget)))
         } else if is("rdpdr") {
-            Some(Self::Rdpdr(rdpdr::Rdpdr::default()))
+            Some(Self::Rdpdr(rdpdr::Rdpdr::new(budget)))
         } else if is("rdpsnd") || is("AUDIO_PLAYBACK_DVC") || is("AUDIO_PLAYBACK_LOSSY_DVC") {
-            Some(Self::Rdpsnd(rdpsnd::Rdpsnd::default()))
+            Some(Self::Rdpsnd(rdpsnd::Rdpsnd::new(budget)))
         } else if is("rail") {
             Some(Self::Rail(rail::Rail))
         } else if is("AUDIO_INPUT") {
-            Some(Self::Audin(audin::Audin::default()))
+            Some(Self::Audin(audin::Audin::new(budget)))
         } else if is("Microsoft::Windows::RDS::DisplayControl") {
             Some(Self::Display(display::Display))
         } else {
@@ -534,7 +584,7 @@ mod tests {
 
     #[test]
     fn graphics_are_counted_and_never_held() {
-        let mut manager = Drdynvc::default();
+        let mut manager = Drdynvc::new(&Budget::default());
         open(&mut manager, 7, "Microsoft::Windows::RDS::Graphics");
         // Announced as 4 GiB.
         let first = [&[0x28, 7, 0xff, 0xff, 0xff, 0xff][..], &[1; 100]].concat();
@@ -575,7 +625,7 @@ mod tests {
 
     #[test]
     fn a_message_in_parts_is_read_when_it_is_whole() {
-        let mut manager = Drdynvc::default();
+        let mut manager = Drdynvc::new(&Budget::default());
         open(&mut manager, 0x1234, "AUDIO_INPUT");
         let heard = |bytes| {
             let event = audin::MicrophoneEvent::Heard { bytes };
@@ -608,12 +658,12 @@ mod tests {
     #[test]
     fn more_than_announced_and_a_message_inside_a_message_are_errors() {
         for second in [&[0x30, 1, 1, 2, 3, 4][..], &[0x20, 1, 5, 6]] {
-            let mut manager = Drdynvc::default();
+            let mut manager = Drdynvc::new(&Budget::default());
             open(&mut manager, 1, "AUDIO_INPUT");
             manager.feed(ToTarget, &[0x20, 1, 4, 6]).unwrap();
             manager.feed(ToTarget, second).unwrap_err();
         }
-        let mut manager = Drdynvc::default();
+        let mut manager = Drdynvc::new(&Budget::default());
         open(&mut manager, 1, "AUDIO_INPUT");
         let error = manager.feed(ToTarget, &[0x28, 1, 0xff, 0xff, 0xff, 0xff, 6]);
         assert!(matches!(error, Err(ChannelError::TooLong { .. })));
@@ -621,7 +671,7 @@ mod tests {
 
     #[test]
     fn a_channel_that_the_client_does_not_have_is_not_open() {
-        let mut manager = Drdynvc::default();
+        let mut manager = Drdynvc::new(&Budget::default());
         manager.feed(ToClient, b"\x10\x03echo\0").unwrap();
         assert_eq!(manager.open().count(), 0);
         let refused = DynamicEvent::Answered {
@@ -636,7 +686,7 @@ mod tests {
 
     #[test]
     fn a_channel_that_is_open_cannot_be_made_to_look_closed() {
-        let mut manager = Drdynvc::default();
+        let mut manager = Drdynvc::new(&Budget::default());
         open(&mut manager, 1, "AUDIO_INPUT");
         manager.feed(ToClient, b"\x10\x01other\0").unwrap_err();
         let refusal = [0x10, 1, 0xff, 0xff, 0xff, 0xff];
@@ -658,7 +708,7 @@ mod tests {
                 channels: vec![7, 9],
             }],
         };
-        let mut manager = Drdynvc::default();
+        let mut manager = Drdynvc::new(&Budget::default());
         assert_eq!(one(&mut manager, ToClient, &request), event);
         manager.feed(ToTarget, &request).unwrap_err();
         for length in 0..request.len() {
@@ -673,14 +723,14 @@ mod tests {
 
     #[test]
     fn channels_and_names_are_bounded() {
-        let mut manager = Drdynvc::default();
+        let mut manager = Drdynvc::new(&Budget::default());
         for id in 0..u32::try_from(limits::DYNAMIC_CHANNELS).unwrap() {
             open(&mut manager, id, "x");
         }
         manager
             .feed(ToClient, b"\x12\xff\xff\xff\xffx\0")
             .unwrap_err();
-        let mut manager = Drdynvc::default();
+        let mut manager = Drdynvc::new(&Budget::default());
         manager.feed(ToClient, b"\x10\x01no end").unwrap_err();
         let long = [b"\x10\x01".as_slice(), &[b'x'; NAME_BYTES + 1], b"\0"].concat();
         manager.feed(ToClient, &long).unwrap_err();
@@ -694,7 +744,10 @@ mod tests {
             cmd: 0xa,
             bytes: 2,
         };
-        assert_eq!(one(&mut Drdynvc::default(), ToTarget, &[0xa0, 1]), event);
+        assert_eq!(
+            one(&mut Drdynvc::new(&Budget::default()), ToTarget, &[0xa0, 1]),
+            event
+        );
     }
 
     fn open(manager: &mut Drdynvc, id: u32, name: &str) {

@@ -278,6 +278,9 @@ const COMPRESSED: u8 = 0x20;
 /// 2.2.1.5 RDPGFX_HEADER.
 const HEADER_BYTES: usize = 8;
 
+/// What the graphics channel of one session holds: itself, and four heads.
+pub(super) const HELD_BYTES: usize = size_of::<Egfx>() + 4 * 2 * HEAD_BYTES;
+
 /// As much of a PDU as any fact needs: the header and one capability set.
 const HEAD_BYTES: usize = 20;
 

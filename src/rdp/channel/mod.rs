@@ -14,6 +14,7 @@
 use serde::Serialize;
 
 use super::Direction;
+use super::budget::{Budget, Exhausted};
 
 pub mod audin;
 pub mod cliprdr;
@@ -24,6 +25,9 @@ pub mod rail;
 pub mod rdp8_lite;
 pub mod rdpdr;
 pub mod rdpsnd;
+
+#[cfg(test)]
+mod hostile;
 
 /// What happened on a virtual channel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -48,7 +52,7 @@ pub enum ChannelEvent {
 }
 
 /// The parsers of one session, one for each static channel that has one.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Channels {
     cliprdr: cliprdr::Cliprdr,
     rdpdr: rdpdr::Rdpdr,
@@ -58,9 +62,15 @@ pub struct Channels {
 }
 
 impl Channels {
-    /// The parsers before the first PDU.
-    pub fn new() -> Self {
-        Self::default()
+    /// The parsers before the first PDU, for a session that may make the gateway remember so much.
+    pub fn new(budget: &Budget) -> Self {
+        Self {
+            cliprdr: cliprdr::Cliprdr::new(budget),
+            rdpdr: rdpdr::Rdpdr::new(budget),
+            rdpsnd: rdpsnd::Rdpsnd::new(budget),
+            rail: rail::Rail,
+            drdynvc: drdynvc::Drdynvc::new(budget),
+        }
     }
 
     /// Whether what passes on the static channel `name` is parsed; what passes on others is not looked into.
@@ -192,6 +202,9 @@ pub enum ChannelError {
     /// Only the head of the PDU was given, and its end is needed.
     #[error("{0} is needed whole")]
     NeededWhole(&'static str),
+    /// More is to be remembered than a session may make the gateway remember.
+    #[error(transparent)]
+    Memory(#[from] Exhausted),
     /// Compressed data that does not decompress.
     #[error("compressed data: {0}")]
     Compression(#[from] rdp8_lite::Rdp8LiteError),
@@ -395,7 +408,7 @@ mod tests {
 
     #[test]
     fn channels_without_a_parser_are_not_looked_into() {
-        let mut channels = Channels::new();
+        let mut channels = Channels::new(&Budget::default());
         assert!(!Channels::knows("snddbg"));
         assert_eq!(
             channels.feed("snddbg", Direction::ToTarget, &[0xff]),

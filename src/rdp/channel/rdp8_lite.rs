@@ -290,6 +290,9 @@ const SEGMENT_BYTES: usize = 8192;
 /// How far back a match may reach.
 const HISTORY_BYTES: usize = 8192;
 
+/// What a history takes, bytes, once it is used: it holds a segment besides, before that is given out, and room to grow.
+pub(super) const HELD_BYTES: usize = 2 * (HISTORY_BYTES + SEGMENT_BYTES);
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -20,6 +20,7 @@ use super::{
 };
 use crate::limits;
 use crate::rdp::Direction;
+use crate::rdp::budget::{Budget, Held, places};
 
 /// What happened on the device channel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -315,24 +316,53 @@ pub struct FileUse {
 }
 
 /// The device channel of one session.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Rdpdr {
+    budget: Budget,
     devices: BTreeMap<u32, DeviceKind>,
+    /// What covers the places of `devices`.
+    device_memory: Held,
     /// Open files, by device and file.
     files: HashMap<(u32, u32), OpenFile>,
     /// Requests without an answer, by device and completion.
-    pending: HashMap<(u32, u32), (RequestTarget, Request)>,
+    pending: HashMap<(u32, u32), Pending>,
     /// The same for those that are answered when something changes, or never; the oldest is forgotten first.
-    watches: VecDeque<RequestTarget>,
+    watches: VecDeque<Pending>,
+    /// What covers the places of the tables of files and requests.
+    table_memory: Held,
+}
+
+/// A request without an answer.
+#[derive(Debug)]
+struct Pending {
+    target: RequestTarget,
+    request: Request,
+    /// What covers its texts.
+    memory: Held,
 }
 
 #[derive(Debug)]
 struct OpenFile {
     path: String,
     used: FileUse,
+    /// What covers the path.
+    memory: Held,
 }
 
 impl Rdpdr {
+    /// Before the first PDU.
+    pub fn new(budget: &Budget) -> Self {
+        Self {
+            budget: budget.clone(),
+            devices: BTreeMap::new(),
+            device_memory: budget.nothing(Direction::ToTarget),
+            files: HashMap::new(),
+            pending: HashMap::new(),
+            watches: VecDeque::new(),
+            table_memory: budget.nothing(Direction::ToClient),
+        }
+    }
+
     /// Takes the next PDU.
     ///
     /// # Errors
@@ -442,6 +472,8 @@ impl Rdpdr {
             let device = device(reader)?;
             if !self.devices.contains_key(&device.id) {
                 room(self.devices.len(), limits::DEVICES, "devices")?;
+                let bytes = places::<(u32, DeviceKind)>(self.devices.len().saturating_add(1));
+                self.device_memory.cover(bytes, "devices")?;
             }
             room(events.len(), limits::DEVICES, "devices")?;
             self.devices.insert(device.id, device.kind);
@@ -464,7 +496,7 @@ impl Rdpdr {
             self.devices.remove(&device);
             self.files.retain(|(of, _), _| *of != device);
             self.pending.retain(|(of, _), _| *of != device);
-            self.watches.retain(|target| target.device != device);
+            self.watches.retain(|watch| watch.target.device != device);
             events.push(ChannelEvent::Device(DeviceEvent::DeviceRemoved { device }));
         }
         Ok(events)
@@ -534,11 +566,12 @@ impl Rdpdr {
             path,
         };
         let key = (device, completion);
+        let pending = self.remembered(&target, &request)?;
         if request == Request::Watch {
             if self.watches.len() >= WATCHES {
                 self.watches.pop_front();
             }
-            self.watches.push_back(target.clone());
+            self.watches.push_back(pending);
         } else {
             // An identifier that is used again: the target has given the first request up.
             if !self.pending.contains_key(&key) {
@@ -548,8 +581,9 @@ impl Rdpdr {
                     "device requests without an answer",
                 )?;
             }
-            self.pending.insert(key, (target.clone(), request.clone()));
+            self.pending.insert(key, pending);
         }
+        self.cover_tables()?;
         Ok(DeviceEvent::Requested { target, request })
     }
 
@@ -558,12 +592,18 @@ impl Rdpdr {
         let completion = reader.u32("CompletionId")?;
         let status = reader.u32("IoStatus")?;
         let found = self.pending.remove(&(device, completion)).or_else(|| {
-            let is_it =
-                |watch: &RequestTarget| (watch.device, watch.completion) == (device, completion);
+            let is_it = |watch: &Pending| {
+                (watch.target.device, watch.target.completion) == (device, completion)
+            };
             let at = self.watches.iter().position(is_it)?;
-            Some((self.watches.remove(at)?, Request::Watch))
+            self.watches.remove(at)
         });
-        let Some((mut target, request)) = found else {
+        let Some(Pending {
+            mut target,
+            request,
+            memory,
+        }) = found
+        else {
             return Ok(DeviceEvent::Unmatched {
                 device,
                 completion,
@@ -601,7 +641,7 @@ impl Rdpdr {
                     deleted: options & FILE_DELETE_ON_CLOSE != 0,
                     ..FileUse::default()
                 };
-                self.opened(&target, used)?;
+                self.opened(&target, used, memory)?;
             }
             Request::Close => closed = self.closed(&target),
             Request::Read { .. } => {
@@ -641,6 +681,8 @@ impl Rdpdr {
             Request::Rename { to, .. } => {
                 if let Some(open) = self.files.get_mut(&(target.device, target.file)) {
                     open.path.clone_from(to);
+                    open.memory
+                        .cover(open.path.capacity(), "the path of a file")?;
                 }
             }
             Request::Resize { .. }
@@ -667,20 +709,71 @@ impl Rdpdr {
         open.map(|open| &mut open.used)
     }
 
-    fn opened(&mut self, target: &RequestTarget, used: FileUse) -> Result<(), ChannelError> {
+    /// A request to remember, with what covers its texts.
+    fn remembered(
+        &self,
+        target: &RequestTarget,
+        request: &Request,
+    ) -> Result<Pending, ChannelError> {
+        let text = match request {
+            Request::Rename { to: text, .. } | Request::List { pattern: text } => text.len(),
+            Request::Open { .. }
+            | Request::Close
+            | Request::Read { .. }
+            | Request::Write { .. }
+            | Request::Control { .. }
+            | Request::QueryInformation { .. }
+            | Request::Delete { .. }
+            | Request::Resize { .. }
+            | Request::SetInformation { .. }
+            | Request::Watch
+            | Request::QueryVolume { .. }
+            | Request::SetVolume { .. }
+            | Request::Lock { .. }
+            | Request::Other { .. } => 0,
+        };
+        let path = target.path.as_ref().map_or(0, String::len);
+        let what = "a device request without an answer";
+        let memory = self
+            .budget
+            .hold(Direction::ToClient, path.saturating_add(text), what)?;
+        Ok(Pending {
+            target: target.clone(),
+            request: request.clone(),
+            memory,
+        })
+    }
+
+    /// Covers the places of the tables, whether something is in them or not.
+    fn cover_tables(&mut self) -> Result<(), ChannelError> {
+        let bytes = places::<((u32, u32), OpenFile)>(self.files.capacity())
+            .saturating_add(places::<((u32, u32), Pending)>(self.pending.capacity()))
+            .saturating_add(places::<Pending>(self.watches.capacity()));
+        self.table_memory
+            .cover(bytes, "tables of device requests and files")?;
+        Ok(())
+    }
+
+    fn opened(
+        &mut self,
+        target: &RequestTarget,
+        used: FileUse,
+        mut memory: Held,
+    ) -> Result<(), ChannelError> {
         let key = (target.device, target.file);
         if !self.files.contains_key(&key) {
             room(self.files.len(), limits::DEVICE_OPEN_FILES, "open files")?;
         }
         let path = target.path.clone().unwrap_or_default();
-        self.files.insert(key, OpenFile { path, used });
-        Ok(())
+        memory.cover(path.capacity(), "the path of a file")?;
+        self.files.insert(key, OpenFile { path, used, memory });
+        self.cover_tables()
     }
 
     fn closed(&mut self, target: &RequestTarget) -> Option<FileUse> {
         let key = (target.device, target.file);
         self.watches
-            .retain(|watch| (watch.device, watch.file) != key);
+            .retain(|watch| (watch.target.device, watch.target.file) != key);
         self.files.remove(&key).map(|open| open.used)
     }
 }
@@ -948,7 +1041,7 @@ mod tests {
 
     #[test]
     fn the_announcement_of_the_specification_is_read() {
-        let mut channel = Rdpdr::default();
+        let mut channel = Rdpdr::new(&Budget::default());
         let devices: Vec<_> = channel
             .feed(ToTarget, &unhex(PRINTERS))
             .unwrap()
@@ -984,7 +1077,7 @@ mod tests {
 
     #[test]
     fn the_create_request_of_the_specification_is_read() {
-        let event = Rdpdr::default().one(ToClient, &unhex(CREATE));
+        let event = Rdpdr::new(&Budget::default()).one(ToClient, &unhex(CREATE));
         let DeviceEvent::Requested { target, request } = event else {
             panic!("{event:?}")
         };
@@ -1000,7 +1093,7 @@ mod tests {
 
     #[test]
     fn a_print_job_is_what_was_written_until_the_close() {
-        let mut channel = Rdpdr::default();
+        let mut channel = Rdpdr::new(&Budget::default());
         channel.feed(ToTarget, &unhex(PRINTERS)).unwrap();
         open(&mut channel, 4, 9, FILE_OPEN, "");
         for length in [100_u32, 23] {
@@ -1020,7 +1113,7 @@ mod tests {
 
     #[test]
     fn a_delete_without_a_buffer_is_a_delete() {
-        let mut channel = Rdpdr::default();
+        let mut channel = Rdpdr::new(&Budget::default());
         open(&mut channel, 1, 1, FILE_OPEN, "\\gone");
         let body = [&13_u32.to_le_bytes()[..], &[0; 28]].concat();
         let event = channel.one(
@@ -1038,7 +1131,7 @@ mod tests {
 
     #[test]
     fn a_refused_open_opens_nothing_and_a_failed_close_leaves_nothing_open() {
-        let mut channel = Rdpdr::default();
+        let mut channel = Rdpdr::new(&Budget::default());
         channel.one(ToClient, &create(1, 1, FILE_OPEN, "\\no"));
         channel.one(ToTarget, &completion(1, 1, 0xc000_0022, &[0; 5]));
         assert_eq!(channel.files.len(), 0);
@@ -1050,7 +1143,7 @@ mod tests {
 
     #[test]
     fn watches_that_are_never_answered_do_not_end_a_session() {
-        let mut channel = Rdpdr::default();
+        let mut channel = Rdpdr::new(&Budget::default());
         for id in 0..10_000 {
             let watch = request(1, 1, id, IRP_MJ_DIRECTORY_CONTROL, 2, &[0; 32]);
             channel.one(ToClient, &watch);
@@ -1072,7 +1165,7 @@ mod tests {
 
     #[test]
     fn what_a_peer_can_make_us_hold_is_bounded() {
-        let mut channel = Rdpdr::default();
+        let mut channel = Rdpdr::new(&Budget::default());
         for id in 0..u32::try_from(limits::DEVICE_REQUESTS).unwrap() {
             channel.one(ToClient, &create(1, id, FILE_OPEN, "x"));
         }
@@ -1082,7 +1175,7 @@ mod tests {
             .feed(ToClient, &create(1, u32::MAX, FILE_OPEN, "x"))
             .unwrap_err();
 
-        let mut channel = Rdpdr::default();
+        let mut channel = Rdpdr::new(&Budget::default());
         for id in 0..u32::try_from(limits::DEVICE_OPEN_FILES).unwrap() {
             open(&mut channel, 1, id, FILE_OPEN, "x");
         }
@@ -1092,7 +1185,7 @@ mod tests {
             .unwrap_err();
 
         let path = "x".repeat(limits::DEVICE_PATH_BYTES / 2 + 1);
-        Rdpdr::default()
+        Rdpdr::new(&Budget::default())
             .feed(ToClient, &create(1, 1, FILE_OPEN, &path))
             .unwrap_err();
         let mut list = unhex("7244414401010000");
@@ -1101,17 +1194,19 @@ mod tests {
             list.extend(id.to_le_bytes());
             list.extend(b"SCARD\0\0\0\0\0\0\0");
         }
-        Rdpdr::default().feed(ToTarget, &list).unwrap_err();
+        Rdpdr::new(&Budget::default())
+            .feed(ToTarget, &list)
+            .unwrap_err();
     }
 
     #[test]
     fn the_wrong_side_and_the_unknown_are_told_apart() {
         assert_eq!(
-            Rdpdr::default().feed(ToTarget, &unhex(CREATE)),
+            Rdpdr::new(&Budget::default()).feed(ToTarget, &unhex(CREATE)),
             Err(ChannelError::WrongDirection("Device I/O Request"))
         );
         assert_eq!(
-            Rdpdr::default().one(ToTarget, b"rDxx123"),
+            Rdpdr::new(&Budget::default()).one(ToTarget, b"rDxx123"),
             DeviceEvent::Unknown {
                 direction: ToTarget,
                 component: RDPDR_CTYP_CORE,
@@ -1151,7 +1246,7 @@ mod tests {
 
     #[test]
     fn what_is_made_is_told_from_what_is_opened() {
-        let mut channel = Rdpdr::default();
+        let mut channel = Rdpdr::new(&Budget::default());
         for (disposition, made) in [(FILE_OPEN, false), (FILE_CREATE, true), (5, false)] {
             open(&mut channel, 1, 9, disposition, "folder");
             assert_eq!(close(&mut channel, 1, 9).unwrap().created, made);

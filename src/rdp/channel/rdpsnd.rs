@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::{ChannelError, ChannelEvent, Reader, only, wide};
 use crate::rdp::Direction;
+use crate::rdp::budget::{Budget, Held, places};
 
 /// What happened on the sound channel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -81,15 +82,26 @@ pub struct AudioFormat {
 }
 
 /// The sound channel of one session.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Rdpsnd {
     /// What the client can play.
     formats: Vec<AudioFormat>,
+    /// What covers them.
+    memory: Held,
     /// Bytes of the PDU that a WaveInfo PDU announced.
     wave: Option<usize>,
 }
 
 impl Rdpsnd {
+    /// Before the first PDU.
+    pub fn new(budget: &Budget) -> Self {
+        Self {
+            formats: Vec::new(),
+            memory: budget.nothing(Direction::ToTarget),
+            wave: None,
+        }
+    }
+
     /// Takes the next PDU.
     ///
     /// # Errors
@@ -223,7 +235,9 @@ impl Rdpsnd {
             .map(|_| audio_format(reader))
             .collect::<Result<Vec<_>, _>>()?;
         if direction == Direction::ToTarget {
-            self.formats.clone_from(&formats);
+            let bytes = places::<AudioFormat>(formats.len());
+            self.memory.cover(bytes, "audio formats")?;
+            self.formats = formats.clone();
         }
         Ok(SoundEvent::Formats {
             direction,
@@ -270,7 +284,7 @@ mod tests {
 
     #[test]
     fn a_wave_in_two_pdus_is_one_event_and_its_sound_is_never_taken_for_a_message() {
-        let mut channel = Rdpsnd::default();
+        let mut channel = Rdpsnd::new(&Budget::default());
         let info = [2, 0, 20, 0, 0, 0, 5, 0, 1, 0, 0, 0, 1, 2, 3, 4];
         let events = channel.feed(ToClient, &info).unwrap();
         let wave = SoundEvent::Wave {
@@ -290,7 +304,7 @@ mod tests {
 
     #[test]
     fn the_format_of_a_wave_is_the_one_of_the_clients_list() {
-        let mut channel = Rdpsnd::default();
+        let mut channel = Rdpsnd::new(&Budget::default());
         let mut list = vec![7, 0, 38, 0];
         list.extend([0; 14]);
         list.extend([1, 0, 0, 8, 0, 0]);
@@ -319,7 +333,9 @@ mod tests {
     #[test]
     fn a_key_is_not_kept() {
         let pdu = [&[8, 0, 36, 0][..], &[0x41; 36]].concat();
-        let events = Rdpsnd::default().feed(ToClient, &pdu).unwrap();
+        let events = Rdpsnd::new(&Budget::default())
+            .feed(ToClient, &pdu)
+            .unwrap();
         assert_eq!(events, [ChannelEvent::Sound(SoundEvent::EncryptionKey)]);
     }
 
@@ -329,7 +345,7 @@ mod tests {
         list.extend([0; 14]);
         list.extend([0xff, 0xff, 0, 8, 0, 0]);
         assert_eq!(
-            Rdpsnd::default().feed(ToClient, &list),
+            Rdpsnd::new(&Budget::default()).feed(ToClient, &list),
             Err(ChannelError::Truncated("wFormatTag"))
         );
     }

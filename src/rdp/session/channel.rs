@@ -5,6 +5,7 @@ use std::borrow::Cow;
 
 use crate::limits;
 use crate::rdp::Direction;
+use crate::rdp::budget::{Budget, Held};
 use crate::rdp::bulk::{self, Bulk};
 use crate::rdp::bytes::u32_at;
 use crate::rdp::event::{Event, Interest, Sink, StaticChannel, Verdict};
@@ -25,8 +26,12 @@ pub(super) struct Channel {
 pub(super) struct Partial {
     total: usize,
     data: Vec<u8>,
+    /// What covers it.
+    data_memory: Held,
     /// Frames that wait for the verdict, as they came.
     held: Vec<u8>,
+    /// What covers them.
+    held_memory: Held,
 }
 
 /// A chunk of a channel as it came.
@@ -39,7 +44,9 @@ pub(super) struct Chunk<'a> {
 /// What a channel shares with the others.
 pub(super) struct ChannelContext<'a> {
     pub(super) bulk: &'a mut PerDirection<Bulk>,
-    pub(super) pending: &'a mut usize,
+    pub(super) budget: &'a Budget,
+    /// What covers messages on their way out.
+    pub(super) leaving: &'a mut Option<Held>,
     pub(super) awaited: &'a mut usize,
     pub(super) initiators: &'a mut PerDirection<u16>,
     pub(super) answers: &'a mut Vec<u8>,
@@ -65,7 +72,7 @@ impl Channel {
             });
         }
         // Followed even where nobody looks: the history is shared.
-        note_compression(context.bulk, direction, compression, sink)?;
+        note_compression(context.bulk, direction, compression, context.budget, sink)?;
         let data = plain(context.bulk, direction, data, compression)?;
         if self.interest == Interest::Ignore {
             return Ok(Passage::AsIs);
@@ -91,26 +98,27 @@ impl Channel {
         if total > limits::CHANNEL_MESSAGE_BYTES {
             return Err(too_long(total, limits::CHANNEL_MESSAGE_BYTES));
         }
-        let (message, held) = if first && last {
-            (Cow::Borrowed(data), Vec::new())
+        let (message, held, memory) = if first && last {
+            (Cow::Borrowed(data), Vec::new(), None)
         } else {
             let partial = partial.get_or_insert_with(|| Partial {
                 total,
                 data: Vec::new(),
+                data_memory: context.budget.nothing(direction),
                 held: Vec::new(),
+                held_memory: context.budget.nothing(direction),
             });
             let length = partial.data.len().saturating_add(data.len());
             if length > partial.total {
                 return Err(bad());
             }
-            let held = if decides { chunk.frame.len() } else { 0 };
-            *context.pending = context
-                .pending
-                .saturating_add(data.len())
-                .saturating_add(held);
-            if *context.pending > limits::CHANNEL_PENDING_BYTES {
-                return Err(too_long(*context.pending, limits::CHANNEL_PENDING_BYTES));
-            }
+            partial.data_memory.grow(
+                &mut partial.data,
+                data.len(),
+                total,
+                0,
+                "a message of a channel",
+            )?;
             partial.data.extend_from_slice(data);
             // Compressed, it may come in fewer.
             *context.awaited = if bulk::concerns(compression) {
@@ -119,6 +127,13 @@ impl Channel {
                 total.saturating_sub(length)
             };
             if decides {
+                partial.held_memory.grow(
+                    &mut partial.held,
+                    chunk.frame.len(),
+                    usize::MAX,
+                    0,
+                    "a message that waits for a verdict",
+                )?;
                 partial.held.extend_from_slice(chunk.frame);
             }
             if !last {
@@ -130,11 +145,8 @@ impl Channel {
             }
             *context.awaited = 0;
             let whole = self.partial.of(direction).take().ok_or_else(bad)?;
-            *context.pending = context
-                .pending
-                .saturating_sub(whole.data.len())
-                .saturating_sub(whole.held.len());
-            (Cow::Owned(whole.data), whole.held)
+            let memory = (whole.data_memory, whole.held_memory);
+            (Cow::Owned(whole.data), whole.held, Some(memory))
         };
         if message.len() != total {
             return Err(bad());
@@ -146,14 +158,22 @@ impl Channel {
         });
         match verdict {
             Verdict::Forward if held.is_empty() => Ok(Passage::AsIs),
-            Verdict::Forward => Ok(Passage::Instead {
-                bytes: held,
-                secrets: Vec::new(),
-            }),
-            Verdict::Replace(message) if decides => Ok(Passage::Instead {
-                bytes: self.encode(direction, context, &message)?,
-                secrets: Vec::new(),
-            }),
+            Verdict::Forward => {
+                leave(context.leaving, memory.map(|(_, held)| held), held.len())?;
+                Ok(Passage::Instead {
+                    bytes: held,
+                    secrets: Vec::new(),
+                })
+            }
+            Verdict::Replace(message) if decides => {
+                drop(held);
+                let bytes = self.encode(direction, context, &message)?;
+                leave(context.leaving, memory.map(|(_, held)| held), bytes.len())?;
+                Ok(Passage::Instead {
+                    bytes,
+                    secrets: Vec::new(),
+                })
+            }
             Verdict::Deny { answers, .. } if decides => {
                 for answer in &answers {
                     let bytes = self.encode(direction.opposite(), context, answer)?;
@@ -215,6 +235,26 @@ impl Channel {
         }
         Ok(bytes)
     }
+}
+
+/// Covers a message of so many bytes until it has left, besides others that leave with it.
+fn leave(
+    leaving: &mut Option<Held>,
+    memory: Option<Held>,
+    bytes: usize,
+) -> Result<(), SessionError> {
+    let Some(mut memory) = memory else {
+        return Ok(());
+    };
+    let what = "a message on its way";
+    memory.cover(bytes, what)?;
+    if let Some(leaving) = leaving {
+        drop(memory);
+        leaving.add(bytes, what)?;
+    } else {
+        *leaving = Some(memory);
+    }
+    Ok(())
 }
 
 /// Flags of the channel PDU header ([MS-RDPBCGR] 2.2.6.1.1).

@@ -1,6 +1,7 @@
 //! Why a session ends, whose fault it is, and what its user is told.
 
 use crate::rdp::Direction;
+use crate::rdp::budget::Exhausted;
 use crate::rdp::client_info::ClientInfoError;
 use crate::rdp::event::Phase;
 use crate::rdp::frame::FrameError;
@@ -75,6 +76,9 @@ pub enum SessionError {
         /// What is accepted.
         limit: usize,
     },
+    /// More is to be remembered than a session may make the gateway remember.
+    #[error(transparent)]
+    Memory(#[from] Exhausted),
     /// Compressed data that do not decompress, or that were declined.
     #[error("{} sent compressed data that {why}", .from.sender())]
     Compression {
@@ -123,6 +127,7 @@ impl SessionError {
             | Self::Malformed { .. }
             | Self::UnknownChannel { .. }
             | Self::TooLong { .. }
+            | Self::Memory(_)
             | Self::Compression { .. }
             | Self::Verdict(_) => ERRINFO_RPC_INITIATED_DISCONNECT,
         }

@@ -45,6 +45,7 @@ use std::ops::Range;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::rdp::Direction;
+use crate::rdp::budget::{Budget, Held};
 use crate::rdp::bulk::{self, Bulk};
 use crate::rdp::bytes::{Reader, shifted, u16_at, u32_at};
 use crate::rdp::client_info::{self, ClientInfoError, Logon};
@@ -77,6 +78,8 @@ pub struct Settings {
     pub routing_token: Option<Zeroizing<Vec<u8>>>,
     /// Auto-reconnect cookies that may be used; without them none may, and none is remembered.
     pub cookies: Option<Box<dyn Cookies>>,
+    /// What the session may make the gateway remember, here and in its stages.
+    pub budget: Budget,
 }
 
 /// Flags of the basic security header ([MS-RDPBCGR] 2.2.8.1.1.2.1).
@@ -104,8 +107,8 @@ pub struct Tracker {
     /// User channels as each side names itself.
     initiators: PerDirection<u16>,
     bulk: PerDirection<Bulk>,
-    /// Bytes of messages that are not complete.
-    pending: PerDirection<usize>,
+    /// What covers messages that were held back, until whoever feeds this has passed them on.
+    leaving: PerDirection<Option<Held>>,
     /// What the message of a static channel lacks that was the last to be added to.
     awaited: PerDirection<usize>,
     /// Whether a side has said that it leaves.
@@ -179,7 +182,7 @@ impl Tracker {
                 to_client: SERVER_CHANNEL,
             },
             bulk: PerDirection::default(),
-            pending: PerDirection::default(),
+            leaving: PerDirection::default(),
             awaited: PerDirection::default(),
             parted: PerDirection::default(),
             answers: Vec::new(),
@@ -216,6 +219,10 @@ impl Tracker {
         back: &mut Vec<u8>,
     ) -> Result<Fed, SessionError> {
         let mut fed = Fed::default();
+        // All of `onward` was passed on before more was read.
+        if onward.is_empty() {
+            *self.leaving.of(direction) = None;
+        }
         let mut at = 0_usize;
         // Bytes from here to `at` pass as they are.
         let mut passing = 0_usize;
@@ -386,7 +393,8 @@ impl Tracker {
                 while reader.rest().len() > 2 {
                     let update = fast_path::next_update(&mut reader)
                         .ok_or_else(|| malformed(direction, "fast-path update"))?;
-                    note_compression(&mut self.bulk, direction, update.compression, sink)?;
+                    let budget = &self.settings.budget;
+                    note_compression(&mut self.bulk, direction, update.compression, budget, sink)?;
                     let data = plain(&mut self.bulk, direction, update.data, update.compression)?;
                     watch(
                         sink,
@@ -663,7 +671,8 @@ impl Tracker {
         };
         let mut context = ChannelContext {
             bulk: &mut self.bulk,
-            pending: self.pending.of(direction),
+            budget: &self.settings.budget,
+            leaving: self.leaving.of(direction),
             awaited: self.awaited.of(direction),
             initiators: &mut self.initiators,
             answers: &mut self.answers,
@@ -903,7 +912,8 @@ impl Tracker {
             share::data(data, body).ok_or_else(|| malformed(direction, "share data header"))?;
         let raw = data.get(pdu.body.clone()).unwrap_or_default();
         let compressed = pdu.compression & bulk::COMPRESSED != 0;
-        note_compression(&mut self.bulk, direction, pdu.compression, sink)?;
+        let budget = &self.settings.budget;
+        note_compression(&mut self.bulk, direction, pdu.compression, budget, sink)?;
         let plain = plain(&mut self.bulk, direction, raw, pdu.compression)?;
         watch(
             sink,
@@ -1039,13 +1049,15 @@ fn report_inputs(sink: &mut dyn Sink, inputs: Vec<Input>) -> Result<Passage, Ses
     Ok(passage)
 }
 
-/// Tells of a kind of compression when it is used for the first time.
+/// Tells of a kind of compression when it is used for the first time, and makes room for what it needs.
 fn note_compression(
     bulk: &mut PerDirection<Bulk>,
     direction: Direction,
     flags: u8,
+    budget: &Budget,
     sink: &mut dyn Sink,
 ) -> Result<(), SessionError> {
+    bulk.of(direction).prepare(flags, direction, budget)?;
     match bulk.of(direction).new_kind(flags) {
         Some(kind) => watch(sink, &Event::BulkCompression { direction, kind }),
         None => Ok(()),
@@ -1265,6 +1277,59 @@ mod tests {
             session.feed(Direction::ToClient, &chunk),
             Err(SessionError::TooLong { .. })
         ));
+    }
+
+    #[test]
+    fn messages_that_are_not_whole_are_bounded_over_all_channels_and_given_back() {
+        for (interest, decides) in [(Interest::Observe, false), (Interest::Decide, true)] {
+            let mut session = Session::new();
+            session.judge.interest = Some(interest);
+            let mut session = session.run(Phase::Active);
+            let budget = session.tracker.settings.budget.clone();
+            let whole = u32::try_from(limits::CHANNEL_MESSAGE_BYTES).unwrap();
+            let part = vec![7; 16_000];
+            let mut error = None;
+            'hostile: for number in 0..whole / 16_000 {
+                for id in [CLIPRDR, CLIPRDR - 1, CLIPRDR - 2] {
+                    let flags = u32::from(number == 0);
+                    let chunk = channel(Direction::ToClient, id, whole, flags, &part);
+                    if let Err(stop) = session.feed(Direction::ToClient, &chunk) {
+                        error = Some(stop);
+                        break 'hostile;
+                    }
+                    let held = budget.held(Direction::ToClient);
+                    assert!(held <= limits::REMEMBERED_PER_DIRECTION_BYTES);
+                }
+            }
+            assert!(matches!(error, Some(SessionError::Memory(_))), "{error:?}");
+            assert!(budget.held(Direction::ToClient) > 48 * 1024 * 1024);
+            assert_eq!(decides, session.judge.decides());
+            drop(session);
+            assert_eq!(budget.held(Direction::ToClient), 0);
+        }
+    }
+
+    #[test]
+    fn the_largest_message_passes_and_histories_are_counted_when_they_are_used() {
+        let mut session = Session::until(Phase::Active);
+        let budget = session.tracker.settings.budget.clone();
+        let whole = u32::try_from(limits::CHANNEL_MESSAGE_BYTES).unwrap();
+        let count = whole.div_ceil(16_000);
+        for number in 0..count {
+            let flags = u32::from(number == 0) | u32::from(number + 1 == count) << 1;
+            let length = (whole - number * 16_000).min(16_000);
+            let part = vec![7; usize::try_from(length).unwrap()];
+            let chunk = channel(Direction::ToTarget, CLIPRDR, whole, flags, &part);
+            session.feed(Direction::ToTarget, &chunk).unwrap();
+        }
+        assert_eq!(session.judge.messages.len(), 1);
+        assert_eq!(budget.held(Direction::ToTarget), 0);
+        // PACKET_FLUSHED.
+        let flushed = channel(Direction::ToTarget, CLIPRDR, 3, 0x0080_0003, b"abc");
+        for _ in 0..3 {
+            session.feed(Direction::ToTarget, &flushed).unwrap();
+            assert!((6 << 20..8 << 20).contains(&budget.held(Direction::ToTarget)));
+        }
     }
 
     #[test]
@@ -1775,6 +1840,7 @@ mod tests {
                     redirections: None,
                     routing_token: None,
                     cookies: None,
+                    budget: Budget::default(),
                 }),
                 judge: Judge::default(),
                 back: Vec::new(),
