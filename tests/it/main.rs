@@ -27,6 +27,7 @@ mod process;
 mod proof;
 mod proxy_header;
 mod refusals;
+mod remembered;
 mod rendezvous;
 mod replay;
 mod revocation;

@@ -39,11 +39,11 @@ fn configure(folder: &Path, extra: &str) -> SocketAddr {
 }
 
 /// A running gateway; killed when dropped.
-struct Served(Child);
+pub(crate) struct Served(Child);
 
 impl Served {
     /// Starts `jetway serve` with at most `descriptors` open files and waits until it listens.
-    fn start(folder: &Path, address: SocketAddr, descriptors: u32) -> Self {
+    pub(crate) fn start(folder: &Path, address: SocketAddr, descriptors: u32) -> Self {
         let config = folder.join("jetway.toml");
         let mut child = Command::new("sh")
             .arg("-c")
@@ -60,6 +60,11 @@ impl Served {
         });
         assert!(log(folder).contains(&address.to_string()));
         Self(child)
+    }
+
+    /// Of the process.
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
     }
 
     fn signal(&self, signal: Signal) {
@@ -79,7 +84,7 @@ fn log(folder: &Path) -> String {
     fs::read_to_string(folder.join("log")).unwrap()
 }
 
-fn wait_until(mut condition: impl FnMut() -> bool) {
+pub(crate) fn wait_until(mut condition: impl FnMut() -> bool) {
     for _ in 0..PATIENCE.as_millis() / 5 {
         if condition() {
             return;
