@@ -1,8 +1,9 @@
 //! A peer's byte stream, with or without TLS and WebSocket ended here, and the bytes read from it ahead of time.
 
 use std::io;
+use std::net::Shutdown;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::BufMut;
@@ -53,6 +54,26 @@ impl Io {
         match self {
             Self::WebSocket(socket) => socket.poll_end(cx, patience),
             Self::Tcp(_) | Self::Tls(_) => Pin::new(self).poll_shutdown(cx),
+        }
+    }
+
+    /// As [`poll_end`](Self::poll_end), of what was cut off: the end comes without the alert by which TLS says that all was said. TCP has
+    /// no word of its own for it.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => {
+                ready!(Pin::new(&mut *stream).poll_flush(cx))?;
+                let tcp = socket2::SockRef::from(stream.get_ref().0);
+                Poll::Ready(tcp.shutdown(Shutdown::Write))
+            }
+            Self::WebSocket(socket) => {
+                socket.end_with(Farewell::OtherSideBroke);
+                Pin::new(socket).poll_shutdown(cx)
+            }
         }
     }
 

@@ -63,7 +63,7 @@ pub struct GatewayArgs {
     /// Where the gateway is: https://HOST:PORT, or http://127.0.0.1:PORT on its own machine
     #[arg(long, value_name = "URL")]
     pub gateway: Uri,
-    /// Trust these CA certificates (PEM) instead of the system's
+    /// Trust the certificates in this PEM file instead of the system's: authorities, or the gateway's own
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
 }

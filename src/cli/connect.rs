@@ -2,15 +2,27 @@
 //!
 //! A local port, or standard input and output (as a `ProxyCommand` of ssh), leads to the target behind an agent that a token names.
 //! Each connection uses the token: it is good for as many, one after the other, as its reconnect window says.
+//!
+//! On standard input and output the session is over when the far side has ended: standard output is closed, and the program ends at
+//! once, whatever standard input may still say. Its exit status is 0 where that side has ended in order, and 1 with a line on standard
+//! error where the connection broke, or the gateway ended it.
 
+use std::fs::File;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context as Task, Poll, ready};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use tokio::io::{AsyncRead, AsyncWrite, Join, ReadBuf, Stdin, Stdout};
 use tokio::net::TcpListener;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
@@ -65,6 +77,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     served
 }
 
+/// How long a session that is over may take to be put away.
+const PARTING: Duration = Duration::from_secs(1);
+
 /// What a session is opened with.
 struct Way {
     site: Arc<Site>,
@@ -79,7 +94,7 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
         args.token_file.as_os_str() != "-",
         "standard input is for the session: give the token in a file"
     );
-    let text = secret_file::read(&args.token_file, &mut std::io::empty())?;
+    let text = secret_file::read(&args.token_file, &mut io::empty())?;
     let token = Zeroizing::new(text.trim().to_owned());
     let (named, association) = said(&token);
     let agent = args.agent.clone().or(named);
@@ -94,8 +109,17 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
         direct: args.direct,
     };
     let Some(address) = args.listen else {
-        let mut io = tokio::io::join(tokio::io::stdin(), tokio::io::stdout());
-        return way.session(&mut io).await;
+        let mut standard = Standard::new();
+        let over = standard.over.clone();
+        let session = way.session(&mut standard);
+        return tokio::select! {
+            ended = session => ended,
+            // Whoever has ended need not take what is still on its way to it.
+            () = async {
+                over.cancelled().await;
+                sleep(PARTING).await;
+            } => Ok(()),
+        };
     };
     let listener = TcpListener::bind(address)
         .await
@@ -115,6 +139,73 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
     }
 }
 
+/// Standard input and output, which are over when the far side is: nobody can be made to end standard input.
+struct Standard {
+    io: Join<Stdin, Stdout>,
+    over: CancellationToken,
+}
+
+impl Standard {
+    fn new() -> Self {
+        Self {
+            io: tokio::io::join(tokio::io::stdin(), tokio::io::stdout()),
+            over: CancellationToken::new(),
+        }
+    }
+}
+
+impl AsyncRead for Standard {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Task<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.over.is_cancelled() {
+            // Its end.
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut this.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Standard {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Task<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Task<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Task<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+}
+
+impl Duplex for Standard {
+    fn poll_end(&mut self, cx: &mut Task<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+        if !self.over.is_cancelled() {
+            self.over.cancel();
+            close_output()?;
+            // So that the end of standard input is read.
+            cx.waker().wake_by_ref();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Lets whoever reads standard output see its end while the session is still being put away.
+fn close_output() -> io::Result<()> {
+    let nowhere = File::options().write(true).open("/dev/null")?;
+    Ok(rustix::stdio::dup2_stdout(nowhere)?)
+}
+
 impl Way {
     async fn session(&self, client: &mut (impl Duplex + ?Sized)) -> anyhow::Result<()> {
         let connection = connect(
@@ -127,9 +218,19 @@ impl Way {
         .await?;
         let mut connection: Connection = connection;
         let ended = bridge(client, &mut *connection.stream, &[]).await;
-        connection.forget(&self.site, &self.token).await;
-        ended?;
-        Ok(())
+        // The gateway would forget it by itself, and may be what is gone.
+        let _ = timeout(PARTING, connection.forget(&self.site, &self.token)).await;
+        ended.map(drop).map_err(told)
+    }
+}
+
+/// Why a session has ended, for its user.
+fn told(error: io::Error) -> anyhow::Error {
+    // TLS that ends without its word.
+    if error.kind() == io::ErrorKind::UnexpectedEof {
+        anyhow::anyhow!("the session was cut off by the gateway, or the far side broke off")
+    } else {
+        anyhow::Error::new(error).context("the session broke")
     }
 }
 

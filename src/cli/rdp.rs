@@ -68,7 +68,7 @@ pub struct Args {
     /// http://127.0.0.1:PORT on its own machine
     #[arg(long, value_name = "URL", conflicts_with = "ticket_file")]
     gateway: Option<Uri>,
-    /// Trust these CA certificates (PEM) instead of the system's, with --gateway
+    /// Trust the certificates in this PEM file instead of the system's: authorities, or the gateway's own, with --gateway
     #[arg(long, value_name = "FILE", requires = "gateway")]
     ca: Option<PathBuf>,
     /// File to write, readable by its owner only; standard output if not given

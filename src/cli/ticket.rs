@@ -17,7 +17,7 @@ pub struct Args {
     /// File with the token; - reads standard input
     #[arg(long, value_name = "FILE")]
     pub token_file: PathBuf,
-    /// Trust these CA certificates (PEM) instead of the system's
+    /// Trust the certificates in this PEM file instead of the system's: authorities, or the gateway's own
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
     /// Ask for a shorter life than the gateway gives, seconds

@@ -6,6 +6,7 @@
 //! | [`agent`] | the acceptor that stays |
 //! | [`connect`] | the client's side |
 //! | [`host`] | candidates that are the agent's own ports |
+//! | [`trust`] | whom `--ca` trusts |
 //!
 //! No part of the gateway: nothing here runs in `jetway serve`. Whatever carries a secret goes over TLS, or stays on this machine;
 //! and it goes to the gateway that was named, since a candidate is the word of somebody else ([`Site::relay`]).
@@ -13,6 +14,7 @@
 pub mod agent;
 pub mod connect;
 pub mod host;
+pub mod trust;
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -51,6 +53,7 @@ use crate::jet::exchange::{self, JetPath, Status};
 use crate::jet::message::Version;
 use crate::jet::packet;
 use crate::limits;
+use crate::peer::trust::TrustedFile;
 use crate::session::rendezvous::mask;
 use crate::signaling;
 use crate::tls;
@@ -155,14 +158,13 @@ impl Site {
         let host = uri.host().context("the gateway's URL has no host")?;
         let authority = uri.authority().context("the gateway's URL has no host")?;
         // What is not used needs no certificates.
-        let roots = if tls {
-            roots(ca)?
+        let config = if tls {
+            client_config(ca)?
         } else {
-            RootCertStore::empty()
+            ClientConfig::builder()
+                .with_root_certificates(RootCertStore::empty())
+                .with_no_client_auth()
         };
-        let config = ClientConfig::builder()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
         Ok(Self {
             address: TargetAddr {
                 host: host.trim_matches(['[', ']']).to_owned(),
@@ -495,25 +497,29 @@ async fn binary(
     })
 }
 
-fn roots(ca: Option<&Path>) -> anyhow::Result<RootCertStore> {
+fn client_config(ca: Option<&Path>) -> anyhow::Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
-    match ca {
-        Some(path) => {
-            for certificate in tls::read_certificates(path)? {
-                let added = roots.add(certificate);
-                added.with_context(|| path.display().to_string())?;
-            }
-        }
-        None => {
-            let (_added, _ignored) =
-                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            ensure!(
-                !roots.is_empty(),
-                "the system has no CA certificates: use --ca"
-            );
-        }
+    let Some(path) = ca else {
+        let (_added, _ignored) =
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        ensure!(
+            !roots.is_empty(),
+            "the system has no CA certificates: use --ca"
+        );
+        return Ok(ClientConfig::builder()
+            .with_root_certificates(roots)
+            .with_no_client_auth());
+    };
+    let certificates = tls::read_certificates(path)?;
+    for certificate in &certificates {
+        let added = roots.add(certificate.clone());
+        added.with_context(|| path.display().to_string())?;
     }
-    Ok(roots)
+    let trusted = TrustedFile::new(roots, certificates)?;
+    Ok(ClientConfig::builder()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(trusted))
+        .with_no_client_auth())
 }
 
 /// Brings what comes from one to the other until both have ended, `early` first; the end of one direction leaves the other open until
@@ -532,9 +538,32 @@ pub async fn bridge(
     let patience = Duration::from_secs(limits::HALF_CLOSE_S);
     let mut silence = pin!(sleep(patience));
     let mut brought = None;
+    let mut broke = None;
     let both: io::Result<()> = poll_fn(|cx| {
-        let _moved = to_other.poll(cx, peer, other)?;
-        let _moved = to_peer.poll(cx, other, peer)?;
+        for way in [Which::ToOther, Which::ToPeer] {
+            let moved = match way {
+                Which::ToOther => to_other.poll(cx, peer, other),
+                Which::ToPeer => to_peer.poll(cx, other, peer),
+            };
+            match moved {
+                Poll::Ready(Err(Fault::Source(error))) => {
+                    return Poll::Ready(Err(broke.take().unwrap_or(error)));
+                }
+                // Its last words may be on their way: often they say why.
+                Poll::Ready(Err(Fault::Sink(error))) => {
+                    broke.get_or_insert(error);
+                }
+                Poll::Ready(Ok(())) | Poll::Pending => {}
+            }
+        }
+        if let Some(error) = &broke {
+            let over = |way: &Way| way.deaf || way.ended;
+            return if over(&to_other) && over(&to_peer) {
+                Poll::Ready(Err(io::Error::new(error.kind(), error.to_string())))
+            } else {
+                Poll::Pending
+            };
+        }
         // Whoever has left takes nothing any more.
         let left = to_other.left && !to_peer.ending || to_peer.left && !to_other.ending;
         if left || to_other.ended && to_peer.ended {
@@ -555,6 +584,19 @@ pub async fn bridge(
     Ok((to_other.brought, to_peer.brought))
 }
 
+/// The directions of a bridge.
+#[derive(Clone, Copy)]
+enum Which {
+    ToOther,
+    ToPeer,
+}
+
+/// Which end of a direction broke.
+enum Fault {
+    Source(io::Error),
+    Sink(io::Error),
+}
+
 /// One direction of a bridge.
 struct Way {
     buffer: Box<[u8]>,
@@ -568,6 +610,8 @@ struct Way {
     ended: bool,
     /// The source has ended and left.
     left: bool,
+    /// The sink has broken.
+    deaf: bool,
     brought: u64,
 }
 
@@ -580,6 +624,7 @@ impl Way {
             ending: false,
             ended: false,
             left: false,
+            deaf: false,
             brought: 0,
         }
     }
@@ -590,26 +635,42 @@ impl Way {
         cx: &mut Context<'_>,
         source: &mut (impl Duplex + ?Sized),
         sink: &mut (impl Duplex + ?Sized),
-    ) -> Poll<io::Result<()>> {
+    ) -> Poll<Result<(), Fault>> {
+        if self.deaf {
+            return Poll::Pending;
+        }
+        let moved = self.advance(cx, source, sink);
+        self.deaf = matches!(moved, Poll::Ready(Err(Fault::Sink(_))));
+        moved
+    }
+
+    fn advance(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut (impl Duplex + ?Sized),
+        sink: &mut (impl Duplex + ?Sized),
+    ) -> Poll<Result<(), Fault>> {
         for _step in 0..BRIDGE_STEPS {
             if !self.held.is_empty() {
                 let bytes = self.buffer.get(self.held.clone()).unwrap_or_default();
-                let count = ready!(Pin::new(&mut *sink).poll_write(cx, bytes))?;
+                let written = Pin::new(&mut *sink).poll_write(cx, bytes);
+                let count = ready!(written).map_err(Fault::Sink)?;
                 if count == 0 {
-                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                    return Poll::Ready(Err(Fault::Sink(io::ErrorKind::WriteZero.into())));
                 }
                 self.held.start = self.held.start.saturating_add(count);
                 self.brought = self.brought.saturating_add(count.try_into().unwrap_or(0));
                 self.unflushed = true;
             } else if self.ending {
                 if !self.ended {
-                    self.ended = sink.poll_end(cx)?.is_ready();
+                    self.ended = sink.poll_end(cx).map_err(Fault::Sink)?.is_ready();
                 }
-                self.left = self.left || source.poll_keep(cx)?.is_ready();
+                self.left = self.left || source.poll_keep(cx).map_err(Fault::Source)?.is_ready();
                 return Poll::Pending;
             } else {
                 let mut buf = ReadBuf::new(&mut self.buffer);
-                match Pin::new(&mut *source).poll_read(cx, &mut buf)? {
+                let read = Pin::new(&mut *source).poll_read(cx, &mut buf);
+                match read.map_err(Fault::Source)? {
                     Poll::Ready(()) => {
                         let count = buf.filled().len();
                         self.held = 0..count;
@@ -617,7 +678,8 @@ impl Way {
                     }
                     Poll::Pending => {
                         if self.unflushed {
-                            self.unflushed = Pin::new(&mut *sink).poll_flush(cx)?.is_pending();
+                            let flushed = Pin::new(&mut *sink).poll_flush(cx);
+                            self.unflushed = flushed.map_err(Fault::Sink)?.is_pending();
                         }
                         return Poll::Pending;
                     }

@@ -30,6 +30,8 @@ pub(super) struct Leftover {
 pub(super) struct Copied {
     /// Bytes read; zero at the end of the stream.
     pub(super) read: usize,
+    /// Whether that end was one without a word.
+    pub(super) cut: bool,
     /// Bytes the receiver took.
     pub(super) written: u64,
     /// The rest.
@@ -50,11 +52,15 @@ where
 {
     let mut space = [MaybeUninit::uninit(); CHUNK_BYTES];
     let mut buf = ReadBuf::uninit(&mut space);
+    let mut cut = false;
     match ready!(Pin::new(reader).poll_read(cx, &mut buf)) {
         Ok(()) => {}
         // TLS that ends without a close_notify alert, as RDP clients do. RDP has its own framing, so whoever reads
         // on sees the truncation, if it is one.
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => buf.clear(),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            buf.clear();
+            cut = true;
+        }
         Err(error) => return Poll::Ready(Err(Fault::Reader(error))),
     }
     let bytes = buf.filled();
@@ -62,6 +68,7 @@ where
     let rest = bytes.get(sent..).unwrap_or_default();
     Poll::Ready(Ok(Copied {
         read: bytes.len(),
+        cut,
         written: to_u64(sent),
         leftover: (!rest.is_empty()).then(|| Leftover {
             bytes: rest.into(),

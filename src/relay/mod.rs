@@ -171,7 +171,10 @@ async fn run_with(
         client,
         target,
         up: Direction::new(means, patience_s(TARGET_PATIENCE_S)),
-        down: Direction::new(means, patience_s(CLIENT_PATIENCE_S)),
+        down: Direction {
+            to_client: true,
+            ..Direction::new(means, patience_s(CLIENT_PATIENCE_S))
+        },
         dying: None,
     };
     let mut clock = Clock::new(limits);
@@ -215,18 +218,34 @@ async fn run_with(
             return end;
         }
     }
-    match left {
+    let left = match left {
         Some(Side::Client) => {
             drop(target);
-            linger(client).await;
+            client
         }
         Some(Side::Target) => {
             drop(client);
-            linger(target).await;
+            target
         }
-        None => {}
+        None => return end,
+    };
+    match (&end, &left) {
+        (RelayEnd::ClientFailed(_) | RelayEnd::TargetFailed(_), Io::Tls(_)) => {
+            Box::pin(break_off(left)).await;
+        }
+        _ => linger(left).await,
     }
     end
+}
+
+/// Ends a connection so that its peer gets what is on its way and learns that the other side broke off, where its transport can tell.
+async fn break_off(mut stream: Io) {
+    let closing = async {
+        poll_fn(|cx| stream.poll_cut(cx)).await?;
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
+    };
+    // It has been as polite as it can be.
+    let _ = timeout(LINGER_TIMEOUT, closing).await;
 }
 
 /// Ends the connection of a side whose session the gateway ends: at once, unless it can be told.
@@ -403,6 +422,9 @@ struct Direction {
     pace: Pace,
     /// The sink may have taken bytes without sending them, as TLS does.
     unflushed: bool,
+    /// The source was cut off, and did not end with a word.
+    cut: bool,
+    to_client: bool,
     means: Means,
     /// How long the sink may be silent that cannot be told of the end without cutting it off, seconds.
     patience_s: u8,
@@ -451,6 +473,8 @@ impl Direction {
             held: Held::Nothing,
             pace: Pace::Copy { large: 0 },
             unflushed: false,
+            cut: false,
+            to_client: false,
             means,
             patience_s,
         }
@@ -524,7 +548,7 @@ impl Direction {
                 Held::Pipe(_) => self.push(cx, sink, written),
                 Held::Bytes(_) => self.push(cx, sink, written),
             },
-            State::Ending => match sink.poll_end(cx, Duration::from_secs(self.patience_s.into())) {
+            State::Ending => match self.poll_end(cx, sink) {
                 Poll::Ready(Ok(())) => {
                     self.state = State::Ended;
                     Ok(Step::Done)
@@ -534,6 +558,16 @@ impl Direction {
             },
             State::Ended => self.keep(cx, source),
             State::Left | State::Abandoned => Ok(Step::Parked),
+        }
+    }
+
+    /// Passes the end of the source on: as what it was, where the client's transport can tell. Clients of RDP leave without a word, and
+    /// no target is to think less of it.
+    fn poll_end(&mut self, cx: &mut Context<'_>, sink: &mut Io) -> Poll<io::Result<()>> {
+        if self.cut && self.to_client {
+            sink.poll_cut(cx)
+        } else {
+            sink.poll_end(cx, Duration::from_secs(self.patience_s.into()))
         }
     }
 
@@ -575,6 +609,7 @@ impl Direction {
         };
         let copied = copied?;
         if copied.read == 0 {
+            self.cut = copied.cut;
             self.state = State::Ending;
             return Ok(Step::Done);
         }

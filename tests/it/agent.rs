@@ -844,3 +844,164 @@ async fn an_agent_tells_its_address_only_if_told_to_and_serves_there_who_knows_t
     within(peer.direct(&url, right)).await.unwrap();
     within(serving).await.unwrap().unwrap();
 }
+
+/// What a far side does once it is reached.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    Ends,
+    Resets,
+}
+
+/// A server that says something and goes, while its client says nothing.
+async fn leaver(fate: Fate) -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(b"SSH-2.0-hello\r\n").await.unwrap();
+        let mut version = [0; 13];
+        stream.read_exact(&mut version).await.unwrap();
+        match fate {
+            Fate::Ends => stream.write_all(b"last words").await.unwrap(),
+            Fate::Resets => socket2::SockRef::from(&stream)
+                .set_linger(Some(Duration::ZERO))
+                .unwrap(),
+        }
+    });
+    address
+}
+
+/// `jetway connect` on standard input and output that has met `target` and is idle: the process and its pipes.
+async fn idle(
+    site: &Branch,
+    target: &Target,
+) -> (
+    std::process::Child,
+    std::process::ChildStdin,
+    std::process::ChildStdout,
+) {
+    use std::io::{Read, Write};
+    use std::process::Stdio;
+
+    let GatewayArgs { gateway, ca } = site.gateway();
+    let file = path(&site.lab, "token.jwt");
+    std::fs::write(&file, site.token(target, json!({ "jet_ap": "ssh" }))).unwrap();
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_jetway"))
+        .args(["connect", "--gateway", &gateway.to_string(), "--ca"])
+        .arg(ca.as_ref().unwrap())
+        .arg("--token-file")
+        .arg(&file)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let met = tokio::task::spawn_blocking(move || {
+        let mut banner = [0; 15];
+        stdout.read_exact(&mut banner).unwrap();
+        stdin.write_all(b"SSH-2.0-you\r\n").unwrap();
+        (stdin, stdout)
+    });
+    let (stdin, stdout) = within(met).await.unwrap();
+    (child, stdin, stdout)
+}
+
+/// What comes until standard output is closed, and the status and standard error of the program, which ends by itself.
+async fn end_of(
+    mut child: std::process::Child,
+    mut stdout: std::process::ChildStdout,
+) -> (String, Option<i32>, String) {
+    use std::io::Read;
+
+    let ended = tokio::task::spawn_blocking(move || {
+        let (mut said, mut told) = (String::new(), String::new());
+        stdout.read_to_string(&mut said).unwrap();
+        let status = child.wait().unwrap();
+        let mut stderr = child.stderr.take().unwrap();
+        stderr.read_to_string(&mut told).unwrap();
+        (said, status.code(), told)
+    });
+    within(ended).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jetway_connect_ends_at_once_with_what_the_far_side_said() {
+    let (site, mut target) = (Branch::start(), Target::start().await);
+    target.address = leaver(Fate::Ends).await;
+    let _stop = site.with_agent(&[target.address]).await;
+    let (child, stdin, stdout) = idle(&site, &target).await;
+    let ended = end_of(child, stdout).await;
+    assert_eq!(ended, ("last words".to_owned(), Some(0), String::new()));
+    drop(stdin);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jetway_connect_says_by_its_exit_status_that_the_far_side_broke_off() {
+    let (site, mut target) = (Branch::start(), Target::start().await);
+    target.address = leaver(Fate::Resets).await;
+    let _stop = site.with_agent(&[target.address]).await;
+    let (child, stdin, stdout) = idle(&site, &target).await;
+    let (said, status, told) = end_of(child, stdout).await;
+    assert_eq!((said.as_str(), status), ("", Some(1)), "{told}");
+    assert!(told.contains("broke off"), "{told}");
+    drop(stdin);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jetway_connect_ends_when_the_agent_is_revoked_or_the_gateway_stops() {
+    for gateway_stops in [false, true] {
+        let (mut site, mut target) = (Branch::start(), Target::start().await);
+        target.address = greeter().await;
+        let _stop = site.with_agent(&[target.address]).await;
+        let (child, stdin, stdout) = idle(&site, &target).await;
+        if gateway_stops {
+            site.lab.stop().await;
+        } else {
+            let revoke = format!("DELETE /jet/agents/{NAME}");
+            assert_eq!(site.http(&revoke, OPERATOR, "").await.0, 200);
+        }
+        let (_said, status, told) = end_of(child, stdout).await;
+        assert_eq!(status, Some(1), "{told}");
+        drop(stdin);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plain_self_signed_certificate_is_trusted_by_its_own_file_and_no_other_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = |name: &str, subject: &str| {
+        let (certificate, key) = (
+            folder.path().join(format!("{name}.crt")),
+            folder.path().join(format!("{name}.key")),
+        );
+        let made = std::process::Command::new("openssl")
+            .args([
+                "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", subject, "-keyout",
+            ])
+            .arg(&key)
+            .arg("-out")
+            .arg(&certificate)
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{made:?}");
+        (certificate, key)
+    };
+    let (certificate, key) = made("gateway", "/CN=gw.example");
+    let (other, _) = made("other", "/CN=gw.example");
+    let digest = hex::encode(openssl::sha::sha256(OPERATOR.as_bytes()));
+    let lab = Lab::start(&format!(
+        "[tls]\ncertificate = {certificate:?}\nkey = {key:?}\n\
+         [api]\nkeys = [{{ name = \"desk\", sha256 = \"{digest}\" }}]\n"
+    ));
+    let asked = async |ca: &std::path::Path| {
+        let gateway = format!("https://{}", lab.address()).parse().unwrap();
+        let site = Site::new(&gateway, Some(ca)).unwrap();
+        let agents =
+            site.request::<Value>(hyper::Method::GET, "/jet/agents", OPERATOR, String::new());
+        within(agents).await
+    };
+    assert_eq!(asked(&certificate).await.unwrap(), json!([]));
+    let refused = format!("{:#}", asked(&other).await.unwrap_err());
+    assert!(refused.contains("certificate"), "{refused}");
+}
