@@ -39,6 +39,7 @@ use crate::jet::rendezvous::{Access, CandidateState, Proof, Refused};
 use crate::meeting::{Creator, Listed};
 use crate::policy::{self, SessionLimits};
 use crate::session::SessionId;
+use crate::session::registry::EndCause;
 use crate::session::rendezvous::{self, NotAdmitted};
 use crate::time::UnixTime;
 use crate::token::Token;
@@ -231,7 +232,16 @@ pub async fn delete(
 ) -> Result<StatusCode, Problem> {
     let association = association_id(&state, &id)?;
     let caller = caller(&state, &headers)?;
-    let deleted = state.gateway.meetings.delete(association, caller.proof());
+    let meetings = &state.gateway.meetings;
+    if let Caller::Operator(name) = &caller
+        && let Ok(Listed {
+            session: Some(session),
+            ..
+        }) = meetings.view(association, caller.proof())
+    {
+        session.end(EndCause::Operator(name.clone()));
+    }
+    let deleted = meetings.delete(association, caller.proof());
     deleted.map_err(|refused| declined(&state, refused))?;
     state.gateway.agents.forget_offer(association);
     let by = caller.name();

@@ -156,6 +156,7 @@ async fn decide(
         client: client.peer.ip(),
         reconnect_window_s,
         keep_until: token.claims.validity.not_after.plus(config.token.leeway_s),
+        spent: session.spent().clone(),
     });
     Ok((permit, session, reserve.await?))
 }

@@ -25,7 +25,7 @@ use crate::session::registry::Inside;
 use crate::session::secure::{
     self, ClientTls, Failed, Legs, Remaining, SecureError, SecureRequest, Secured, TargetTls,
 };
-use crate::session::{Live, SessionId, describe};
+use crate::session::{Live, SessionId, describe, note_limits};
 use crate::stage::Pipeline;
 use crate::stage::inspector::{AuditEvent, Inspector};
 use crate::store::cookies::{SessionCookies, association};
@@ -227,7 +227,10 @@ impl Inspected {
         drop(pipeline);
         let reason = match &end {
             InspectedEnd::Closed { by, orderly } => closed(*by, *orderly).to_owned(),
-            InspectedEnd::Relay(end) => describe(&live.session, end),
+            InspectedEnd::Relay(end) => {
+                note_limits(&live.session, end);
+                describe(&live.session, end)
+            }
             InspectedEnd::Session(error) => error.to_string(),
         };
         let ended = AuditEvent::Ended {

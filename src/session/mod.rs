@@ -184,6 +184,17 @@ impl Live {
     }
 }
 
+/// What a limit has ended stays ended, however long its token's reconnect window is.
+fn note_limits(session: &Session, end: &RelayEnd) {
+    match end {
+        RelayEnd::IdleTimeout | RelayEnd::TimeLimit => session.spent().set(),
+        RelayEnd::Closed
+        | RelayEnd::ClientFailed(_)
+        | RelayEnd::TargetFailed(_)
+        | RelayEnd::Cancelled => {}
+    }
+}
+
 /// Why a relay ended, in words.
 fn describe(session: &Session, end: &RelayEnd) -> String {
     match (end, session.end_cause()) {

@@ -22,7 +22,7 @@ use crate::session::connect::{Connected, Reached};
 use crate::session::identify::{Client, Opening};
 use crate::session::refuse::Refused;
 use crate::session::registry::Registered;
-use crate::session::{Live, describe};
+use crate::session::{Live, describe, note_limits};
 use crate::store::usage::Reservation;
 use crate::stream::{Io, Stream};
 
@@ -59,6 +59,7 @@ impl Opened {
         };
         let cancel = live.session.cancelled().clone();
         let end = relay::run(client, target, &live.session.traffic, limits, cancel).await;
+        note_limits(&live.session, &end);
         let reason = describe(&live.session, &end);
         live.close(&reason);
     }

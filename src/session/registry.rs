@@ -17,6 +17,7 @@ use crate::session::SessionId;
 use crate::session::secure::Legs;
 use crate::shares::{Owner, Shares};
 use crate::stage::inspector::SharedStatistics;
+use crate::store::usage::Spent;
 use crate::time::UnixTime;
 use crate::token::revocation::Revocations;
 use crate::token::target::TargetAddr;
@@ -71,13 +72,25 @@ pub struct Session {
     handshake: OnceLock<Duration>,
     cause: OnceLock<EndCause>,
     cancel: CancellationToken,
+    spent: Spent,
 }
 
 impl Session {
     /// Ends the session; the first cause is the one that is reported.
     pub fn end(&self, cause: EndCause) {
+        match cause {
+            // Or the client, which comes back by itself, would undo it at once.
+            EndCause::Operator(_) => self.spent.set(),
+            EndCause::Revoked(_) | EndCause::Shutdown => {}
+        }
         let _first = self.cause.set(cause);
         self.cancel.cancel();
+    }
+
+    /// Set when it was ended so that its token is to open no other one.
+    #[must_use]
+    pub fn spent(&self) -> &Spent {
+        &self.spent
     }
 
     /// Why it was ended from here, if it was.
@@ -209,6 +222,7 @@ impl Registry {
             handshake: OnceLock::new(),
             cause: OnceLock::new(),
             cancel: CancellationToken::new(),
+            spent: Spent::default(),
         });
         table.sessions.insert(id, Arc::clone(&session));
         Ok(Registered {

@@ -3,7 +3,7 @@
 //! A token is *reserved* while its session is being set up, *live* while it runs, and *used* afterwards. A set-up that
 //! fails gives the reservation back, so a target that was down does not cost the user the token; from the moment the
 //! target has answered, the use is on disk before a byte is relayed. Within a reconnect window the same token may open
-//! another session for the same address, never two at one time.
+//! another session for the same address, never two at one time; not where an operator or a limit has ended the last one.
 //!
 //! A token that has expired is forgotten, since its age refuses it. A clock that was set forward and back would make it young again, so
 //! the latest end of all that were forgotten is remembered, here and on disk: a token that ends no later is refused when it is not
@@ -15,6 +15,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -113,6 +114,25 @@ pub struct Claim {
     pub reconnect_window_s: u64,
     /// The token is refused for its age from then on, so no memory of it is needed.
     pub keep_until: UnixTime,
+    /// Whether whoever may has ended the session for good: then no window opens behind it.
+    pub spent: Spent,
+}
+
+/// Set when an operator or a limit ends a session: its token opens no other one, whatever its reconnect window says.
+#[derive(Clone, Debug, Default)]
+pub struct Spent(Arc<AtomicBool>);
+
+impl Spent {
+    /// Spends the token.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Whether it is spent.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
 }
 
 impl Table {
@@ -247,6 +267,9 @@ impl Table {
         self.forgotten_until = last;
     }
 }
+
+/// When the session of a spent token has ended, as far as reconnect windows go.
+const LONG_AGO: UnixTime = UnixTime(0);
 
 /// How long a client that comes back at once is let wait for the end of its own last session. The target's close, which made
 /// it come back, is still on its way through the relay then; or it is the client itself that has gone and comes back, while its target
@@ -400,12 +423,14 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        if self.committed {
-            let now = clock::unix_now();
-            self.usages.lock().end(&self.claim.token, now);
+        let spent = self.claim.spent.is_set();
+        if self.committed || spent {
+            // Every window that began then is over.
+            let ended = if spent { LONG_AGO } else { clock::unix_now() };
+            self.usages.lock().end(&self.claim.token, ended);
             self.usages
                 .disk
-                .put_later(self.claim.token.clone(), self.record(Some(now)));
+                .put_later(self.claim.token.clone(), self.record(Some(ended)));
         } else {
             self.usages
                 .lock()
@@ -429,6 +454,7 @@ mod tests {
             client,
             reconnect_window_s,
             keep_until: UnixTime(1000),
+            spent: Spent::default(),
         }
     }
 
