@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -27,6 +27,9 @@ use crate::session::rendezvous::Shown;
 use crate::shares::{Owner, Shares};
 use crate::token::Token;
 use crate::token::revocation::Revocations;
+
+/// How long an acceptor that comes back at once is let wait for the end of the last session.
+const HANDOVER: Duration = Duration::from_secs(2);
 
 /// All associations of this process, and their peers.
 #[derive(Debug)]
@@ -249,7 +252,41 @@ impl MeetingPlace {
         proof: Proof<'_>,
     ) -> Result<Vec<CandidateView>, Refused> {
         let mut table = self.lock();
+        table.reopen(id, proof);
         table.rendezvous.gather(id, transports, proof, Uuid::new_v4)
+    }
+
+    /// As [`accept`](Self::accept); waits a moment where the last session of the association is just ending: the acceptor, which comes
+    /// back for the next one, has seen its end before the gateway has.
+    ///
+    /// # Errors
+    /// See [`Rendezvous::accept`].
+    pub async fn accept_next(
+        self: &Arc<Self>,
+        association: Uuid,
+        candidate: Uuid,
+        proof: Proof<'_>,
+        address: IpAddr,
+    ) -> Result<Waiting, Refused> {
+        let changed = self.lock().changed(association)?;
+        let deadline = tokio::time::sleep(HANDOVER);
+        tokio::pin!(deadline);
+        loop {
+            let change = changed.notified();
+            tokio::pin!(change);
+            // Listening starts before the question, so that no end is missed between the two.
+            change.as_mut().enable();
+            let accepted = self.accept(association, candidate, proof, address);
+            let ending = matches!(accepted, Err(Refused::Accepted | Refused::Selected))
+                && self.lock().rendezvous.is_in_session(association);
+            if !ending {
+                return accepted;
+            }
+            tokio::select! {
+                () = change => {}
+                () = &mut deadline => return accepted,
+            }
+        }
     }
 
     /// Takes the acceptor's place at a candidate, for a peer at `address`. An agent is there for many; what it is offered
@@ -276,6 +313,7 @@ impl MeetingPlace {
             return Err(Refused::Full);
         }
         let changed = table.changed(association)?;
+        table.reopen(association, proof);
         let peer = table.new_peer();
         table
             .rendezvous
@@ -304,6 +342,7 @@ impl MeetingPlace {
         let (place, candidate, acceptor) = {
             let mut table = self.lock();
             let changed = table.changed(association)?;
+            table.reopen(association, proof);
             let peer = table.new_peer();
             let meeting = table
                 .rendezvous
@@ -385,7 +424,9 @@ impl MeetingPlace {
         candidate: Uuid,
         proof: Proof<'_>,
     ) -> Result<(), Refused> {
-        self.lock().rendezvous.test(association, candidate, proof)
+        let mut table = self.lock();
+        table.reopen(association, proof);
+        table.rendezvous.test(association, candidate, proof)
     }
 
     /// Selects a candidate, and closes all others of its association.
@@ -417,9 +458,22 @@ impl MeetingPlace {
         Ok(())
     }
 
-    /// Notes the session of an association: its figures are the association's, and who closes `connector` ends it.
-    pub fn in_session(&self, association: Uuid, connector: &Place, session: &Arc<Session>) {
+    /// Lets an association whose session is over be used again, if it still may be.
+    pub fn reopen(&self, association: Uuid, proof: Proof<'_>) {
+        self.lock().reopen(association, proof);
+    }
+
+    /// Notes the session of an association: its figures are the association's, and who closes `connector` ends it. Another one may follow
+    /// it within `window`.
+    pub fn in_session(
+        &self,
+        association: Uuid,
+        connector: &Place,
+        session: &Arc<Session>,
+        window: Duration,
+    ) {
         let mut table = self.lock();
+        table.rendezvous.may_return(association, window);
         if let Some(vouched) = table.vouched.get_mut(&association) {
             vouched.session = Some(Arc::clone(session));
         }
@@ -515,7 +569,7 @@ impl MeetingPlace {
 
     /// `Jet-Timeout`.
     #[must_use]
-    pub fn unused_timeout(&self) -> std::time::Duration {
+    pub fn unused_timeout(&self) -> Duration {
         self.lock().rendezvous.unused_timeout()
     }
 
@@ -544,11 +598,15 @@ impl MeetingPlace {
 
     fn leave(&self, peer: PeerId) {
         let mut table = self.lock();
-        if let Some(seat) = table.seats.remove(&peer) {
+        let seat = table.seats.remove(&peer);
+        if let Some(seat) = &seat {
             table.acceptors.leave(&seat.owner);
         }
         let close = table.rendezvous.leave(peer, now());
         table.close(close.as_slice());
+        if let Some(seat) = seat {
+            seat.changed.notify_waiters();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -567,6 +625,16 @@ impl Table {
         let vouched = self.vouched.get(&association);
         let vouched = vouched.ok_or(Refused::UnknownAssociation)?;
         Ok(Arc::clone(&vouched.changed))
+    }
+
+    /// Lets an association be used again whose session is over within its window, unless somebody has ended that one for good.
+    fn reopen(&mut self, association: Uuid, proof: Proof<'_>) {
+        let vouched = self.vouched.get(&association);
+        let session = vouched.and_then(|vouched| vouched.session.as_ref());
+        if session.is_none_or(|session| !session.spent().is_set()) {
+            // Where it cannot, whatever is asked of it is answered so.
+            let _ = self.rendezvous.reopen(association, proof, now());
+        }
     }
 
     /// Lets an acceptor be claimed again.

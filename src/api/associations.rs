@@ -178,11 +178,13 @@ pub async fn create(
         Problem::new(StatusCode::FORBIDDEN, refusal.rule(), detail, state.id)
     })?;
     let meetings = &state.gateway.meetings;
-    let by = match caller {
+    let by = match &caller {
         Caller::Operator(_) => Creator::Operator,
         Caller::Token(_) => Creator::Bearer(state.peer.ip()),
         Caller::Nobody => Creator::Stranger(state.peer.ip()),
     };
+    // Whose session is over may come again, as its token's window says.
+    meetings.reopen(association, caller.proof());
     let new = meetings.create(association, &token, access, by);
     let new = new.map_err(|refused| declined(&state, refused))?;
     if new {

@@ -16,6 +16,8 @@
 //!   connects, tests or selects.
 //! - **Nothing stays.** An association of which no candidate has carried a byte is forgotten after a time, and so is one
 //!   whose session is over.
+//! - **Within its token's reconnect window a session may come again**: an association that is over goes back to Gathered for whoever
+//!   may be a peer of it ([`reopen`](Rendezvous::reopen)).
 //!
 //! Peers are numbers here. Every operation returns the peers that are to be closed; whoever holds their connections
 //! closes them.
@@ -213,6 +215,8 @@ struct Association {
     /// When a candidate was last accepted, connected or chosen.
     touched: Instant,
     progress: Progress,
+    /// How long after its session it may be used again.
+    reconnect: Duration,
     /// In the order in which they were gathered.
     candidates: Vec<Candidate>,
 }
@@ -292,6 +296,7 @@ impl Rendezvous {
             created_at: now.unix,
             touched: now.instant,
             progress: Progress::Open,
+            reconnect: Duration::ZERO,
             candidates: Vec::new(),
         };
         self.associations.insert(id, association);
@@ -512,6 +517,41 @@ impl Rendezvous {
         close
     }
 
+    /// The session of an association may be followed by another one that begins so long after it.
+    pub fn may_return(&mut self, association: Uuid, window: Duration) {
+        if let Some(found) = self.associations.get_mut(&association) {
+            found.reconnect = window;
+        }
+    }
+
+    /// Lets an association whose session is over be accepted and connected again, within its window; one whose session is not over stays
+    /// as it is.
+    ///
+    /// # Errors
+    /// The window is over, it does not exist, or the proof does not fit.
+    pub fn reopen(&mut self, association: Uuid, proof: Proof<'_>, now: Now) -> Result<(), Refused> {
+        let found = self.admitted(association, proof)?;
+        let Progress::Ended(at) = found.progress else {
+            return Ok(());
+        };
+        if now.instant.saturating_duration_since(at) >= found.reconnect {
+            return Err(Refused::Ended);
+        }
+        for candidate in &mut found.candidates {
+            candidate.peers = Peers::Gathered;
+        }
+        found.progress = Progress::Open;
+        found.touched = now.instant;
+        Ok(())
+    }
+
+    /// Whether the session of an association is running.
+    #[must_use]
+    pub fn is_in_session(&self, association: Uuid) -> bool {
+        let found = self.associations.get(&association);
+        found.is_some_and(|association| matches!(association.progress, Progress::Selected(_)))
+    }
+
     /// Removes an association; returns its peers, to be closed.
     ///
     /// # Errors
@@ -531,7 +571,7 @@ impl Rendezvous {
                 .filter(|(_, association)| match association.progress {
                     Progress::Open | Progress::Chosen(_) => since(association.touched) >= unused,
                     Progress::Selected(_) => false,
-                    Progress::Ended(at) => since(at) >= ended,
+                    Progress::Ended(at) => since(at) >= ended.max(association.reconnect),
                 });
         let expired: Vec<Uuid> = expired.map(|(id, _)| *id).collect();
         let removed = expired.into_iter().map(|id| (id, self.remove(id)));
@@ -774,6 +814,39 @@ mod tests {
         let view = rendezvous.view(ASSOCIATION, Proof::Operator).unwrap();
         let candidates = view.candidates.iter();
         candidates.map(|candidate| candidate.state).collect()
+    }
+
+    #[test]
+    fn within_its_window_an_association_that_is_over_is_used_again_by_who_may() {
+        let owner = TokenId::new("t1");
+        let mut rendezvous = rendezvous(terms(Access::Token(owner.clone())));
+        let proof = |id| Proof::Token { id, jet_aid: None };
+        let other = TokenId::new("t2");
+        let session = |rendezvous: &mut Rendezvous, peers: u64, seconds: u64| {
+            let (acceptor, connector) = (PeerId(peers), PeerId(peers + 1));
+            rendezvous.accept(ASSOCIATION, TCP, acceptor, proof(&owner), at(seconds))?;
+            rendezvous.connect(ASSOCIATION, None, connector, proof(&owner), at(seconds))?;
+            rendezvous.select(ASSOCIATION, TCP)?;
+            rendezvous.leave(acceptor, at(seconds));
+            Ok(())
+        };
+        assert_eq!(session(&mut rendezvous, 1, 10), Ok(()));
+        // Without a window it is over.
+        let reopened = rendezvous.reopen(ASSOCIATION, proof(&owner), at(10));
+        assert_eq!(reopened, Err(Refused::Ended));
+        rendezvous.may_return(ASSOCIATION, Duration::from_secs(90));
+        assert_eq!(session(&mut rendezvous, 3, 20), Err(Refused::Ended));
+        let reopened = rendezvous.reopen(ASSOCIATION, proof(&other), at(20));
+        assert_eq!(reopened, Err(Refused::OtherToken));
+        let reopened = rendezvous.reopen(ASSOCIATION, proof(&owner), at(20));
+        assert_eq!(reopened, Ok(()));
+        assert_eq!(states(&mut rendezvous), [CandidateState::Gathered; 2]);
+        assert_eq!(session(&mut rendezvous, 5, 30), Ok(()));
+        // It is not forgotten before its window is over.
+        assert!(rendezvous.expire(at(30 + 89)).is_empty());
+        let reopened = rendezvous.reopen(ASSOCIATION, proof(&owner), at(30 + 90));
+        assert_eq!(reopened, Err(Refused::Ended));
+        assert_eq!(rendezvous.expire(at(30 + 90)).len(), 1);
     }
 
     fn accept(rendezvous: &mut Rendezvous, candidate: Uuid, peer: u64) -> Result<(), Refused> {

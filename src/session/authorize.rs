@@ -1,5 +1,9 @@
 //! Step 3: the permit, the token reserved for this session, the session in the registry.
 
+use std::time::Duration;
+
+use crate::application_protocol::ApplicationProtocol;
+use crate::config::TokenConfig;
 use crate::gateway::Gateway;
 use crate::policy::permit::Permit;
 use crate::policy::{self, SessionLimits};
@@ -118,6 +122,13 @@ pub fn check_opening(permit: &Permit, claims: &Claims, opening: &Opening) -> Res
     policy::can_prove(permit, offers_nla)
 }
 
+/// How long after its last session a token may open another one.
+pub(super) fn reconnect_window(config: &TokenConfig, claims: &Claims) -> Duration {
+    let usual = Duration::from_secs(config.reconnect_window_s);
+    let longest = Duration::from_secs(config.max_reconnect_window_s).max(usual);
+    claims.jet_reuse.unwrap_or(usual).min(longest)
+}
+
 async fn decide(
     gateway: &Gateway,
     client: &Client,
@@ -135,13 +146,7 @@ async fn decide(
     if let Some(rule) = gateway.revoked.rules().revokes(&token.id, &token.claims) {
         return Err(Refusal::Revoked(rule));
     }
-    let asked = token.claims.jet_reuse.map(|window| window.as_secs());
-    let reconnect_window_s = asked.unwrap_or(config.token.reconnect_window_s).min(
-        config
-            .token
-            .max_reconnect_window_s
-            .max(config.token.reconnect_window_s),
-    );
+    let reconnect_window_s = reconnect_window(&config.token, &token.claims).as_secs();
     // Who was sent on by the target comes back at once.
     let reconnect_window_s = match gateway.returning.of(&token.id) {
         Some(redirected) => {

@@ -176,10 +176,11 @@ impl Live {
             admission,
             met,
         } = self;
+        // An association is over before the token of its client is free for the next session.
+        drop(met);
         // The reconnect window starts no later than the log says so.
         drop(reservation);
         log_end(&session, reason, started);
-        drop(met);
         drop(admission);
     }
 }

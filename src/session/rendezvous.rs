@@ -265,8 +265,8 @@ pub async fn admit(
             Admitted::Tested
         }
         Operation::Accept => {
-            let waiting = meetings.accept(association, candidate, proof, peer.ip());
-            Admitted::Accepted(waiting?)
+            let accepted = meetings.accept_next(association, candidate, proof, peer.ip());
+            Admitted::Accepted(accepted.await?)
         }
         Operation::Connect => {
             let met = meetings.connect(association, Some(candidate), proof).await;
@@ -792,7 +792,9 @@ pub(super) fn together(
     };
     session.relaying(name.address().clone(), peer, None);
     let shared: &Arc<Session> = session.shared();
-    gateway.meetings.in_session(association, &connector, shared);
+    let window = authorize::reconnect_window(&gateway.config.token, &session.token.claims);
+    let meetings = &gateway.meetings;
+    meetings.in_session(association, &connector, shared, window);
     let together = Together {
         _connector: connector,
         _acceptor: place,

@@ -1122,6 +1122,50 @@ async fn an_rdp_client_with_a_rendezvous_token_meets_the_acceptor() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_association_is_met_again_within_the_window_until_an_operator_ends_it() {
+    let place = Place::start("");
+    let target = Target::start().await;
+    let association = Uuid::new_v4();
+    let token = place.token(association, json!({ "jet_ap": "rdp", "jet_reuse": 60 }));
+    let candidates = place.association(association, &token).await;
+    let accept = path(Operation::Accept, association, of(&candidates, "wss"));
+    // A mistyped password ends the first one; either side may be the first to come again.
+    for session in 1..=3 {
+        let mut client = None;
+        if session == 2 {
+            client = Some(place.lab.client(&token).await);
+        }
+        let accepted = place.peer("wss", accept, Some(&token)).await;
+        tokio::spawn(bridge(accepted.ok().unwrap(), target.address));
+        let mut client = match client {
+            Some(client) => client,
+            None => place.lab.client(&token).await,
+        };
+        assert_eq!(
+            crate::lab::confirm(&mut client).await,
+            crate::lab::SELECTED_TLS
+        );
+        client.write_all(crate::lab::CLIENT_HELLO).await.unwrap();
+        let mut echo = [0_u8; crate::lab::CLIENT_HELLO.len()];
+        within(client.read_exact(&mut echo)).await.unwrap();
+        if session < 3 {
+            drop(client);
+            crate::lab::closed(session).await;
+            continue;
+        }
+        let (_, sessions) = place.http("GET /jet/sessions", OPERATOR, "").await;
+        let id = sessions[0]["id"].as_str().unwrap();
+        let end = format!("DELETE /jet/sessions/{id}");
+        assert_eq!(place.http(&end, OPERATOR, "").await.0, 204);
+        let mut rest = Vec::new();
+        let _end = within(client.read_to_end(&mut rest)).await;
+    }
+    crate::lab::closed(3).await;
+    assert!(place.peer("wss", accept, Some(&token)).await.is_err());
+    assert_eq!(failure(&mut place.lab.client(&token).await).await, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_rdp_client_hears_at_once_that_nobody_will_come() {
     let place = Place::start("");
     let (association, other) = (Uuid::new_v4(), Uuid::new_v4());
