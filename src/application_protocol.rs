@@ -8,7 +8,8 @@
 //! | others | not identifiable: conforms | not identifiable: conforms |
 //!
 //! An SSH server may send other lines before its version (RFC 4253 4.2); none does in practice, and such a target
-//! does not conform here. A preconnection PDU, being addressed to the gateway, is not part of what is judged.
+//! does not conform here. A preconnection PDU, being addressed to the gateway, is not part of what is judged. Each side is judged once,
+//! by its first bytes, and nothing of it passes before: in SSH a version line is followed by binary packets.
 //!
 //! [RFC 4253]: https://www.rfc-editor.org/rfc/rfc4253#section-4.2
 //! [RFC 6143]: https://www.rfc-editor.org/rfc/rfc6143#section-7.1.1

@@ -53,7 +53,7 @@
 //!    which the routing token is removed: TLS and CredSSP run end to end. In an inspected one every PDU passes byte for byte
 //!    but for the fields in which the legs differ ([`rdp::session`] names them).
 //! 3. **One token, one live session.** Reserved from the moment of authorisation, on disk before the client hears from the
-//!    target ([`store::usage`]). Revocation ends live sessions, too.
+//!    target ([`store::usage`]). Revocation ends live sessions, too, and what an operator or a limit has ended is not opened again.
 //! 4. **Bounded.** Whatever an unproven peer can make us hold or wait for is named in [`limits`] or in the
 //!    configuration. What a proven peer can fill has a share for each token and each address ([`shares`]), and a limit that
 //!    is reached is said once a minute with who has reached it ([`listener::reached`]). A place among the connections is held as
@@ -89,6 +89,8 @@
 //!   created does not, unless they say so, since existing peers have no way to show one.
 //! - **The first bytes of a rendezvous wait for a quarter of a second** where the peer that is to get them may not have read its
 //!   response yet: existing clients read it by one call and lose what comes with it.
+//! - **A session by rendezvous may come again** within its token's reconnect window, as a forward one may: its association goes back to
+//!   where it was gathered, for whoever may be a peer of it ([`jet::rendezvous`]).
 //! - **Gathering is idempotent**: both peers may ask, and get the same candidates.
 //! - **What an agent signs is no token**: its `typ` is another, its key is known for nothing else, and it opens one candidate of an
 //!   association that this agent was offered ([`token::statement`]).
@@ -131,7 +133,7 @@
 //! | J-JWT-5 | `dst_usr`, `dst_pwd` only in an encrypted token | `token::tests::secrets_make_a_token_invalid_unless_it_was_encrypted` |
 //! | J-CM-1 | `jet_cm` | `token::claims::tests::jet_cm_is_rdv_when_absent_and_nothing_but_rdv_or_fwd`, `it::rendezvous::associations_are_created_read_and_deleted_by_who_may` |
 //! | J-CT-1 | `jet_ct` | `token::claims::tests::jet_ct_is_keep_when_absent_and_nothing_but_keep_or_close`, `it::rendezvous::with_jet_ct_close_connecting_selects` |
-//! | J-AP-1 | `jet_ap` is enforced from the first byte | `it::enforcement`, `it::rendezvous::jet_ap_is_enforced_in_a_rendezvous` |
+//! | J-AP-1 | `jet_ap` is enforced from the first byte | `it::enforcement`, `it::rendezvous::jet_ap_is_enforced_in_a_rendezvous`, `peers::protocols` |
 //! | J-REC-1 | `jet_rec` true: refused while there is no recorder | `it::demands::recording_and_filtering_are_refused_with_their_reason`, `it::behind::recording_and_filtering_are_refused_to_either_peer_of_a_rendezvous_in_every_way_in` |
 //! | J-FLT-1 | `jetflt`, `jet_flt` true: refused while there is no filter | the same |
 //! | J-DST-1 | `dst_hst` | `token::target::tests`, `token::claims::tests::a_destination_is_required_with_fwd_and_refused_with_rdv`, `it::onward::ipv6_targets_and_names_are_reached` |

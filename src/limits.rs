@@ -35,6 +35,10 @@ pub const HTTP_BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// From accept until the token text is in hand.
 pub const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Behind a preconnection PDU, how long a client may say nothing that tells X.224 from TLS and from the rest, until it is connected as
+/// one whose server speaks first. Clients write both in one go, so this is for one lost packet on the way.
+pub const OPENING_PATIENCE: Duration = Duration::from_millis(500);
+
 /// From accept until bytes are relayed.
 pub const ESTABLISH_TIMEOUT: Duration = Duration::from_secs(30);
 

@@ -80,6 +80,27 @@ pub fn recognise(bytes: &[u8]) -> Recognition {
     }
 }
 
+/// Tells how a connection goes on behind a preconnection PDU: by X.224, by TLS at once, or by something else. Nothing else needs to be
+/// told apart there, so one byte may be enough to know that it is neither.
+///
+/// # Examples
+/// ```
+/// use jetway::preamble::{Preamble, Recognition, recognise_behind};
+///
+/// assert_eq!(recognise_behind(b"\x16\x03\x01"), Recognition::Known(Preamble::Tls));
+/// assert_eq!(recognise_behind(b"\x03"), Recognition::NeedMore);
+/// assert_eq!(recognise_behind(b"G"), Recognition::Unknown);
+/// ```
+#[must_use]
+pub fn recognise_behind(bytes: &[u8]) -> Recognition {
+    match *bytes {
+        [] | [0x03] | [0x16] | [0x16, 0x03] => Recognition::NeedMore,
+        [0x03, 0x00, ..] => Recognition::Known(Preamble::X224),
+        [0x16, 0x03, 0x00..=0x04, ..] => Recognition::Known(Preamble::Tls),
+        _ => Recognition::Unknown,
+    }
+}
+
 /// How bytes fit one protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fit {

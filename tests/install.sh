@@ -5,7 +5,7 @@
 #   build      what the build needs, and nothing else
 #   (nothing)  what the tests without peers need: cargo-nextest, besides what the build needs
 #   peers      the real clients and targets of tests/peers: FreeRDP 2 and 3, rdesktop, aardwolf, xrdp, weston, krb5kdc, Xvfb,
-#              Chromium, websockets, wscat, socat and the tools around them
+#              Chromium, websockets, wscat, socat, OpenSSH, Xvnc and the tools around them
 #   ci         cargo-deny and cargo-fuzz
 #   bench      what tests/bench compares with: HAProxy, FreeRDP's proxy, PyRDP, websocat, and ws of Node.js where that is
 #              there; its real sessions also need peers
@@ -25,7 +25,8 @@ for part in "$@"; do
             rdesktop fuse3 pulseaudio pulseaudio-utils weston xwayland python3-venv
             # They come without a realm, and without one krb5kdc and kadmind do not start.
             krb5-kdc krb5-admin-server krb5-user faketime dnsmasq-base
-            chromium libnss3-tools socat)
+            chromium libnss3-tools socat
+            openssh-client openssh-server tigervnc-standalone-server)
         # Node.js often comes from elsewhere, and with its own npm.
         command -v node >/dev/null && command -v npm >/dev/null || packages+=(nodejs npm)
         environments+=(aardwolf websockets)

@@ -558,26 +558,26 @@ pub async fn bridge(
         }
         if let Some(error) = &broke {
             let over = |way: &Way| way.deaf || way.ended;
-            return if over(&to_other) && over(&to_peer) {
-                Poll::Ready(Err(io::Error::new(error.kind(), error.to_string())))
-            } else {
-                Poll::Pending
-            };
-        }
-        // Whoever has left takes nothing any more.
-        let left = to_other.left && !to_peer.ending || to_peer.left && !to_other.ending;
-        if left || to_other.ended && to_peer.ended {
-            return Poll::Ready(Ok(()));
-        }
-        if !to_other.ending && !to_peer.ending {
-            return Poll::Pending;
+            if over(&to_other) && over(&to_peer) {
+                return Poll::Ready(Err(io::Error::new(error.kind(), error.to_string())));
+            }
+        } else {
+            // Whoever has left takes nothing any more.
+            let left = to_other.left && !to_peer.ending || to_peer.left && !to_other.ending;
+            if left || to_other.ended && to_peer.ended {
+                return Poll::Ready(Ok(()));
+            }
+            if !to_other.ending && !to_peer.ending {
+                return Poll::Pending;
+            }
         }
         let now_brought = Some((to_other.brought, to_peer.brought));
         if brought != now_brought {
             brought = now_brought;
             silence.as_mut().reset(Instant::now() + patience);
         }
-        silence.as_mut().poll(cx).map(Ok)
+        ready!(silence.as_mut().poll(cx));
+        Poll::Ready(broke.take().map_or(Ok(()), Err))
     })
     .await;
     both?;

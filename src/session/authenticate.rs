@@ -12,7 +12,7 @@ use crate::carrier::{self, Credential};
 use crate::clock;
 use crate::gateway::Gateway;
 use crate::refusal::Refusal;
-use crate::session::identify::{Client, Opening, RdpClient};
+use crate::session::identify::{Client, Expected, Opening, RdpClient};
 use crate::session::refuse::Refused;
 use crate::token::Token;
 use crate::token::claims::Claims;
@@ -63,7 +63,7 @@ pub async fn authenticate(
         span.record("jet_ap", display(jet_ap));
     }
     if matches!(opening, Opening::Unread) {
-        opening = match client.read_opening(token.claims.jet_ap.as_ref()).await {
+        opening = match client.read_opening(Expected::by(&token.claims)).await {
             Ok(opening) => opening,
             Err(refusal) => {
                 return Err(client.refused(refusal, Opening::Unread).with_token(&token));

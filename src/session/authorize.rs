@@ -28,6 +28,8 @@ pub struct Authorized {
     pub opening: Opening,
     /// What it may do.
     pub permit: Permit,
+    /// What is announced to be spoken: by its token, and in a rendezvous by those of the others.
+    pub protocol: Option<ApplicationProtocol>,
     /// Its session.
     pub session: Registered,
     /// Its token, taken.
@@ -42,6 +44,7 @@ impl Authorized {
             client,
             opening,
             permit,
+            protocol,
             session,
             reservation,
         } = self;
@@ -49,6 +52,7 @@ impl Authorized {
             client,
             opening,
             permit,
+            protocol,
             session,
             reservation,
             reached,
@@ -74,6 +78,7 @@ pub async fn authorize(
             client,
             opening,
             permit,
+            protocol: token.claims.jet_ap,
             session,
             reservation,
         }),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::application_protocol::ApplicationProtocol;
 use crate::clock;
 use crate::gateway::Gateway;
 use crate::policy::permit::Permit;
@@ -27,6 +28,8 @@ pub struct Connected {
     pub opening: Opening,
     /// What it may do.
     pub permit: Permit,
+    /// What is announced to be spoken: by its token, and in a rendezvous by those of the others.
+    pub protocol: Option<ApplicationProtocol>,
     /// Its session.
     pub session: Registered,
     /// Its token, taken.

@@ -11,13 +11,14 @@ use tokio::time::timeout_at;
 use tokio_rustls::TlsAcceptor;
 use zeroize::Zeroizing;
 
-use crate::application_protocol::ApplicationProtocol;
+use crate::application_protocol::{self, ApplicationProtocol, FirstBytes};
 use crate::carrier::{self, Credential};
+use crate::clock;
 use crate::config::Arrival;
 use crate::limits;
 use crate::listener::Listener;
 use crate::listener::admission::Admission;
-use crate::preamble::{Preamble, Recognition, recognise};
+use crate::preamble::{Preamble, Recognition, recognise, recognise_behind};
 use crate::proxy_protocol;
 use crate::rdp::connection_request::{self, ConnectionRequest};
 use crate::rdp::preconnection::{self, PreconnectionPdu};
@@ -25,6 +26,7 @@ use crate::refusal::Refusal;
 use crate::session::SessionId;
 use crate::session::refuse::Refused;
 use crate::stream::{Io, Stream};
+use crate::token::claims::Claims;
 
 /// A connection on its way to being a session.
 #[derive(Debug)]
@@ -60,6 +62,35 @@ pub enum Opening {
     DirectTls,
     /// Some other protocol; still in the stream.
     Other,
+}
+
+/// What a token announces that its client will speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected<'a> {
+    /// RDP.
+    Rdp,
+    /// It does not say: RDP or anything else.
+    Unsaid,
+    /// This protocol, which is not RDP.
+    Other(&'a ApplicationProtocol),
+}
+
+impl<'a> Expected<'a> {
+    /// By these claims. What they want done inside a session can be done in RDP only.
+    #[must_use]
+    pub fn by(claims: &'a Claims) -> Self {
+        match &claims.jet_ap {
+            Some(ApplicationProtocol::Rdp) => Self::Rdp,
+            None if claims.wants_inside() => Self::Rdp,
+            None | Some(ApplicationProtocol::None) => Self::Unsaid,
+            Some(
+                protocol @ (ApplicationProtocol::Wayk
+                | ApplicationProtocol::Ssh
+                | ApplicationProtocol::Vnc
+                | ApplicationProtocol::Other(_)),
+            ) => Self::Other(protocol),
+        }
+    }
 }
 
 /// A client that speaks RDP, or announced that it has a token to show.
@@ -172,6 +203,11 @@ impl Client {
     /// Turns the client away.
     #[must_use]
     pub fn refused(self, refusal: Refusal, opening: Opening) -> Box<Refused> {
+        let opening = match (&refusal, opening) {
+            // It may be RDP that came where something else was announced, and RDP clients can be told.
+            (Refusal::Protocol { side: "client", .. }, Opening::Other) => Opening::Unread,
+            (_, opening) => opening,
+        };
         Box::new(Refused {
             id: self.id,
             peer: self.peer,
@@ -345,46 +381,57 @@ impl Client {
         Ok(request)
     }
 
-    /// Reads how the connection goes on behind a preconnection PDU.
+    /// Reads how the connection goes on behind a preconnection PDU. Where RDP is announced it has to come; of any other protocol the
+    /// server may be who speaks first, so a client that says nothing for a while is connected as it is.
     ///
     /// # Errors
-    /// The client says nothing, or no valid Connection Request.
-    pub async fn read_opening(
-        &mut self,
-        protocol: Option<&ApplicationProtocol>,
-    ) -> Result<Opening, Refusal> {
-        match protocol {
-            None | Some(ApplicationProtocol::Rdp | ApplicationProtocol::None) => {}
-            // Their servers speak first, so the client may have nothing to say yet.
-            Some(
-                ApplicationProtocol::Ssh
-                | ApplicationProtocol::Vnc
-                | ApplicationProtocol::Wayk
-                | ApplicationProtocol::Other(_),
-            ) => return Ok(Opening::Other),
-        }
-        let deadline = self.identify_by;
-        let read = async {
-            loop {
-                match recognise(self.stream.buffered()) {
-                    Recognition::Known(Preamble::X224) => {
-                        return Ok(Opening::X224(self.read_connection_request().await?));
-                    }
-                    Recognition::Known(Preamble::Tls) => return Ok(Opening::DirectTls),
-                    Recognition::Known(
-                        Preamble::ProxyProtocol
-                        | Preamble::PreconnectionPdu
-                        | Preamble::Http
-                        | Preamble::Jet,
-                    )
-                    | Recognition::Unknown => return Ok(Opening::Other),
-                    Recognition::NeedMore => self.fill(limits::CONNECTION_REQUEST_BYTES).await?,
-                }
+    /// The client leaves, says no valid Connection Request, or nothing where RDP is announced.
+    pub async fn read_opening(&mut self, expected: Expected<'_>) -> Result<Opening, Refusal> {
+        let patience = match expected {
+            Expected::Rdp => self.identify_by,
+            Expected::Unsaid | Expected::Other(_) => {
+                let now = clock::now();
+                now.checked_add(limits::OPENING_PATIENCE).unwrap_or(now)
             }
         };
-        timeout_at(deadline.into(), read)
-            .await
-            .unwrap_or(Err(Refusal::Silent))
+        loop {
+            match expected {
+                Expected::Rdp | Expected::Unsaid => {
+                    match recognise_behind(self.stream.buffered()) {
+                        Recognition::Known(Preamble::X224) => {
+                            let deadline = self.identify_by.into();
+                            let request =
+                                timeout_at(deadline, self.read_connection_request()).await;
+                            return request.unwrap_or(Err(Refusal::Silent)).map(Opening::X224);
+                        }
+                        Recognition::Known(Preamble::Tls) => return Ok(Opening::DirectTls),
+                        Recognition::Known(
+                            Preamble::ProxyProtocol
+                            | Preamble::PreconnectionPdu
+                            | Preamble::Http
+                            | Preamble::Jet,
+                        )
+                        | Recognition::Unknown => return Ok(Opening::Other),
+                        Recognition::NeedMore => {}
+                    }
+                }
+                Expected::Other(protocol) => {
+                    match application_protocol::check_client(protocol, self.stream.buffered()) {
+                        FirstBytes::Conforms | FirstBytes::Violates => return Ok(Opening::Other),
+                        // What an RDP client says here is seen before the target says what it would not understand.
+                        FirstBytes::NeedMore => {}
+                    }
+                }
+            }
+            let more = self.fill(limits::CONNECTION_REQUEST_BYTES);
+            match (timeout_at(patience.into(), more).await, expected) {
+                (Ok(more), _) => more?,
+                (Err(_elapsed), Expected::Rdp) => return Err(Refusal::Silent),
+                (Err(_elapsed), Expected::Unsaid | Expected::Other(_)) => {
+                    return Ok(Opening::Other);
+                }
+            }
+        }
     }
 
     async fn fill(&mut self, limit: usize) -> Result<(), Refusal> {

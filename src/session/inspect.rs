@@ -64,6 +64,8 @@ pub async fn inspect(
         session,
         mut reservation,
         reached,
+        // The legs are secured by what RDP says first, and nothing else passes.
+        protocol: _,
     } = connected;
     if let Err(refusal) = policy::may_inject(inspection, reached.is_proven()) {
         return Err(client.refused(refusal, opening).with_session(&session));

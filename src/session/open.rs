@@ -3,10 +3,12 @@
 //! For RDP the Connection Request goes to the target without its routing token, and the target must answer with a
 //! Connection Confirm before the client hears anything. Then, and not before, the token counts as used: a target that
 //! accepts connections and does not answer costs nobody a token.
+//!
+//! For anything else that a token announces, nothing passes from either side before its first bytes are known to begin that protocol,
+//! whichever side speaks first.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout_at;
@@ -17,7 +19,7 @@ use crate::limits;
 use crate::policy::permit::Permit;
 use crate::rdp::negotiation::{self, ConnectionConfirm};
 use crate::refusal::Refusal;
-use crate::relay::{self, AfterEnd, RDP_AFTER_END, RelayLimits};
+use crate::relay::{self, AfterEnd, RDP_AFTER_END, RelayLimits, Traffic};
 use crate::session::connect::{Connected, Reached};
 use crate::session::identify::{Client, Opening};
 use crate::session::refuse::Refused;
@@ -39,6 +41,8 @@ pub struct Opened {
     pub permit: Permit,
     /// How long it goes on when one side has ended.
     pub after_end: AfterEnd,
+    /// What was announced.
+    pub protocol: Option<ApplicationProtocol>,
 }
 
 impl Opened {
@@ -50,11 +54,12 @@ impl Opened {
             target,
             permit,
             after_end,
+            protocol,
         } = *self;
         let limits = RelayLimits {
             idle: permit.idle_timeout(),
             total: permit.time_limit(),
-            half_close: half_closes(live.session.token.claims.jet_ap.as_ref()),
+            half_close: half_closes(protocol.as_ref()),
             after_end: Some(after_end),
         };
         let cancel = live.session.cancelled().clone();
@@ -111,6 +116,7 @@ pub async fn open(gateway: &Gateway, connected: Connected) -> Result<Opened, Box
         mut client,
         opening,
         permit,
+        protocol,
         session,
         mut reservation,
         reached: Reached {
@@ -123,7 +129,7 @@ pub async fn open(gateway: &Gateway, connected: Connected) -> Result<Opened, Box
         &mut client,
         &opening,
         &session,
-        &mut reservation,
+        (&mut reservation, protocol.as_ref()),
         &mut target,
     );
     let cancelled = session.cancelled().cancelled();
@@ -132,12 +138,15 @@ pub async fn open(gateway: &Gateway, connected: Connected) -> Result<Opened, Box
         () = cancelled => Err(Failure::before_answer(session.cancellation())),
     };
     if let Err(Failure { refusal, answered }) = result {
-        // Once the client has the target's answer, a second one would make no sense to it.
-        let opening = if answered { Opening::Other } else { opening };
-        return Err(client.refused(refusal, opening).with_session(&session));
+        let mut refused = client.refused(refusal, opening).with_session(&session);
+        if answered && let Some((_, opening)) = &mut refused.answer {
+            // A second answer would make no sense to the client.
+            *opening = Opening::Other;
+        }
+        return Err(refused);
     }
     let after_end = after_end(
-        session.token.claims.jet_ap.as_ref(),
+        protocol.as_ref(),
         &opening,
         gateway.config.session.half_close_timeout_s,
     );
@@ -162,6 +171,7 @@ pub async fn open(gateway: &Gateway, connected: Connected) -> Result<Opened, Box
         target,
         permit,
         after_end,
+        protocol,
     })
 }
 
@@ -191,10 +201,9 @@ async fn exchange(
     client: &mut Client,
     opening: &Opening,
     session: &Registered,
-    reservation: &mut Reservation,
+    (reservation, protocol): (&mut Reservation, Option<&ApplicationProtocol>),
     target: &mut Stream,
 ) -> Result<(), Failure> {
-    let protocol = session.token.claims.jet_ap.as_ref();
     if let Opening::X224(request) = opening {
         let request = request
             .encode()
@@ -224,35 +233,19 @@ async fn exchange(
             .map_err(Failure::after_answer)?;
     } else {
         reservation.commit().await.map_err(Failure::before_answer)?;
-        let read_ahead = client.stream.buffered();
-        write(target, read_ahead)
-            .await
-            .map_err(target_failed)
-            .map_err(Failure::before_answer)?;
-        count(&session.traffic.to_target, read_ahead.len());
-        let sent = read_ahead.len();
-        client.stream.consume(sent);
         if let Some(protocol) = protocol {
-            let answer = first_answer(target, protocol, client.establish_by);
-            let answer = answer.await.map_err(Failure::before_answer)?;
-            write(client.stream.io_mut(), &answer)
-                .await
-                .map_err(|error| Failure::after_answer(Refusal::Io(error)))?;
-            count(&session.traffic.to_client, answer.len());
-            check_first_bytes(client, protocol)
-                .await
-                .map_err(Failure::after_answer)?;
+            first_words(client, target, protocol, &session.traffic).await?;
         }
     }
     let read_ahead = client.stream.buffered();
-    write(target, read_ahead)
+    write(target.io_mut(), read_ahead)
         .await
         .map_err(target_failed)
         .map_err(Failure::after_answer)?;
     count(&session.traffic.to_target, read_ahead.len());
     let sent = read_ahead.len();
     client.stream.consume(sent);
-    // What a peer of a rendezvous said before it was met, and nobody has asked for.
+    // What the target said behind what was judged, and a peer of a rendezvous before it was met.
     let early = target.buffered();
     if !early.is_empty() {
         write(client.stream.io_mut(), early)
@@ -285,70 +278,118 @@ async fn read_confirm(
     }
 }
 
-/// The first bytes of a target that is not reached by X.224, as many as tell whether it speaks `protocol`.
-async fn first_answer(
+/// Brings the first bytes of each side to the other, once they are those of `protocol` and not before. Which side speaks first is the
+/// protocol's matter, so neither waits for the other here; what follows the first bytes is judged by nobody.
+async fn first_words(
+    client: &mut Client,
     target: &mut Stream,
     protocol: &ApplicationProtocol,
-    deadline: Instant,
-) -> Result<Vec<u8>, Refusal> {
-    let mut bytes = Vec::new();
-    let read = async {
-        loop {
-            match application_protocol::check_target(protocol, &bytes) {
-                FirstBytes::Conforms => return Ok(bytes),
-                FirstBytes::NeedMore => read_more(target, &mut bytes).await?,
-                FirstBytes::Violates => {
-                    return Err(Refusal::Protocol {
-                        side: "target",
-                        protocol: protocol.clone(),
-                    });
-                }
-            }
-        }
-    };
-    timeout_at(deadline.into(), read).await.unwrap_or_else(|_| {
-        Err(Refusal::Target(
-            "accepts connections and is silent".to_owned(),
-        ))
-    })
-}
-
-/// A client that lets its server speak first is checked when it answers.
-async fn check_first_bytes(
-    client: &mut Client,
-    protocol: &ApplicationProtocol,
-) -> Result<(), Refusal> {
-    if !matches!(
-        protocol,
-        ApplicationProtocol::Ssh | ApplicationProtocol::Vnc
-    ) {
-        return Ok(());
-    }
+    traffic: &Traffic,
+) -> Result<(), Failure> {
     let deadline = client.establish_by.into();
-    let read = async {
-        loop {
-            match application_protocol::check_client(protocol, client.stream.buffered()) {
-                FirstBytes::Conforms => return Ok(()),
-                FirstBytes::Violates => {
-                    return Err(Refusal::Protocol {
-                        side: "client",
-                        protocol: protocol.clone(),
-                    });
+    let mut answered = false;
+    let (mut client_spoke, mut target_spoke) = (false, false);
+    loop {
+        if !client_spoke
+            && judged(
+                application_protocol::check_client(protocol, client.stream.buffered()),
+                ("client", protocol),
+            )
+            .map_err(|refusal| Failure { refusal, answered })?
+        {
+            client_spoke = true;
+            pass_on(&mut client.stream, target.io_mut(), &traffic.to_target)
+                .await
+                .map_err(|error| Failure {
+                    refusal: target_failed(error),
+                    answered,
+                })?;
+        }
+        if !target_spoke
+            && judged(
+                application_protocol::check_target(protocol, target.buffered()),
+                ("target", protocol),
+            )
+            .map_err(|refusal| Failure { refusal, answered })?
+        {
+            target_spoke = true;
+            answered |= !target.buffered().is_empty();
+            pass_on(target, client.stream.io_mut(), &traffic.to_client)
+                .await
+                .map_err(|error| Failure {
+                    refusal: Refusal::Io(error),
+                    answered,
+                })?;
+        }
+        if client_spoke && target_spoke {
+            return Ok(());
+        }
+        let read = async {
+            tokio::select! {
+                read = client.stream.fill(limits::CONNECTION_REQUEST_BYTES), if !client_spoke => {
+                    match read.map_err(Refusal::Io)? {
+                        // A client that does not like the answer may go; one that breaks off in the middle of a mark has not spoken.
+                        0 if client.stream.buffered().is_empty() => client_spoke = true,
+                        0 => return Err(violated("client", protocol)),
+                        _ => {}
+                    }
                 }
-                FirstBytes::NeedMore => {
-                    match client.stream.fill(limits::CONNECTION_REQUEST_BYTES).await {
-                        // A client that does not like the answer may go.
-                        Ok(0) => return Ok(()),
-                        Ok(_) => {}
-                        Err(error) => return Err(Refusal::Io(error)),
+                read = target.fill(limits::CONNECTION_REQUEST_BYTES), if !target_spoke => {
+                    if read.map_err(target_failed)? == 0 {
+                        return Err(Refusal::Target(
+                            "closed the connection without an answer".to_owned(),
+                        ));
                     }
                 }
             }
-        }
-    };
-    timeout_at(deadline, read)
-        .await
-        .unwrap_or(Err(Refusal::Silent))
+            Ok(())
+        };
+        let silent = if target_spoke {
+            Refusal::Silent
+        } else {
+            Refusal::Target("accepts connections and is silent".to_owned())
+        };
+        timeout_at(deadline, read)
+            .await
+            .unwrap_or(Err(silent))
+            .map_err(|refusal| Failure { refusal, answered })?;
+    }
+}
+
+/// Whether one side has said enough to be heard.
+fn judged(
+    first: FirstBytes,
+    (side, protocol): (&'static str, &ApplicationProtocol),
+) -> Result<bool, Refusal> {
+    match first {
+        FirstBytes::Conforms => Ok(true),
+        FirstBytes::NeedMore => Ok(false),
+        FirstBytes::Violates => Err(violated(side, protocol)),
+    }
+}
+
+fn violated(side: &'static str, protocol: &ApplicationProtocol) -> Refusal {
+    Refusal::Protocol {
+        side,
+        protocol: protocol.clone(),
+    }
+}
+
+/// Writes what has arrived from one side to the other.
+async fn pass_on(
+    from: &mut Stream,
+    to: &mut (impl AsyncWriteExt + Unpin),
+    traffic: &AtomicU64,
+) -> io::Result<()> {
+    let bytes = from.buffered();
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    write(to, bytes).await?;
+    let sent = bytes.len();
+    count(traffic, sent);
+    from.consume(sent);
+    Ok(())
 }
 
 /// With `jet_ap: rdp`, what the client says next must be what the target has selected: TLS, or RDP's own security.

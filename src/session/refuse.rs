@@ -14,7 +14,7 @@ use crate::clock;
 use crate::gateway::Gateway;
 use crate::limits;
 use crate::listener::admission::Admission;
-use crate::preamble::{Preamble, Recognition, recognise};
+use crate::preamble::{Preamble, Recognition, recognise_behind};
 use crate::rdp::connection_request;
 use crate::rdp::negotiation::{self, FailureCode};
 use crate::refusal::Refusal;
@@ -110,7 +110,8 @@ impl Refused {
         } = self;
         let duration_ms = millis_since(*started);
         let rule = refusal.rule();
-        if refusal.is_noise() {
+        // Who has shown a valid token is no scan, and its user may ask.
+        if refusal.is_noise() && token.is_none() {
             debug!(session = %id, %peer, rule, reason = %refusal, duration_ms, "Connection dropped");
             return;
         }
@@ -187,7 +188,7 @@ async fn answer(
 /// Waits for what is to be answered.
 async fn read_opening(stream: &mut Stream) -> std::io::Result<Opening> {
     loop {
-        match recognise(stream.buffered()) {
+        match recognise_behind(stream.buffered()) {
             Recognition::Known(Preamble::X224) => {
                 match connection_request::decode(stream.buffered()) {
                     Ok(Some((request, _))) => return Ok(Opening::X224(request)),

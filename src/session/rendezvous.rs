@@ -20,7 +20,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Span, debug, info};
 use uuid::Uuid;
 
-use crate::application_protocol::ApplicationProtocol;
 use crate::clock;
 use crate::gateway::Gateway;
 use crate::jet::agent::{ACCEPT_TYPE, Acceptance, AgentName, Unmet};
@@ -32,12 +31,12 @@ use crate::limits;
 use crate::listener::admission::Admission;
 use crate::meeting::{Met, Party, Place, Waiting, proof_of};
 use crate::policy::{self, SessionLimits};
-use crate::preamble::{Preamble, Recognition, recognise};
+use crate::preamble::{Preamble, Recognition, recognise_behind};
 use crate::refusal::Refusal;
 use crate::session::authenticate::{self, Authenticated};
 use crate::session::authorize::{self, Authorized};
 use crate::session::connect::{self, Reached};
-use crate::session::identify::{Client, Opening};
+use crate::session::identify::{Client, Expected, Opening};
 use crate::session::refuse::{self, Refused};
 use crate::session::registry::{Registered, Session};
 use crate::session::{Ready, SessionId, run, secure_or_open};
@@ -640,26 +639,17 @@ pub(super) fn leads_to(claims: &Claims, acceptor: &Shown) -> Result<(), Refusal>
 
 /// The connector as a client with its token: how it begins, and whether that is what the token announces.
 async fn authenticated(mut client: Client, token: Token) -> Result<Authenticated, Box<Refused>> {
-    let protocol = token.claims.jet_ap.as_ref();
-    let speaks_rdp = match protocol {
-        Some(ApplicationProtocol::Rdp) => true,
-        // What the token wants done inside can be done in RDP only.
-        None if token.claims.wants_inside() => true,
+    let speaks_rdp = match Expected::by(&token.claims) {
+        Expected::Rdp => true,
         // Its server may speak first, so nothing is waited for; but what is there tells.
-        None => matches!(
-            recognise(client.stream.buffered()),
+        Expected::Unsaid => matches!(
+            recognise_behind(client.stream.buffered()),
             Recognition::Known(Preamble::X224)
         ),
-        Some(
-            ApplicationProtocol::None
-            | ApplicationProtocol::Wayk
-            | ApplicationProtocol::Ssh
-            | ApplicationProtocol::Vnc
-            | ApplicationProtocol::Other(_),
-        ) => false,
+        Expected::Other(_) => false,
     };
     let opening = if speaks_rdp {
-        let opening = client.read_opening(Some(&ApplicationProtocol::Rdp)).await;
+        let opening = client.read_opening(Expected::Rdp).await;
         match opening {
             Ok(opening) => opening,
             Err(refusal) => {
@@ -722,6 +712,7 @@ pub async fn meet(gateway: &Gateway, authorized: &mut Authorized) -> Result<Reac
         client,
         opening,
         permit,
+        protocol,
         session,
         ..
     } = authorized;
@@ -748,6 +739,7 @@ pub async fn meet(gateway: &Gateway, authorized: &mut Authorized) -> Result<Reac
         authenticate::check_protocol(&claims, opening, client)?;
         *permit = authorize::permit(gateway, client, &claims)?;
         authorize::check_opening(permit, &claims, opening)?;
+        *protocol = claims.jet_ap;
     }
     // The client has spoken, and its bytes are on their way: that selects the candidate.
     gateway.meetings.select(association, candidate)?;

@@ -5,17 +5,23 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::lab::{CLIENT_HELLO, Lab, SELECTED_TLS, Target, confirm, failure, logged, within};
+use crate::lab::{
+    CLIENT_HELLO, Lab, SELECTED_TLS, Target, confirm, failure, logged, request, within,
+};
 
 /// A target that says `banner` first and then echoes.
 async fn speaker(banner: &'static [u8]) -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
-        let (mut stream, _) = listener.accept().await.unwrap();
-        stream.write_all(banner).await.unwrap();
-        let (mut read, mut write) = stream.split();
-        let _ended = tokio::io::copy(&mut read, &mut write).await;
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                stream.write_all(banner).await.unwrap();
+                let (mut read, mut write) = stream.split();
+                let _ended = tokio::io::copy(&mut read, &mut write).await;
+            });
+        }
     });
     address
 }
@@ -121,4 +127,106 @@ async fn an_unidentified_protocol_is_relayed_as_it_is() {
         let mut echo = [0_u8; CLIENT_HELLO.len()];
         within(client.read_exact(&mut echo)).await.unwrap();
     }
+}
+
+/// What OpenSSH says behind its version line: the first bytes of a KEXINIT packet.
+const KEXINIT: &[u8] = b"\0\0\x05\xdc\x0a\x14cookie-cookie-co";
+
+// J-AP-1
+#[tokio::test]
+async fn the_first_bytes_of_each_side_are_judged_once_and_what_follows_by_nobody() {
+    let lab = Lab::start("");
+    let ssh = json!({ "jet_ap": "ssh" });
+    let both = [b"SSH-2.0-client\r\n", KEXINIT].concat();
+    // OpenSSH's client says its version at once, and its KEXINIT when it has the server's; others say both at once.
+    for (at_once, behind) in [(&both[..16], &both[16..]), (&both[..], &[][..])] {
+        let target = speaker(b"SSH-2.0-OpenSSH\r\n").await;
+        let mut client = announce(&lab, &lab.token(target, ssh.clone()), at_once).await;
+        let mut banner = [0_u8; 17];
+        within(client.read_exact(&mut banner)).await.unwrap();
+        assert_eq!(&banner, b"SSH-2.0-OpenSSH\r\n");
+        client.write_all(behind).await.unwrap();
+        let mut echo = vec![0_u8; both.len()];
+        within(client.read_exact(&mut echo)).await.unwrap();
+        assert_eq!(echo, both);
+    }
+}
+
+// J-AP-1
+#[tokio::test]
+async fn nothing_passes_before_it_is_known_to_be_what_was_announced() {
+    let lab = Lab::start("");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = listener.local_addr().unwrap();
+    let mut client = announce(&lab, &lab.token(target, json!({ "jet_ap": "ssh" })), b"SS").await;
+    let (mut server, _) = within(listener.accept()).await.unwrap();
+    server.write_all(b"SSH-2.0-OpenSSH\r\n").await.unwrap();
+    let mut banner = [0_u8; 17];
+    within(client.read_exact(&mut banner)).await.unwrap();
+    client.write_all(b"TP / 1.0\r\n").await.unwrap();
+    let mut rest = Vec::new();
+    let _end = within(server.read_to_end(&mut rest)).await;
+    assert_eq!(rest, b"", "the target has heard nothing of it");
+    assert_closed(client, "client").await;
+}
+
+// J-AP-1
+#[tokio::test]
+async fn an_rdp_client_whose_token_announces_another_protocol_is_told_code_4() {
+    let lab = Lab::start("");
+    let request = request(None).encode().unwrap();
+    for protocol in ["ssh", "vnc"] {
+        let target = speaker(b"SSH-2.0-OpenSSH\r\n").await;
+        let token = lab.token(target, json!({ "jet_ap": protocol }));
+        let mut client = announce(&lab, &token, &request).await;
+        assert_eq!(failure(&mut client).await, 4);
+        // Clients may write the two apart.
+        let mut client = announce(&lab, &token, &request[..1]).await;
+        client.write_all(&request[1..]).await.unwrap();
+        assert_eq!(failure(&mut client).await, 4);
+    }
+    let refused = logged("Session refused").await;
+    assert_eq!(refused["rule"], "protocol", "{refused}");
+}
+
+#[tokio::test]
+async fn where_nothing_is_announced_a_client_that_says_nothing_hears_its_server() {
+    let lab = Lab::start("");
+    for changes in [json!({ "jet_ap": "none" }), json!({ "jet_ap": null })] {
+        let target = speaker(b"220 mail.example ESMTP\r\n").await;
+        let mut client = announce(&lab, &lab.token(target, changes), b"").await;
+        let mut banner = [0_u8; 24];
+        within(client.read_exact(&mut banner)).await.unwrap();
+        assert_eq!(&banner, b"220 mail.example ESMTP\r\n");
+        client.write_all(b"QUIT\r\n").await.unwrap();
+        let mut echo = [0_u8; 6];
+        within(client.read_exact(&mut echo)).await.unwrap();
+        assert_eq!(&echo, b"QUIT\r\n");
+    }
+}
+
+#[tokio::test]
+async fn where_nothing_is_announced_one_or_two_bytes_are_connected_too() {
+    let lab = Lab::start("");
+    // The last two might begin X.224 or TLS.
+    for said in [&b"\n"[..], b"\x10\0", b"hi", b"\x03", b"\x16\x03"] {
+        let target = speaker(b"").await;
+        let token = lab.token(target, json!({ "jet_ap": "none" }));
+        let mut client = announce(&lab, &token, said).await;
+        let mut echo = vec![0_u8; said.len()];
+        within(client.read_exact(&mut echo)).await.unwrap();
+        assert_eq!(echo, said);
+    }
+}
+
+#[tokio::test]
+async fn a_client_with_a_valid_token_that_leaves_is_a_line_in_the_log() {
+    let (lab, target) = (Lab::start(""), Target::start().await);
+    let token = lab.token(target.address, json!({ "jti": "left" }));
+    drop(announce(&lab, &token, b"").await);
+    let refused = logged("Session refused").await;
+    assert_eq!(
+        (&refused["rule"], &refused["token"]),
+        (&json!("gone"), &json!("left"))
+    );
 }

@@ -1,5 +1,5 @@
 //! Jetway between real parts: FreeRDP 2 and 3, rdesktop and aardwolf as clients, freerdp-shadow-cli, xrdp and weston as
-//! targets; pages in Chromium, websockets, wscat, `openssl s_client` and socat as peers of a rendezvous.
+//! targets; pages in Chromium, websockets, wscat, `openssl s_client` and socat as peers of a rendezvous; OpenSSH and Xvnc as what else is spoken.
 //!
 //! `tests/install.sh peers` installs them. xrdp and network namespaces need root.
 
@@ -15,6 +15,7 @@ mod meets;
 mod opens;
 mod others;
 mod pages;
+mod protocols;
 mod redirects;
 mod refuses;
 mod shares;
