@@ -27,6 +27,7 @@ use crate::listener::{self, Listener};
 use crate::meeting::MeetingPlace;
 use crate::policy::work::WorkLimiter;
 use crate::policy::{Inspecting, Means};
+use crate::private_file;
 use crate::rdp::credssp::keytab::{self, Keytab};
 use crate::rdp::credssp::server::Kerberos as ClientKerberos;
 use crate::refusal::Refusal;
@@ -481,6 +482,7 @@ fn make_listeners(config: &Config) -> anyhow::Result<(Vec<Listener>, Vec<Arc<Ser
                 Some((_, tls)) => Some(Arc::clone(tls)),
                 None => {
                     let tls = Arc::new(ServerTls::load(wanted.clone())?);
+                    private_file::warn_if_open(&wanted.key, "Private key file");
                     known.push((wanted.clone(), Arc::clone(&tls)));
                     Some(tls)
                 }
@@ -559,6 +561,7 @@ fn kdc_source(kerberos: &KerberosConfig, config: &Config) -> anyhow::Result<KdcS
 fn read_keytab(path: &Path) -> anyhow::Result<Keytab> {
     let read = || {
         let file = fs::File::open(path)?;
+        private_file::warn_if_open(path, "Keytab");
         let mut bytes = Zeroizing::new(Vec::with_capacity(keytab::FILE_BYTES));
         let bound = u64::try_from(keytab::FILE_BYTES)?;
         file.take(bound).read_to_end(&mut bytes)?;

@@ -5,7 +5,7 @@
 //! keys stay and the log says which file is at fault and why. Who calls [`Keyring::reload_if_changed`], and how often,
 //! is the caller's business.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -14,7 +14,8 @@ use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 use crate::file_stamp::FileStamp;
-use crate::token::key::DOCUMENT_BYTES;
+use crate::private_file;
+use crate::token::key::{DOCUMENT_BYTES, Key};
 use crate::token::{KeyDocument, KeyError, KeySet, KeyUsage, TokenRules, Verifier};
 
 /// A configured file of keys.
@@ -199,29 +200,23 @@ fn stamps(files: &[KeyFile]) -> Vec<Option<FileStamp>> {
 }
 
 /// A private key that every user of the machine can read is not private.
-#[cfg(unix)]
 fn warn_if_open(path: &Path, document: &KeyDocument<'_>) {
-    use std::os::unix::fs::PermissionsExt as _;
-
-    use crate::token::key::Key;
-
-    let open = fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o007 != 0);
-    if open && Key::parse(document).is_ok_and(|keys| keys.iter().any(Key::is_secret)) {
-        warn!(path = %path.display(), "Private key file is open to every user of this machine");
+    if private_file::is_open(path)
+        && Key::parse(document).is_ok_and(|keys| keys.iter().any(Key::is_secret))
+    {
+        private_file::warn_if_open(path, "Private key file");
     }
 }
 
-#[cfg(not(unix))]
-fn warn_if_open(_: &Path, _: &KeyDocument<'_>) {}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use serde_json::json;
 
     use super::*;
     use crate::time::UnixTime;
     use crate::token::algorithm::Algorithm;
-    use crate::token::key::Key;
     use crate::token::mint::{SigningKey, generate, mint};
 
     const NOW: UnixTime = UnixTime(1_700_000_000);

@@ -217,6 +217,8 @@ pub mod meeting;
 #[cfg(feature = "shell")]
 pub mod peer;
 #[cfg(feature = "shell")]
+pub mod private_file;
+#[cfg(feature = "shell")]
 pub mod read_ahead;
 #[cfg(feature = "shell")]
 pub mod relay;

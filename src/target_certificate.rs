@@ -23,7 +23,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -46,6 +46,7 @@ use webpki::{
     RequiredEkuNotFoundContext,
 };
 
+use crate::private_file;
 use crate::rdp::credssp::SubjectPublicKeyInfo;
 use crate::target_name::TargetName;
 use crate::token::claims::Thumbprint;
@@ -545,6 +546,7 @@ impl FilePins {
                 if u64::try_from(read).is_ok_and(|read| read == PIN_FILE_BYTES) {
                     return Err(invalid("too large"));
                 }
+                private_file::warn_if_open(path, "File of pins");
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
@@ -601,7 +603,7 @@ impl PinStore for FilePins {
             Stakes::Credentials => format!("{key} {seen}\n"),
             Stakes::Nothing => format!("{UNPROVEN} {key} {seen}\n"),
         };
-        let mut file = OpenOptions::new()
+        let mut file = private_file::options()
             .create(true)
             .append(true)
             .open(&self.path)?;
@@ -789,6 +791,9 @@ mod tests {
             open.remember(&place, &first, CREDENTIALS).unwrap(),
             Remembered::Same
         );
+        let mode = std::fs::metadata(&path).unwrap().permissions();
+        let mode = std::os::unix::fs::PermissionsExt::mode(&mode);
+        assert_eq!(mode & 0o777, 0o600, "its owner's alone");
         // Two sessions at once, of which the other was first.
         assert!(matches!(
             open.remember(&place, &second, CREDENTIALS),

@@ -146,7 +146,12 @@ pub async fn enrol(args: &EnrolArgs) -> anyhow::Result<()> {
     key.set_kid(key.thumbprint());
     let pem = key.private_pem().context("a new key is private")?;
     let jwk = key.public_jwk().context("a new key has a public half")?;
-    fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
+    let mut folder = fs::DirBuilder::new();
+    std::os::unix::fs::DirBuilderExt::mode(&mut folder, 0o700);
+    folder
+        .recursive(true)
+        .create(&args.out)
+        .with_context(|| args.out.display().to_string())?;
     let path = args.out.join(KEY_FILE);
     ensure!(!path.exists(), "{} exists already", path.display());
     // Before it is enrolled: a key that cannot be kept must not be known to anybody.

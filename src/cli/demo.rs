@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use tempfile::TempDir;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::serve::start_log;
 use crate::config::{Config, Flags, LogConfig};
@@ -44,6 +45,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn demo(args: Args) -> anyhow::Result<()> {
+    // Before anything is written that would be left behind.
+    let mut told = Told::listen()?;
     let folder = Folder::open(args.dir)?;
     let mut out = io::stdout();
     let open = Box::pin(Show::open(
@@ -54,7 +57,7 @@ async fn demo(args: Args) -> anyhow::Result<()> {
     ));
     let show = tokio::select! {
         show = open => show?,
-        interrupted = tokio::signal::ctrl_c() => return interrupted.context("wait for Ctrl-C"),
+        () = told.to_end() => return Ok(()),
     };
     if args.once {
         show.close().await;
@@ -63,7 +66,7 @@ async fn demo(args: Args) -> anyhow::Result<()> {
     }
     super::print_line(&show.invitation())?;
     super::print_line(folder.farewell())?;
-    tokio::signal::ctrl_c().await.context("wait for Ctrl-C")?;
+    told.to_end().await;
     show.close().await;
     Ok(())
 }
@@ -79,6 +82,37 @@ fn start_gateway(config: &Path) -> anyhow::Result<Started> {
         address,
         stop: Box::pin(running.stop()),
     })
+}
+
+/// The signals that end the demo: each of them by itself would leave the folder and its private keys behind.
+struct Told([Signal; 3]);
+
+impl Told {
+    fn listen() -> anyhow::Result<Self> {
+        let kinds = [
+            SignalKind::interrupt(),
+            SignalKind::terminate(),
+            SignalKind::hangup(),
+        ];
+        let [interrupt, terminate, hangup] = kinds.map(signal);
+        let context = "wait for signals";
+        Ok(Self([
+            interrupt.context(context)?,
+            terminate.context(context)?,
+            hangup.context(context)?,
+        ]))
+    }
+
+    /// # Cancel safety
+    /// Nothing is lost: a signal that has come stays.
+    async fn to_end(&mut self) {
+        let Self([interrupt, terminate, hangup]) = self;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
 }
 
 /// Where everything lies.

@@ -23,6 +23,7 @@ use super::client::{self, Capture, Visit};
 use super::desktop::Desktop;
 use super::target;
 use crate::clock;
+use crate::private_file;
 use crate::rdp_file::RdpFile;
 use crate::token::algorithm::{Algorithm, KeyManagement, SignatureAlgorithm};
 use crate::token::key::Key;
@@ -263,19 +264,22 @@ fn say(out: &mut impl Write, text: &str) -> anyhow::Result<()> {
 
 /// Writes a file; a secret one only for its owner to read.
 fn write_file(path: &Path, content: &[u8], secret: bool) -> anyhow::Result<()> {
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    if secret {
-        use std::os::unix::fs::OpenOptionsExt as _;
-        options.mode(0o600);
-    }
-    #[cfg(not(unix))]
-    let _ = secret;
-    options
-        .open(path)
-        .and_then(|mut file| file.write_all(content))
-        .with_context(|| format!("write {}", path.display()))
+    let mut options = if secret {
+        private_file::options()
+    } else {
+        fs::OpenOptions::new()
+    };
+    let mut write = || {
+        let mut file = options.write(true).create(true).truncate(true).open(path)?;
+        #[cfg(unix)]
+        if secret {
+            use std::os::unix::fs::PermissionsExt as _;
+            // An older one may be open to all.
+            file.set_permissions(fs::Permissions::from_mode(0o600))?;
+        }
+        file.write_all(content)
+    };
+    write().with_context(|| format!("write {}", path.display()))
 }
 
 /// The user whose session the demo shows.

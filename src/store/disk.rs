@@ -2,6 +2,8 @@
 //!
 //! Every write waits for the disk (`fsync`), so writes that arrive together share one transaction.
 
+use std::fs;
+use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::mpsc;
@@ -10,6 +12,7 @@ use std::thread;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::oneshot;
 
+use crate::private_file;
 use crate::time::UnixTime;
 use crate::token::TokenId;
 
@@ -124,11 +127,14 @@ impl Disk {
     /// It cannot be opened, is no store, or another process has it.
     pub fn open(path: &Path, now: UnixTime) -> Result<(Self, Contents), DiskError> {
         let file = path.to_owned();
-        let open = Box::new(move || Ok(Database::create(&file)?));
-        Self::open_with(open, now).map_err(|problem| DiskError::Open {
+        let failed = |problem| DiskError::Open {
             path: path.display().to_string(),
             problem,
-        })
+        };
+        make_if_missing(path).map_err(|error| failed(error.to_string()))?;
+        private_file::warn_if_open(path, "Store");
+        let open = Box::new(move || open_existing(&file));
+        Self::open_with(open, now).map_err(failed)
     }
 
     fn open_with(open: Open, now: UnixTime) -> Result<(Self, Contents), String> {
@@ -242,6 +248,46 @@ impl Drop for Disk {
 fn closed() -> DiskError {
     DiskError::Write("the store is closed".to_owned())
 }
+
+/// Makes a new store. It gets its name when it is complete, so that an empty file of that name is never a store that was just made:
+/// somebody has emptied it.
+fn make_if_missing(path: &Path) -> Result<(), redb::Error> {
+    if path.try_exists()? {
+        return Ok(());
+    }
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.new", std::process::id()));
+    let unfinished = path.with_file_name(name);
+    let made = make(&unfinished).and_then(|()| match fs::hard_link(&unfinished, path) {
+        // Another process was faster, and that one has it.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        // Not every file system has links.
+        Err(_) => Ok(fs::rename(&unfinished, path)?),
+        Ok(()) => Ok(()),
+    });
+    // Either it has its name, or the first error is the one to report.
+    let _removed = fs::remove_file(&unfinished);
+    made
+}
+
+fn make(path: &Path) -> Result<(), redb::Error> {
+    let mut options = private_file::options();
+    // One that is left over is from a process with this id that ended before it was complete.
+    let file = options.read(true).write(true).create(true).truncate(true);
+    let database = Database::builder().create_file(file.open(path)?)?;
+    write_batch(&database, &[])
+}
+
+fn open_existing(path: &Path) -> Result<Database, redb::Error> {
+    if fs::metadata(path)?.len() == 0 {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, EMPTIED).into());
+    }
+    Ok(Database::open(path)?)
+}
+
+/// What to do about an empty file.
+const EMPTIED: &str = "it is empty, and a store never is, so somebody has emptied it; put back a copy, or remove it to begin \
+    anew: used tokens that are still valid can then be used once more, and agents have to enrol again";
 
 /// The thread: one transaction for whatever has arrived.
 fn write_all(database: Database, open: &Open, commands: &mpsc::Receiver<Command>) {
@@ -430,9 +476,40 @@ mod tests {
         let second = Disk::open(&path, UnixTime(0)).unwrap_err().to_string();
         assert!(second.contains("state.redb"), "{second}");
         let other = folder.path().join("other");
-        std::fs::write(&other, b"not a store").unwrap();
+        fs::write(&other, b"not a store").unwrap();
         let error = Disk::open(&other, UnixTime(0)).unwrap_err().to_string();
         assert!(error.contains("other"), "{error}");
+    }
+
+    #[test]
+    fn a_new_store_is_its_owners_alone_and_one_that_was_emptied_or_cut_is_refused() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.redb");
+        drop(Disk::open(&path, UnixTime(0)).unwrap());
+        let metadata = fs::metadata(&path).unwrap();
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+        let names = fs::read_dir(folder.path()).unwrap();
+        assert_eq!(names.count(), 1, "nothing unfinished is left");
+        let length = metadata.len();
+        for cut in [length / 2, 4096, 100, 1, 0] {
+            fs::OpenOptions::new()
+                .write(true)
+                .open(&path)
+                .unwrap()
+                .set_len(cut)
+                .unwrap();
+            let error = Disk::open(&path, UnixTime(0)).unwrap_err().to_string();
+            assert!(error.contains("state.redb"), "{cut}: {error}");
+            assert_eq!(
+                error.contains("remove it to begin anew"),
+                cut == 0,
+                "{error}"
+            );
+            assert_eq!(fs::metadata(&path).unwrap().len(), cut, "left as it is");
+        }
+        fs::remove_file(&path).unwrap();
+        drop(Disk::open(&path, UnixTime(0)).unwrap());
     }
 
     /// A disk without room while the switch is on.
@@ -443,38 +520,38 @@ mod tests {
     }
 
     impl SometimesFull {
-        fn check(&self) -> std::io::Result<()> {
+        fn check(&self) -> io::Result<()> {
             if self.full.load(Ordering::SeqCst) {
-                return Err(std::io::ErrorKind::StorageFull.into());
+                return Err(io::ErrorKind::StorageFull.into());
             }
             Ok(())
         }
     }
 
     impl redb::StorageBackend for SometimesFull {
-        fn len(&self) -> std::io::Result<u64> {
+        fn len(&self) -> io::Result<u64> {
             self.file.len()
         }
 
-        fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
             self.file.read(offset, out)
         }
 
-        fn set_len(&self, len: u64) -> std::io::Result<()> {
+        fn set_len(&self, len: u64) -> io::Result<()> {
             self.check()?;
             self.file.set_len(len)
         }
 
-        fn sync_data(&self) -> std::io::Result<()> {
+        fn sync_data(&self) -> io::Result<()> {
             self.file.sync_data()
         }
 
-        fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
             self.check()?;
             self.file.write(offset, data)
         }
 
-        fn close(&self) -> std::io::Result<()> {
+        fn close(&self) -> io::Result<()> {
             self.file.close()
         }
     }
@@ -487,7 +564,7 @@ mod tests {
         let open: Open = Box::new({
             let full = Arc::clone(&full);
             move || {
-                let file = std::fs::File::options()
+                let file = fs::File::options()
                     .read(true)
                     .write(true)
                     .create(true)

@@ -275,3 +275,54 @@ fn a_keytab_that_cannot_be_used_is_named() {
     fs::write(&keytab, include_bytes!("../golden/kerberos/gateway.keytab")).unwrap();
     assert!(check().status.success());
 }
+
+#[test]
+fn a_demo_that_is_told_to_end_leaves_no_keys_behind() {
+    for signal in [Signal::TERM, Signal::HUP, Signal::INT] {
+        let temporary = tempfile::tempdir().unwrap();
+        let child = Command::new(JETWAY)
+            .arg("demo")
+            .env("TMPDIR", temporary.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut demo = Served(child);
+        let files = || {
+            let folders = fs::read_dir(temporary.path()).unwrap();
+            let folders = folders.map(|folder| folder.unwrap().path());
+            folders.flat_map(|folder| fs::read_dir(folder).into_iter().flatten())
+        };
+        wait_until(|| files().next().is_some());
+        demo.signal(signal);
+        assert!(demo.0.wait().unwrap().success(), "{signal:?}");
+        assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn what_the_gateway_writes_is_its_users_alone_and_what_is_open_is_told() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let address = configure(folder.path(), "");
+    let store = folder.path().join("jetway.redb");
+    drop(Served::start(folder.path(), address, 256));
+    assert_eq!(
+        fs::metadata(&store).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    assert!(!log(folder.path()).contains("open to every user"));
+    fs::set_permissions(&store, fs::Permissions::from_mode(0o644)).unwrap();
+    drop(Served::start(folder.path(), address, 256));
+    assert!(log(folder.path()).contains("Store is open to every user"));
+    // Emptied is not new.
+    fs::write(&store, "").unwrap();
+    let path = folder.path().join("jetway.toml");
+    let output = jetway(&["serve", "--config", path.to_str().unwrap()]);
+    assert!(!output.status.success());
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        error.contains("jetway.redb") && error.contains("emptied"),
+        "{error}"
+    );
+}
