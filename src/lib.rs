@@ -59,7 +59,8 @@
 //!    is reached is said once a minute with who has reached it ([`listener::reached`]). A place among the connections is held as
 //!    long as the socket is ([`api::held`]); when those that have proved nothing are too many, the oldest of the
 //!    address that has the most makes room ([`listener::admission`]). What both sides of an inspected session can make us
-//!    remember has one budget ([`rdp::budget`]), however many channels and tables they use.
+//!    remember has one budget ([`rdp::budget`]), however many channels and tables they use. Log lines have budgets by address and
+//!    kind, and by session ([`log`], [`log_limit`]); what is missing is counted, and nobody who logs waits for who reads the log.
 //! 5. **Explained.** Each refusal has a rule, a reason and a correlation id in the log, and the closest RDP failure code
 //!    for the client ([`refusal`] has the table). A client that comes back without its token, as FreeRDP does, is
 //!    told the first reason again ([`store::refusals`]).
@@ -172,8 +173,10 @@
 pub mod address;
 pub mod application_protocol;
 pub mod carrier;
+pub mod escape;
 pub mod jet;
 pub mod limits;
+pub mod log_limit;
 pub mod policy;
 pub mod preamble;
 pub mod proxy_protocol;
@@ -210,6 +213,8 @@ pub mod gateway;
 pub mod keyring;
 #[cfg(feature = "shell")]
 pub mod listener;
+#[cfg(feature = "shell")]
+pub mod log;
 #[cfg(feature = "shell")]
 pub mod low_water;
 #[cfg(feature = "shell")]

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use crate::log_limit::Rate;
+
 /// Largest RDP preconnection PDU, bytes. A 16 KiB token takes 32 KiB in UTF-16; twice that leaves room.
 pub const PRECONNECTION_PDU_BYTES: usize = 64 * 1024;
 
@@ -231,3 +233,33 @@ pub const REDIRECTIONS_PER_ADDRESS: usize = REDIRECTIONS / 4;
 /// Default for the silence of a side whose other side has ended, seconds: time to compute an answer to a question that is complete,
 /// and far less than a session that nobody ends.
 pub const HALF_CLOSE_S: u64 = 600;
+
+/// Log lines of one kind that one address (IPv6: one /64) may cause that has proved nothing: a room full of users whose tokens have
+/// expired, at once; then one each second.
+pub const LOG_LINES_OF_ANYBODY: Rate = Rate {
+    burst: 100,
+    per_s: 1,
+};
+
+/// Log lines of one kind that one address may cause with tokens and keys that hold: two for each session of a whole company behind
+/// one address in the morning, and 72,000 an hour.
+pub const LOG_LINES_OF_PROVEN: Rate = Rate {
+    burst: 4096,
+    per_s: 20,
+};
+
+/// Budgets of log lines, each for one address and one kind of line; beyond it addresses share one for each kind.
+pub const LOG_BUDGETS: usize = 8192;
+
+/// Records of one kind that one session may leave in the log, bytes: the names of about 5,000 copied files at once, and 40 each second.
+pub const LOG_RECORD_BYTES: Rate = Rate {
+    burst: 2 * 1024 * 1024,
+    per_s: 16 * 1024,
+};
+
+/// How long suppressed log lines are counted before their number is told.
+pub const LOG_REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Log lines that wait for a reader, bytes: some thousand lines, beside as many that are being written. Beyond it they are lost,
+/// and counted.
+pub const LOG_QUEUE_BYTES: usize = 1024 * 1024;

@@ -10,7 +10,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Standard error may be closed; the exit code still says it.
-            let _written = writeln!(std::io::stderr(), "jetway: {error:#}");
+            let text = jetway::escape::lines(&format!("jetway: {error:#}"));
+            let _written = writeln!(std::io::stderr(), "{text}");
             ExitCode::FAILURE
         }
     }

@@ -15,11 +15,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::agents::Enrolled;
 use crate::cli::keys::write_new;
-use crate::cli::serve::start_log;
 use crate::cli::{print_line, secret_file};
 use crate::config::LogConfig;
 use crate::jet::agent::{AgentName, BackOff};
 use crate::keyring::read_key_file;
+use crate::log;
 use crate::peer::Site;
 use crate::peer::agent::{self, Settings};
 use crate::peer::host::local_addresses;
@@ -122,7 +122,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             runtime.block_on(enrol(args))
         }
         Command::Run(args) => {
-            start_log(&LogConfig {
+            let _log = log::start(&LogConfig {
                 filter: args.log_filter.clone(),
                 ..LogConfig::default()
             })?;

@@ -27,10 +27,10 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::cli::agent::GatewayArgs;
-use crate::cli::serve::start_log;
 use crate::cli::{print_line, secret_file};
 use crate::config::LogConfig;
 use crate::jet::agent::AgentName;
+use crate::log;
 use crate::peer::connect::{Connection, connect};
 use crate::peer::{Duplex, Site, bridge};
 
@@ -64,7 +64,7 @@ pub struct Args {
 /// A file cannot be read, the port cannot be had; with standard input and output, whatever ends the session.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     // Standard output is the session's; the log goes to standard error.
-    start_log(&LogConfig {
+    let _log = log::start(&LogConfig {
         filter: args.log_filter.clone(),
         ..LogConfig::default()
     })?;

@@ -7,10 +7,10 @@ use anyhow::Context as _;
 use tempfile::TempDir;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::serve::start_log;
 use crate::config::{Config, Flags, LogConfig};
 use crate::demo::show::{Show, Started};
 use crate::gateway::Running;
+use crate::log;
 
 /// Arguments of `jetway demo`.
 #[derive(Debug, clap::Args)]
@@ -36,7 +36,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         filter: String::from("warn,rustls=error"),
         ..LogConfig::default()
     };
-    start_log(&quiet)?;
+    let _log = log::start(&quiet)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -1,15 +1,14 @@
 //! `jetway serve`: the gateway.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
-use tracing_subscriber::EnvFilter;
 
-use crate::config::{Config, Flags, LogConfig, LogFormat};
+use crate::config::{Config, Flags};
 use crate::gateway::{self, Running};
+use crate::log;
 
 /// Arguments of `jetway serve`.
 #[derive(Debug, clap::Args)]
@@ -33,7 +32,8 @@ pub struct Args {
 /// The configuration, a file that it names, or a port cannot be used.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::load(&args.config, &args.flags)?;
-    start_log(&config.log)?;
+    // Dropped last, so that the lines of an end or of a start that fails are written.
+    let _log = log::start(&config.log)?;
     raise_descriptor_limit(config.limits.connections);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -65,38 +65,6 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     }
     info!("Stopping");
     running.stop().await;
-    Ok(())
-}
-
-/// Sends log lines to standard error.
-///
-/// # Errors
-/// The filter is malformed.
-pub fn start_log(config: &LogConfig) -> anyhow::Result<()> {
-    // sspi tells of every security context at INFO, rustls of every client that names an address in its SNI at WARN.
-    let filter = EnvFilter::try_new(format!("sspi=warn,rustls::msgs=error,{}", config.filter))
-        .context("log.filter")?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        // The name is taken: a session's target is the machine it leads to.
-        .with_target(false)
-        .with_writer(std::io::stderr);
-    let terminal = std::io::stderr().is_terminal();
-    let json = match config.format {
-        LogFormat::Json => true,
-        LogFormat::Human => false,
-        LogFormat::Auto => !terminal,
-    };
-    if json {
-        // One span for each session, so a list of spans would say it twice.
-        builder
-            .json()
-            .flatten_event(true)
-            .with_span_list(false)
-            .init();
-    } else {
-        builder.with_ansi(terminal).init();
-    }
     Ok(())
 }
 

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
+use crate::clock;
 use crate::gateway::Gateway;
+use crate::log_limit::RecordLimiter;
 use crate::policy;
 use crate::policy::permit::{Inspection, Permit};
 use crate::rdp::budget::Budget;
@@ -21,13 +23,13 @@ use crate::relay::{RDP_AFTER_END, RelayLimits, Side};
 use crate::session::connect::{Connected, Reached};
 use crate::session::identify::Opening;
 use crate::session::refuse::Refused;
-use crate::session::registry::Inside;
+use crate::session::registry::{Inside, Session};
 use crate::session::secure::{
     self, ClientTls, Failed, Legs, Remaining, SecureError, SecureRequest, Secured, TargetTls,
 };
 use crate::session::{Live, SessionId, describe, note_limits};
 use crate::stage::Pipeline;
-use crate::stage::inspector::{AuditEvent, Inspector};
+use crate::stage::inspector::{AuditEvent, AuditSink, Inspector, Recorded};
 use crate::store::cookies::{SessionCookies, association};
 use crate::stream::{Io, Stream};
 use crate::target_certificate::{Remembered, TargetCertificate};
@@ -133,7 +135,7 @@ pub async fn inspect(
     if let Err(refusal) = reservation.commit().await {
         return Err(refused(refusal, None, admission));
     }
-    note(id, gateway, &secured);
+    note(&session, gateway, &secured);
     admission.proven();
     let Secured {
         client,
@@ -164,7 +166,7 @@ pub async fn inspect(
             .follower(token, peer.ip(), targets, current)
     });
     let budget = Budget::default();
-    let inspector = Inspector::new(&budget, move |event| audit(id, &event));
+    let inspector = Inspector::new(&budget, AuditLog::new(id));
     session.stand_inside(Inside {
         legs: legs.clone(),
         statistics: inspector.statistics(),
@@ -238,7 +240,10 @@ impl Inspected {
         let ended = AuditEvent::Ended {
             reason: reason.clone(),
         };
-        audit(live.session.id, &ended);
+        audit(
+            live.session.id,
+            &serde_json::to_string(&ended).unwrap_or_default(),
+        );
         live.close(&reason);
     }
 }
@@ -328,16 +333,18 @@ fn unsecured(error: &SecureError) -> Refusal {
 }
 
 /// What an administrator wants to know of the legs, once.
-fn note(id: SessionId, gateway: &Gateway, secured: &Secured<Io>) {
+fn note(session: &Session, gateway: &Gateway, secured: &Secured<Io>) {
+    let (id, token) = (session.id, &session.token.id);
     let legs = &secured.legs;
     if matches!(
         gateway.secure.target_certificate,
         TargetCertificate::AcceptAny
     ) {
-        warn!(session = %id, "The target's certificate was not verified (target.verify = accept-any)");
+        warn!(session = %id, %token, "The target's certificate was not verified (target.verify = accept-any)");
     }
     info!(
         session = %id,
+        %token,
         client_protocol = legs.client_selected,
         client_tls = %format_args!("{} {}", legs.client_tls.version, legs.client_tls.cipher),
         client_logon = legs.client_logon.name(),
@@ -350,9 +357,62 @@ fn note(id: SessionId, gateway: &Gateway, secured: &Secured<Io>) {
     );
 }
 
-/// One line for each thing that happened inside.
-fn audit(id: SessionId, event: &AuditEvent) {
-    let audit = serde_json::to_string(event).unwrap_or_default();
+/// One line for each thing that happened inside, as many of a kind as a session may have.
+struct AuditLog {
+    id: SessionId,
+    limiter: RecordLimiter<String>,
+}
+
+impl AuditLog {
+    fn new(id: SessionId) -> Self {
+        Self {
+            id,
+            limiter: RecordLimiter::default(),
+        }
+    }
+
+    fn tell_suppressed(&self, suppressed: &[(String, u64)]) {
+        if suppressed.is_empty() {
+            return;
+        }
+        let lines: u64 = suppressed.iter().map(|(_, lines)| lines).sum();
+        let kinds: Vec<String> = suppressed
+            .iter()
+            .map(|(kind, lines)| format!("{kind}: {lines}"))
+            .collect();
+        let kinds = kinds.join(", ");
+        warn!(log = true, session = %self.id, lines, kinds, "Audit lines suppressed");
+    }
+}
+
+impl AuditSink for AuditLog {
+    fn record(&mut self, event: AuditEvent) -> Recorded {
+        let now = clock::now();
+        let due = self.limiter.due(now);
+        self.tell_suppressed(&due);
+        let text = serde_json::to_string(&event).unwrap_or_default();
+        let kind = kind_of(&text).to_owned();
+        if !self.limiter.admit(kind, text.len(), now) {
+            return Recorded::Suppressed;
+        }
+        audit(self.id, &text);
+        Recorded::Kept
+    }
+}
+
+impl Drop for AuditLog {
+    fn drop(&mut self) {
+        let rest = self.limiter.rest();
+        self.tell_suppressed(&rest);
+    }
+}
+
+/// The kind of a record, with which its text begins: `{"event":"channel_opened"`.
+fn kind_of(text: &str) -> &str {
+    text.split('"').nth(3).unwrap_or_default()
+}
+
+fn audit(id: SessionId, audit: &str) {
     info!(session = %id, audit, "Audit");
 }
 
@@ -360,6 +420,7 @@ fn audit(id: SessionId, event: &AuditEvent) {
 mod tests {
     use std::sync::Arc;
 
+    use crate::limits;
     use crate::rdp::Direction;
     use crate::rdp::event::{AutoReconnectCookie, Phase};
     use crate::rdp::reconnect::ClientCookie;
@@ -408,6 +469,78 @@ mod tests {
                 pass(&mut second, direction, pdu);
             }
             assert_eq!(second.phase(), Phase::Licensing);
+        }
+    }
+
+    /// Seen as 84 MB of log each second.
+    #[test]
+    fn a_target_that_floods_the_audit_is_cut_and_hides_nothing_else() {
+        let kept = Kept::default();
+        let writer = kept.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        let floods = 60_000;
+        let statistics = tracing::subscriber::with_default(subscriber, || {
+            let mut inspector = Inspector::new(AuditLog::new(SessionId::new()));
+            let statistics = inspector.statistics();
+            let mut message = |name: &str, direction, data: &[u8]| {
+                inspector
+                    .channel_message(name, direction, data)
+                    .expect("this can be read");
+            };
+            let (to_client, to_target) = (Direction::ToClient, Direction::ToTarget);
+            // An offer of one format, by its short name.
+            let mut offer = vec![2, 0, 0, 0, 36, 0, 0, 0, 13, 0, 0, 0];
+            offer.resize(44, 0);
+            for _ in 0..floods {
+                message("drdynvc", to_client, b"\x10\x07hostile\0");
+                message("drdynvc", to_target, b"\x10\x07\0\0\0\0");
+                message("drdynvc", to_client, b"\x40\x07");
+                message("cliprdr", to_client, &offer);
+            }
+            // What happens once, at the end of it all, is written.
+            let device = b"rDAD\x01\0\0\0\x20\0\0\0\x09\0\0\0SCARD\0\0\0\0\0\0\0";
+            message("rdpdr", to_target, device);
+            statistics
+        });
+        let text = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
+        let statistics = statistics.lock().unwrap();
+        assert_eq!(statistics.records, 3 * floods + 1);
+        let written = text.lines().filter(|line| line.contains(" Audit "));
+        let written = u64::try_from(written.count()).unwrap();
+        assert_eq!(statistics.records_suppressed, 3 * floods + 1 - written);
+        assert!(text.contains("device_announced"));
+        let burst = usize::try_from(limits::LOG_RECORD_BYTES.burst).unwrap();
+        assert!(text.len() < 10 * burst, "{} bytes", text.len());
+        let told: u64 = text
+            .lines()
+            .filter(|line| line.contains("Audit lines suppressed"))
+            .filter_map(|line| {
+                line.split_once(" lines=")?
+                    .1
+                    .split(' ')
+                    .next()?
+                    .parse::<u64>()
+                    .ok()
+            })
+            .sum();
+        assert_eq!(told, statistics.records_suppressed, "each is told");
+        assert!(text.contains("channel_closed: "), "by kind");
+    }
+
+    #[derive(Clone, Default)]
+    struct Kept(Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Kept {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
         }
     }
 

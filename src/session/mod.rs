@@ -25,8 +25,8 @@ pub mod rendezvous;
 pub mod secure;
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use serde::Serialize;
@@ -225,6 +225,11 @@ fn describe(session: &Session, end: &RelayEnd) -> String {
 fn log_end(session: &Session, reason: &str, started: Instant) {
     let claims = &session.token.claims;
     let target = session.target();
+    let records = session.inside().map(|inside| {
+        let statistics = inside.statistics.lock();
+        let statistics = statistics.unwrap_or_else(PoisonError::into_inner);
+        (statistics.records, statistics.records_suppressed)
+    });
     info!(
         session = %session.id,
         peer = %session.peer,
@@ -240,6 +245,8 @@ fn log_end(session: &Session, reason: &str, started: Instant) {
         reason,
         bytes_to_target = session.traffic.to_target.load(Ordering::Relaxed),
         bytes_to_client = session.traffic.to_client.load(Ordering::Relaxed),
+        audit_records = records.map(|(records, _)| records),
+        audit_suppressed = records.map(|(_, suppressed)| suppressed),
         duration_ms = millis_since(started),
         "Session closed"
     );

@@ -376,17 +376,31 @@ pub struct SessionStatistics {
     pub sound_heard: u64,
     /// What the specification does not know and what passed: how often, by channel or layer.
     pub unknown: BTreeMap<&'static str, u64>,
+    /// Records that were made of it.
+    pub records: u64,
+    /// Of these, how many were not written, because there were too many of their kind.
+    pub records_suppressed: u64,
 }
 
 /// Takes the records of one session. It must not block for long: the session waits.
 pub trait AuditSink: Send {
     /// Takes one record.
-    fn record(&mut self, event: AuditEvent);
+    fn record(&mut self, event: AuditEvent) -> Recorded;
+}
+
+/// What became of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// It was kept.
+    Kept,
+    /// There were too many of its kind; it is counted.
+    Suppressed,
 }
 
 impl<F: FnMut(AuditEvent) + Send> AuditSink for F {
-    fn record(&mut self, event: AuditEvent) {
+    fn record(&mut self, event: AuditEvent) -> Recorded {
         self(event);
+        Recorded::Kept
     }
 }
 
@@ -458,6 +472,15 @@ impl Inspector {
         }
     }
 
+    fn record(&mut self, event: AuditEvent) {
+        let recorded = self.sink.record(event);
+        let mut statistics = lock(&self.statistics);
+        statistics.records = statistics.records.saturating_add(1);
+        if recorded == Recorded::Suppressed {
+            statistics.records_suppressed = statistics.records_suppressed.saturating_add(1);
+        }
+    }
+
     /// What the session has done so far; stays readable after its end.
     pub fn statistics(&self) -> SharedStatistics {
         Arc::clone(&self.statistics)
@@ -487,7 +510,7 @@ impl Inspector {
         match fed {
             Ok(()) => Ok(()),
             Err(error) => {
-                self.sink.record(AuditEvent::Malformed {
+                self.record(AuditEvent::Malformed {
                     channel: channel.to_owned(),
                     direction,
                     reason: error.to_string(),
@@ -552,7 +575,7 @@ impl Inspector {
                 self.listed.remove(&direction);
                 let count = formats.len();
                 formats.truncate(LISTED);
-                self.sink.record(AuditEvent::ClipboardOffered {
+                self.record(AuditEvent::ClipboardOffered {
                     direction,
                     formats,
                     count,
@@ -565,7 +588,7 @@ impl Inspector {
                 bytes,
             } => {
                 self.copied_bytes(direction, bytes);
-                self.sink.record(AuditEvent::ClipboardSent {
+                self.record(AuditEvent::ClipboardSent {
                     direction,
                     format,
                     bytes,
@@ -589,7 +612,7 @@ impl Inspector {
                     };
                     self.listed.insert(direction, listed);
                 }
-                self.sink.record(AuditEvent::ClipboardFilesListed {
+                self.record(AuditEvent::ClipboardFilesListed {
                     direction,
                     files,
                     count,
@@ -634,7 +657,7 @@ impl Inspector {
     /// Adds up the parts of a file, and records it once they are as many as its size.
     fn file_part(&mut self, direction: Direction, part: Option<FilePart>, bytes: u64) {
         let Some(part) = part else {
-            self.sink.record(AuditEvent::ClipboardFileSent {
+            self.record(AuditEvent::ClipboardFileSent {
                 direction,
                 name: None,
                 bytes,
@@ -672,7 +695,7 @@ impl Inspector {
         if size.is_some_and(|size| copied.bytes >= size)
             && let Some(copied) = self.copied.remove(&key)
         {
-            self.sink.record(AuditEvent::ClipboardFileSent {
+            self.record(AuditEvent::ClipboardFileSent {
                 direction,
                 name: copied.name,
                 bytes: copied.bytes,
@@ -688,7 +711,7 @@ impl Inspector {
         keys.sort_unstable_by_key(|(_, index)| *index);
         for key in keys {
             if let Some(copied) = self.copied.remove(&key) {
-                self.sink.record(AuditEvent::ClipboardFileSent {
+                self.record(AuditEvent::ClipboardFileSent {
                     direction: key.0,
                     name: copied.name,
                     bytes: copied.bytes,
@@ -700,14 +723,13 @@ impl Inspector {
     fn device(&mut self, event: DeviceEvent) {
         match event {
             DeviceEvent::DeviceAnnounced { device } => {
-                self.sink.record(AuditEvent::DeviceAnnounced { device });
+                self.record(AuditEvent::DeviceAnnounced { device });
             }
             DeviceEvent::DeviceAnswered { device, status } => {
-                self.sink
-                    .record(AuditEvent::DeviceAnswered { device, status });
+                self.record(AuditEvent::DeviceAnswered { device, status });
             }
             DeviceEvent::DeviceRemoved { device } => {
-                self.sink.record(AuditEvent::DeviceRemoved { device });
+                self.record(AuditEvent::DeviceRemoved { device });
             }
             DeviceEvent::Requested { target, request } => {
                 if target.device_kind == Some(DeviceKind::SmartCard)
@@ -716,7 +738,7 @@ impl Inspector {
                     && self.smart_cards.insert(target.device)
                 {
                     let device = target.device;
-                    self.sink.record(AuditEvent::SmartCardUsed { device });
+                    self.record(AuditEvent::SmartCardUsed { device });
                 }
             }
             DeviceEvent::Completed {
@@ -812,7 +834,7 @@ impl Inspector {
             | Request::Lock { .. }
             | Request::Other { .. } => return,
         };
-        self.sink.record(record);
+        self.record(record);
     }
 
     fn closed(
@@ -850,7 +872,7 @@ impl Inspector {
                 }
             }
         };
-        self.sink.record(record);
+        self.record(record);
     }
 
     fn sound(&mut self, event: SoundEvent) {
@@ -862,7 +884,7 @@ impl Inspector {
                 }
                 if self.sounds.len() < SOUND_FORMATS && !self.sounds.contains(&format) {
                     self.sounds.push(format);
-                    self.sink.record(AuditEvent::SoundPlayed { format });
+                    self.record(AuditEvent::SoundPlayed { format });
                 }
             }
             SoundEvent::Unknown {
@@ -884,10 +906,10 @@ impl Inspector {
     fn microphone(&mut self, event: MicrophoneEvent) {
         match event {
             MicrophoneEvent::OpenRequested { format } => {
-                self.sink.record(AuditEvent::MicrophoneRequested { format });
+                self.record(AuditEvent::MicrophoneRequested { format });
             }
             MicrophoneEvent::OpenAnswered { result } => {
-                self.sink.record(AuditEvent::MicrophoneOpened { result });
+                self.record(AuditEvent::MicrophoneOpened { result });
             }
             MicrophoneEvent::Heard { bytes } => {
                 let mut statistics = self.statistics_mut();
@@ -913,8 +935,7 @@ impl Inspector {
                 ..
             } => {
                 if status < 0 {
-                    self.sink
-                        .record(AuditEvent::ChannelRefused { channel, status });
+                    self.record(AuditEvent::ChannelRefused { channel, status });
                     return;
                 }
                 let room = {
@@ -931,13 +952,13 @@ impl Inspector {
                         Err(exhausted) => self.exhausted = Some(exhausted),
                     }
                 }
-                self.sink.record(AuditEvent::ChannelOpened {
+                self.record(AuditEvent::ChannelOpened {
                     channel,
                     dynamic: true,
                 });
             }
             DynamicEvent::Closed { name, traffic, .. } => {
-                self.sink.record(AuditEvent::ChannelClosed {
+                self.record(AuditEvent::ChannelClosed {
                     channel: name,
                     traffic,
                 });
@@ -952,7 +973,7 @@ impl Inspector {
                     .take(LISTED)
                     .collect();
                 channels.dedup();
-                self.sink.record(AuditEvent::TunnelRequested { channels });
+                self.record(AuditEvent::TunnelRequested { channels });
             }
             DynamicEvent::Unknown {
                 direction,
@@ -973,7 +994,7 @@ impl Inspector {
     fn display(&mut self, event: DisplayEvent) {
         match event {
             DisplayEvent::Layout { monitors } => {
-                self.sink.record(AuditEvent::MonitorsRequested { monitors });
+                self.record(AuditEvent::MonitorsRequested { monitors });
             }
             DisplayEvent::Unknown {
                 direction,
@@ -990,14 +1011,14 @@ impl Inspector {
                 program,
                 working_directory,
                 argument_bytes,
-            } => self.sink.record(AuditEvent::RemoteProgramRequested {
+            } => self.record(AuditEvent::RemoteProgramRequested {
                 program,
                 working_directory,
                 argument_bytes,
             }),
-            RemoteProgramEvent::Answered { program, result } => self
-                .sink
-                .record(AuditEvent::RemoteProgramAnswered { program, result }),
+            RemoteProgramEvent::Answered { program, result } => {
+                self.record(AuditEvent::RemoteProgramAnswered { program, result })
+            }
             RemoteProgramEvent::Unknown {
                 direction,
                 order_type,
@@ -1018,7 +1039,7 @@ impl Inspector {
             return;
         }
         self.unknown.push(kind);
-        self.sink.record(AuditEvent::Unknown {
+        self.record(AuditEvent::Unknown {
             channel,
             direction,
             message,
@@ -1073,13 +1094,13 @@ impl Inspector {
                 data: *data,
             },
         };
-        self.sink.record(record);
+        self.record(record);
     }
 
     fn phase(&mut self, phase: Phase) {
         let phase = phase.to_string();
         self.statistics_mut().phase = Some(phase.clone());
-        self.sink.record(AuditEvent::Phase { phase });
+        self.record(AuditEvent::Phase { phase });
     }
 }
 
@@ -1121,7 +1142,7 @@ impl Stage for Inspector {
             Event::Phase(phase) => self.phase(*phase),
             Event::ClientData(data) => {
                 self.statistics_mut().client_name = Some(data.client_name.clone());
-                self.sink.record(AuditEvent::Client {
+                self.record(AuditEvent::Client {
                     name: data.client_name.clone(),
                     build: data.client_build,
                     width: data.desktop_width,
@@ -1135,7 +1156,7 @@ impl Stage for Inspector {
                     .collect();
                 self.statistics_mut().static_channels.clone_from(&names);
                 for channel in names {
-                    self.sink.record(AuditEvent::ChannelOpened {
+                    self.record(AuditEvent::ChannelOpened {
                         channel,
                         dynamic: false,
                     });
@@ -1143,7 +1164,7 @@ impl Stage for Inspector {
             }
             Event::ClientInfo(info) => {
                 self.statistics_mut().user = Some(info.user.clone());
-                self.sink.record(AuditEvent::LogonRequested {
+                self.record(AuditEvent::LogonRequested {
                     user: info.user.clone(),
                     domain: info.domain.clone(),
                     has_password: info.has_password,
@@ -1152,7 +1173,7 @@ impl Stage for Inspector {
             }
             Event::DesktopSize { width, height } => {
                 self.statistics_mut().desktop = Some((*width, *height));
-                self.sink.record(AuditEvent::DesktopSize {
+                self.record(AuditEvent::DesktopSize {
                     width: *width,
                     height: *height,
                 });
@@ -1235,7 +1256,7 @@ impl Stage for Inspector {
             }
             Event::Input(input) => self.input(*input),
             Event::Logon(logon) => self.logon(logon),
-            Event::ErrorInfo(code) => self.sink.record(AuditEvent::ErrorInfo { code: *code }),
+            Event::ErrorInfo(code) => self.record(AuditEvent::ErrorInfo { code: *code }),
             Event::Redirection(redirection) => {
                 let names = [
                     &redirection.target_fqdn,
@@ -1243,17 +1264,17 @@ impl Stage for Inspector {
                     &redirection.target_net_bios_name,
                 ];
                 let to = names.into_iter().flatten().next().cloned();
-                self.sink.record(AuditEvent::Redirected {
+                self.record(AuditEvent::Redirected {
                     to: to.unwrap_or_default(),
                 });
             }
             Event::Disconnect { direction, reason } => {
-                self.sink.record(AuditEvent::Disconnected {
+                self.record(AuditEvent::Disconnected {
                     direction: *direction,
                     reason: *reason,
                 });
             }
-            Event::Reconnect { logon_id, passed } => self.sink.record(AuditEvent::Reconnect {
+            Event::Reconnect { logon_id, passed } => self.record(AuditEvent::Reconnect {
                 logon_id: *logon_id,
                 passed: *passed,
             }),

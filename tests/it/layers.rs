@@ -3,12 +3,14 @@
 use std::path::{Path, PathBuf};
 
 /// What the core is made of, below `src/`.
-const CORE: [&str; 14] = [
+const CORE: [&str; 16] = [
     "address.rs",
     "application_protocol.rs",
     "carrier.rs",
+    "escape.rs",
     "jet",
     "limits.rs",
+    "log_limit.rs",
     "policy",
     "preamble.rs",
     "proxy_protocol.rs",

@@ -21,6 +21,7 @@ mod inside;
 mod lab;
 mod layers;
 mod limits;
+mod log;
 mod matrix;
 mod onward;
 mod process;

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::lab::PATIENCE;
 
-const JETWAY: &str = env!("CARGO_BIN_EXE_jetway");
+pub(crate) const JETWAY: &str = env!("CARGO_BIN_EXE_jetway");
 
 fn jetway(arguments: &[&str]) -> Output {
     Command::new(JETWAY)
@@ -24,7 +24,7 @@ fn jetway(arguments: &[&str]) -> Output {
 }
 
 /// A configuration with a key in `folder`, for a free port.
-fn configure(folder: &Path, extra: &str) -> SocketAddr {
+pub(crate) fn configure(folder: &Path, extra: &str) -> SocketAddr {
     let key = mint::generate(Algorithm::Signature(SignatureAlgorithm::Es256)).unwrap();
     fs::write(folder.join("sign.pub.pem"), key.public_pem().unwrap()).unwrap();
     let address = TcpListener::bind("127.0.0.1:0")
@@ -39,7 +39,7 @@ fn configure(folder: &Path, extra: &str) -> SocketAddr {
 }
 
 /// A running gateway; killed when dropped.
-pub(crate) struct Served(Child);
+pub(crate) struct Served(pub(crate) Child);
 
 impl Served {
     /// Starts `jetway serve` with at most `descriptors` open files and waits until it listens.
@@ -67,7 +67,7 @@ impl Served {
         self.0.id()
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         let pid = Pid::from_child(&self.0);
         kill_process(pid, signal).unwrap();
     }
@@ -80,7 +80,7 @@ impl Drop for Served {
     }
 }
 
-fn log(folder: &Path) -> String {
+pub(crate) fn log(folder: &Path) -> String {
     fs::read_to_string(folder.join("log")).unwrap()
 }
 
@@ -95,7 +95,7 @@ pub(crate) fn wait_until(mut condition: impl FnMut() -> bool) {
 }
 
 /// Whether the gateway answers a health check within a moment.
-fn is_healthy(address: SocketAddr) -> bool {
+pub(crate) fn is_healthy(address: SocketAddr) -> bool {
     let answer = || -> std::io::Result<String> {
         let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
         stream.set_read_timeout(Some(Duration::from_secs(1)))?;
