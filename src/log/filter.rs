@@ -12,9 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id};
-use tracing::subscriber::Interest;
-use tracing::{Event, Level, Metadata, Subscriber};
-use tracing_subscriber::layer::{Context, Filter};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::layer::{Context, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::clock;
@@ -59,18 +58,12 @@ impl LineFilter {
     }
 }
 
-impl<S> Filter<S> for LineFilter
+// A layer of the whole subscriber and no filter of one layer: a filter that stops an event so late leaves its mark in
+// tracing-subscriber's thread, which stops the next event, too.
+impl<S> Layer<S> for LineFilter
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
-    fn enabled(&self, _: &Metadata<'_>, _: &Context<'_, S>) -> bool {
-        true
-    }
-
-    fn callsite_enabled(&self, _: &'static Metadata<'static>) -> Interest {
-        Interest::always()
-    }
-
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
         let mut fields = Fields::default();
         attributes.record(&mut fields);
@@ -79,7 +72,7 @@ where
         }
     }
 
-    fn event_enabled(&self, event: &Event<'_>, context: &Context<'_, S>) -> bool {
+    fn event_enabled(&self, event: &Event<'_>, context: Context<'_, S>) -> bool {
         let mut fields = Fields::default();
         event.record(&mut fields);
         if fields.counted_elsewhere {
@@ -148,7 +141,6 @@ mod tests {
     use std::io;
 
     use tracing::{info, info_span, warn};
-    use tracing_subscriber::Layer as _;
     use tracing_subscriber::layer::SubscriberExt as _;
 
     use super::*;
@@ -182,9 +174,10 @@ mod tests {
         let filter = LineFilter::default();
         let layer = tracing_subscriber::fmt::layer()
             .with_ansi(false)
-            .with_writer(move || writer.clone())
-            .with_filter(filter.clone());
-        let subscriber = tracing_subscriber::registry().with(layer);
+            .with_writer(move || writer.clone());
+        let subscriber = tracing_subscriber::registry()
+            .with(filter.clone())
+            .with(layer);
         let peer: SocketAddr = "192.0.2.1:5000".parse().unwrap();
         let no_token: Option<&str> = None;
         tracing::subscriber::with_default(subscriber, || {

@@ -11,11 +11,10 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use tracing_subscriber::filter::FilterExt as _;
 use tracing_subscriber::fmt::format::{Writer, debug_fn};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _, fmt as lines};
+use tracing_subscriber::{EnvFilter, fmt as lines};
 
 use self::filter::LineFilter;
 use self::queue::{Form, Line, Queue};
@@ -40,7 +39,9 @@ pub fn start(config: &LogConfig) -> anyhow::Result<Guard> {
     };
     let limit = LineFilter::default();
     let queue = Arc::new(Queue::new(if json { Form::Json } else { Form::Human }));
-    let filter = filter.and(limit.clone());
+    let limited = tracing_subscriber::registry()
+        .with(filter)
+        .with(limit.clone());
     let layer = lines::layer()
         // The name is taken: a session's target is the machine it leads to.
         .with_target(false)
@@ -51,15 +52,11 @@ pub fn start(config: &LogConfig) -> anyhow::Result<Guard> {
     if json {
         // One span for each session, so a list of spans would say it twice.
         let layer = layer.json().flatten_event(true).with_span_list(false);
-        tracing_subscriber::registry()
-            .with(layer.with_filter(filter))
-            .init();
+        limited.with(layer).init();
     } else {
         // Fields are escaped below, and colours are not.
         let layer = layer.with_ansi(terminal).fmt_fields(debug_fn(write_field));
-        tracing_subscriber::registry()
-            .with(layer.with_filter(filter))
-            .init();
+        limited.with(layer).init();
     }
     // A descriptor of its own: a writer that is stuck must not hold the lock of `std::io::stderr`.
     let stderr = io::stderr().as_fd().try_clone_to_owned();
