@@ -77,7 +77,7 @@
 //! - **The token counts as used when the target has answered**, not when it was shown: a target that is down, or that
 //!   accepts connections and says nothing, costs nobody a token.
 //! - **A token without `jti` is known by a digest** of what its signature covers, since anybody can turn one valid ECDSA
-//!   signature into another ([`token::TokenId`]).
+//!   signature into another, or encrypt a signed token anew ([`token::TokenId`]).
 //! - **Both carriers at once**: the preconnection PDU wins. A second one that stands for another token is refused; a ticket
 //!   that is no longer known contradicts nothing, as a reconnecting client shows it again.
 //! - **This machine is no target**, by loopback or by an address of its interfaces, unless an egress rule has a CIDR of that very kind

@@ -71,7 +71,7 @@ pub async fn authenticate(
         };
     }
     let checked = take_routing(&mut client, &mut opening)
-        .and_then(|routing| check_same(gateway, routing.as_ref(), &text))
+        .and_then(|routing| check_same(gateway, &client, routing.as_ref(), &text, &token))
         .and_then(|()| check_protocol(&token.claims, &opening, &client));
     if let Err(refusal) = checked {
         return Err(client.refused(refusal, opening).with_token(&token));
@@ -114,15 +114,26 @@ fn verify(
     Ok((text, token))
 }
 
-/// A second carrier is checked, not used. A ticket that no longer exists contradicts nothing: it was good for one use,
-/// and a reconnecting client shows it again.
-fn check_same(gateway: &Gateway, routing: Option<&Credential>, text: &str) -> Result<(), Refusal> {
+/// A second carrier is checked, not used: it must stand for the same token, in whatever that is wrapped. A ticket that no longer
+/// exists contradicts nothing: it was good for one use, and a reconnecting client shows it again.
+fn check_same(
+    gateway: &Gateway,
+    client: &Client,
+    routing: Option<&Credential>,
+    text: &str,
+    token: &Token,
+) -> Result<(), Refusal> {
     let same = match routing {
         None => true,
-        Some(Credential::Token(other)) => other.as_str() == text,
+        Some(Credential::Token(other)) if other.as_str() == text => true,
+        Some(Credential::Token(other)) => match gateway.verify_token(other, client.peer.ip()) {
+            Ok(other) => other.id == token.id,
+            Err(Refusal::TooMuchWork) => return Err(Refusal::TooMuchWork),
+            Err(_) => false,
+        },
         Some(Credential::Ticket(ticket)) => gateway
             .tickets
-            .stands_for(ticket, text, clock::unix_now())
+            .stands_for(ticket, &token.id, clock::unix_now())
             .unwrap_or(true),
     };
     if same {

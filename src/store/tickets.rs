@@ -19,6 +19,7 @@ use crate::listener::reached::Reached;
 use crate::shares::{Crowded, Owner, Shares};
 use crate::ticket::{RANDOM_BYTES, Ticket, TicketDigest};
 use crate::time::UnixTime;
+use crate::token::TokenId;
 
 #[derive(Debug)]
 struct Entry {
@@ -27,6 +28,7 @@ struct Entry {
     not_after: UnixTime,
     token_not_after: UnixTime,
     used_by: Option<IpAddr>,
+    /// With the id of the token, which is the same whatever wraps it.
     owner: Owner,
     number: u64,
 }
@@ -147,13 +149,13 @@ impl Tickets {
 
     /// Whether the ticket stands for this token; `None` where there is no such ticket. Does not use it.
     #[must_use]
-    pub fn stands_for(&self, ticket: &Ticket, token: &str, now: UnixTime) -> Option<bool> {
+    pub fn stands_for(&self, ticket: &Ticket, token: &TokenId, now: UnixTime) -> Option<bool> {
         let table = self.lock();
         let entry = table
             .entries
             .get(&ticket.digest())
             .filter(|entry| now <= entry.not_after)?;
-        Some(entry.token.as_str() == token)
+        Some(entry.owner.token.as_ref() == Some(token))
     }
 
     /// Drops what is past its time.

@@ -3,10 +3,12 @@
 //! A claim that is there must have the right type and one of its known values: a misspelt policy is refused and never
 //! read as "no policy". Secrets go from the decrypted text into [`SecretString`] and nowhere else.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use openssl::sha::{Sha256, sha256};
 use secrecy::SecretString;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -25,6 +27,9 @@ use crate::time::UnixTime;
 
 /// Claims that only an encrypted token may have ([JET-PROTO] 2.2.3.3).
 pub const SECRET_CLAIMS: [&str; 4] = ["dst_usr", "dst_pwd", "prx_usr", "prx_pwd"];
+
+/// Those of them that no id covers.
+const PASSWORDS: [&str; 2] = ["dst_pwd", "prx_pwd"];
 
 /// Longest `jti`, characters: it is stored for each token.
 const JTI_CHARS: usize = 256;
@@ -233,6 +238,56 @@ pub(super) fn masked(payload: &[u8]) -> Option<Map<String, Value>> {
         public.insert(secret.name.to_owned(), Value::from("(hidden)"));
     }
     Some(public)
+}
+
+/// What identifies a token without `jti`; none where the payload is no JSON object, which makes it no token.
+///
+/// It covers what the signature does (`signed`), not the signature, and nothing of what a token is wrapped in: a holder can
+/// change both. Where there is no signature it covers the claims. An id is logged and stored, and a password must not be found
+/// by hashing candidates: where a token has one, its claims are covered without it.
+pub(super) fn digest(payload: &[u8], signed: Option<&str>) -> Option<[u8; 32]> {
+    let RawClaims {
+        public, secrets, ..
+    } = RawClaims::parse(payload).ok()?;
+    if let Some(signed) = signed
+        && secrets.is_empty()
+    {
+        return Some(sha256(signed.as_bytes()));
+    }
+    let header = signed.and_then(|signed| signed.split_once('.'));
+    let public = sorted(Value::Object(public)).to_string();
+    let mut named: Vec<_> = secrets.iter().map(|secret| (secret.name, secret)).collect();
+    named.sort_by_key(|(name, _)| *name);
+    let mut hash = Sha256::new();
+    // Each part with its length: no two tokens are the same bytes.
+    let mut cover = |part: &[u8]| {
+        hash.update(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+        hash.update(part);
+    };
+    cover(header.map_or("", |(header, _)| header).as_bytes());
+    cover(public.as_bytes());
+    for (name, secret) in named {
+        cover(name.as_bytes());
+        if !PASSWORDS.contains(&name)
+            && let Some(value) = &secret.value
+        {
+            cover(value.as_bytes());
+        }
+    }
+    Some(hash.finish())
+}
+
+/// The same value, the names of its objects in order: the order in a text says nothing.
+fn sorted(value: Value) -> Value {
+    match value {
+        Value::Object(object) => {
+            let ordered: BTreeMap<String, Value> = object.into_iter().collect();
+            let values = ordered.into_iter();
+            Value::Object(values.map(|(name, value)| (name, sorted(value))).collect())
+        }
+        Value::Array(values) => Value::Array(values.into_iter().map(sorted).collect()),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => value,
+    }
 }
 
 /// The payload as JSON, secrets apart.

@@ -200,7 +200,7 @@ pub fn mint(
         .map_err(|UnusableKey| MintError::Key)?;
     match (signed, encrypt) {
         (Some(signed), None) => Ok(signed.as_str().to_owned()),
-        (Some(signed), Some(key)) => key.seal(signed.as_bytes(), Some("JWT")),
+        (Some(signed), Some(key)) => key.wrap(&signed),
         (None, Some(key)) => key.seal(&payload, None),
         (None, None) => {
             let unsigned = jose::unsigned(&header("none", None), &payload).ok_or(MintError::Key)?;
@@ -210,6 +210,14 @@ pub fn mint(
 }
 
 impl EncryptionKey {
+    /// Encrypts a token that is signed already; everybody can who has the gateway's public key.
+    ///
+    /// # Errors
+    /// The library refuses the key.
+    pub fn wrap(&self, signed: &str) -> Result<String, MintError> {
+        self.seal(signed.as_bytes(), Some("JWT"))
+    }
+
     fn seal(&self, plaintext: &[u8], cty: Option<&str>) -> Result<String, MintError> {
         let mut header = header(self.algorithm().name(), self.kid.as_deref());
         header.insert("enc".to_owned(), json!(self.enc.name()));

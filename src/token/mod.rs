@@ -143,11 +143,12 @@ impl Token {
     }
 }
 
-/// The name of a token: its `jti`, or a digest of its text when it has none. Safe to log and to store.
+/// The name of a token: its `jti`, or a digest when it has none. Safe to log and to store.
 ///
-/// The digest of a signed token covers header and payload only: an ECDSA signature can be rewritten into another valid
-/// one by anybody, and the result must still be the same token. That of an encrypted token covers all of its text, so
-/// that nobody can guess a password inside by hashing candidates.
+/// The digest of a signed token covers what the signature covers, and nothing else: an ECDSA signature can be rewritten into
+/// another valid one by anybody, and whoever has a signed token can encrypt it anew with the gateway's public key. Both must
+/// still be the same token. That of a token that is only encrypted covers its claims. No digest covers a password, so that nobody
+/// can guess it by hashing candidates.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct TokenId(String);
@@ -165,11 +166,8 @@ impl TokenId {
         &self.0
     }
 
-    fn of_text(text: &str) -> Self {
-        Self(format!(
-            "sha256:{}",
-            hex::encode(openssl::sha::sha256(text.as_bytes()))
-        ))
+    fn of_digest(digest: [u8; 32]) -> Self {
+        Self(format!("sha256:{}", hex::encode(digest)))
     }
 }
 
@@ -393,7 +391,8 @@ impl TokenError {
 struct Opened {
     payload: Zeroizing<Vec<u8>>,
     protection: Protection,
-    digest: TokenId,
+    /// What the signature covers, if there is one.
+    signed: Option<Zeroizing<String>>,
     /// The header of a signed token inside an encrypted one, for display.
     inner_header: Option<Value>,
 }
@@ -425,7 +424,14 @@ impl Verifier {
         let opened = self.open(text)?;
         let encrypted = opened.protection.is_encrypted();
         let claims = Claims::parse(&opened.payload, encrypted, &self.rules, now)?;
-        let id = claims.jti.clone().map_or(opened.digest, TokenId);
+        let id = match &claims.jti {
+            Some(jti) => TokenId(jti.clone()),
+            None => {
+                let signed = opened.signed.as_ref().map(|signed| signed.as_str());
+                let digest = claims::digest(&opened.payload, signed);
+                TokenId::of_digest(digest.ok_or(TokenError::NotClaims)?)
+            }
+        };
         Ok(Token {
             id,
             claims,
@@ -489,16 +495,14 @@ impl Verifier {
                         (payload, Protection::Signed(signature))
                     }
                 };
-                let digest = TokenId::of_text(jws.signing_input);
                 Ok(Opened {
                     payload,
                     protection,
-                    digest,
+                    signed: Some(Zeroizing::new(jws.signing_input.to_owned())),
                     inner_header: None,
                 })
             }
             Compact::Jwe(jwe) => {
-                let digest = TokenId::of_text(text);
                 let (plaintext, encryption) = self.decrypt(&jwe)?;
                 let says_nested = jwe
                     .header
@@ -514,20 +518,20 @@ impl Verifier {
                     return Ok(Opened {
                         payload: plaintext,
                         protection: Protection::Encrypted(encryption),
-                        digest,
+                        signed: None,
                         inner_header: None,
                     });
                 }
                 let inner = std::str::from_utf8(&plaintext)
                     .map_err(|_| TokenError::Malformed("it encrypts neither claims nor a token"))?;
-                let (payload, signature) = self.check_inner(inner)?;
+                let (payload, signature, signed) = self.check_inner(inner)?;
                 Ok(Opened {
                     payload,
                     protection: Protection::Nested {
                         encryption,
                         signature,
                     },
-                    digest,
+                    signed: Some(signed),
                     inner_header: jose::header_for_display(inner).ok(),
                 })
             }
@@ -572,12 +576,19 @@ impl Verifier {
         ))
     }
 
-    /// What an encrypted token holds if not claims: a signed token, and no further layer.
-    fn check_inner(&self, text: &str) -> Result<(Zeroizing<Vec<u8>>, Signature), TokenError> {
+    /// What an encrypted token holds if not claims: a signed token, and no further layer. Its payload, and what its signature covers.
+    fn check_inner(
+        &self,
+        text: &str,
+    ) -> Result<(Zeroizing<Vec<u8>>, Signature, Zeroizing<String>), TokenError> {
         match Compact::parse(text)? {
             Compact::Jws(jws) => match jws.alg {
                 JwsAlg::None => Err(TokenError::AlgNone),
-                JwsAlg::Signed(alg) => self.check_signature(&jws, alg),
+                JwsAlg::Signed(alg) => {
+                    let (payload, signature) = self.check_signature(&jws, alg)?;
+                    let signed = Zeroizing::new(jws.signing_input.to_owned());
+                    Ok((payload, signature, signed))
+                }
             },
             Compact::Jwe(_) => Err(TokenError::Malformed("it is encrypted twice")),
         }
@@ -952,6 +963,102 @@ mod tests {
                 "malformed"
             );
         }
+    }
+
+    #[test]
+    fn the_id_of_a_token_without_jti_follows_from_what_was_signed_whatever_wraps_it() {
+        let (signer, shared) = (key("ES256", "s"), key("A256KW", "e"));
+        let (public, direct) = (key("RSA-OAEP-256", "p"), key("dir", "d"));
+        let ours = verifier(&[&signer, &shared, &public, &direct], TokenRules::default());
+        let id = |text: &str| ours.verify(text, NOW).unwrap().id;
+        let signed = mint(&forward(), Some(&signing(&signer)), None).unwrap();
+        let mut ids = vec![id(&signed)];
+        for wrapper in [&shared, &public, &direct, &public] {
+            for cty in [Some("JWT"), None] {
+                ids.push(id(&seal(wrapper, signed.as_bytes(), cty)));
+            }
+        }
+        // The other signature that anybody can make of an ECDSA signature, bare and wrapped.
+        let (input, signature) = signed.rsplit_once('.').unwrap();
+        let other = format!("{input}.{}", other_es256(signature));
+        assert_ne!(other, signed);
+        ids.push(id(&other));
+        ids.push(id(&seal(&shared, other.as_bytes(), Some("JWT"))));
+        ids.dedup();
+        assert_eq!(ids.len(), 1, "{ids:?}");
+        // Other claims are another token.
+        let mut claims = forward();
+        claims["sub"] = json!("alice");
+        let another = mint(&claims, Some(&signing(&signer)), None).unwrap();
+        assert_ne!(id(&seal(&shared, another.as_bytes(), None)), ids[0]);
+    }
+
+    #[test]
+    fn the_id_of_a_token_with_a_password_follows_from_all_but_the_password() {
+        let (signer, shared) = (key("ES256", "s"), key("A256KW", "e"));
+        let ours = verifier(&[&signer, &shared], TokenRules::default());
+        let id = |user: &str, password: &str| {
+            let mut claims = forward();
+            claims["dst_usr"] = json!(user);
+            claims["dst_pwd"] = json!(password);
+            let to = encrypting(&shared);
+            let text = mint(&claims, Some(&signing(&signer)), Some(&to)).unwrap();
+            ours.verify(&text, NOW).unwrap().id
+        };
+        assert_eq!(id("alice", "secret"), id("alice", "secret"));
+        // Who guesses a password learns nothing by hashing.
+        assert_eq!(id("alice", "secret"), id("alice", "Winter26"));
+        assert_ne!(id("alice", "secret"), id("bob", "secret"));
+    }
+
+    #[test]
+    fn the_id_of_a_token_that_is_only_encrypted_follows_from_its_claims() {
+        let (shared, direct) = (key("A256KW", "e"), key("dir", "d"));
+        let rules = TokenRules {
+            unsigned_jwe: UnsignedJwe::SymmetricOnly,
+            ..TokenRules::default()
+        };
+        let ours = verifier(&[&shared, &direct], rules);
+        let iat = NOW.0;
+        let mut ids: Vec<TokenId> = Vec::new();
+        for (wrapper, claims) in [
+            (&shared, forward().to_string()),
+            (&shared, forward().to_string()),
+            (&direct, forward().to_string()),
+            (
+                &direct,
+                format!(r#" {{"iat":{iat}, "dst_hst":"rdp.example:3389","jet_cm":"f\u0077d"}}"#),
+            ),
+        ] {
+            let text = seal(wrapper, claims.as_bytes(), None);
+            ids.push(ours.verify(&text, NOW).unwrap().id);
+        }
+        ids.dedup();
+        assert_eq!(ids.len(), 1, "{ids:?}");
+        let mut claims = forward();
+        claims["sub"] = json!("alice");
+        let another = seal(&shared, claims.to_string().as_bytes(), None);
+        assert_ne!(ours.verify(&another, NOW).unwrap().id, ids[0]);
+    }
+
+    /// `(r, n - s)` of an ES256 signature `(r, s)`.
+    fn other_es256(signature: &str) -> String {
+        use base64::Engine as _;
+        use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+        use openssl::bn::{BigNum, BigNumContext};
+        let bytes = URL_SAFE_NO_PAD.decode(signature).unwrap();
+        let group = openssl::ec::EcGroup::from_curve_name(openssl::nid::Nid::X9_62_PRIME256V1);
+        let mut order = BigNum::new().unwrap();
+        group
+            .unwrap()
+            .order(&mut order, &mut BigNumContext::new().unwrap())
+            .unwrap();
+        let s = BigNum::from_slice(&bytes[32..]).unwrap();
+        let mut other = BigNum::new().unwrap();
+        other.checked_sub(&order, &s).unwrap();
+        let mut text = bytes[..32].to_vec();
+        text.extend(other.to_vec_padded(32).unwrap());
+        URL_SAFE_NO_PAD.encode(text)
     }
 
     #[test]

@@ -1,11 +1,16 @@
 //! One token, one live session; used for good, except within a reconnect window.
 
+use jetway::rdp::negotiation::ConnectionConfirm;
+use jetway::rdp::preconnection;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
-use crate::api::sessions;
-use crate::lab::{KEYS, Lab, Target, closed, failure, forget_log, logged, logged_times, within};
+use crate::api::{sessions, ticket};
+use crate::lab::{
+    KEYS, Lab, SELECTED_TLS, Sealing, Target, closed, confirm, failure, forget_log, logged,
+    logged_times, path, request, within,
+};
 
 /// `HYBRID_REQUIRED_BY_SERVER`: the token is the problem.
 const TOKEN: u32 = 5;
@@ -145,4 +150,120 @@ async fn what_a_limit_ends_stays_ended() {
         );
         assert_eq!(target.connections(), 1);
     }
+}
+
+/// A gateway that can read encrypted tokens, and has a revocation list.
+fn sealed(reconnect_window_s: u32) -> (Lab, Sealing) {
+    let sealing = Sealing::new();
+    let table = &sealing.table;
+    let lab = Lab::start(&format!(
+        "{table}reconnect_window_s = {reconnect_window_s}\nrevoked = \"revoked.json\"\n"
+    ));
+    (lab, sealing)
+}
+
+#[tokio::test]
+async fn a_token_without_jti_opens_one_session_however_often_it_is_wrapped() {
+    let ((lab, sealing), target) = (sealed(0), Target::start().await);
+    let signed = lab.token(target.address, json!({ "jti": null }));
+    let mut clients = Vec::new();
+    for _ in 0..6 {
+        clients.push(lab.client(&sealing.wrap(&signed)).await);
+    }
+    let mut live = Vec::new();
+    for mut client in clients {
+        match confirm(&mut client).await {
+            SELECTED_TLS => live.push(client),
+            refused => assert_eq!(refused, ConnectionConfirm::Failure { code: TOKEN }),
+        }
+    }
+    assert_eq!(live.len(), 1);
+    // Nor by a ticket for yet another, nor without any wrapping.
+    let again = ticket(&lab, &sealing.wrap(&signed)).await;
+    for text in [again.as_str(), &signed] {
+        assert_eq!(failure(&mut lab.client(text).await).await, TOKEN);
+    }
+    assert_eq!(target.connections(), 1);
+    let refused = logged_times("Session refused", 7).await;
+    let id = refused[0]["token"].as_str().unwrap();
+    for line in &refused {
+        assert_eq!(
+            (&line["rule"], &line["token"]),
+            (&json!("in-use"), &json!(id))
+        );
+    }
+    // Its id, taken from the log, ends it and all of its kind.
+    let list = json!({ "jti": [id] }).to_string();
+    std::fs::write(path(&lab, "revoked.json"), list).unwrap();
+    lab.running().reload();
+    let mut rest = Vec::new();
+    let _end = within(live.remove(0).read_to_end(&mut rest)).await;
+    for text in [&sealing.wrap(&signed), &again] {
+        assert_eq!(failure(&mut lab.client(text).await).await, TOKEN);
+    }
+    let refused = logged_times("Session refused", 9).await;
+    assert_eq!(
+        (&refused[7]["rule"], &refused[8]["rule"]),
+        (&json!("revoked"), &json!("revoked"))
+    );
+}
+
+#[tokio::test]
+async fn a_token_that_is_wrapped_anew_stays_bound_to_its_address_and_used_after_a_restart() {
+    let ((mut lab, sealing), target) = (sealed(60), Target::start().await);
+    let signed = lab.token(target.address, json!({ "jti": null }));
+    drop(
+        lab.session(&ticket(&lab, &sealing.wrap(&signed)).await)
+            .await,
+    );
+    logged("Session closed").await;
+    lab.restart().await;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let mut elsewhere = socket.connect(lab.address()).await.unwrap();
+    let mut bytes = preconnection::encode_v2(0, &sealing.wrap(&signed)).unwrap();
+    bytes.extend(request(None).encode().unwrap());
+    elsewhere.write_all(&bytes).await.unwrap();
+    assert_eq!(failure(&mut elsewhere).await, TOKEN);
+    assert_eq!(logged("Session refused").await["rule"], "other-address");
+    // Who used it first may come back, by any wrapping of it.
+    drop(lab.session(&sealing.wrap(&signed)).await);
+}
+
+#[tokio::test]
+async fn two_carriers_that_wrap_one_token_differently_stand_for_the_same() {
+    let ((lab, sealing), target) = (sealed(60), Target::start().await);
+    let one = lab.token(target.address, json!({ "jti": null }));
+    let other = lab.token(target.address, json!({ "jti": null, "sub": "other" }));
+    let both = async |pcb: &str, routing: &str| {
+        let mut stream = lab.connect().await;
+        let mut bytes = preconnection::encode_v2(0, pcb).unwrap();
+        bytes.extend(long_request(routing));
+        stream.write_all(&bytes).await.unwrap();
+        confirm(&mut stream).await
+    };
+    let by_ticket = ticket(&lab, &sealing.wrap(&one)).await;
+    for routing in [by_ticket, sealing.wrap(&one), one.clone()] {
+        assert_eq!(both(&sealing.wrap(&one), &routing).await, SELECTED_TLS);
+    }
+    for routing in [
+        ticket(&lab, &sealing.wrap(&other)).await,
+        sealing.wrap(&other),
+    ] {
+        let refused = ConnectionConfirm::Failure { code: 4 };
+        assert_eq!(both(&sealing.wrap(&one), &routing).await, refused);
+        assert_eq!(logged("Session refused").await["rule"], "contradiction");
+        crate::lab::forget_log();
+    }
+}
+
+/// A Connection Request with a routing token of any length, as existing clients send it: the length indicator has one byte.
+fn long_request(routing: &str) -> Vec<u8> {
+    let mut bytes = vec![3, 0, 0, 0, 0, 0xE0, 0, 0, 0, 0, 0];
+    bytes.extend(routing.as_bytes());
+    bytes.extend(b"\r\n\x01\x00\x08\x00\x03\x00\x00\x00");
+    let length = u16::try_from(bytes.len()).unwrap();
+    bytes[2..4].copy_from_slice(&length.to_be_bytes());
+    bytes[4] = (length - 5).to_le_bytes()[0];
+    bytes
 }
