@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::clock;
 use crate::jet::candidate::Transport;
 use crate::jet::rendezvous::{
-    Access, AssociationView, CandidateView, Now, PeerId, Proof, Refused, Rendezvous,
+    Access, AssociationView, CandidateView, Now, Owner, PeerId, Proof, Refused, Rendezvous,
     RendezvousLimits, Terms,
 };
 use crate::limits;
@@ -203,7 +203,11 @@ impl MeetingPlace {
         if !table.rendezvous.knows(id) {
             self.make_room(&mut table, &by.owner(token), by)?;
         }
-        let new = table.rendezvous.create(id, terms, now())?;
+        let owner = match by {
+            Creator::Known => Owner::Token(token.id.clone()),
+            Creator::Stranger(address) => Owner::Stranger(address),
+        };
+        let new = table.rendezvous.create(id, terms, owner, now())?;
         if new {
             let owner = by.owner(token);
             if let Some(shares) = table.shares_of(by) {

@@ -227,7 +227,7 @@ pub async fn offer(
     let caller = caller(&state, &headers)?;
     let (wanted, token) = match &caller {
         Caller::Token(token) => (token.claims.agent.clone(), Some(token.id.clone())),
-        Caller::Operator(_) | Caller::Nobody => (None, None),
+        Caller::Operator(_) | Caller::Nobody(_) => (None, None),
     };
     let owner = Owner::new(token, Some(state.peer.ip()));
     let wanted = wanted.filter(|wanted| wanted.agent == name);
@@ -334,7 +334,7 @@ fn wanted_target(
 ) -> Result<TargetAddr, Problem> {
     let redirected = match caller {
         Caller::Token(token) => state.gateway.returning.of(&token.id),
-        Caller::Operator(_) | Caller::Nobody => None,
+        Caller::Operator(_) | Caller::Nobody(_) => None,
     };
     let mut targets = wanted.targets.iter();
     let redirected =

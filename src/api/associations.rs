@@ -12,6 +12,10 @@
 //! The bearer is a rendezvous token, or an API key; `jet.authentication = false` does without. An association that a token
 //! has created demands a token of its peers, and one of an operator does where the body says `"token_required": true`.
 //!
+//! All but creating is for the token that has created the association, for tokens that name it (`jet_aid`), and for operators. Who
+//! has nothing to show and needs nothing may gather, read and complete what demands no token, and deletes what was created from
+//! the same address without a token.
+//!
 //! [JET-PROTO]: https://github.com/Devolutions/devolutions-gateway
 
 use std::sync::atomic::Ordering;
@@ -25,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use tracing::info;
 use uuid::Uuid;
 
+use crate::address::AddressGroup;
 use crate::api::ApiState;
 use crate::api::jet::not_admitted;
 use crate::api::operator::{bearer, find_key, operator};
@@ -38,6 +43,7 @@ use crate::jet::message::{Candidate, Complete};
 use crate::jet::rendezvous::{Access, CandidateState, Proof, Refused};
 use crate::meeting::{Creator, Listed};
 use crate::policy::{self, SessionLimits};
+use crate::refusal::Refusal;
 use crate::session::SessionId;
 use crate::session::registry::EndCause;
 use crate::session::rendezvous::{self, NotAdmitted};
@@ -103,8 +109,8 @@ pub struct Gathered {
 pub(super) enum Caller {
     Token(Box<Token>),
     Operator(String),
-    /// Whoever asks, where that is enough (`jet.authentication = false`).
-    Nobody,
+    /// Whoever asks from this address, where that is enough (`jet.authentication = false`).
+    Nobody(AddressGroup),
 }
 
 impl Caller {
@@ -114,7 +120,8 @@ impl Caller {
                 id: &token.id,
                 jet_aid: token.claims.jet_aid,
             },
-            Self::Operator(_) | Self::Nobody => Proof::Operator,
+            Self::Operator(_) => Proof::Operator,
+            Self::Nobody(address) => Proof::Stranger(*address),
         }
     }
 
@@ -122,7 +129,7 @@ impl Caller {
         match self {
             Self::Token(_) => "token",
             Self::Operator(name) => name,
-            Self::Nobody => NOBODY,
+            Self::Nobody(_) => NOBODY,
         }
     }
 }
@@ -152,7 +159,7 @@ pub async fn create(
             };
             (token.as_ref().clone(), access)
         }
-        Caller::Operator(_) | Caller::Nobody => {
+        Caller::Operator(_) | Caller::Nobody(_) => {
             let wanted = wanted(&state, &body)?;
             let required = match peers {
                 JetPeers::Anyone => false,
@@ -181,12 +188,25 @@ pub async fn create(
     let by = match &caller {
         Caller::Operator(_) => Creator::Operator,
         Caller::Token(_) => Creator::Bearer(state.peer.ip()),
-        Caller::Nobody => Creator::Stranger(state.peer.ip()),
+        Caller::Nobody(_) => Creator::Stranger(state.peer.ip()),
     };
     // Whose session is over may come again, as its token's window says.
     meetings.reopen(association, caller.proof());
     let new = meetings.create(association, &token, access, by);
     let new = new.map_err(|refused| declined(&state, refused))?;
+    // Asked after creating: a rule that arrives between the two finds the association.
+    if new
+        && let Some(rule) = state
+            .gateway
+            .revoked
+            .rules()
+            .revokes(&token.id, &token.claims)
+    {
+        // Gone already is as good.
+        let _ = meetings.delete(association, Proof::Operator);
+        let refusal = NotAdmitted::Token(Refusal::Revoked(rule));
+        return Err(not_admitted(state.id, &refusal));
+    }
     if new {
         let by = caller.name();
         info!(session = %state.id, peer = %state.peer, jet_aid = %association, by, "Association created");
@@ -318,7 +338,7 @@ pub(super) fn caller(state: &ApiState, headers: &HeaderMap) -> Result<Caller, Pr
             let (status, rule) = (StatusCode::UNAUTHORIZED, "no-token");
             return Err(Problem::new(status, rule, detail, state.id));
         }
-        return Ok(Caller::Nobody);
+        return Ok(Caller::Nobody(state.peer.ip().into()));
     };
     if let Some(key) = find_key(&config.api.keys, bearer) {
         return Ok(Caller::Operator(key.name.clone()));

@@ -14,6 +14,8 @@
 //!   connecting does. All other candidates are closed, and their peers are told to go.
 //! - **Two UUIDs are no secret.** An association that was created with a token demands a token of whoever accepts,
 //!   connects, tests or selects.
+//! - **To be a peer is not to decide.** An association is gathered, read, completed and deleted by who has created it, by whose
+//!   token names it, or by an operator. Any other token proves no more than none does.
 //! - **Nothing stays.** An association of which no candidate has carried a byte is forgotten after a time, and so is one
 //!   whose session is over.
 //! - **Within its token's reconnect window a session may come again**: an association that is over goes back to Gathered for whoever
@@ -30,6 +32,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::address::AddressGroup;
 use crate::application_protocol::ApplicationProtocol;
 use crate::jet::candidate::{CandidateUrl, Transport};
 use crate::jet::message;
@@ -64,11 +67,22 @@ pub enum Access {
     Token(TokenId),
 }
 
+/// Who has created an association.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// The bearer of this token, or an operator whose word stands in the place of one.
+    Token(TokenId),
+    /// Somebody who had nothing to show, at this address.
+    Stranger(AddressGroup),
+}
+
 /// What a peer has shown.
 #[derive(Clone, Copy, Debug)]
 pub enum Proof<'a> {
     /// Nothing.
     Nothing,
+    /// Nothing, where associations need none (`jet.authentication = false`): where it is.
+    Stranger(AddressGroup),
     /// A rendezvous token, verified.
     Token {
         /// Its id.
@@ -111,6 +125,9 @@ pub enum Refused {
     /// The token is for another association.
     #[error("the token is not for this association")]
     OtherToken,
+    /// It is for whoever has created the association.
+    #[error("somebody else has created this association")]
+    OtherOwner,
     /// The id is taken, by an association with other claims.
     #[error("the association exists with other claims")]
     OtherTerms,
@@ -214,6 +231,7 @@ struct Association {
     created_at: UnixTime,
     /// When a candidate was last accepted, connected or chosen.
     touched: Instant,
+    owner: Owner,
     progress: Progress,
     /// How long after its session it may be used again.
     reconnect: Duration,
@@ -277,7 +295,13 @@ impl Rendezvous {
     ///
     /// # Errors
     /// The id is taken with other terms, or there are too many.
-    pub fn create(&mut self, id: Uuid, terms: Terms, now: Now) -> Result<bool, Refused> {
+    pub fn create(
+        &mut self,
+        id: Uuid,
+        terms: Terms,
+        owner: Owner,
+        now: Now,
+    ) -> Result<bool, Refused> {
         if let Some(association) = self.associations.get(&id) {
             if matches!(association.progress, Progress::Ended(_)) {
                 return Err(Refused::Ended);
@@ -293,6 +317,7 @@ impl Rendezvous {
         }
         let association = Association {
             terms,
+            owner,
             created_at: now.unix,
             touched: now.instant,
             progress: Progress::Open,
@@ -315,7 +340,7 @@ impl Rendezvous {
         proof: Proof<'_>,
         mut new_id: impl FnMut() -> Uuid,
     ) -> Result<Vec<CandidateView>, Refused> {
-        let association = self.admitted(id, proof)?;
+        let association = self.managed(id, proof)?;
         if matches!(association.progress, Progress::Ended(_)) {
             return Err(Refused::Ended);
         }
@@ -483,7 +508,7 @@ impl Rendezvous {
         proof: Proof<'_>,
         now: Now,
     ) -> Result<Vec<PeerId>, Refused> {
-        self.admitted(association, proof)?;
+        self.managed(association, proof)?;
         self.choose(association, candidate, now)
     }
 
@@ -557,7 +582,13 @@ impl Rendezvous {
     /// # Errors
     /// It does not exist, or the proof does not fit.
     pub fn delete(&mut self, id: Uuid, proof: Proof<'_>) -> Result<Vec<PeerId>, Refused> {
-        self.admitted(id, proof)?;
+        let found = self.managed(id, proof)?;
+        // Who need not say who they are may look and choose, and not take away what others have made.
+        if let Proof::Stranger(address) = proof
+            && found.owner != Owner::Stranger(address)
+        {
+            return Err(Refused::OtherOwner);
+        }
         Ok(self.remove(id))
     }
 
@@ -611,7 +642,7 @@ impl Rendezvous {
     /// # Errors
     /// It does not exist, or the proof does not fit.
     pub fn view(&mut self, id: Uuid, proof: Proof<'_>) -> Result<AssociationView, Refused> {
-        let association = self.admitted(id, proof)?;
+        let association = self.managed(id, proof)?;
         Ok(association.view(id))
     }
 
@@ -654,10 +685,14 @@ impl Rendezvous {
     fn admitted(&mut self, id: Uuid, proof: Proof<'_>) -> Result<&mut Association, Refused> {
         let found = self.found(id)?;
         match (&found.terms.access, proof) {
-            (_, Proof::Operator) | (Access::Anyone, Proof::Nothing) => Ok(found),
+            (_, Proof::Operator) | (Access::Anyone, Proof::Nothing | Proof::Stranger(_)) => {
+                Ok(found)
+            }
             (_, Proof::Agent { association }) if association == id => Ok(found),
             (_, Proof::Agent { .. }) => Err(Refused::OtherToken),
-            (Access::Association | Access::Token(_), Proof::Nothing) => Err(Refused::NoToken),
+            (Access::Association | Access::Token(_), Proof::Nothing | Proof::Stranger(_)) => {
+                Err(Refused::NoToken)
+            }
             // A token that names another association is wrong even where none is needed.
             (Access::Anyone, Proof::Token { jet_aid, .. }) => match jet_aid {
                 Some(named) if named != id => Err(Refused::OtherToken),
@@ -668,6 +703,20 @@ impl Rendezvous {
             (Access::Association | Access::Token(_), Proof::Token { .. }) => {
                 Err(Refused::OtherToken)
             }
+        }
+    }
+
+    /// The association, for somebody who has shown `proof` and wants more than to be a peer.
+    fn managed(&mut self, id: Uuid, proof: Proof<'_>) -> Result<&mut Association, Refused> {
+        let found = self.admitted(id, proof)?;
+        match proof {
+            Proof::Operator | Proof::Stranger(_) => Ok(found),
+            Proof::Token { jet_aid, .. } if jet_aid == Some(id) => Ok(found),
+            Proof::Token { id: token, .. } if found.owner == Owner::Token(token.clone()) => {
+                Ok(found)
+            }
+            Proof::Token { .. } | Proof::Agent { .. } => Err(Refused::OtherToken),
+            Proof::Nothing => Err(Refused::NoToken),
         }
     }
 
@@ -790,6 +839,10 @@ mod tests {
         }
     }
 
+    fn owner() -> Owner {
+        Owner::Token(TokenId::new("creator"))
+    }
+
     /// One association with a TCP and a WebSocket candidate.
     fn rendezvous(terms: Terms) -> Rendezvous {
         let mut rendezvous = Rendezvous::new(RendezvousLimits {
@@ -797,7 +850,9 @@ mod tests {
             unused: UNUSED,
             ended: ENDED,
         });
-        rendezvous.create(ASSOCIATION, terms, at(0)).unwrap();
+        rendezvous
+            .create(ASSOCIATION, terms, owner(), at(0))
+            .unwrap();
         let mut ids = [TCP, WSS].into_iter();
         rendezvous
             .gather(
@@ -865,6 +920,70 @@ mod tests {
             Proof::Nothing,
             at(2),
         )
+    }
+
+    #[test]
+    fn only_its_creator_whom_it_names_and_an_operator_decide_on_an_association() {
+        let (creator, other) = (TokenId::new("creator"), TokenId::new("other"));
+        let token = |id, jet_aid| Proof::Token { id, jet_aid };
+        let (here, there): (AddressGroup, AddressGroup) = (
+            std::net::IpAddr::from([192, 0, 2, 1]).into(),
+            std::net::IpAddr::from([192, 0, 2, 2]).into(),
+        );
+        let by_token = Owner::Token(creator.clone());
+        let stranger = Owner::Stranger(here);
+        let wrong = Err(Refused::OtherToken);
+        let cases = [
+            // Who asks, of whose association: to look, to choose and to delete.
+            (&by_token, Proof::Operator, Ok(()), Ok(())),
+            (&by_token, token(&creator, None), Ok(()), Ok(())),
+            (&by_token, token(&other, Some(ASSOCIATION)), Ok(()), Ok(())),
+            (&by_token, token(&other, None), wrong, wrong),
+            (&by_token, token(&other, Some(WSS)), wrong, wrong),
+            (
+                &by_token,
+                Proof::Agent {
+                    association: ASSOCIATION,
+                },
+                wrong,
+                wrong,
+            ),
+            (
+                &by_token,
+                Proof::Nothing,
+                Err(Refused::NoToken),
+                Err(Refused::NoToken),
+            ),
+            (
+                &by_token,
+                Proof::Stranger(here),
+                Ok(()),
+                Err(Refused::OtherOwner),
+            ),
+            (&stranger, Proof::Stranger(here), Ok(()), Ok(())),
+            (
+                &stranger,
+                Proof::Stranger(there),
+                Ok(()),
+                Err(Refused::OtherOwner),
+            ),
+            (&stranger, token(&other, None), wrong, wrong),
+            (&stranger, Proof::Operator, Ok(()), Ok(())),
+        ];
+        for (owner, proof, looks, deletes) in cases {
+            let mut rendezvous = rendezvous(terms(Access::Anyone));
+            rendezvous.associations.get_mut(&ASSOCIATION).unwrap().owner = owner.clone();
+            accept(&mut rendezvous, TCP, 1).unwrap();
+            connect(&mut rendezvous, TCP, 2).unwrap();
+            let view = rendezvous.view(ASSOCIATION, proof).map(|_| ());
+            assert_eq!(view, looks, "{owner:?} {proof:?}");
+            let gathered = rendezvous.gather(ASSOCIATION, &[], proof, Uuid::nil);
+            assert_eq!(gathered.map(|_| ()), looks, "{owner:?} {proof:?}");
+            let completed = rendezvous.complete(ASSOCIATION, TCP, proof, at(3));
+            assert_eq!(completed.map(|_| ()), looks, "{owner:?} {proof:?}");
+            let deleted = rendezvous.delete(ASSOCIATION, proof).map(|_| ());
+            assert_eq!(deleted, deletes, "{owner:?} {proof:?}");
+        }
     }
 
     #[test]
@@ -1027,9 +1146,9 @@ mod tests {
     fn creating_again_is_idempotent_with_the_same_claims_only() {
         // J-API-1
         let mut rendezvous = rendezvous(terms(Access::Association));
-        let again = rendezvous.create(ASSOCIATION, terms(Access::Association), at(1));
+        let again = rendezvous.create(ASSOCIATION, terms(Access::Association), owner(), at(1));
         assert_eq!(again, Ok(false));
-        let other = rendezvous.create(ASSOCIATION, terms(Access::Anyone), at(1));
+        let other = rendezvous.create(ASSOCIATION, terms(Access::Anyone), owner(), at(1));
         assert_eq!(other, Err(Refused::OtherTerms));
     }
 
@@ -1039,7 +1158,7 @@ mod tests {
         let mut rendezvous = rendezvous(terms(Access::Anyone));
         let mut gather = |transports: &[Transport]| {
             rendezvous
-                .gather(ASSOCIATION, transports, Proof::Nothing, || {
+                .gather(ASSOCIATION, transports, Proof::Operator, || {
                     Uuid::from_u128(0x12)
                 })
                 .unwrap()
@@ -1089,7 +1208,7 @@ mod tests {
         // J-API-4
         let by_word = |rendezvous: &mut Rendezvous| {
             connect(rendezvous, TCP, 2).unwrap();
-            let chosen = rendezvous.complete(ASSOCIATION, TCP, Proof::Nothing, at(200));
+            let chosen = rendezvous.complete(ASSOCIATION, TCP, Proof::Operator, at(200));
             assert_eq!(chosen, Ok(Vec::new()));
         };
         let by_connecting = |rendezvous: &mut Rendezvous| {
@@ -1124,14 +1243,14 @@ mod tests {
         let mut rendezvous = rendezvous(terms(Access::Anyone));
         for id in 2..4 {
             rendezvous
-                .create(Uuid::from_u128(id), terms(Access::Anyone), at(0))
+                .create(Uuid::from_u128(id), terms(Access::Anyone), owner(), at(0))
                 .unwrap();
         }
-        let full = rendezvous.create(Uuid::from_u128(4), terms(Access::Anyone), at(0));
+        let full = rendezvous.create(Uuid::from_u128(4), terms(Access::Anyone), owner(), at(0));
         assert_eq!(full, Err(Refused::Full));
         rendezvous.delete(ASSOCIATION, Proof::Operator).unwrap();
         rendezvous
-            .create(Uuid::from_u128(4), terms(Access::Anyone), at(0))
+            .create(Uuid::from_u128(4), terms(Access::Anyone), owner(), at(0))
             .unwrap();
     }
 
@@ -1407,7 +1526,7 @@ mod tests {
             for step in steps {
                 match step.clone() {
                     Step::Create(a) => prop_assert_eq!(
-                        real.create(association(a), terms(Access::Anyone), at(now)),
+                        real.create(association(a), terms(Access::Anyone), owner(), at(now)),
                         model.create(a, now)
                     ),
                     Step::Gather(a) => {
@@ -1415,7 +1534,7 @@ mod tests {
                         let gathered = real.gather(
                             association(a),
                             &[Transport::Tcp, Transport::Tls, Transport::Wss],
-                            Proof::Nothing,
+                            Proof::Operator,
                             || candidate(a, next.next().unwrap()),
                         );
                         let expected = model.exists(a).and_then(|()| {
@@ -1458,7 +1577,7 @@ mod tests {
                         model.select(a, c).map(sorted_numbers)
                     ),
                     Step::Complete(a, c) => prop_assert_eq!(
-                        real.complete(association(a), candidate(a, c), Proof::Nothing, at(now))
+                        real.complete(association(a), candidate(a, c), Proof::Operator, at(now))
                             .map(sorted),
                         model.complete(a, c, now).map(sorted_numbers)
                     ),
@@ -1470,7 +1589,7 @@ mod tests {
                         );
                     }
                     Step::Delete(a) => prop_assert_eq!(
-                        real.delete(association(a), Proof::Nothing).map(sorted),
+                        real.delete(association(a), Proof::Operator).map(sorted),
                         model.exists(a).map(|()| sorted_numbers(model.remove(a)))
                     ),
                     Step::Wait(seconds) => {

@@ -103,7 +103,7 @@ impl NotAdmitted {
             Self::Declined(declined) => match declined {
                 Declined::UnknownAssociation | Declined::UnknownCandidate => Status::NotFound,
                 Declined::NoToken => Status::Unauthorized,
-                Declined::OtherToken => Status::Forbidden,
+                Declined::OtherToken | Declined::OtherOwner => Status::Forbidden,
                 Declined::OtherTerms
                 | Declined::Accepted
                 | Declined::Connected

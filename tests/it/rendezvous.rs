@@ -926,6 +926,93 @@ async fn associations_are_created_read_and_deleted_by_who_may() {
 
 // J-API-3
 #[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_names_no_association_decides_on_its_own_alone() {
+    let place = Place::start("");
+    let nameless = place.token(Uuid::nil(), json!({ "jet_aid": null }));
+    let another = place.token(Uuid::nil(), json!({ "jet_aid": null }));
+    for (creator, required) in [(OPERATOR, false), (another.as_str(), true)] {
+        let association = Uuid::new_v4();
+        let candidates = place.association(association, creator).await;
+        let candidate = of(&candidates, "tcp");
+        let complete = json!({ "candidate": { "id": candidate } }).to_string();
+        let attempts = async || {
+            for (head, body) in [
+                (format!("GET /jet/association/{association}"), ""),
+                (format!("POST /jet/gather/{association}"), ""),
+                (
+                    format!("POST /jet/association/{association}/candidates"),
+                    "",
+                ),
+                (format!("POST /jet/complete/{association}"), &complete),
+                (format!("DELETE /jet/association/{association}"), ""),
+            ] {
+                let (status, answer) = place.http(&head, &nameless, body).await;
+                assert_eq!(status, 403, "{head}: {answer}");
+            }
+        };
+        attempts().await;
+        if !required {
+            // To be a peer it takes the two ids, as for everybody.
+            let accept = path(Operation::Accept, association, candidate);
+            let connect = path(Operation::Connect, association, candidate);
+            let token = Some(nameless.as_str());
+            let mut accepted = place.peer("tcp", accept, token).await.ok().unwrap();
+            let mut connected = place.peer("tcp", connect, None).await.ok().unwrap();
+            attempts().await;
+            connected.send(b"hello").await;
+            assert_eq!(accepted.receive(5).await, b"hello");
+        }
+        let delete = format!("DELETE /jet/association/{association}");
+        assert_eq!(place.http(&delete, creator, "").await.0, 200);
+    }
+    let own = Uuid::new_v4();
+    let candidates = place.association(own, &nameless).await;
+    assert_eq!(candidates.len(), TRANSPORTS.len());
+    for method in ["GET", "DELETE"] {
+        let head = format!("{method} /jet/association/{own}");
+        assert_eq!(place.http(&head, &nameless, "").await.0, 200);
+    }
+}
+
+// J-API-3
+#[tokio::test(flavor = "multi_thread")]
+async fn without_authentication_nobody_deletes_what_others_have_created() {
+    let place = Place::start("[jet]\nauthentication = false\n");
+    let (own, operators, tokens) = (Uuid::new_v4(), Uuid::new_v4(), Uuid::new_v4());
+    place.association(own, "").await;
+    place.association(operators, OPERATOR).await;
+    place
+        .association(tokens, &place.token(tokens, json!({})))
+        .await;
+    let elsewhere = async |head: String| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        let mut stream = socket.connect(place.lab.address()).await.unwrap();
+        let request = format!("{head} HTTP/1.1\r\nHost: gw.test:1\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        within(stream.read_to_string(&mut text)).await.unwrap();
+        text.split(' ').nth(1).unwrap().parse::<u16>().unwrap()
+    };
+    // The other peer of an association asks for its candidates, too.
+    assert_eq!(elsewhere(format!("POST /jet/gather/{own}")).await, 200);
+    assert_eq!(elsewhere(format!("GET /jet/association/{own}")).await, 200);
+    assert_eq!(
+        elsewhere(format!("DELETE /jet/association/{own}")).await,
+        403
+    );
+    for (association, expected) in [(operators, 403), (tokens, 401), (own, 200)] {
+        let delete = format!("DELETE /jet/association/{association}");
+        assert_eq!(
+            place.http(&delete, "", "").await.0,
+            expected,
+            "{association}"
+        );
+    }
+}
+
+// J-API-3
+#[tokio::test(flavor = "multi_thread")]
 async fn authentication_may_be_switched_off_and_says_so() {
     let place = Place::start("[jet]\nauthentication = false\n");
     let association = Uuid::new_v4();
