@@ -209,11 +209,16 @@ impl Gateway {
             Ok(false) => {}
             Ok(true) => {
                 info!("Revocation list reloaded");
-                for (association, rule) in self.meetings.end_revoked(&self.revoked.rules()) {
-                    info!(jet_aid = %association, rule, "Removed an association whose token was revoked");
-                }
-                for (session, token, rule) in self.registry.end_revoked(&self.revoked.rules()) {
+                let rules = self.revoked.rules();
+                // The sessions first: what ends them is what is told of their end.
+                for (session, token, rule) in self.registry.end_revoked(&rules) {
                     info!(%session, %token, rule, "Ending a session whose token was revoked");
+                }
+                for (association, token, rule) in self.meetings.close_revoked(&rules) {
+                    info!(jet_aid = %association, %token, rule, "Closing a peer whose token was revoked");
+                }
+                for (association, rule) in self.meetings.end_revoked(&rules) {
+                    info!(jet_aid = %association, rule, "Removed an association whose token was revoked");
                 }
             }
             Err(error) => warn!(%error, "The revocation list was not reloaded, the old one stays"),

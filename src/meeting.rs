@@ -25,8 +25,8 @@ use crate::session::identify::Client;
 use crate::session::registry::Session;
 use crate::session::rendezvous::Shown;
 use crate::shares::{Owner, Shares};
-use crate::token::Token;
 use crate::token::revocation::Revocations;
+use crate::token::{Token, TokenId};
 
 /// How long an acceptor that comes back at once is let wait for the end of the last session.
 const HANDOVER: Duration = Duration::from_secs(2);
@@ -66,6 +66,8 @@ struct Seat {
     changed: Arc<Notify>,
     /// Whose acceptor it is.
     owner: Owner,
+    /// What it has shown, for which association.
+    token: Option<(Uuid, Token)>,
 }
 
 /// Where an acceptor's task puts its connection.
@@ -512,6 +514,28 @@ impl MeetingPlace {
         expired.into_iter().map(|(id, _)| id).collect()
     }
 
+    /// Notes the token that a peer has shown: its place lasts no longer than that. Asked about revocations afterwards, a rule that
+    /// arrives in between finds the peer.
+    pub fn vouch(&self, place: &Place, association: Uuid, token: &Token) {
+        if let Some(seat) = self.lock().seats.get_mut(&place.peer) {
+            seat.token = Some((association, token.clone()));
+        }
+    }
+
+    /// Closes the peers that `rules` revoke the token of; returns their associations with the token and its rule.
+    pub fn close_revoked(&self, rules: &Revocations) -> Vec<(Uuid, TokenId, String)> {
+        let table = self.lock();
+        let seats = table.seats.values();
+        let revoked = seats.filter(|seat| !seat.close.is_cancelled());
+        let revoked = revoked.filter_map(|seat| {
+            let (association, token) = seat.token.as_ref()?;
+            let rule = rules.revokes(&token.id, &token.claims)?;
+            seat.close.cancel();
+            Some((*association, token.id.clone(), rule))
+        });
+        revoked.collect()
+    }
+
     /// Removes the associations whose token `rules` revoke; returns them with their rule.
     pub fn end_revoked(&self, rules: &Revocations) -> Vec<(Uuid, String)> {
         let revoked: Vec<(Uuid, String)> = {
@@ -591,6 +615,7 @@ impl MeetingPlace {
             claim,
             changed: Arc::clone(changed),
             owner,
+            token: None,
         };
         table.seats.insert(peer, seat);
         Place {

@@ -26,7 +26,7 @@ use crate::token::{Token, TokenId};
 /// Why a live session was ended from here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EndCause {
-    /// A revocation rule matched its token.
+    /// A revocation rule matched a token that takes part in it.
     Revoked(String),
     /// An operator said so, by the name of their API key.
     Operator(String),
@@ -66,6 +66,8 @@ pub struct Session {
     pub started_at: UnixTime,
     /// Bytes so far.
     pub traffic: Traffic,
+    /// Tokens of others that take part in it: the acceptor's, and the one that its association was created with.
+    others: Mutex<Vec<Token>>,
     inside: OnceLock<Inside>,
     phase: Mutex<SessionPhase>,
     target: OnceLock<(TargetAddr, SocketAddr)>,
@@ -113,6 +115,24 @@ impl Session {
             Some(EndCause::Operator(name)) => Refusal::Ended(name.clone()),
             Some(EndCause::Shutdown) | None => Refusal::ShuttingDown,
         }
+    }
+
+    /// Notes the token of somebody else who takes part: when it is revoked, the session ends.
+    pub fn join(&self, token: Token) {
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        others.push(token);
+    }
+
+    /// The first token of those that take part which `rules` revoke, and by which rule.
+    #[must_use]
+    pub fn revoked_by(&self, rules: &Revocations) -> Option<(TokenId, String)> {
+        let others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        std::iter::once(&self.token)
+            .chain(others.iter())
+            .find_map(|token| {
+                let rule = rules.revokes(&token.id, &token.claims)?;
+                Some((token.id.clone(), rule))
+            })
     }
 
     /// Notes that the target was reached and bytes are relayed from now on. `handshake` is how long its TCP handshake took,
@@ -216,6 +236,7 @@ impl Registry {
             peer,
             started_at: clock::unix_now(),
             traffic: Traffic::default(),
+            others: Mutex::default(),
             inside: OnceLock::new(),
             phase: Mutex::new(SessionPhase::Connecting),
             target: OnceLock::new(),
@@ -231,13 +252,13 @@ impl Registry {
         })
     }
 
-    /// Ends every session whose token `rules` revoke; returns their ids and rules.
+    /// Ends every session in which somebody takes part whose token `rules` revoke; returns their ids, those tokens and the rules.
     pub fn end_revoked(&self, rules: &Revocations) -> Vec<(SessionId, TokenId, String)> {
         let mut ended = Vec::new();
         for session in self.list() {
-            if let Some(rule) = rules.revokes(&session.token.id, &session.token.claims) {
+            if let Some((token, rule)) = session.revoked_by(rules) {
                 session.end(EndCause::Revoked(rule.clone()));
-                ended.push((session.id, session.token.id.clone(), rule));
+                ended.push((session.id, token, rule));
             }
         }
         ended

@@ -38,7 +38,7 @@ use crate::session::authorize::{self, Authorized};
 use crate::session::connect::{self, Reached};
 use crate::session::identify::{Client, Expected, Opening};
 use crate::session::refuse::{self, Refused};
-use crate::session::registry::{Registered, Session};
+use crate::session::registry::{EndCause, Registered, Session};
 use crate::session::{Ready, SessionId, run, secure_or_open};
 use crate::stream::{Io, Stream};
 use crate::target_name::TargetName;
@@ -355,6 +355,19 @@ pub async fn proceed(
     // It named an association that exists, and showed what that demands.
     client.admission.proven();
     let answered = clock::now();
+    let place = match &admitted {
+        Admitted::Tested => None,
+        Admitted::Accepted(waiting) => Some(&waiting.place),
+        Admitted::Connected(met) => Some(&met.place),
+    };
+    if let (Some(place), Some(token)) = (place, shown.token()) {
+        gateway.meetings.vouch(place, association, token);
+        if let Some(rule) = gateway.revoked.rules().revokes(&token.id, &token.claims) {
+            info!(session = %client.id, peer = %client.peer, jet_aid = %association, rule, "Closing a peer whose token was revoked");
+            part(client.stream, None).await;
+            return;
+        }
+    }
     match admitted {
         Admitted::Tested => part(client.stream, None).await,
         Admitted::Accepted(Waiting { place, claimed }) => {
@@ -772,6 +785,7 @@ pub(super) fn together(
     debug!(session = %session.id, acceptor = %id, peer = %peer, jet_aid = %association, "Peers have met");
     let created = gateway.meetings.token_of(association);
     let proven = shown.proves(association, created.as_ref());
+    let acceptors = shown.token().cloned();
     let name = match shown {
         Shown::Agent { name, target, .. } => TargetName::Behind {
             agent: name,
@@ -784,6 +798,13 @@ pub(super) fn together(
     };
     session.relaying(name.address().clone(), peer, None);
     let shared: &Arc<Session> = session.shared();
+    for token in created.into_iter().chain(acceptors) {
+        session.join(token);
+    }
+    // Asked after joining: a rule that arrives between the two finds the session.
+    if let Some((_, rule)) = session.revoked_by(&gateway.revoked.rules()) {
+        session.end(EndCause::Revoked(rule));
+    }
     let window = authorize::reconnect_window(&gateway.config.token, &session.token.claims);
     let meetings = &gateway.meetings;
     meetings.in_session(association, &connector, shared, window);
