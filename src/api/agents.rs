@@ -179,13 +179,15 @@ pub async fn revoke(
 ) -> Result<StatusCode, Problem> {
     let by = operator(&state, &headers)?;
     let name = agent_name(&state, &name)?;
-    let revoked = state.gateway.agents.revoke(&name).await;
-    let revoked = revoked.map_err(|error| not_enrolled(&state, &error.into()))?;
+    let revoked = state.gateway.agents.dismiss(&name);
     let associations = revoked.ok_or_else(|| unmet(&state, &Unmet::Unknown(name.clone())))?;
+    // Before anything can fail, or the one who asks can leave.
     for association in associations {
         // Gone already is as good.
         let _ = state.gateway.meetings.delete(association, Proof::Operator);
     }
+    let written = state.gateway.agents.forget(&name).await;
+    written.map_err(|error| not_enrolled(&state, &error.into()))?;
     info!(session = %state.id, peer = %state.peer, by, agent = %name, "Agent revoked");
     Ok(StatusCode::OK)
 }

@@ -288,33 +288,33 @@ impl Agents {
         Ok(name)
     }
 
-    /// Forgets an agent and ends its channel; returns the associations that it was offered, or `None` where there is no such
-    /// agent.
+    /// Ends an agent's channel and knows it no more; returns all associations that it was offered, or `None` where there is no such
+    /// agent. Also those whose offer was taken back: it may have accepted before that. [`forget`](Self::forget) makes it last.
+    #[must_use]
+    pub fn dismiss(&self, name: &AgentName) -> Option<Vec<Uuid>> {
+        let mut table = self.lock();
+        let agent = table.agents.remove(name)?;
+        if let Some(seat) = agent.connection {
+            // A channel that is gone needs no telling.
+            let _ = seat.close.send(Ended::Revoked);
+        }
+        let mut associations = Vec::new();
+        table.offers.retain(|association, offered| {
+            let its = offered.agent == *name;
+            if its {
+                associations.push(*association);
+            }
+            !its
+        });
+        Some(associations)
+    }
+
+    /// Takes a dismissed agent off the disk.
     ///
     /// # Errors
     /// The store failed: the agent is gone until the next start.
-    pub async fn revoke(&self, name: &AgentName) -> Result<Option<Vec<Uuid>>, DiskError> {
-        let associations = {
-            let mut table = self.lock();
-            let Some(agent) = table.agents.remove(name) else {
-                return Ok(None);
-            };
-            if let Some(seat) = agent.connection {
-                // A channel that is gone needs no telling.
-                let _ = seat.close.send(Ended::Revoked);
-            }
-            let mut associations = Vec::new();
-            table.offers.retain(|association, offered| {
-                let its = offered.agent == *name;
-                if its && !offered.withdrawn {
-                    associations.push(*association);
-                }
-                !its
-            });
-            associations
-        };
-        self.disk.put_agent(name.to_string(), None).await?;
-        Ok(Some(associations))
+    pub async fn forget(&self, name: &AgentName) -> Result<(), DiskError> {
+        self.disk.put_agent(name.to_string(), None).await
     }
 
     /// Whether `text` is the answer of an agent to this challenge; its name.
@@ -674,7 +674,8 @@ mod tests {
         let full = agents.invite(name(1), None, NOW, NOW).unwrap_err();
         assert!(matches!(full, EnrolError::Full), "{full}");
         // Until one is revoked.
-        agents.revoke(&name(0)).await.unwrap().unwrap();
+        agents.dismiss(&name(0)).unwrap();
+        agents.forget(&name(0)).await.unwrap();
         agents.invite(name(1), None, NOW, NOW).unwrap();
     }
 
@@ -786,12 +787,24 @@ mod tests {
         seat_directly(&agents, 0..1);
         let mut connected = connect(&agents, 0, false);
         let pending = offer(&agents, 0).unwrap();
-        let revoked = agents.revoke(&name(0)).await.unwrap();
+        let revoked = agents.dismiss(&name(0));
         assert_eq!(revoked, Some(vec![pending.association]));
         assert_eq!(connected.close.try_recv(), Ok(Ended::Revoked));
         let again = try_connect(&agents, 0, false);
         assert_eq!(again.unwrap_err(), NoSeat::Revoked);
-        assert_eq!(agents.revoke(&name(0)).await.unwrap(), None);
+        assert_eq!(agents.dismiss(&name(0)), None);
+    }
+
+    #[tokio::test]
+    async fn who_is_revoked_loses_what_an_offer_that_was_taken_back_may_have_led_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let agents = store(folder.path());
+        seat_directly(&agents, 0..1);
+        let _connected = connect(&agents, 0, false);
+        let pending = offer(&agents, 0).unwrap();
+        agents.withdraw(pending.association);
+        agents.forget_offers(|_| true);
+        assert_eq!(agents.dismiss(&name(0)), Some(vec![pending.association]));
     }
 
     fn store(folder: &Path) -> Arc<Agents> {

@@ -353,6 +353,22 @@ async fn a_revoked_agent_is_gone_with_its_sessions_and_stays_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_agent_is_gone_with_the_session_of_an_offer_that_was_taken_back() {
+    let (site, target) = (Branch::start(), Target::start().await);
+    let _stop = site.with_agent(&[target.address]).await;
+    let association = uuid::Uuid::new_v4();
+    let token = site.token(&target, json!({ "jet_aid": association }));
+    let mut client = site.lab.session(&token).await;
+    // As where the agent has accepted, and its answer did not come in time.
+    site.lab.running().gateway().agents.withdraw(association);
+    let delete = format!("DELETE /jet/agents/{NAME}");
+    assert_eq!(site.http(&delete, OPERATOR, "").await.0, 200);
+    let mut rest = Vec::new();
+    let _end = within(client.read_to_end(&mut rest)).await;
+    assert_eq!(rest, b"");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_enrolment_is_good_once_and_for_its_time() {
     let site = Branch::start();
     let (status, invited) = site.invite(json!({})).await;
