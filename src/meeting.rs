@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::clock;
 use crate::jet::candidate::Transport;
 use crate::jet::rendezvous::{
-    Access, AssociationView, CandidateView, Now, Owner, PeerId, Proof, Refused, Rendezvous,
+    self, Access, AssociationView, CandidateView, Now, PeerId, Proof, Refused, Rendezvous,
     RendezvousLimits, Terms,
 };
 use crate::limits;
@@ -205,11 +205,11 @@ impl MeetingPlace {
         if !table.rendezvous.knows(id) {
             self.make_room(&mut table, &by.owner(token), by)?;
         }
-        let owner = match by {
-            Creator::Known => Owner::Token(token.id.clone()),
-            Creator::Stranger(address) => Owner::Stranger(address),
+        let decides = match by {
+            Creator::Operator | Creator::Bearer(_) => rendezvous::Owner::Token(token.id.clone()),
+            Creator::Stranger(address) => rendezvous::Owner::Stranger(address.into()),
         };
-        let new = table.rendezvous.create(id, terms, owner, now())?;
+        let new = table.rendezvous.create(id, terms, decides, now())?;
         if new {
             let owner = by.owner(token);
             if let Some(shares) = table.shares_of(by) {
@@ -309,7 +309,7 @@ impl MeetingPlace {
     ) -> Result<Waiting, Refused> {
         let owner = match proof {
             Proof::Token { id, .. } => Owner::new(Some(id.clone()), Some(address)),
-            Proof::Nothing => Owner::new(None, Some(address)),
+            Proof::Nothing | Proof::Stranger(_) => Owner::new(None, Some(address)),
             Proof::Agent { .. } | Proof::Operator => Owner::default(),
         };
         let mut table = self.lock();

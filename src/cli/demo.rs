@@ -57,7 +57,7 @@ async fn demo(args: Args) -> anyhow::Result<()> {
     ));
     let show = tokio::select! {
         show = open => show?,
-        () = told.to_end() => return Ok(()),
+        () = told.wait() => return Ok(()),
     };
     if args.once {
         show.close().await;
@@ -66,7 +66,7 @@ async fn demo(args: Args) -> anyhow::Result<()> {
     }
     super::print_line(&show.invitation())?;
     super::print_line(folder.farewell())?;
-    told.to_end().await;
+    told.wait().await;
     show.close().await;
     Ok(())
 }
@@ -105,7 +105,7 @@ impl Told {
 
     /// # Cancel safety
     /// Nothing is lost: a signal that has come stays.
-    async fn to_end(&mut self) {
+    async fn wait(&mut self) {
         let Self([interrupt, terminate, hangup]) = self;
         tokio::select! {
             _ = interrupt.recv() => {}

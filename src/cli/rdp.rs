@@ -280,7 +280,7 @@ mod tests {
     #[test]
     fn what_has_no_place_in_the_file_is_refused_with_the_reason() {
         let long = "x".repeat(239);
-        let huge = "x".repeat(crate::limits::TOKEN_BYTES * 2 + 1);
+        let huge = "x".repeat(crate::limits::TOKEN_BYTES * 4 + 1);
         let cases: [(&[&str], &str, &str); 6] = [
             (&["--ticket", "-"], &long, "in one byte"),
             (&["--token-file", "-"], &huge, "which no token has"),

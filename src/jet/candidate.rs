@@ -268,7 +268,7 @@ mod tests {
             ("tcp://:80", TargetAddrError::BadHost.into()),
             ("tcp://h:0", TargetAddrError::BadPort.into()),
             ("ws://h:", TargetAddrError::BadPort.into()),
-            ("", TargetAddrError::NoPort.into()),
+            ("", TargetAddrError::BadHost.into()),
         ];
         for (text, error) in cases {
             assert_eq!(text.parse::<CandidateUrl>(), Err(error), "{text}");

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
-use std::thread;
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use super::filter::LineFilter;
@@ -44,6 +44,8 @@ struct State {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
     lost: u64,
+    /// The thread that tells how many were lost: its line is not lost for want of room.
+    teller: Option<ThreadId>,
     ending: bool,
 }
 
@@ -71,7 +73,8 @@ impl Queue {
         };
         let mut state = self.state();
         let bytes = state.bytes.saturating_add(line.len());
-        if bytes > limits::LOG_QUEUE_BYTES {
+        let full = bytes > limits::LOG_QUEUE_BYTES;
+        if full && state.teller != Some(thread::current().id()) {
             state.lost = state.lost.saturating_add(1);
             return;
         }
@@ -98,7 +101,11 @@ impl Queue {
 
     /// Tells how many lines were lost, as a line.
     fn report_lost(&self) {
-        let lost = std::mem::take(&mut self.state().lost);
+        let lost = {
+            let mut state = self.state();
+            state.teller = Some(thread::current().id());
+            std::mem::take(&mut state.lost)
+        };
         if lost > 0 {
             tracing::error!(
                 log = true,
@@ -106,6 +113,7 @@ impl Queue {
                 "Log lines lost, because nobody took them in time"
             );
         }
+        self.state().teller = None;
     }
 }
 

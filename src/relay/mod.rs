@@ -233,7 +233,8 @@ async fn run_with(
         (RelayEnd::ClientFailed(_) | RelayEnd::TargetFailed(_), Io::Tls(_)) => {
             Box::pin(break_off(left)).await;
         }
-        _ => linger(left).await,
+        // In a box, so that a live session does not hold the room for its end.
+        _ => Box::pin(linger(left)).await,
     }
     end
 }

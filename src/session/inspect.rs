@@ -483,7 +483,7 @@ mod tests {
             .finish();
         let floods = 60_000;
         let statistics = tracing::subscriber::with_default(subscriber, || {
-            let mut inspector = Inspector::new(AuditLog::new(SessionId::new()));
+            let mut inspector = Inspector::new(&Budget::default(), AuditLog::new(SessionId::new()));
             let statistics = inspector.statistics();
             let mut message = |name: &str, direction, data: &[u8]| {
                 inspector
@@ -508,7 +508,7 @@ mod tests {
         let text = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
         let statistics = statistics.lock().unwrap();
         assert_eq!(statistics.records, 3 * floods + 1);
-        let written = text.lines().filter(|line| line.contains(" Audit "));
+        let written = text.lines().filter(|line| line.contains(" audit="));
         let written = u64::try_from(written.count()).unwrap();
         assert_eq!(statistics.records_suppressed, 3 * floods + 1 - written);
         assert!(text.contains("device_announced"));

@@ -190,6 +190,7 @@ fn note_limits(session: &Session, end: &RelayEnd) {
     match end {
         RelayEnd::IdleTimeout | RelayEnd::TimeLimit => session.spent().set(),
         RelayEnd::Closed
+        | RelayEnd::Ended(_)
         | RelayEnd::ClientFailed(_)
         | RelayEnd::TargetFailed(_)
         | RelayEnd::Cancelled => {}

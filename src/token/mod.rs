@@ -197,6 +197,14 @@ pub enum Protection {
     Operator(String),
 }
 
+/// A signed token whose signature held.
+struct Signed {
+    payload: Zeroizing<Vec<u8>>,
+    signature: Signature,
+    /// What the signature covers.
+    signed: Zeroizing<String>,
+}
+
 /// A signature that held.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signature {
@@ -524,7 +532,11 @@ impl Verifier {
                 }
                 let inner = std::str::from_utf8(&plaintext)
                     .map_err(|_| TokenError::Malformed("it encrypts neither claims nor a token"))?;
-                let (payload, signature, signed) = self.check_inner(inner)?;
+                let Signed {
+                    payload,
+                    signature,
+                    signed,
+                } = self.check_inner(inner)?;
                 Ok(Opened {
                     payload,
                     protection: Protection::Nested {
@@ -576,18 +588,19 @@ impl Verifier {
         ))
     }
 
-    /// What an encrypted token holds if not claims: a signed token, and no further layer. Its payload, and what its signature covers.
-    fn check_inner(
-        &self,
-        text: &str,
-    ) -> Result<(Zeroizing<Vec<u8>>, Signature, Zeroizing<String>), TokenError> {
+    /// What an encrypted token holds if not claims: a signed token, and no further layer.
+    fn check_inner(&self, text: &str) -> Result<Signed, TokenError> {
         match Compact::parse(text)? {
             Compact::Jws(jws) => match jws.alg {
                 JwsAlg::None => Err(TokenError::AlgNone),
                 JwsAlg::Signed(alg) => {
                     let (payload, signature) = self.check_signature(&jws, alg)?;
                     let signed = Zeroizing::new(jws.signing_input.to_owned());
-                    Ok((payload, signature, signed))
+                    Ok(Signed {
+                        payload,
+                        signature,
+                        signed,
+                    })
                 }
             },
             Compact::Jwe(_) => Err(TokenError::Malformed("it is encrypted twice")),

@@ -714,6 +714,10 @@ async fn one_token_has_its_share_of_an_agent_and_others_are_offered_meanwhile() 
     let (site, target) = (std::sync::Arc::new(Branch::start()), Target::start().await);
     site.enrol(json!({})).await;
     let mut channel = site.by_hand().await;
+    #[expect(
+        clippy::async_yields_async,
+        reason = "the answer to an offer is waited for later, or never"
+    )]
     let offer = async |token: &str| {
         let association = uuid::Uuid::new_v4();
         let create = format!("POST /jet/association/{association}");

@@ -290,7 +290,8 @@ impl Impostor {
             let length = answer.len();
             let text = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{answer}");
             stream.write_all(text.as_bytes()).await.unwrap();
-            stream.flush().await.unwrap();
+            // Without an end in order it is no answer.
+            stream.shutdown().await.unwrap();
             heads.push(head);
             if offered {
                 return heads;

@@ -190,7 +190,11 @@ async fn a_log_that_nobody_reads_stops_no_session_and_what_was_lost_is_told() {
         .map(|line| line["lines"].as_u64().unwrap())
         .sum();
     assert!(lost > 0, "{} bytes of log", log.len());
-    assert!(shown + suppressed + lost >= addresses * u64::try_from(times).unwrap());
+    let caused = addresses * u64::try_from(times).unwrap();
+    assert!(
+        shown + suppressed + lost >= caused,
+        "{shown} shown, {suppressed} suppressed, {lost} lost of {caused}"
+    );
     assert!(log.contains("\"Stopped\""));
 }
 

@@ -80,7 +80,7 @@ fn socat_reaches_by_jetway_connect_a_server_behind_an_agent() -> Result<()> {
         let users = Namespace::of_users()?;
         let port = Port::free()?;
         let addresses = [targets.outside(), users.outside()];
-        let (gateway, ca) = Gateway::start_for_networks(workspace, &addresses, &port, false)?;
+        let (gateway, ca) = Gateway::start_for_networks(workspace, &addresses, &port, &[], false)?;
         let url =
             |namespace: &Namespace| format!("https://{}:{}", namespace.outside(), port.number());
         let key = enrol(workspace, &gateway, &url(&targets), Some(&ca))?;

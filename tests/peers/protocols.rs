@@ -132,7 +132,8 @@ struct Branch {
 impl Branch {
     fn start(workspace: &Workspace, target: &str) -> Result<Self> {
         let port = Port::free()?;
-        let (gateway, ca) = Gateway::start_for_networks(workspace, &["127.0.0.1"], &port, false)?;
+        let (gateway, ca) =
+            Gateway::start_for_networks(workspace, &["127.0.0.1"], &port, &[], false)?;
         let url = format!("https://127.0.0.1:{}", port.number());
         let key = enrol(workspace, &gateway, &url, Some(&ca))?;
         let agent = Process::start(

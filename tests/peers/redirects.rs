@@ -142,8 +142,13 @@ pub(crate) struct Broker {
 }
 
 impl Broker {
-    pub(crate) fn start(to: &'static str) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
+    fn start(to: &'static str) -> Result<Self> {
+        Self::start_at(0, to)
+    }
+
+    /// The same at a port that somebody knows beforehand.
+    pub(crate) fn start_at(port: u16, to: &'static str) -> Result<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", port))?;
         let port = listener.local_addr()?.port();
         let visits = Arc::new(Mutex::new(Vec::new()));
         let broker = Self {

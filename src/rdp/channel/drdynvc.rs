@@ -139,6 +139,10 @@ struct Inner {
 }
 
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it lies in the box of its channel, beside two assemblies"
+)]
 enum Parser {
     Cliprdr(cliprdr::Cliprdr),
     Rdpdr(rdpdr::Rdpdr),

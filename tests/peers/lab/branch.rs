@@ -95,8 +95,14 @@ impl Branch {
         let users = Namespace::of_users()?;
         let port = Port::free()?;
         let addresses = [namespace.outside(), users.outside()];
+        // Brokers prove nothing, so the gateway is told of this one before it starts.
+        let broker = wanted.broker.then(Port::free).transpose()?;
+        let tls_only: Vec<String> = broker
+            .iter()
+            .map(|port| format!("agent {AGENT} localhost:{}", port.number()))
+            .collect();
         let (gateway, ca) =
-            Gateway::start_for_networks(workspace, &addresses, &port, wanted.talkative)?;
+            Gateway::start_for_networks(workspace, &addresses, &port, &tls_only, wanted.talkative)?;
         let url = format!("https://{}:{}", namespace.outside(), port.number());
         let key = enrol(workspace, &gateway, &url, Some(&ca))?;
         let folder = workspace.folder("namespace")?;
@@ -104,7 +110,7 @@ impl Branch {
         let order = json!({
             "xrdp": wanted.kind == TargetKind::Xrdp,
             "pictured_by_two": pictured_by,
-            "broker": wanted.broker,
+            "broker": broker.as_ref().map(Port::number),
             "url": url,
             "ca": ca,
             "key": key,
@@ -343,11 +349,10 @@ pub(crate) fn be_inside(workspace: &Workspace, folder: &Path) -> Result<()> {
         }
         None => None,
     };
-    let broker = if order["broker"] == true {
-        Some(Broker::start("127.0.0.1")?)
-    } else {
-        None
-    };
+    let broker: Option<u16> = serde_json::from_value(order["broker"].clone())?;
+    let broker = broker
+        .map(|port| Broker::start_at(port, "127.0.0.1"))
+        .transpose()?;
     let mut command = Command::new(BINARY);
     command
         .args(["agent", "run", "--name", AGENT, "--log-filter", "trace"])

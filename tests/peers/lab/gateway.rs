@@ -120,6 +120,7 @@ pins = "{pins}"
         workspace: &Workspace,
         addresses: &[&str],
         port: &Port,
+        tls_only: &[String],
         talkative: bool,
     ) -> Result<(Self, PathBuf)> {
         let folder = workspace.folder("gateway")?;
@@ -136,6 +137,7 @@ pins = "{pins}"
 [target]
 verify = "first-use"
 pins = "{pins}"
+tls_only = {tls_only:?}
 "#,
             operated = operated(&certificate, &key),
             pins = folder.join(PINS).display(),
