@@ -287,12 +287,17 @@ impl Site {
                 .to_bytes();
             anyhow::Ok((status, body))
         };
-        tokio::select! {
-            answer = answer => answer,
-            end = connection => {
-                end?;
-                bail!("the gateway closed the connection without an answer");
-            }
+        let mut answer = pin!(answer);
+        let end = tokio::select! {
+            biased;
+            answer = &mut answer => return answer,
+            end = connection => end,
+        };
+        // A gateway that closes behind its answer has answered all the same, however it closes.
+        match (answer.await, end) {
+            (Ok(answer), _) => Ok(answer),
+            (Err(_), Err(error)) => Err(error.into()),
+            (Err(_), Ok(())) => bail!("the gateway closed the connection without an answer"),
         }
     }
 
