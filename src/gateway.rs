@@ -251,7 +251,10 @@ impl Gateway {
             if turns.is_multiple_of(FORGET_EVERY) {
                 let now = clock::unix_now();
                 self.usages.forget_expired(now);
-                self.tickets.forget_expired(now);
+                // Who was sent on by its target comes back, whatever its token's window.
+                self.tickets.forget(now, |token, window_s| {
+                    self.returning.of(token).is_none() && self.usages.is_over(token, window_s, now)
+                });
             }
         }
     }
@@ -274,6 +277,7 @@ impl Running {
         let (disk, contents) = Disk::open(&config.store.path, now)?;
         let disk = Arc::new(disk);
         let agents = Arc::new(Agents::new(Arc::clone(&disk), &contents.agents));
+        let tickets = Tickets::new(Arc::clone(&disk), contents.tickets);
         let usages = Arc::new(Usages::new(disk, contents.usage, now));
         let secure = make_secure(&config)?;
         warn_of_switches(&config);
@@ -284,7 +288,7 @@ impl Running {
             keyring,
             revoked,
             agents,
-            tickets: Tickets::default(),
+            tickets,
             usages,
             refusals: Refusals::default(),
             cookies: Arc::new(KnownCookies::new()?),

@@ -73,7 +73,8 @@
 //!
 //! - **A ticket is bound to the address that uses it first**, and can be shown again from there. It opens nothing that its
 //!   token would not open, so it stays good for one session; and automatic retries and reconnects work with
-//!   `loadbalanceinfo` as they do with `pcb` ([`store::tickets`]).
+//!   `loadbalanceinfo` as they do with `pcb` ([`store::tickets`]). It outlives a restart, for clients that carry nothing else; the
+//!   store has it by its digest, and its token sealed with a key that is made of the ticket ([`ticket`]).
 //! - **The token counts as used when the target has answered**, not when it was shown: a target that is down, or that
 //!   accepts connections and says nothing, costs nobody a token.
 //! - **A token without `jti` is known by a digest** of what its signature covers, since anybody can turn one valid ECDSA

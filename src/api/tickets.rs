@@ -18,7 +18,9 @@ use crate::api::problem::Problem;
 use crate::clock;
 use crate::policy::{self, SessionLimits};
 use crate::refusal::Refusal;
+use crate::session::authorize::reconnect_window;
 use crate::shares::Owner;
+use crate::store::tickets::Terms;
 use crate::time::UnixTime;
 use crate::token;
 
@@ -94,7 +96,8 @@ pub async fn create(
             (token, key.name.as_str())
         }
     };
-    let created = issue(&state, &text, request.lifetime_s, by == BY_TOKEN).map_err(|refusal| {
+    let created = issue(&state, &text, request.lifetime_s, by == BY_TOKEN).await;
+    let created = created.map_err(|refusal| {
         let (peer, rule) = (state.peer, refusal.rule());
         warn!(session = %id, %peer, by, rule, reason = %refusal, "Ticket refused");
         problem(status_of(&refusal), rule, &refusal.to_string())
@@ -108,7 +111,7 @@ pub async fn create(
         .into_response())
 }
 
-fn issue(
+async fn issue(
     state: &ApiState,
     text: &str,
     lifetime_s: Option<u64>,
@@ -132,17 +135,15 @@ fn issue(
     let expires_at = now.plus(lifetime_s).min(token_end);
     // The tickets of all users of a portal with an API key come from its address.
     let address = by_token.then(|| state.peer.ip());
+    let window = reconnect_window(&gateway.config.token, &token.claims);
+    let terms = Terms {
+        not_after: expires_at,
+        token_not_after: token_end,
+        reconnect_window_s: window.as_secs(),
+    };
     let owner = Owner::new(Some(token.id), address);
-    let ticket = gateway
-        .tickets
-        .issue(
-            Zeroizing::new(text.to_owned()),
-            owner,
-            expires_at,
-            token_end,
-            now,
-        )
-        .map_err(|error| Refusal::Store(error.to_string()))?;
+    let ticket = gateway.tickets.issue(text, owner, terms, now).await;
+    let ticket = ticket.map_err(|error| Refusal::Store(error.to_string()))?;
     Ok(Created {
         ticket: ticket.as_str().to_owned(),
         expires_at,

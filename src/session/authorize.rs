@@ -128,7 +128,8 @@ pub fn check_opening(permit: &Permit, claims: &Claims, opening: &Opening) -> Res
 }
 
 /// How long after its last session a token may open another one.
-pub(super) fn reconnect_window(config: &TokenConfig, claims: &Claims) -> Duration {
+#[must_use]
+pub fn reconnect_window(config: &TokenConfig, claims: &Claims) -> Duration {
     let usual = Duration::from_secs(config.reconnect_window_s);
     let longest = Duration::from_secs(config.max_reconnect_window_s).max(usual);
     claims.jet_reuse.unwrap_or(usual).min(longest)

@@ -9,10 +9,12 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition};
 use tokio::sync::oneshot;
 
 use crate::private_file;
+use crate::shares::Owner;
+use crate::ticket::{SealedToken, TicketDigest};
 use crate::time::UnixTime;
 use crate::token::TokenId;
 
@@ -25,6 +27,22 @@ const SPENT_TOKENS: TableDefinition<'_, &str, u64> = TableDefinition::new("spent
 
 /// Agent's name to what is known of it, as JSON.
 const AGENTS: TableDefinition<'_, &str, &str> = TableDefinition::new("agents-v1");
+
+/// Digest of a ticket to what is known of it.
+const TICKETS: TableDefinition<'_, &[u8], TicketRow<'_>> = TableDefinition::new("tickets-v1");
+
+/// Sealed token, not after, end of its token, reconnect window in seconds, number, address that has used it, and of its owner
+/// the token's id and the address; times in Unix seconds.
+type TicketRow<'a> = (
+    &'a [u8],
+    u64,
+    u64,
+    u64,
+    u64,
+    Option<&'a str>,
+    Option<&'a str>,
+    Option<&'a str>,
+);
 
 /// One row, [`UNTIL`]: the greatest "keep until" of the tokens that were forgotten, Unix seconds.
 const FORGOTTEN: TableDefinition<'_, &str, u64> = TableDefinition::new("forgotten-v1");
@@ -63,11 +81,32 @@ pub struct Records {
     pub forgotten_until: UnixTime,
 }
 
+/// What the file says of one ticket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TicketRecord {
+    /// The token, which only the ticket can read.
+    pub sealed: SealedToken,
+    /// Good until then: until it has to be used, and once it was, the token's own end.
+    pub not_after: UnixTime,
+    /// End of the token.
+    pub token_not_after: UnixTime,
+    /// How long after its session the token may open another one, seconds.
+    pub reconnect_window_s: u64,
+    /// Tickets are numbered in the order in which they were issued.
+    pub number: u64,
+    /// Address of the client that has used it.
+    pub used_by: Option<IpAddr>,
+    /// Whose it is, with the id of the token, which is the same whatever wraps it.
+    pub owner: Owner,
+}
+
 /// What the file holds.
 #[derive(Clone, Debug, Default)]
 pub struct Contents {
     /// Of tokens.
     pub usage: Records,
+    /// Tickets.
+    pub tickets: Vec<(TicketDigest, TicketRecord)>,
     /// Agents: name, and what [`agents`](crate::store::agents) wrote.
     pub agents: Vec<(String, String)>,
 }
@@ -101,6 +140,12 @@ enum Command {
     },
     ForgetExpired {
         now: UnixTime,
+    },
+    /// Writes a ticket, or removes it.
+    Ticket {
+        digest: TicketDigest,
+        record: Option<Box<TicketRecord>>,
+        done: Option<oneshot::Sender<Result<(), String>>>,
     },
     /// Writes an agent, or removes it.
     Agent {
@@ -213,6 +258,39 @@ impl Disk {
             .map_err(DiskError::Write)
     }
 
+    /// Writes a ticket; returns when that is on disk.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put).
+    pub async fn put_ticket(
+        &self,
+        digest: TicketDigest,
+        record: TicketRecord,
+    ) -> Result<(), DiskError> {
+        let (done, written) = oneshot::channel();
+        let commands = self.commands.as_ref().ok_or_else(closed)?;
+        commands
+            .try_send(Command::Ticket {
+                digest,
+                record: Some(Box::new(record)),
+                done: Some(done),
+            })
+            .map_err(|_| DiskError::Write("too many writes are waiting".to_owned()))?;
+        written
+            .await
+            .map_err(|_| closed())?
+            .map_err(DiskError::Write)
+    }
+
+    /// Writes a ticket, or removes it, before whatever is written after this call.
+    pub fn put_ticket_later(&self, digest: TicketDigest, record: Option<TicketRecord>) {
+        self.send(Command::Ticket {
+            digest,
+            record: record.map(Box::new),
+            done: None,
+        });
+    }
+
     /// Writes one record when there is time. One that is lost makes the token look live at the next start.
     pub fn put_later(&self, token: TokenId, record: Record) {
         self.send(Command::Put {
@@ -287,7 +365,7 @@ fn open_existing(path: &Path) -> Result<Database, redb::Error> {
 
 /// What to do about an empty file.
 const EMPTIED: &str = "it is empty, and a store never is, so somebody has emptied it; put back a copy, or remove it to begin \
-    anew: used tokens that are still valid can then be used once more, and agents have to enrol again";
+    anew: used tokens that are still valid can then be used once more, tickets are void, and agents have to enrol again";
 
 /// The thread: one transaction for whatever has arrived.
 fn write_all(database: Database, open: &Open, commands: &mpsc::Receiver<Command>) {
@@ -310,6 +388,9 @@ fn write_all(database: Database, open: &Open, commands: &mpsc::Receiver<Command>
         }
         for command in batch {
             if let Command::Put {
+                done: Some(done), ..
+            }
+            | Command::Ticket {
                 done: Some(done), ..
             }
             | Command::Spend { done, .. }
@@ -358,6 +439,16 @@ fn read_all(database: &Database) -> Result<Contents, redb::Error> {
         let (token, keep_until) = row?;
         spent.push((TokenId::new(token.value()), UnixTime(keep_until.value())));
     }
+    let mut tickets = Vec::new();
+    for row in transaction.open_table(TICKETS)?.iter()? {
+        let (digest, row) = row?;
+        // What this program has not written opens nothing.
+        if let Some(digest) = TicketDigest::from_bytes(digest.value())
+            && let Some(record) = ticket_record(&row.value())
+        {
+            tickets.push((digest, record));
+        }
+    }
     let mut agents = Vec::new();
     for row in transaction.open_table(AGENTS)?.iter()? {
         let (name, record) = row?;
@@ -369,7 +460,47 @@ fn read_all(database: &Database) -> Result<Contents, redb::Error> {
         spent,
         forgotten_until: UnixTime(forgotten.map_or(0, |until| until.value())),
     };
-    Ok(Contents { usage, agents })
+    Ok(Contents {
+        usage,
+        tickets,
+        agents,
+    })
+}
+
+fn ticket_record(row: &TicketRow<'_>) -> Option<TicketRecord> {
+    let &(sealed, not_after, token_not_after, reconnect_window_s, number, used_by, token, address) =
+        row;
+    let address_of = |text: Option<&str>| text.map(str::parse).transpose().ok();
+    Some(TicketRecord {
+        sealed: SealedToken::from_bytes(sealed),
+        not_after: UnixTime(not_after),
+        token_not_after: UnixTime(token_not_after),
+        reconnect_window_s,
+        number,
+        used_by: address_of(used_by)?,
+        owner: Owner::new(token.map(TokenId::new), address_of(address)?),
+    })
+}
+
+fn insert_ticket(
+    table: &mut Table<'_, &[u8], TicketRow<'_>>,
+    digest: &TicketDigest,
+    record: &TicketRecord,
+) -> Result<(), redb::Error> {
+    let used_by = record.used_by.map(|address| address.to_string());
+    let address = record.owner.address.map(|address| address.to_string());
+    let row: TicketRow<'_> = (
+        record.sealed.as_bytes(),
+        record.not_after.0,
+        record.token_not_after.0,
+        record.reconnect_window_s,
+        record.number,
+        used_by.as_deref(),
+        record.owner.token.as_ref().map(TokenId::as_str),
+        address.as_deref(),
+    );
+    table.insert(digest.as_bytes(), row)?;
+    Ok(())
 }
 
 fn write_batch(database: &Database, batch: &[Command]) -> Result<(), redb::Error> {
@@ -377,6 +508,7 @@ fn write_batch(database: &Database, batch: &[Command]) -> Result<(), redb::Error
     {
         let mut table = transaction.open_table(USED_TOKENS)?;
         let mut spent = transaction.open_table(SPENT_TOKENS)?;
+        let mut tickets = transaction.open_table(TICKETS)?;
         let mut agents = transaction.open_table(AGENTS)?;
         let mut forgotten = transaction.open_table(FORGOTTEN)?;
         for command in batch {
@@ -400,6 +532,7 @@ fn write_batch(database: &Database, batch: &[Command]) -> Result<(), redb::Error
                     };
                     table.retain(|_, (_, keep_until, _)| keep(keep_until))?;
                     spent.retain(|_, keep_until| keep(keep_until))?;
+                    tickets.retain(|_, row| row.1 >= now.0)?;
                     let before = forgotten.get(UNTIL)?.map(|until| until.value());
                     if let Some(until) = last
                         && last > before
@@ -412,6 +545,12 @@ fn write_batch(database: &Database, batch: &[Command]) -> Result<(), redb::Error
                 } => {
                     spent.insert(token.as_str(), keep_until.0)?;
                 }
+                Command::Ticket { digest, record, .. } => match record {
+                    Some(record) => insert_ticket(&mut tickets, digest, record)?,
+                    None => {
+                        tickets.remove(digest.as_bytes())?;
+                    }
+                },
                 Command::Agent { name, record, .. } => {
                     match record {
                         Some(record) => agents.insert(name.as_str(), record.as_str())?,
@@ -431,6 +570,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
+    use crate::store::tickets::{IssueError, Terms, Tickets};
 
     fn record(keep_until: u64, ended_at: Option<u64>) -> Record {
         Record {
@@ -586,9 +726,28 @@ mod tests {
         }
         full.store(false, Ordering::SeqCst);
         put("three").await.unwrap();
-        drop(disk);
+        // Nor is a ticket good now that the next start would not know.
+        let disk = Arc::new(disk);
+        let tickets = Tickets::new(Arc::clone(&disk), Vec::new());
+        let terms = Terms {
+            not_after: UnixTime(60),
+            token_not_after: UnixTime(60),
+            reconnect_window_s: 0,
+        };
+        let issue = async || {
+            tickets
+                .issue("eyJ", Owner::default(), terms, UnixTime(0))
+                .await
+        };
+        full.store(true, Ordering::SeqCst);
+        assert!(matches!(issue().await, Err(IssueError::Store(_))));
+        full.store(false, Ordering::SeqCst);
+        let ticket = issue().await.unwrap();
+        drop((tickets, disk));
         let path = folder.path().join("state.redb");
         let (_disk, contents) = Disk::open(&path, UnixTime(0)).unwrap();
+        let digests: Vec<_> = contents.tickets.iter().map(|(digest, _)| *digest).collect();
+        assert_eq!(digests, [ticket.digest()]);
         let names: Vec<String> = contents
             .usage
             .tokens

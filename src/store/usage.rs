@@ -353,6 +353,18 @@ impl Usages {
         })
     }
 
+    /// Whether this token opens no session any more, given how long its reconnect window is: it was used, and that window is
+    /// over.
+    #[must_use]
+    pub fn is_over(&self, token: &TokenId, reconnect_window_s: u64, now: UnixTime) -> bool {
+        let table = self.lock();
+        let ended = match table.tokens.get(token).map(|usage| usage.state) {
+            Some(State::Ended(at)) => now.since(at) >= reconnect_window_s,
+            Some(State::Live(_)) | None => false,
+        };
+        ended || table.spent.contains_key(token)
+    }
+
     /// Drops what no longer needs to be remembered, here and on disk.
     pub fn forget_expired(&self, now: UnixTime) {
         self.lock().forget_expired(now);

@@ -34,3 +34,4 @@ mod replay;
 mod revocation;
 mod scale;
 mod secrets;
+mod tickets;

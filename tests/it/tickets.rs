@@ -1,0 +1,135 @@
+//! Tickets and restarts, with the real program: what a client carries that carries nothing else.
+
+use std::fs;
+use std::net::SocketAddr;
+
+use jetway::rdp::negotiation::ConnectionConfirm;
+use jetway::token::algorithm::{Algorithm, SignatureAlgorithm};
+use jetway::token::key::Key;
+use jetway::token::mint::{self, SigningKey};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::lab::{Lab, SELECTED_TLS, Target, confirm, request, within};
+use crate::process::{Served, configure, log, wait_until};
+
+/// `HYBRID_REQUIRED_BY_SERVER`: what the client carries is the problem.
+const REFUSED: ConnectionConfirm = ConnectionConfirm::Failure { code: 5 };
+
+/// A gateway's folder and port; the gateway itself comes and goes.
+struct Site {
+    folder: tempfile::TempDir,
+    address: SocketAddr,
+    signing: Key,
+    target: Target,
+}
+
+impl Site {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let address = configure(
+            folder.path(),
+            "revoked = \"revoked.json\"\n[session]\ndrain_s = 0\n[egress]\nallow = [{ cidr = \"127.0.0.0/8\" }]\n",
+        );
+        let signing = mint::generate(Algorithm::Signature(SignatureAlgorithm::Es256)).unwrap();
+        let public = signing.public_pem().unwrap();
+        fs::write(folder.path().join("sign.pub.pem"), public).unwrap();
+        fs::write(folder.path().join("revoked.json"), "{}").unwrap();
+        Self {
+            folder,
+            address,
+            signing,
+            target: Target::start().await,
+        }
+    }
+
+    fn start(&self) -> Served {
+        Served::start(self.folder.path(), self.address, 256)
+    }
+
+    fn token(&self, changes: Value) -> String {
+        let key = SigningKey::from_key(&self.signing, None).unwrap();
+        let claims = Lab::claims(self.target.address, changes);
+        mint::mint(&claims, Some(&key), None).unwrap()
+    }
+
+    async fn ticket(&self, token: &str) -> String {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        let request = format!(
+            "POST /jet/tickets HTTP/1.1\r\nHost: gw\r\nAuthorization: Bearer {token}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        within(stream.read_to_string(&mut text)).await.unwrap();
+        assert!(text.starts_with("HTTP/1.1 201"), "{text}");
+        let body: Value = serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap();
+        body["ticket"].as_str().unwrap().to_owned()
+    }
+
+    /// A client that has nothing but a ticket, and what it hears.
+    async fn show(&self, ticket: &str) -> (TcpStream, ConnectionConfirm) {
+        let mut client = TcpStream::connect(self.address).await.unwrap();
+        let bytes = request(Some(ticket)).encode().unwrap();
+        client.write_all(&bytes).await.unwrap();
+        let confirm = confirm(&mut client).await;
+        (client, confirm)
+    }
+
+    /// Waits until the log gives this reason.
+    fn told(&self, reason: &str) {
+        wait_until(|| log(self.folder.path()).contains(reason));
+    }
+}
+
+#[tokio::test]
+async fn tickets_outlive_the_process_however_it_ends() {
+    let site = Site::new().await;
+    for signal in [Signal::TERM, Signal::KILL] {
+        let mut served = site.start();
+        let waiting = site.ticket(&site.token(json!({}))).await;
+        let returning = site.ticket(&site.token(json!({ "jet_reuse": 60 }))).await;
+        let spent = site.ticket(&site.token(json!({ "jet_reuse": 0 }))).await;
+        let (first, confirm) = site.show(&returning).await;
+        assert_eq!(confirm, SELECTED_TLS);
+        let (second, confirm) = site.show(&spent).await;
+        assert_eq!(confirm, SELECTED_TLS);
+        served.signal(signal);
+        served.0.wait().unwrap();
+        drop((first, second));
+
+        let served = site.start();
+        let (_live, confirm) = site.show(&waiting).await;
+        assert_eq!(
+            confirm,
+            SELECTED_TLS,
+            "{signal:?}: {}",
+            log(site.folder.path())
+        );
+        let (_live, confirm) = site.show(&returning).await;
+        assert_eq!(
+            confirm,
+            SELECTED_TLS,
+            "{signal:?}: {}",
+            log(site.folder.path())
+        );
+        assert_eq!(site.show(&spent).await.1, REFUSED, "{signal:?}");
+        site.told("the token was used already");
+        drop(served);
+    }
+}
+
+#[tokio::test]
+async fn a_revocation_holds_for_tickets_that_outlive_a_restart() {
+    let site = Site::new().await;
+    let served = site.start();
+    let ticket = site.ticket(&site.token(json!({ "jti": "lost" }))).await;
+    drop(served);
+    let revoked = site.folder.path().join("revoked.json");
+    fs::write(revoked, json!({ "jti": ["lost"] }).to_string()).unwrap();
+    let _served = site.start();
+    assert_eq!(site.show(&ticket).await.1, REFUSED);
+    site.told("the token was revoked by its jti");
+    assert_eq!(site.target.connections(), 0);
+}
