@@ -6,6 +6,7 @@
 //! buffer. RDP goes on with one side for no longer than [`RDP_AFTER_END`](super::RDP_AFTER_END). A session that may not go on ends with a word to both sides: a code that the client shows to its user,
 //! and an orderly end for the target.
 
+use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
@@ -63,6 +64,31 @@ pub enum InspectedEnd {
     Session(SessionError),
 }
 
+/// Ends a relay from outside.
+pub struct Cancel<'a> {
+    /// Fires when it is to end.
+    pub token: CancellationToken,
+    /// Asked then: how.
+    pub way: &'a (dyn Fn() -> CancelWay + Sync),
+}
+
+impl fmt::Debug for Cancel<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cancel")
+            .field("token", &self.token)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How a session that is cancelled ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CancelWay {
+    /// Both sides are told that an administrator has ended it: clients show that, and do not come back by themselves.
+    Told,
+    /// The connections break: clients come back by themselves, and targets keep the desktop for them.
+    Cut,
+}
+
 /// Relays between `client` and `target` until both are done, a limit is reached, `cancel` fires, or the session
 /// may not go on. What bytes are counted are those written to each side.
 ///
@@ -75,7 +101,7 @@ pub async fn run<C, T>(
     sink: &mut (dyn Sink + Send),
     traffic: &Traffic,
     limits: RelayLimits,
-    cancel: CancellationToken,
+    cancel: Cancel<'_>,
 ) -> InspectedEnd
 where
     C: AsyncRead + AsyncWrite + LowWater + Unpin,
@@ -93,13 +119,14 @@ where
         started: Instant::now(),
     };
     let mut clock = Clock::new(limits);
-    let mut cancelled = pin!(cancel.cancelled());
+    let mut cancelled = pin!(cancel.token.cancelled());
     let end = poll_fn(|cx| {
         if cancelled.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(End::Told(
-                RelayEnd::Cancelled,
-                ERRINFO_RPC_INITIATED_DISCONNECT,
-            ));
+            return Poll::Ready(match (cancel.way)() {
+                CancelWay::Told => End::Told(RelayEnd::Cancelled, ERRINFO_RPC_INITIATED_DISCONNECT),
+                // Dropped, TLS says no word of an end.
+                CancelWay::Cut => End::Over(RelayEnd::Cancelled, None),
+            });
         }
         let mut moved = false;
         let ended = relay.poll(cx, tracker, sink, traffic, &mut moved);
@@ -196,7 +223,7 @@ where
 
 /// How the moving of PDUs ended.
 enum End {
-    /// On its own, with a side to part from, if there is one left.
+    /// On its own, or cut; with a side to part from, if there is one left.
     Over(RelayEnd, Option<Side>),
     /// By a limit or the caller; both sides are told.
     Told(RelayEnd, u32),
@@ -682,6 +709,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_is_cut_breaks_without_a_word() {
+        let mut lab = Lab::to_be_cut();
+        lab.play(Phase::Active).await;
+        lab.cancel.cancel();
+        for side in [&mut lab.client, &mut lab.target] {
+            let mut got = Vec::new();
+            side.read_to_end(&mut got).await.unwrap();
+            assert_eq!(got, b"");
+        }
+        let end = lab.task.await.unwrap();
+        assert!(matches!(end, InspectedEnd::Relay(RelayEnd::Cancelled)));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn the_side_that_ends_first_is_named_and_whether_it_said_so() {
         // Disconnect Provider Ultimatum; Set Error Info: logged off; Set Error Info: nothing.
         let ultimatum = b"\x03\0\0\x09\x02\xf0\x80\x21\x80";
@@ -1000,14 +1041,25 @@ mod tests {
 
     impl Lab {
         fn start(limits: RelayLimits, judge: Judge) -> Self {
-            Self::start_with(limits, judge, Vec::new())
+            Self::start_with(limits, judge, Vec::new(), CancelWay::Told)
+        }
+
+        fn to_be_cut() -> Self {
+            let (limits, judge) = (RelayLimits::default(), Judge::default());
+            Self::start_with(limits, judge, Vec::new(), CancelWay::Cut)
         }
 
         fn with_read_ahead(read_ahead: Vec<u8>) -> Self {
-            Self::start_with(RelayLimits::default(), Judge::default(), read_ahead)
+            let (limits, judge) = (RelayLimits::default(), Judge::default());
+            Self::start_with(limits, judge, read_ahead, CancelWay::Told)
         }
 
-        fn start_with(limits: RelayLimits, judge: Judge, read_ahead: Vec<u8>) -> Self {
+        fn start_with(
+            limits: RelayLimits,
+            judge: Judge,
+            read_ahead: Vec<u8>,
+            way: CancelWay,
+        ) -> Self {
             let (client, near) = duplex(8 * 1024);
             let (target, far) = duplex(8 * 1024);
             let cancel = CancellationToken::new();
@@ -1019,7 +1071,7 @@ mod tests {
                 leg(far),
                 limits,
                 judge,
-                cancel.clone(),
+                (cancel.clone(), way),
                 Arc::default(),
             );
             Self {
@@ -1054,7 +1106,7 @@ mod tests {
             leg(target),
             RelayLimits::default(),
             Judge::default(),
-            CancellationToken::new(),
+            (CancellationToken::new(), CancelWay::Told),
             traffic,
         )
     }
@@ -1064,7 +1116,7 @@ mod tests {
         target: Leg<T>,
         limits: RelayLimits,
         mut judge: Judge,
-        cancel: CancellationToken,
+        (token, way): (CancellationToken, CancelWay),
         traffic: Arc<Traffic>,
     ) -> JoinHandle<InspectedEnd>
     where
@@ -1080,7 +1132,10 @@ mod tests {
                 &mut judge,
                 &traffic,
                 limits,
-                cancel,
+                Cancel {
+                    token,
+                    way: &|| way,
+                },
             )
             .await
         })

@@ -18,12 +18,12 @@ use crate::rdp::connection_request::ConnectionRequest;
 use crate::rdp::redirection::Redirections;
 use crate::rdp::session::{Settings, Tracker};
 use crate::refusal::Refusal;
-use crate::relay::inspected::{self, InspectedEnd, Leg};
+use crate::relay::inspected::{self, Cancel, CancelWay, InspectedEnd, Leg};
 use crate::relay::{RDP_AFTER_END, RelayLimits, Side};
 use crate::session::connect::{Connected, Reached};
 use crate::session::identify::Opening;
 use crate::session::refuse::Refused;
-use crate::session::registry::{Inside, Session};
+use crate::session::registry::{EndCause, Inside, Session};
 use crate::session::secure::{
     self, ClientTls, Failed, Legs, Remaining, SecureError, SecureRequest, Secured, TargetTls,
 };
@@ -214,7 +214,11 @@ impl Inspected {
             after_end: Some(RDP_AFTER_END),
             ..RelayLimits::default()
         };
-        let cancel = live.session.cancelled().clone();
+        let way = || way(live.session.end_cause());
+        let cancel = Cancel {
+            token: live.session.cancelled().clone(),
+            way: &way,
+        };
         let traffic = &live.session.traffic;
         let stages = &mut pipeline;
         let end = inspected::run(
@@ -245,6 +249,15 @@ impl Inspected {
             &serde_json::to_string(&ended).unwrap_or_default(),
         );
         live.close(&reason);
+    }
+}
+
+/// How a session ends that is ended from here. What an operator or a revocation ends is to stay ended; for a restart, users are to
+/// be back at their desktops by themselves.
+fn way(cause: Option<&EndCause>) -> CancelWay {
+    match cause {
+        Some(EndCause::Shutdown) => CancelWay::Cut,
+        Some(EndCause::Operator(_) | EndCause::Revoked(_)) | None => CancelWay::Told,
     }
 }
 

@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 use crate::lab::{Lab, Target, failure, logged, request, within};
 
 /// Sends one HTTP request; returns status and body.
-async fn http(lab: &Lab, head: &str, body: &str) -> (u16, String) {
+pub(crate) async fn http(lab: &Lab, head: &str, body: &str) -> (u16, String) {
     let mut stream = lab.connect().await;
     exchange(&mut stream, head, body).await
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::lab::{Lab, Sealing, log, logged, within};
+use crate::lab::{Lab, Sealing, closed, forget_log, log, logged, within};
 
 /// A gateway with a certificate and a key for encrypted tokens, which knows that `target` has TLS alone.
 fn lab(target: SocketAddr) -> (Lab, Sealing, tempfile::TempDir) {
@@ -24,7 +24,7 @@ fn lab(target: SocketAddr) -> (Lab, Sealing, tempfile::TempDir) {
     let lab = Lab::start(&format!(
         "{}[tls]\ncertificate = {:?}\nkey = {:?}\n\
          [api]\nkeys = [{{ name = \"desk\", sha256 = \"{digest}\" }}]\n\
-         [target]\ntls_only = [\"{target}\"]\n",
+         [session]\ndrain_s = 0\n[target]\ntls_only = [\"{target}\"]\n",
         sealing.table,
         path("c.pem"),
         path("k.pem"),
@@ -89,5 +89,45 @@ async fn the_user_is_logged_on_as_the_token_says_and_operators_see_it() {
     assert!(!audit.is_empty());
     for secret in ["correct horse", "guess", token.as_str()] {
         assert!(!log().contains(secret));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_cuts_sessions_off_for_their_users_to_come_back_and_an_operator_ends_them() {
+    let target = desktop().await;
+    let (mut lab, sealing, _files) = lab(target);
+    let changes = json!({ "dst_usr": "alice", "dst_pwd": "correct horse" });
+    let token = sealing.token(&lab, &Lab::claims(target, changes));
+    let come = async |lab: &Lab| {
+        let mut visit = Visit::new(lab.address(), "stranger", "guess");
+        visit.wsz_pcb = Some(&token);
+        within(Session::connect(&visit)).await
+    };
+
+    let mut client = come(&lab).await.unwrap();
+    lab.restart().await;
+    let told = format!("{:#}", within(client.ended()).await);
+    assert!(
+        told.starts_with("the server closed the connection"),
+        "{told}"
+    );
+    assert_eq!(closed(1).await[0]["reason"], "the gateway is shutting down");
+
+    let mut client = come(&lab).await.unwrap();
+    let rows = crate::api::sessions(&lab, "operator-secret").await;
+    let id = rows[0]["id"].as_str().unwrap();
+    let end =
+        format!("DELETE /jet/sessions/{id} HTTP/1.1\r\nAuthorization: Bearer operator-secret");
+    let (status, _) = crate::api::http(&lab, &end, "").await;
+    assert_eq!(status, 204);
+    let told = format!("{:#}", within(client.ended()).await);
+    assert!(!told.contains("closed the connection"), "{told}");
+    for restarted in [false, true] {
+        if restarted {
+            lab.restart().await;
+        }
+        forget_log();
+        come(&lab).await.unwrap_err();
+        assert_eq!(logged("Session refused").await["rule"], "replayed");
     }
 }

@@ -5,10 +5,11 @@ use serde_json::json;
 
 use crate::lab::forge;
 use crate::lab::freerdp::{FreeRdp, Version};
-use crate::lab::gateway::Gateway;
-use crate::lab::log::CLOSED;
+use crate::lab::gateway::{Gateway, Grant, Protection};
+use crate::lab::log::{CLOSED, REFUSED};
 use crate::lab::shadow::{Security, Shadow};
 use crate::lab::target::{Place, Target};
+use crate::lab::wait::{PATIENCE, until};
 use crate::lab::workspace::{self, Workspace};
 use crate::refuses::{NOT_ALLOWED, Refused, UNAUTHENTICATED};
 
@@ -162,6 +163,56 @@ fn a_session_lives_on_beside_refused_ones_and_ends_with_the_gateway() -> Result<
         live.client.type_until_it_arrives(target.place())?;
         drop(gateway);
         live.client.exit_code().map(drop)
+    })
+}
+
+/// One of them is inspected and has nothing but a ticket, the other is opaque and has its token.
+#[test]
+fn freerdp3_comes_back_by_itself_after_a_restart_of_the_gateway() -> Result<()> {
+    workspace::run(|workspace| {
+        let target = Shadow::start(workspace, Security::Nla)?;
+        let place = target.place();
+        let mut gateway = Gateway::start_inside_to_restart(workspace, &target)?;
+        let grant = Grant::logon(&place.user, &place.password);
+        let inspected = gateway.token_with(&place.address(), &grant)?;
+        let carriers = [
+            format!("/load-balance-info:{}", gateway.ticket(&inspected)?),
+            format!(
+                "/pcb:{}",
+                gateway.token(&place.address(), Protection::Signed)?
+            ),
+        ];
+        let mut clients = Vec::new();
+        for (role, carrier) in ["inspected", "opaque"].into_iter().zip(carriers) {
+            let arguments = [
+                format!("/v:{}", gateway.address()),
+                carrier,
+                "+auto-reconnect".to_owned(),
+            ];
+            let mut client = FreeRdp::start(workspace, role, Version::Three, &arguments, place)?;
+            client.wait_for_desktop(place)?;
+            clients.push(client);
+        }
+        gateway.restart(workspace)?;
+        for line in gateway.wait_for(CLOSED, 2)? {
+            let reason = line.field("reason");
+            ensure!(
+                reason.as_deref() == Some("the gateway is shutting down"),
+                "{line:?}"
+            );
+        }
+        until("both sessions are open again", PATIENCE, || {
+            let live = gateway.live_sessions()?;
+            let live = live.as_array().map(Vec::as_slice).unwrap_or_default();
+            let relaying = live.iter().filter(|row| row["phase"] == "relaying");
+            Ok((relaying.count() == 2).then_some(()))
+        })?;
+        for client in &mut clients {
+            client.expect_alive()?;
+            client.type_until_it_arrives(place)?;
+        }
+        ensure!(gateway.logged(REFUSED)?.is_empty(), "nothing was refused");
+        Ok(())
     })
 }
 

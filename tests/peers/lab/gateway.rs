@@ -59,11 +59,7 @@ impl Gateway {
         target: &dyn Target,
         further: &str,
     ) -> Result<Self> {
-        let tls_only = match target.has_nla() {
-            true => Vec::new(),
-            false => vec![target.place().address()],
-        };
-        let further = format!("tls_only = {tls_only:?}\n{further}");
+        let further = format!("{}{further}", tls_only(target));
         Self::start_inside_with(workspace, "first-use", &further)
     }
 
@@ -81,6 +77,16 @@ impl Gateway {
     ) -> Result<Self> {
         let further = Self::inside(workspace, verify, target)?;
         Self::start_configured(workspace, 0, &further, &[])
+    }
+
+    /// The same for `target`, where clients may come back within a minute, and are not waited for when it stops.
+    pub(crate) fn start_inside_to_restart(
+        workspace: &Workspace,
+        target: &dyn Target,
+    ) -> Result<Self> {
+        let further = format!("{}[session]\ndrain_s = 0\n", tls_only(target));
+        let further = Self::inside(workspace, "first-use", &further)?;
+        Self::start_configured(workspace, 60, &further, &[])
     }
 
     fn inside(workspace: &Workspace, verify: &str, target: &str) -> Result<String> {
@@ -161,29 +167,15 @@ tls_only = {tls_only:?}
         let port = Port::free()?;
         let keys = Keys::make(&folder)?;
         fs::write(folder.join(REVOKED), revoked(&[]))?;
-        let config = folder.join("jetway.toml");
+        let config = folder.join(CONFIG);
         let mut text = configuration(port.number(), &keys, &folder, reconnect_window_s);
         text.push_str(further);
-        fs::write(&config, text)?;
+        fs::write(config, text)?;
         let outputs = [
             workspace.path("jetway.log"),
             workspace.path("jetway-stdout.log"),
         ];
-        let mut process = Process::start_as_is(
-            workspace,
-            "jetway",
-            Command::new(BINARY)
-                .args([
-                    OsStr::new("serve"),
-                    OsStr::new("--config"),
-                    config.as_os_str(),
-                ])
-                .args(arguments)
-                .stdin(Stdio::null())
-                .stderr(fs::File::create(&outputs[0])?)
-                .stdout(fs::File::create(&outputs[1])?),
-        )?;
-        port.wait_for_listener(|| process.expect_alive())?;
+        let process = serve(workspace, &folder, arguments, &outputs, &port)?;
         Ok(Self {
             process,
             port,
@@ -363,6 +355,13 @@ tls_only = {tls_only:?}
         self.process.end();
     }
 
+    /// Ends it so, and starts it again; its log goes on.
+    pub(crate) fn restart(&mut self, workspace: &Workspace) -> Result<()> {
+        self.stop();
+        self.process = serve(workspace, &self.folder, &[], &self.outputs, &self.port)?;
+        Ok(())
+    }
+
     /// Waits until something happened that has all of `expected`, and returns what was told of it.
     pub(crate) fn wait_for_audit(&self, expected: &Value) -> Result<Value> {
         let found = until("an audit event", PATIENCE, || {
@@ -408,6 +407,37 @@ tls_only = {tls_only:?}
     }
 }
 
+/// Starts the gateway that `folder` configures.
+fn serve(
+    workspace: &Workspace,
+    folder: &Path,
+    arguments: &[&str],
+    outputs: &[PathBuf; 2],
+    port: &Port,
+) -> Result<Process> {
+    let [log, stdout] = outputs.each_ref().map(|path| {
+        let mut options = fs::OpenOptions::new();
+        options.create(true).append(true).open(path)
+    });
+    let config = folder.join(CONFIG);
+    let mut process = Process::start_as_is(
+        workspace,
+        "jetway",
+        Command::new(BINARY)
+            .args([
+                OsStr::new("serve"),
+                OsStr::new("--config"),
+                config.as_os_str(),
+            ])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stderr(log?)
+            .stdout(stdout?),
+    )?;
+    port.wait_for_listener(|| process.expect_alive())?;
+    Ok(process)
+}
+
 /// Whether `secret` is in `text`, in any spelling.
 pub(crate) fn shows_secret(text: &[u8], secret: &str) -> bool {
     let spellings = spellings(secret);
@@ -421,6 +451,15 @@ fn self_signed(folder: &Path, names: Vec<String>) -> Result<(PathBuf, PathBuf)> 
     fs::write(&certificate, certified.cert.pem())?;
     fs::write(&key, certified.signing_key.serialize_pem())?;
     Ok((certificate, key))
+}
+
+/// The line by which a target is trusted by its name where it has TLS alone.
+fn tls_only(target: &dyn Target) -> String {
+    let named = match target.has_nla() {
+        true => Vec::new(),
+        false => vec![target.place().address()],
+    };
+    format!("tls_only = {named:?}\n")
 }
 
 /// The configuration of a gateway with an operator and a certificate.
@@ -596,6 +635,7 @@ pub(crate) fn jetway(arguments: &[&OsStr]) -> Result<String> {
 
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_jetway");
 pub(crate) const API_KEY: &str = "Of-An-Operator-1";
+const CONFIG: &str = "jetway.toml";
 const AUDIT: &str = "Audit";
 const PINS: &str = "targets.pins";
 const STORE: &str = "state.redb";
