@@ -50,7 +50,8 @@
 //!    recording and filtering; and what needs the gateway inside the session, where the listener has no
 //!    certificate. A PDU that cannot be read where a stage needs it ends the session.
 //! 2. **Original bytes.** In an opaque session client and target exchange their own bytes past the Connection Request, from
-//!    which the routing token is removed: TLS and CredSSP run end to end. In an inspected one every PDU passes byte for byte
+//!    which the routing token is removed, and which the gateway makes for a client that begins with TLS ([`session::open`]): TLS
+//!    and CredSSP run end to end. In an inspected one every PDU passes byte for byte
 //!    but for the fields in which the legs differ ([`rdp::session`] names them).
 //! 3. **One token, one live session.** Reserved from the moment of authorisation, on disk before the client hears from the
 //!    target ([`store::usage`]). Revocation ends live sessions, too, and what an operator or a limit has ended is not opened again.

@@ -118,7 +118,7 @@ pub enum Event<'a> {
         /// What follows the security header.
         data: &'a [u8],
     },
-    /// Something that nobody here knows; it passes, unless a stage says otherwise.
+    /// Something that nobody here knows; it passes, unless a stage says otherwise, or it says that it does not.
     Unknown {
         /// Who sent it.
         direction: Direction,
@@ -266,6 +266,13 @@ pub enum Unknown {
         asked: usize,
         /// Ids in the target's.
         granted: usize,
+    },
+    /// Data of the target on a channel that does not exist: withheld, as clients drop them.
+    Nowhere {
+        /// MCS channel.
+        channel: u16,
+        /// Bytes of data.
+        bytes: usize,
     },
 }
 

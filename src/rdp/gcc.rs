@@ -42,6 +42,18 @@ pub struct ClientData {
     pub multitransport_flags: Option<u32>,
 }
 
+impl ClientData {
+    /// `earlyCapabilityFlags` without those that promise what needs a message channel, where the client asks for none.
+    #[must_use]
+    pub fn honest_capabilities(&self) -> u16 {
+        if self.message_channel {
+            self.early_capability_flags
+        } else {
+            self.early_capability_flags & !(SUPPORT_NETCHAR_AUTODETECT | SUPPORT_HEARTBEAT_PDU)
+        }
+    }
+}
+
 /// Server Core, Network and Message Channel Data: what the target grants.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServerData {
@@ -66,6 +78,8 @@ pub struct Fields {
     pub protocol: Option<Range<usize>>,
     /// Flags of the multitransport block.
     pub multitransport: Option<Range<usize>>,
+    /// `earlyCapabilityFlags` of the client.
+    pub early_capability_flags: Option<Range<usize>>,
 }
 
 /// Why user data cannot be trusted.
@@ -94,6 +108,10 @@ pub enum GccError {
     Encryption,
 }
 
+/// `RNS_UD_CS_SUPPORT_NETCHAR_AUTODETECT` and `RNS_UD_CS_SUPPORT_HEARTBEAT_PDU`: what they promise comes on the message channel.
+const SUPPORT_NETCHAR_AUTODETECT: u16 = 0x0080;
+const SUPPORT_HEARTBEAT_PDU: u16 = 0x0400;
+
 const CS_CORE: u16 = 0xc001;
 const CS_NET: u16 = 0xc003;
 const CS_CLUSTER: u16 = 0xc004;
@@ -105,6 +123,9 @@ const SC_SECURITY: u16 = 0x0c02;
 const SC_NET: u16 = 0x0c03;
 const SC_MCS_MSGCHANNEL: u16 = 0x0c04;
 const SC_MULTITRANSPORT: u16 = 0x0c08;
+
+/// Offset of `earlyCapabilityFlags` in `TS_UD_CS_CORE`.
+const CS_CORE_EARLY_CAPABILITIES: usize = 144;
 
 /// Offset of `serverSelectedProtocol` in `TS_UD_CS_CORE`.
 const CS_CORE_SELECTED_PROTOCOL: usize = 212;
@@ -139,9 +160,11 @@ pub fn decode_client(
                 data.client_build = u32_at(bytes, 20).ok_or(bad)?;
                 data.client_name = utf16(bytes.get(24..56).ok_or(bad)?);
                 // Optional from here on, each with all before it.
-                data.early_capability_flags = u16_at(bytes, 144).unwrap_or(0);
+                data.early_capability_flags =
+                    u16_at(bytes, CS_CORE_EARLY_CAPABILITIES).unwrap_or(0);
                 data.connection_type = bytes.get(210).copied().unwrap_or(0);
-                fields.protocol = field(bytes, at, CS_CORE_SELECTED_PROTOCOL);
+                fields.protocol = field(bytes, at, CS_CORE_SELECTED_PROTOCOL..216);
+                fields.early_capability_flags = field(bytes, at, CS_CORE_EARLY_CAPABILITIES..146);
             }
             CS_NET => {
                 let count = usize::try_from(u32_at(bytes, 4).ok_or(bad)?).map_err(|_| bad)?;
@@ -164,7 +187,7 @@ pub fn decode_client(
             CS_MCS_MSGCHANNEL => data.message_channel = true,
             CS_MULTITRANSPORT => {
                 data.multitransport_flags = Some(u32_at(bytes, MULTITRANSPORT_FLAGS).ok_or(bad)?);
-                fields.multitransport = field(bytes, at, MULTITRANSPORT_FLAGS);
+                fields.multitransport = field(bytes, at, MULTITRANSPORT_FLAGS..8);
             }
             _ => {}
         }
@@ -194,7 +217,7 @@ pub fn decode_server(
                 core = true;
                 data.version = u32_at(bytes, 4).ok_or(bad)?;
                 data.early_capability_flags = u32_at(bytes, 12).unwrap_or(0);
-                fields.protocol = field(bytes, at, SC_CORE_REQUESTED_PROTOCOLS);
+                fields.protocol = field(bytes, at, SC_CORE_REQUESTED_PROTOCOLS..12);
             }
             SC_SECURITY => {
                 let method = u32_at(bytes, 4).ok_or(bad)?;
@@ -218,7 +241,7 @@ pub fn decode_server(
             SC_MCS_MSGCHANNEL => data.message_channel = Some(u16_at(bytes, 4).ok_or(bad)?),
             SC_MULTITRANSPORT => {
                 data.multitransport_flags = Some(u32_at(bytes, MULTITRANSPORT_FLAGS).ok_or(bad)?);
-                fields.multitransport = field(bytes, at, MULTITRANSPORT_FLAGS);
+                fields.multitransport = field(bytes, at, MULTITRANSPORT_FLAGS..8);
             }
             _ => {}
         }
@@ -232,8 +255,7 @@ pub fn decode_server(
     Ok((data, fields))
 }
 
-fn field(block: &[u8], at: usize, offset: usize) -> Option<Range<usize>> {
-    let range = offset..offset.checked_add(4)?;
+fn field(block: &[u8], at: usize, range: Range<usize>) -> Option<Range<usize>> {
     block.get(range.clone())?;
     Some(shifted(&range, at))
 }

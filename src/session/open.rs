@@ -4,8 +4,14 @@
 //! Connection Confirm before the client hears anything. Then, and not before, the token counts as used: a target that
 //! accepts connections and does not answer costs nobody a token.
 //!
+//! A client that begins with TLS where its token announces RDP leaves out the Connection Request ([MS-RDPBCGR] 5.4.2.2), without which
+//! few targets speak. The gateway sends one for it, which asks for TLS and nothing else, and keeps the answer. FreeRDP and what is
+//! built on it show the target in their MCS data that TLS was selected, as then it was; clients do not compare what comes back.
+//!
 //! For anything else that a token announces, nothing passes from either side before its first bytes are known to begin that protocol,
 //! whichever side speaks first.
+//!
+//! [MS-RDPBCGR]: https://learn.microsoft.com/en-us/openspecs/windows_protocols/ms-rdpbcgr/
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +23,8 @@ use crate::application_protocol::{self, ApplicationProtocol, FirstBytes};
 use crate::gateway::Gateway;
 use crate::limits;
 use crate::policy::permit::Permit;
-use crate::rdp::negotiation::{self, ConnectionConfirm};
+use crate::rdp::connection_request::{ConnectionRequest, NegotiationRequest, PROTOCOL_SSL};
+use crate::rdp::negotiation::{self, ConnectionConfirm, FailureCode};
 use crate::refusal::Refusal;
 use crate::relay::{self, AfterEnd, RDP_AFTER_END, RelayLimits, Traffic};
 use crate::session::connect::{Connected, Reached};
@@ -208,21 +215,8 @@ async fn exchange(
         let request = request
             .encode()
             .map_err(|error| Failure::before_answer(error.into()))?;
-        let answer = async {
-            write(target, &request).await.map_err(target_failed)?;
-            count(&session.traffic.to_target, request.len());
-            read_confirm(target, protocol).await
-        };
-        let deadline = client.establish_by.into();
-        let silent = || {
-            Err(Refusal::Target(
-                "accepts connections and does not answer".to_owned(),
-            ))
-        };
-        let answer = timeout_at(deadline, answer)
-            .await
-            .unwrap_or_else(|_| silent())
-            .map_err(Failure::before_answer)?;
+        let answer = ask(client, &request, &session.traffic, protocol, target).await;
+        let answer = answer.map_err(Failure::before_answer)?;
         reservation.commit().await.map_err(Failure::before_answer)?;
         write(client.stream.io_mut(), &answer)
             .await
@@ -232,6 +226,10 @@ async fn exchange(
             .await
             .map_err(Failure::after_answer)?;
     } else {
+        if let (Opening::DirectTls, Some(ApplicationProtocol::Rdp)) = (opening, protocol) {
+            let negotiated = negotiate_tls(client, &session.traffic, protocol, target).await;
+            negotiated.map_err(Failure::before_answer)?;
+        }
         reservation.commit().await.map_err(Failure::before_answer)?;
         if let Some(protocol) = protocol {
             first_words(client, target, protocol, &session.traffic).await?;
@@ -257,6 +255,89 @@ async fn exchange(
     }
     Ok(())
 }
+
+/// What the target answers to a Connection Request.
+async fn ask(
+    client: &Client,
+    request: &[u8],
+    traffic: &Traffic,
+    protocol: Option<&ApplicationProtocol>,
+    target: &mut Stream,
+) -> Result<Vec<u8>, Refusal> {
+    let answer = async {
+        write(target, request).await.map_err(target_failed)?;
+        count(&traffic.to_target, request.len());
+        read_confirm(target, protocol).await
+    };
+    let silent = || {
+        Err(Refusal::Target(
+            "accepts connections and does not answer".to_owned(),
+        ))
+    };
+    timeout_at(client.establish_by.into(), answer)
+        .await
+        .unwrap_or_else(|_| silent())
+}
+
+/// Has the target expect TLS, for a client that is in the middle of it already.
+async fn negotiate_tls(
+    client: &Client,
+    traffic: &Traffic,
+    protocol: Option<&ApplicationProtocol>,
+    target: &mut Stream,
+) -> Result<(), Refusal> {
+    let request = ConnectionRequest {
+        negotiation: Some(NegotiationRequest {
+            flags: 0,
+            requested_protocols: PROTOCOL_SSL,
+        }),
+        ..ConnectionRequest::default()
+    };
+    let request = request.encode()?;
+    let answer = ask(client, &request, traffic, protocol, target).await?;
+    let unsecured = |reason: &str| Refusal::Unsecured {
+        rule: "target-security",
+        reason: reason.to_owned(),
+        code: FailureCode::SslCertNotOnServer,
+    };
+    match negotiation::decode_confirm(&answer) {
+        Ok(Some((
+            ConnectionConfirm::Selected {
+                protocol: PROTOCOL_SSL,
+                ..
+            },
+            length,
+        ))) if length == answer.len() => Ok(()),
+        Ok(Some((ConnectionConfirm::Failure { code }, _)))
+            if code == FailureCode::HybridRequired.code() =>
+        {
+            Err(unsecured(NLA_WITHOUT_NEGOTIATION))
+        }
+        Ok(Some((ConnectionConfirm::Failure { code }, _)))
+            if code != FailureCode::SslNotAllowed.code() =>
+        {
+            Err(unsecured(&format!(
+                "the target answers RDP_NEG_FAILURE {code}"
+            )))
+        }
+        Ok(Some((
+            ConnectionConfirm::Failure { .. }
+            | ConnectionConfirm::Plain
+            | ConnectionConfirm::Selected { protocol: 0, .. },
+            _,
+        ))) => Err(unsecured(
+            "the target offers nothing but standard RDP security, and the client begins with TLS",
+        )),
+        Ok(Some((ConnectionConfirm::Selected { .. }, _)) | None) | Err(_) => {
+            Err(violated("target", &ApplicationProtocol::Rdp))
+        }
+    }
+}
+
+/// What an operator is to do about it. Which of TLS and NLA such a client is about to speak cannot be seen.
+const NLA_WITHOUT_NEGOTIATION: &str = "the target demands NLA, and the client begins with TLS, without negotiation; let it \
+    negotiate (a ticket as load balance info in place of the preconnection PDU, where there is no setting for it), or have the \
+    gateway log on (dst_usr, dst_pwd)";
 
 /// The target's Connection Confirm, whole, and whatever came with it.
 async fn read_confirm(

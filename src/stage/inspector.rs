@@ -304,9 +304,9 @@ pub enum AuditEvent {
         /// `errorInfo`.
         code: u32,
     },
-    /// Something that the specification does not know passed: the first of its kind.
+    /// Something that the specification does not know passed, or came on no channel and was dropped: the first of its kind.
     Unknown {
-        /// The channel; or `input`, `share`, `mcs`, `channels` for what is not on a virtual channel.
+        /// The channel; or `input`, `share`, `mcs`, `channels`, `nowhere` for what is not on a virtual channel.
         channel: &'static str,
         /// Where it went.
         direction: Direction,
@@ -1236,6 +1236,9 @@ impl Stage for Inspector {
                 Unknown::ChannelCount { granted, .. } => {
                     let granted = u32::try_from(granted).unwrap_or(u32::MAX);
                     self.unknown("channels", *direction, granted, 0);
+                }
+                Unknown::Nowhere { channel, bytes } => {
+                    self.unknown("nowhere", *direction, channel.into(), wide(bytes));
                 }
             },
             Event::FastPathUpdate {

@@ -3,13 +3,15 @@
 use std::net::SocketAddr;
 
 use jetway::rdp::connection_request;
+use jetway::rdp::negotiation::ConnectionConfirm;
 use jetway::rdp::preconnection;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::lab::{
-    CLIENT_HELLO, Lab, SELECTED_TLS, Target, confirm, logged, logged_times, request, within,
+    CLIENT_HELLO, Lab, SELECTED_TLS, Target, confirm, forget_log, logged, logged_times, request,
+    within,
 };
 
 // J-RDP-1 J-CM-1 J-DST-1
@@ -85,16 +87,82 @@ async fn a_preconnection_pdu_in_single_bytes_is_read_as_one() {
 
 // J-RDP-1
 #[tokio::test]
-async fn tls_at_once_behind_the_preconnection_pdu_reaches_the_target() {
-    let (lab, target) = (Lab::start(""), Target::start().await);
+async fn tls_at_once_behind_the_preconnection_pdu_is_negotiated_for_the_client() {
+    let lab = Lab::start("");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let token = lab.token(listener.local_addr().unwrap(), json!({}));
+    let mut client = at_once(&lab, &token).await;
+    // Targets take no TLS without a Connection Request before it, and the client has left that out.
+    let mut target = asked_for_tls(&listener).await;
+    target.write_all(&SELECTED_TLS.encode()).await.unwrap();
+    let mut hello = [0_u8; CLIENT_HELLO.len()];
+    within(target.read_exact(&mut hello)).await.unwrap();
+    assert_eq!(hello, CLIENT_HELLO);
+    // Nor does the client expect the answer to it.
+    let answer = b"\x16\x03\x03\0\x04\x02\0\0\0";
+    target.write_all(answer).await.unwrap();
+    let mut got = [0_u8; 9];
+    within(client.read_exact(&mut got)).await.unwrap();
+    assert_eq!(&got, answer);
+}
+
+#[tokio::test]
+async fn where_a_target_has_no_tls_alone_the_log_says_what_a_client_without_negotiation_needs() {
+    let lab = Lab::start("");
+    for (answer, words) in [
+        (
+            ConnectionConfirm::Failure { code: 5 },
+            "a ticket as load balance info",
+        ),
+        (
+            ConnectionConfirm::Failure { code: 2 },
+            "nothing but standard RDP security",
+        ),
+        (
+            ConnectionConfirm::Plain,
+            "nothing but standard RDP security",
+        ),
+        (ConnectionConfirm::Failure { code: 3 }, "RDP_NEG_FAILURE 3"),
+    ] {
+        forget_log();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let token = lab.token(listener.local_addr().unwrap(), json!({}));
+        // It costs the token nothing.
+        for _ in 0..2 {
+            let mut client = at_once(&lab, &token).await;
+            let mut target = asked_for_tls(&listener).await;
+            target.write_all(&answer.encode()).await.unwrap();
+            let mut told = Vec::new();
+            within(client.read_to_end(&mut told)).await.unwrap();
+            // The alert access_denied.
+            assert_eq!(told, [0x15, 3, 3, 0, 2, 2, 49]);
+        }
+        for refused in logged_times("Session refused", 2).await {
+            assert_eq!(refused["rule"], "target-security");
+            let reason = refused["reason"].as_str().unwrap();
+            assert!(reason.contains(words), "{reason}");
+        }
+    }
+}
+
+/// A client that begins with TLS behind its preconnection PDU.
+async fn at_once(lab: &Lab, token: &str) -> TcpStream {
     let mut client = lab.connect().await;
-    let token = lab.token(target.address, json!({}));
-    let mut bytes = preconnection::encode_v2(0, &token).unwrap();
+    let mut bytes = preconnection::encode_v2(0, token).unwrap();
     bytes.extend_from_slice(CLIENT_HELLO);
     client.write_all(&bytes).await.unwrap();
-    let mut echo = [0_u8; CLIENT_HELLO.len()];
-    within(client.read_exact(&mut echo)).await.unwrap();
-    assert_eq!((&echo[..5], echo[5]), (&CLIENT_HELLO[..5], 0x02));
+    client
+}
+
+/// The connection that the gateway makes, which has asked for TLS and for nothing else.
+async fn asked_for_tls(listener: &TcpListener) -> TcpStream {
+    let (mut target, _) = within(listener.accept()).await.unwrap();
+    let mut bytes = vec![0_u8; 19];
+    within(target.read_exact(&mut bytes)).await.unwrap();
+    let (asked, _) = connection_request::decode(&bytes).unwrap().unwrap();
+    assert_eq!(asked.routing_token, None);
+    assert_eq!(asked.negotiation.unwrap().requested_protocols, 1);
+    target
 }
 
 // J-RDP-2
@@ -364,7 +432,7 @@ async fn listeners_on_ipv4_and_ipv6_each_have_their_own_narrowing() {
     assert_eq!(rest, b"");
     assert_eq!(logged("Session refused").await["rule"], "not-accepted-here");
     let ipv6 = lab.running().addresses()[1];
-    let mut client = tokio::net::TcpStream::connect(ipv6).await.unwrap();
+    let mut client = TcpStream::connect(ipv6).await.unwrap();
     let mut bytes = preconnection::encode_v2(0, &lab.token(target.address, json!({}))).unwrap();
     bytes.extend(request(None).encode().unwrap());
     client.write_all(&bytes).await.unwrap();

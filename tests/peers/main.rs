@@ -19,4 +19,5 @@ mod protocols;
 mod redirects;
 mod refuses;
 mod shares;
+mod straight;
 mod withholds;

@@ -6,6 +6,8 @@
 //! - `serverSelectedProtocol` and `clientRequestedProtocols` ([MS-RDPBCGR] 2.2.1.3.2, 2.2.1.4.2), since each leg
 //!   negotiated on its own;
 //! - the flags of both multitransport blocks, to none: UDP would pass the gateway by;
+//! - the flags of the client's core data that promise what needs a message channel, where it asks for none, as FreeRDP does
+//!   without negotiation: targets built on FreeRDP would ask on channel 0, and wait for an answer for ever;
 //! - the credentials of the Client Info PDU and `INFO_AUTOLOGON`, where the gateway logs on;
 //! - the auto-reconnect cookie of the Client Info PDU, which is taken out unless the target gave it to the same
 //!   association ([`reconnect`](super::reconnect));
@@ -34,7 +36,11 @@
 //! - *Another number of channels than asked for.* Clients give the ids to their names in order. A target that counts
 //!   otherwise, as xrdp does where a name is malformed, means other channels by the same ids; so fewer ids, unless
 //!   there are none, end the session if any name among those asked for is read by a stage. Ids beyond the names belong
-//!   to nothing, and data for them end the session. A name that is there twice would do the same.
+//!   to nothing. A name that is there twice would do the same.
+//!
+//! What a target sends on a channel that does not exist reaches nobody: clients drop it, and so does the gateway. Targets built on
+//! FreeRDP measure the network on channel 0 where the client has no message channel. The other way round nobody is known to
+//! do so, and it ends the session.
 
 mod channel;
 mod error;
@@ -540,6 +546,11 @@ impl Tracker {
         }
         write_u32(bytes, fields.protocol, self.settings.target_selected);
         write_u32(bytes, fields.multitransport, 0);
+        write_u16(
+            bytes,
+            fields.early_capability_flags,
+            data.honest_capabilities(),
+        );
         watch(sink, &Event::ClientData(&data))?;
         self.client = Some(data);
         Ok(())
@@ -659,10 +670,7 @@ impl Tracker {
             .iter()
             .position(|candidate| candidate.info.id == channel);
         let Some(channel) = position.and_then(|position| self.channels.get_mut(position)) else {
-            return Err(SessionError::UnknownChannel {
-                from: direction,
-                channel,
-            });
+            return nowhere(direction, channel, data.len(), sink);
         };
         let chunk = Chunk {
             direction,
@@ -1084,6 +1092,24 @@ fn malformed(from: Direction, pdu: &'static str) -> SessionError {
 }
 
 /// Refuses what a security header may not say inside TLS.
+/// Data on a channel that does not exist: those of a target reach nobody.
+fn nowhere(
+    direction: Direction,
+    channel: u16,
+    bytes: usize,
+    sink: &mut dyn Sink,
+) -> Result<Passage, SessionError> {
+    if direction == Direction::ToTarget {
+        return Err(SessionError::UnknownChannel {
+            from: direction,
+            channel,
+        });
+    }
+    let what = Unknown::Nowhere { channel, bytes };
+    watch(sink, &Event::Unknown { direction, what })?;
+    Ok(Passage::Withheld)
+}
+
 fn refuse_security(direction: Direction, flags: u16) -> Result<(), SessionError> {
     if flags & security::ENCRYPT != 0 {
         return Err(malformed(direction, "PDU that is encrypted once more"));
@@ -1095,6 +1121,15 @@ fn refuse_security(direction: Direction, flags: u16) -> Result<(), SessionError>
         return Err(SessionError::Multitransport);
     }
     Ok(())
+}
+
+fn write_u16(bytes: &mut [u8], field: Option<Range<usize>>, value: u16) {
+    let field = field
+        .and_then(|range| bytes.get_mut(range))
+        .and_then(|field| field.first_chunk_mut());
+    if let Some(field) = field {
+        *field = value.to_le_bytes();
+    }
 }
 
 fn write_u32(bytes: &mut [u8], field: Option<Range<usize>>, value: u32) {
@@ -1195,16 +1230,47 @@ mod tests {
     }
 
     #[test]
-    fn data_for_a_channel_that_does_not_exist_end_the_session() {
-        let mut session = Session::until(Phase::Active);
-        let chunk = channel(Direction::ToClient, 1099, 3, 3, b"abc");
-        assert_eq!(
-            session.feed(Direction::ToClient, &chunk),
-            Err(SessionError::UnknownChannel {
-                from: Direction::ToClient,
-                channel: 1099
-            })
-        );
+    fn what_needs_a_message_channel_is_not_promised_where_the_client_asks_for_none() {
+        let mut initial = recording()[0].1.clone();
+        let find = |pattern: [u8; 2]| {
+            // A block: its kind, and a length below 256.
+            let at = |block: &[u8]| block[..2] == pattern && block[3] == 0;
+            initial.windows(4).position(at).unwrap()
+        };
+        let (at, asked) = (find([0x01, 0xc0]) + 144, find([0x06, 0xc0]));
+        let promises = 0x0080 | 0x0400;
+        let flags = u16_at(&initial, at).unwrap() | promises;
+        initial[at..at + 2].copy_from_slice(&flags.to_le_bytes());
+        for (kind, expected) in [(0x06, flags), (0xfe, flags & !promises)] {
+            initial[asked] = kind;
+            let mut session = Session::new();
+            let passed = session.feed(Direction::ToTarget, &initial).unwrap();
+            assert_eq!(u16_at(&passed, at), Some(expected), "{kind:#x}");
+        }
+    }
+
+    #[test]
+    fn what_a_target_sends_on_no_channel_is_dropped_and_what_a_client_sends_ends_the_session() {
+        for phase in [Phase::Licensing, Phase::Active] {
+            let mut session = Session::until(phase);
+            for id in [0, 1099] {
+                let chunk = channel(Direction::ToClient, id, 3, 3, b"abc");
+                assert_eq!(session.feed(Direction::ToClient, &chunk).unwrap(), b"");
+                let told = Unknown::Nowhere {
+                    channel: id,
+                    bytes: 11,
+                };
+                assert_eq!(session.judge.unknown.pop(), Some(told));
+            }
+            let chunk = channel(Direction::ToTarget, 0, 3, 3, b"abc");
+            assert_eq!(
+                session.feed(Direction::ToTarget, &chunk),
+                Err(SessionError::UnknownChannel {
+                    from: Direction::ToTarget,
+                    channel: 0
+                })
+            );
+        }
     }
 
     #[test]
@@ -1807,7 +1873,7 @@ mod tests {
     fn what_came_before_a_fault_still_passes() {
         let mut session = Session::until(Phase::Active);
         let good = channel(Direction::ToClient, CLIPRDR, 3, 3, b"abc");
-        let bad = channel(Direction::ToClient, 1099, 3, 3, b"abc");
+        let bad = channel(Direction::ToClient, CLIPRDR, 3, 2, b"abc");
         let mut arrived = [good.clone(), bad].concat();
         let (mut onward, mut back) = (Vec::new(), Vec::new());
         let result = session.tracker.feed(
