@@ -26,7 +26,7 @@ use crate::session::registry::Session;
 use crate::session::rendezvous::Shown;
 use crate::shares::{Owner, Shares};
 use crate::token::revocation::Revocations;
-use crate::token::{Token, TokenId};
+use crate::token::{Protection, Token, TokenId};
 
 /// How long an acceptor that comes back at once is let wait for the end of the last session.
 const HANDOVER: Duration = Duration::from_secs(2);
@@ -46,7 +46,7 @@ struct Table {
     rendezvous: Rendezvous,
     seats: HashMap<PeerId, Seat>,
     vouched: HashMap<Uuid, Vouched>,
-    /// Whose associations there are, of those who have shown a token.
+    /// Whose associations there are, of those who have shown a token or an API key.
     bearers: Shares,
     /// Whose associations there are, of those who have shown nothing.
     strangers: Shares,
@@ -150,7 +150,13 @@ pub struct Listed {
 impl Creator {
     fn owner(self, token: &Token) -> Owner {
         match self {
-            Self::Operator => Owner::default(),
+            Self::Operator => {
+                let mut owner = Owner::default();
+                if let Protection::Operator(name) = &token.protection {
+                    owner = owner.by_key(name);
+                }
+                owner
+            }
             Self::Bearer(address) => Owner::new(Some(token.id.clone()), Some(address)),
             Self::Stranger(address) => Owner::new(None, Some(address)),
         }
@@ -172,13 +178,14 @@ impl MeetingPlace {
                 rendezvous: Rendezvous::new(limits),
                 seats: HashMap::new(),
                 vouched: HashMap::new(),
-                bearers: Shares::new(limits::JET_ASSOCIATIONS_PER_TOKEN, sessions),
+                bearers: Shares::new(limits::JET_ASSOCIATIONS_PER_TOKEN, sessions)
+                    .with_keys(limits.associations),
                 strangers: Shares::new(usize::MAX, strangers),
                 acceptors: Shares::new(limits::JET_ACCEPTORS_PER_TOKEN, sessions),
                 next_peer: 0,
             }),
             reached: Reached::new("jet.associations"),
-            bearers_reached: Reached::new("associations of one token or address"),
+            bearers_reached: Reached::new("associations of one token, address or API key"),
             strangers_reached: Reached::new("jet.associations_per_address"),
             acceptors_reached: Reached::new("acceptors of one token or address"),
         }
@@ -212,9 +219,7 @@ impl MeetingPlace {
         let new = table.rendezvous.create(id, terms, decides, now())?;
         if new {
             let owner = by.owner(token);
-            if let Some(shares) = table.shares_of(by) {
-                shares.count(&owner);
-            }
+            table.shares_of(by).count(&owner);
             let vouched = Vouched {
                 token: token.clone(),
                 by,
@@ -227,7 +232,7 @@ impl MeetingPlace {
     }
 
     fn make_room(&self, table: &mut Table, owner: &Owner, by: Creator) -> Result<(), Refused> {
-        while let Some(Err(crowded)) = table.shares_of(by).map(|shares| shares.check(owner)) {
+        while let Err(crowded) = table.shares_of(by).check(owner) {
             let of_crowded = |vouched: &Vouched| {
                 vouched.by.is_like(by) && vouched.by.owner(&vouched.token).is(&crowded)
             };
@@ -681,17 +686,14 @@ impl Table {
         };
         vouched.changed.notify_waiters();
         let owner = vouched.by.owner(&vouched.token);
-        if let Some(shares) = self.shares_of(vouched.by) {
-            shares.leave(&owner);
-        }
+        self.shares_of(vouched.by).leave(&owner);
     }
 
     /// Where associations of such a creator are counted.
-    fn shares_of(&mut self, by: Creator) -> Option<&mut Shares> {
+    fn shares_of(&mut self, by: Creator) -> &mut Shares {
         match by {
-            Creator::Operator => None,
-            Creator::Bearer(_) => Some(&mut self.bearers),
-            Creator::Stranger(_) => Some(&mut self.strangers),
+            Creator::Operator | Creator::Bearer(_) => &mut self.bearers,
+            Creator::Stranger(_) => &mut self.strangers,
         }
     }
 

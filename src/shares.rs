@@ -1,7 +1,7 @@
-//! What each token and each address has in a table that others use, too.
+//! What each token, each address and each API key has in a table that others use, too.
 //!
 //! A table with a bound of its own is filled by one peer, and everybody else finds it full. So each entry has an owner, and each
-//! owner a share: so many by one token, so many from one address ([`AddressGroup::steps`]).
+//! owner a share: so many by one token, so many from one address ([`AddressGroup::steps`]), so many by one API key.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -17,6 +17,8 @@ pub struct Owner {
     pub token: Option<TokenId>,
     /// The address it was made from, where that counts.
     pub address: Option<IpAddr>,
+    /// The name of the API key it was made with, if it was.
+    pub key: Option<String>,
 }
 
 /// Who has its share already.
@@ -28,6 +30,9 @@ pub enum Crowded {
     /// Whoever is at this address.
     #[error("address {0}")]
     Address(AddressGroup),
+    /// Whoever has the API key of this name.
+    #[error("API key {0}")]
+    Key(String),
 }
 
 /// Counts the entries of each owner.
@@ -35,15 +40,28 @@ pub enum Crowded {
 pub struct Shares {
     per_token: usize,
     per_address: usize,
+    per_key: usize,
     tokens: HashMap<TokenId, usize>,
     addresses: HashMap<AddressGroup, usize>,
+    keys: HashMap<String, usize>,
 }
 
 impl Owner {
     /// An entry of this token, made from this address.
     #[must_use]
     pub fn new(token: Option<TokenId>, address: Option<IpAddr>) -> Self {
-        Self { token, address }
+        Self {
+            token,
+            address,
+            key: None,
+        }
+    }
+
+    /// The same, made with the API key of this name.
+    #[must_use]
+    pub fn by_key(mut self, name: impl Into<String>) -> Self {
+        self.key = Some(name.into());
+        self
     }
 
     /// Whether the entry is of the one that has its share already.
@@ -54,6 +72,7 @@ impl Owner {
             Crowded::Address(group) => self.address.is_some_and(|address| {
                 AddressGroup::steps(address).any(|(step, _)| step == *group)
             }),
+            Crowded::Key(name) => self.key.as_ref() == Some(name),
         }
     }
 }
@@ -65,15 +84,24 @@ impl Shares {
         Self {
             per_token,
             per_address,
+            per_key: usize::MAX,
             tokens: HashMap::new(),
             addresses: HashMap::new(),
+            keys: HashMap::new(),
         }
+    }
+
+    /// And of a table of so many entries that much for one API key which leaves others, with keys and without, a quarter.
+    #[must_use]
+    pub fn with_keys(mut self, entries: usize) -> Self {
+        self.per_key = entries.saturating_sub(entries / 4);
+        self
     }
 
     /// Whether `owner` may have one more entry.
     ///
     /// # Errors
-    /// Its token or its address has its share.
+    /// Its token, its address or its API key has its share.
     pub fn check(&self, owner: &Owner) -> Result<(), Crowded> {
         if let Some(token) = &owner.token
             && count(&self.tokens, token) >= self.per_token
@@ -86,6 +114,11 @@ impl Shares {
                     return Err(Crowded::Address(group));
                 }
             }
+        }
+        if let Some(key) = &owner.key
+            && count(&self.keys, key) >= self.per_key
+        {
+            return Err(Crowded::Key(key.clone()));
         }
         Ok(())
     }
@@ -110,6 +143,9 @@ impl Shares {
                 *self.addresses.entry(group).or_default() += 1;
             }
         }
+        if let Some(key) = &owner.key {
+            *self.keys.entry(key.clone()).or_default() += 1;
+        }
     }
 
     /// Counts one entry of `owner` less.
@@ -122,12 +158,15 @@ impl Shares {
                 decrease(&mut self.addresses, &group);
             }
         }
+        if let Some(key) = &owner.key {
+            decrease(&mut self.keys, key);
+        }
     }
 
     /// Whether nobody has anything.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.tokens.is_empty() && self.addresses.is_empty()
+        self.tokens.is_empty() && self.addresses.is_empty() && self.keys.is_empty()
     }
 }
 
@@ -175,6 +214,26 @@ mod tests {
             shares.leave(owner);
         }
         assert!(shares.is_empty());
+    }
+
+    #[test]
+    fn an_api_key_has_three_quarters_of_a_table_and_others_the_rest() {
+        let mut shares = Shares::new(usize::MAX, usize::MAX).with_keys(8);
+        let portal = Owner::default().by_key("portal");
+        for _ in 0..6 {
+            shares.enter(&portal).unwrap();
+        }
+        let crowded = shares.enter(&portal).unwrap_err();
+        assert_eq!(crowded.to_string(), "API key portal");
+        let other = Owner::default().by_key("other");
+        assert!(portal.is(&crowded) && !other.is(&crowded) && !Owner::default().is(&crowded));
+        shares.enter(&other).unwrap();
+        shares.enter(&Owner::default()).unwrap();
+        shares.leave(&portal);
+        shares.enter(&portal).unwrap();
+        // A table of one entry is of use, too.
+        let mut shares = Shares::new(usize::MAX, usize::MAX).with_keys(1);
+        shares.enter(&portal).unwrap();
     }
 
     #[test]

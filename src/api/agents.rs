@@ -105,7 +105,7 @@ pub async fn invite(
     let now = clock::unix_now();
     let expires_at = now.plus(lifetime_s);
     let agents = &state.gateway.agents;
-    let enrolment = agents.invite(wanted.name.clone(), wanted.targets, expires_at, now);
+    let enrolment = agents.invite(by, wanted.name.clone(), wanted.targets, expires_at, now);
     let enrolment = enrolment.map_err(|error| not_enrolled(&state, &error))?;
     info!(session = %state.id, peer = %state.peer, by, agent = %wanted.name, "Enrolment issued");
     let invited = Invited {
@@ -360,7 +360,7 @@ fn not_enrolled(state: &ApiState, error: &EnrolError) -> Problem {
     let status = match error {
         EnrolError::Taken => StatusCode::CONFLICT,
         EnrolError::Unknown => StatusCode::UNAUTHORIZED,
-        EnrolError::Full | EnrolError::Random(_) | EnrolError::Store(_) => {
+        EnrolError::Full | EnrolError::Share(_) | EnrolError::Random(_) | EnrolError::Store(_) => {
             StatusCode::SERVICE_UNAVAILABLE
         }
     };

@@ -70,8 +70,8 @@ pub async fn create(
     };
     let in_body = request.token.map(Zeroizing::new);
     let bearer = bearer(&headers);
-    let (text, by) = match (bearer, in_body) {
-        (None, Some(token)) => (token, BY_TOKEN),
+    let (text, key) = match (bearer, in_body) {
+        (None, Some(token)) => (token, None),
         (None, None) => {
             let detail = "send a token, as bearer or in the body";
             return Err(problem(StatusCode::UNAUTHORIZED, "no-token", detail));
@@ -81,7 +81,7 @@ pub async fn create(
                 let detail = "bearer and body carry different tokens";
                 return Err(problem(StatusCode::BAD_REQUEST, "contradiction", detail));
             }
-            (Zeroizing::new(bearer.to_owned()), BY_TOKEN)
+            (Zeroizing::new(bearer.to_owned()), None)
         }
         (Some(bearer), in_body) => {
             let Some(key) = find_key(&state.gateway.config.api.keys, bearer) else {
@@ -93,10 +93,11 @@ pub async fn create(
                 let detail = "with an API key, the body carries the token";
                 return Err(problem(StatusCode::BAD_REQUEST, "body", detail));
             };
-            (token, key.name.as_str())
+            (token, Some(key.name.as_str()))
         }
     };
-    let created = issue(&state, &text, request.lifetime_s, by == BY_TOKEN).await;
+    let by = key.unwrap_or(BY_TOKEN);
+    let created = issue(&state, &text, request.lifetime_s, key).await;
     let created = created.map_err(|refusal| {
         let (peer, rule) = (state.peer, refusal.rule());
         warn!(session = %id, %peer, by, rule, reason = %refusal, "Ticket refused");
@@ -115,7 +116,7 @@ async fn issue(
     state: &ApiState,
     text: &str,
     lifetime_s: Option<u64>,
-    by_token: bool,
+    key: Option<&str>,
 ) -> Result<Created, Refusal> {
     let gateway = &state.gateway;
     let token = gateway.verify_token(text, state.peer.ip())?;
@@ -133,15 +134,17 @@ async fn issue(
     let configured = gateway.config.tickets.lifetime_s;
     let lifetime_s = lifetime_s.unwrap_or(configured).clamp(1, configured);
     let expires_at = now.plus(lifetime_s).min(token_end);
-    // The tickets of all users of a portal with an API key come from its address.
-    let address = by_token.then(|| state.peer.ip());
+    let owner = match key {
+        // The tickets of all users of a portal come from its address.
+        Some(name) => Owner::new(Some(token.id), None).by_key(name),
+        None => Owner::new(Some(token.id), Some(state.peer.ip())),
+    };
     let window = reconnect_window(&gateway.config.token, &token.claims);
     let terms = Terms {
         not_after: expires_at,
         token_not_after: token_end,
         reconnect_window_s: window.as_secs(),
     };
-    let owner = Owner::new(Some(token.id), address);
     let ticket = gateway.tickets.issue(text, owner, terms, now).await;
     let ticket = ticket.map_err(|error| Refusal::Store(error.to_string()))?;
     Ok(Created {

@@ -24,7 +24,7 @@ use crate::jet::exchange::JetPath;
 use crate::jet::message::{Answer, Candidate, Complete, Offer};
 use crate::limits;
 use crate::listener::reached::Reached;
-use crate::shares::{Owner, Shares};
+use crate::shares::{Crowded, Owner, Shares};
 use crate::store::disk::{Disk, DiskError};
 use crate::time::UnixTime;
 use crate::token::statement::{self, StatementKey};
@@ -37,6 +37,7 @@ pub struct Agents {
     disk: Arc<Disk>,
     reached: Reached,
     share_reached: Reached,
+    enrolments_reached: Reached,
 }
 
 #[derive(Debug, Default)]
@@ -95,6 +96,8 @@ pub struct Ways {
 
 #[derive(Debug)]
 struct Enrolling {
+    /// The API key that it was issued with, by its name.
+    by: String,
     name: AgentName,
     targets: Option<Vec<TargetAddr>>,
     not_after: UnixTime,
@@ -179,6 +182,9 @@ pub enum EnrolError {
     /// Too many wait, or are enrolled.
     #[error("too many agents")]
     Full,
+    /// This API key has its share of those that wait.
+    #[error("too many enrolments of {0} are waiting to be used")]
+    Share(Crowded),
     /// Never issued, used, or past its time.
     #[error("the enrolment is not valid, or not any more")]
     Unknown,
@@ -211,15 +217,17 @@ impl Agents {
             disk,
             reached: Reached::new("sessions of one agent"),
             share_reached: Reached::new("sessions of one agent by one token or address"),
+            enrolments_reached: Reached::new("agents and enrolments, in total or of one API key"),
         }
     }
 
-    /// A text by which an agent called `name` can enrol until `not_after`.
+    /// A text by which an agent called `name` can enrol until `not_after`; `by` is the name of the API key that asks for it.
     ///
     /// # Errors
-    /// The name is taken, or too many wait.
+    /// The name is taken, or too many wait, in total or of this API key.
     pub fn invite(
         &self,
+        by: &str,
         name: AgentName,
         targets: Option<Vec<TargetAddr>>,
         not_after: UnixTime,
@@ -237,9 +245,17 @@ impl Agents {
             .enrolments
             .retain(|_, waiting| waiting.not_after >= now);
         if table.enrolments.len() >= limits::ENROLMENTS || table.agents.len() >= limits::AGENTS {
+            drop(table);
+            self.enrolments_reached.by(&Crowded::Key(by.to_owned()));
             return Err(EnrolError::Full);
         }
+        if let Err(crowded) = table.waiting_shares().check(&Owner::default().by_key(by)) {
+            drop(table);
+            self.enrolments_reached.by(&crowded);
+            return Err(EnrolError::Share(crowded));
+        }
         let enrolling = Enrolling {
+            by: by.to_owned(),
             name,
             targets,
             not_after,
@@ -548,6 +564,15 @@ impl Agents {
 }
 
 impl Table {
+    /// Who has the enrolments that wait.
+    fn waiting_shares(&self) -> Shares {
+        let mut shares = Shares::new(usize::MAX, usize::MAX).with_keys(limits::ENROLMENTS);
+        for waiting in self.enrolments.values() {
+            shares.count(&Owner::default().by_key(&waiting.by));
+        }
+        shares
+    }
+
     /// Who has the sessions of an agent, but for the one on `association`.
     fn shares(&self, name: &AgentName, association: Uuid) -> Shares {
         let mut shares = Shares::new(
@@ -659,37 +684,49 @@ mod tests {
 
     const NOW: UnixTime = UnixTime(1_800_000_000);
 
+    const BY: &str = "operations";
+
     #[tokio::test]
     async fn so_many_agents_are_enrolled_and_no_more() {
         let folder = tempfile::tempdir().unwrap();
         let agents = store(folder.path());
-        let last = agents.invite(name(0), None, NOW, NOW).unwrap();
-        let late = agents.invite(name(1), None, NOW, NOW).unwrap();
+        let last = agents.invite(BY, name(0), None, NOW, NOW).unwrap();
+        let late = agents.invite(BY, name(1), None, NOW, NOW).unwrap();
         seat_directly(&agents, 2..limits::AGENTS + 1);
         agents.enrol(&last, key(), NOW).await.unwrap();
         assert_eq!(agents.list().len(), limits::AGENTS);
         // Neither an enrolment that was issued before nor a new one.
         let full = agents.enrol(&late, key(), NOW).await.unwrap_err();
         assert!(matches!(full, EnrolError::Full), "{full}");
-        let full = agents.invite(name(1), None, NOW, NOW).unwrap_err();
+        let full = agents.invite(BY, name(1), None, NOW, NOW).unwrap_err();
         assert!(matches!(full, EnrolError::Full), "{full}");
         // Until one is revoked.
         agents.dismiss(&name(0)).unwrap();
         agents.forget(&name(0)).await.unwrap();
-        agents.invite(name(1), None, NOW, NOW).unwrap();
+        agents.invite(BY, name(1), None, NOW, NOW).unwrap();
     }
 
     #[test]
-    fn so_many_enrolments_wait_and_those_past_their_time_make_room() {
+    fn so_many_enrolments_wait_of_one_key_and_of_all_and_those_past_their_time_make_room() {
         let folder = tempfile::tempdir().unwrap();
         let agents = store(folder.path());
-        for number in 0..limits::ENROLMENTS {
-            agents.invite(name(number), None, NOW, NOW).unwrap();
+        let mut invited = 0;
+        let mut invite = |by, now| {
+            invited += 1;
+            agents.invite(by, name(invited), None, NOW, now)
+        };
+        let share = limits::ENROLMENTS - limits::ENROLMENTS / 4;
+        for _ in 0..share {
+            invite(BY, NOW).unwrap();
         }
-        let one_more = name(limits::ENROLMENTS);
-        let full = agents.invite(one_more.clone(), None, NOW, NOW).unwrap_err();
+        let crowded = invite(BY, NOW).unwrap_err();
+        assert!(matches!(crowded, EnrolError::Share(_)), "{crowded}");
+        for _ in share..limits::ENROLMENTS {
+            invite("another", NOW).unwrap();
+        }
+        let full = invite("a third", NOW).unwrap_err();
         assert!(matches!(full, EnrolError::Full), "{full}");
-        agents.invite(one_more, None, NOW, NOW.plus(1)).unwrap();
+        invite(BY, NOW.plus(1)).unwrap();
     }
 
     #[test]

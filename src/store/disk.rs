@@ -32,13 +32,14 @@ const AGENTS: TableDefinition<'_, &str, &str> = TableDefinition::new("agents-v1"
 const TICKETS: TableDefinition<'_, &[u8], TicketRow<'_>> = TableDefinition::new("tickets-v1");
 
 /// Sealed token, not after, end of its token, reconnect window in seconds, number, address that has used it, and of its owner
-/// the token's id and the address; times in Unix seconds.
+/// the token's id, the address and the name of the API key; times in Unix seconds.
 type TicketRow<'a> = (
     &'a [u8],
     u64,
     u64,
     u64,
     u64,
+    Option<&'a str>,
     Option<&'a str>,
     Option<&'a str>,
     Option<&'a str>,
@@ -468,9 +469,10 @@ fn read_all(database: &Database) -> Result<Contents, redb::Error> {
 }
 
 fn ticket_record(row: &TicketRow<'_>) -> Option<TicketRecord> {
-    let &(sealed, not_after, token_not_after, reconnect_window_s, number, used_by, token, address) =
-        row;
+    let &(sealed, not_after, token_not_after, reconnect_window_s, number, used_by, ..) = row;
+    let &(.., token, address, key) = row;
     let address_of = |text: Option<&str>| text.map(str::parse).transpose().ok();
+    let owner = Owner::new(token.map(TokenId::new), address_of(address)?);
     Some(TicketRecord {
         sealed: SealedToken::from_bytes(sealed),
         not_after: UnixTime(not_after),
@@ -478,7 +480,10 @@ fn ticket_record(row: &TicketRow<'_>) -> Option<TicketRecord> {
         reconnect_window_s,
         number,
         used_by: address_of(used_by)?,
-        owner: Owner::new(token.map(TokenId::new), address_of(address)?),
+        owner: match key {
+            Some(name) => owner.by_key(name),
+            None => owner,
+        },
     })
 }
 
@@ -498,6 +503,7 @@ fn insert_ticket(
         used_by.as_deref(),
         record.owner.token.as_ref().map(TokenId::as_str),
         address.as_deref(),
+        record.owner.key.as_deref(),
     );
     table.insert(digest.as_bytes(), row)?;
     Ok(())

@@ -8,7 +8,7 @@
 //! its token is written behind it. Here as there its token is sealed ([`Ticket::seal`]). A ticket is forgotten when it is past its
 //! time, or was used and its token opens no session any more.
 //!
-//! Each token and each address has its share of the table. Where there is no room, those that were used go first, the
+//! Each token, each address and each API key has its share of the table. Where there is no room, those that were used go first, the
 //! oldest of them before the others: a session that was opened by one needs it only to come back.
 
 use std::collections::{BTreeMap, HashMap};
@@ -61,7 +61,7 @@ pub enum IssueError {
     /// The table is full of tickets that are still good and were not used.
     #[error("too many tickets are waiting to be used")]
     Full,
-    /// The token, or the address, has its share.
+    /// The token, the address or the API key has its share.
     #[error("too many tickets of {0} are waiting to be used")]
     Share(Crowded),
     /// The system has no randomness.
@@ -92,7 +92,7 @@ impl Tickets {
             table: Mutex::new(table),
             disk,
             reached: Reached::new("tickets"),
-            share_reached: Reached::new("tickets of one token or address"),
+            share_reached: Reached::new("tickets of one token, address or API key"),
         }
     }
 
@@ -193,7 +193,8 @@ impl Default for Table {
     fn default() -> Self {
         Self {
             entries: HashMap::new(),
-            shares: Shares::new(limits::TICKETS_PER_TOKEN, limits::TICKETS_PER_ADDRESS),
+            shares: Shares::new(limits::TICKETS_PER_TOKEN, limits::TICKETS_PER_ADDRESS)
+                .with_keys(limits::TICKETS),
             used: BTreeMap::new(),
             next: 0,
         }

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use uuid::Uuid;
 
 use crate::lab::{Lab, Target, failure, logged, logged_times, quiet, until, within};
-use crate::rendezvous::{OPERATOR, Place, TRANSPORTS, of, path};
+use crate::rendezvous::{OPERATOR, PORTAL, Place, TRANSPORTS, of, path};
 
 /// Waits for the end of a connection; whether by FIN or RST does not matter.
 async fn ended(stream: &mut TcpStream) {
@@ -288,11 +288,76 @@ async fn addresses_that_have_taken_all_places_make_room_for_another() {
 
 /// Asks for a ticket on a connection that is kept; the status of the answer.
 async fn ask_for_ticket(stream: &mut TcpStream, token: &str) -> u16 {
+    post(stream, "/jet/tickets", token, "").await
+}
+
+/// Sends a request on a connection that is kept; the status of the answer.
+async fn post(stream: &mut TcpStream, path: &str, bearer: &str, body: &str) -> u16 {
+    let length = body.len();
     let request = format!(
-        "POST /jet/tickets HTTP/1.1\r\nHost: gw\r\nAuthorization: Bearer {token}\r\nContent-Length: 0\r\n\r\n"
+        "POST {path} HTTP/1.1\r\nHost: gw\r\nAuthorization: Bearer {bearer}\r\nContent-Length: {length}\r\n\r\n{body}"
     );
     stream.write_all(request.as_bytes()).await.unwrap();
     status(stream).await
+}
+
+#[tokio::test]
+async fn one_token_has_its_share_of_the_sessions_that_are_set_up() {
+    let keys = crate::lab::KEYS;
+    let lab = Lab::start(&format!("[token]\n{keys}reconnect_window_s = 60\n"));
+    // It takes connections and says nothing.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let greedy = lab.token(silent.local_addr().unwrap(), json!({}));
+    // One of them has the token, and the others wait for it.
+    let mut held = Vec::new();
+    for _ in 0..=limits::SESSIONS_PER_TOKEN {
+        held.push(lab.client(&greedy).await);
+    }
+    let line = logged("A limit was reached").await;
+    assert!(line["who"].as_str().unwrap().starts_with("token "));
+    assert!(lab.running().gateway().registry.list().len() <= limits::SESSIONS_PER_TOKEN);
+    // Another token is served meanwhile.
+    let target = Target::start().await;
+    drop(lab.session(&lab.token(target.address, json!({}))).await);
+    drop(held);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_api_key_has_its_share_of_what_others_use_too() {
+    quiet();
+    let place = Place::start("[jet]\nassociations = 8\n");
+    let mut stream = place.lab.connect().await;
+    let mut create = async |bearer: &str| {
+        let path = format!("/jet/association/{}", Uuid::new_v4());
+        post(&mut stream, &path, bearer, "").await
+    };
+    for _ in 0..6 {
+        assert_eq!(create(OPERATOR).await, 200);
+    }
+    assert_eq!(create(OPERATOR).await, 503);
+    assert_eq!(create(PORTAL).await, 200);
+    let bearer = place.token(Uuid::nil(), json!({ "jet_aid": null }));
+    assert_eq!(create(&bearer).await, 200);
+    let mut invite = async |bearer: &str, number: usize| {
+        let body = json!({ "name": format!("agent-{number}") }).to_string();
+        post(&mut stream, "/jet/enrolments", bearer, &body).await
+    };
+    let share = limits::ENROLMENTS - limits::ENROLMENTS / 4;
+    for number in 0..share {
+        assert_eq!(invite(OPERATOR, number).await, 201, "{number}");
+    }
+    assert_eq!(invite(OPERATOR, share).await, 503);
+    assert_eq!(invite(PORTAL, share).await, 201);
+    let lines = logged_times("A limit was reached", 2).await;
+    for (line, limit) in lines.iter().zip([
+        "associations of one token, address or API key",
+        "agents and enrolments, in total or of one API key",
+    ]) {
+        assert_eq!(
+            (&line["limit"], &line["who"]),
+            (&json!(limit), &json!("API key desk"))
+        );
+    }
 }
 
 #[tokio::test]
@@ -325,7 +390,10 @@ async fn one_token_and_one_address_have_their_share_of_the_tickets() {
     // Who it was, and not once for each of them.
     let lines = logged_times("A limit was reached", 1).await;
     assert_eq!(lines.len(), 1);
-    assert_eq!(lines[0]["limit"], "tickets of one token or address");
+    assert_eq!(
+        lines[0]["limit"],
+        "tickets of one token, address or API key"
+    );
     assert!(lines[0]["who"].as_str().unwrap().starts_with("token "));
 }
 
@@ -343,7 +411,10 @@ async fn one_token_has_its_share_of_the_associations_and_those_that_are_over_go_
     let another = format!("POST /jet/association/{}", Uuid::new_v4());
     assert_eq!(place.http(&another, &greedy, "").await.0, 503);
     let line = logged("A limit was reached").await;
-    assert_eq!(line["limit"], "associations of one token or address");
+    assert_eq!(
+        line["limit"],
+        "associations of one token, address or API key"
+    );
     // Another token has its own.
     let other = place.token(Uuid::nil(), of_no_association);
     place.association(Uuid::new_v4(), &other).await;

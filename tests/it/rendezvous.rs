@@ -35,6 +35,9 @@ pub(crate) struct Place {
 
 pub(crate) const OPERATOR: &str = "operator-secret";
 
+/// The API key of another operator.
+pub(crate) const PORTAL: &str = "portal-secret";
+
 pub(crate) const TRANSPORTS: [&str; 4] = ["tcp", "tls", "ws", "wss"];
 
 impl Place {
@@ -46,10 +49,11 @@ impl Place {
                 .unwrap();
         std::fs::write(&certificate, certified.cert.pem()).unwrap();
         std::fs::write(&key, certified.signing_key.serialize_pem()).unwrap();
-        let digest = hex::encode(openssl::sha::sha256(OPERATOR.as_bytes()));
+        let [desk, portal] =
+            [OPERATOR, PORTAL].map(|key| hex::encode(openssl::sha::sha256(key.as_bytes())));
         let lab = Lab::start(&format!(
             "[tls]\ncertificate = {certificate:?}\nkey = {key:?}\n\
-             [api]\nkeys = [{{ name = \"desk\", sha256 = \"{digest}\" }}]\n{extra}"
+             [api]\nkeys = [{{ name = \"desk\", sha256 = \"{desk}\" }}, {{ name = \"portal\", sha256 = \"{portal}\" }}]\n{extra}"
         ));
         let mut roots = RootCertStore::empty();
         roots.add(certified.cert.der().clone()).unwrap();
