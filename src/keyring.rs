@@ -1,9 +1,9 @@
 //! The key files, read and read again: what the running gateway verifies tokens with.
 //!
 //! Files are polled, not watched: replacing a file, a mounted secret or a symbolic link all look the same to a poll,
-//! and one `stat` of each file every few seconds costs nothing. A change that cannot be used changes nothing: the old
-//! keys stay and the log says which file is at fault and why. Who calls [`Keyring::reload_if_changed`], and how often,
-//! is the caller's business.
+//! and one `stat` of each file every few seconds costs nothing. A change that cannot be used changes nothing: the file's old
+//! keys stay and the log says which file is at fault and why. What changed in the other files holds, since it may be a key
+//! that was taken out. Who calls [`Keyring::reload_if_changed`], and how often, is the caller's business.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -47,7 +47,12 @@ struct Inner {
     /// What the files looked like when they were last read, whether they could be used or not: a bad file is reported
     /// once and not at every poll.
     seen: Mutex<Vec<Option<FileStamp>>>,
+    /// What was in each of the files when it could be used last.
+    good: Mutex<Vec<Content>>,
 }
+
+/// The bytes of a key file.
+type Content = Zeroizing<Vec<u8>>;
 
 /// Key files that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +77,7 @@ pub enum ReloadOutcome {
     Unchanged,
     /// New keys are in force.
     Reloaded,
-    /// Files changed, but not into something usable; the old keys are in force. Already logged.
+    /// A file changed, but not into something usable; its old keys are in force. Already logged. This is the first such file.
     Kept(KeyringError),
 }
 
@@ -83,13 +88,15 @@ impl Keyring {
     /// The first file that cannot be used: without its keys the gateway does not start.
     pub fn load(files: &[KeyFile], rules: TokenRules) -> Result<Self, KeyringError> {
         let seen = stamps(files);
-        let verifier = read_all(files, &rules)?;
+        let good: Vec<Content> = files.iter().map(read).collect::<Result<_, _>>()?;
+        let verifier = verifier_of(files, &good, &rules)?;
         Ok(Self {
             inner: Arc::new(Inner {
                 files: files.to_vec(),
                 rules,
                 current: RwLock::new(Arc::new(verifier)),
                 seen: Mutex::new(seen),
+                good: Mutex::new(good),
             }),
         })
     }
@@ -115,7 +122,24 @@ impl Keyring {
             return ReloadOutcome::Unchanged;
         }
         *seen = now;
-        match read_all(&self.inner.files, &self.inner.rules) {
+        let mut good = self
+            .inner
+            .good
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut first = None;
+        let mut contents = Vec::with_capacity(good.len());
+        for (file, before) in self.inner.files.iter().zip(good.iter()) {
+            contents.push(match read(file).and_then(|content| usable(file, content)) {
+                Ok(content) => content,
+                Err(error) => {
+                    warn!(%error, "A changed key file cannot be used, its previous keys stay in force");
+                    first.get_or_insert(error);
+                    before.clone()
+                }
+            });
+        }
+        match verifier_of(&self.inner.files, &contents, &self.inner.rules) {
             Ok(verifier) => {
                 let (verify, decrypt) = verifier.keys().counts();
                 *self
@@ -123,9 +147,11 @@ impl Keyring {
                     .current
                     .write()
                     .unwrap_or_else(PoisonError::into_inner) = Arc::new(verifier);
+                *good = contents;
                 info!(verify, decrypt, "Keys reloaded");
-                ReloadOutcome::Reloaded
+                first.map_or(ReloadOutcome::Reloaded, ReloadOutcome::Kept)
             }
+            // Each of the files is good, and they contradict each other.
             Err(error) => {
                 warn!(%error, "Changed keys cannot be used, the previous ones stay in force");
                 ReloadOutcome::Kept(error)
@@ -141,23 +167,43 @@ impl Keyring {
     }
 }
 
-fn read_all(files: &[KeyFile], rules: &TokenRules) -> Result<Verifier, KeyringError> {
-    let mut contents = Vec::with_capacity(files.len());
-    for file in files {
-        let bytes = read_key_file(&file.path).map_err(|error| KeyringError::Read {
-            path: file.path.clone(),
-            error,
-        })?;
-        contents.push((file, file.path.display().to_string(), bytes));
+fn read(file: &KeyFile) -> Result<Content, KeyringError> {
+    read_key_file(&file.path).map_err(|error| KeyringError::Read {
+        path: file.path.clone(),
+        error,
+    })
+}
+
+/// The same content, if there are keys in it.
+fn usable(file: &KeyFile, content: Content) -> Result<Content, KeyringError> {
+    let name = file.path.display().to_string();
+    KeySet::from_documents(&[document(file, &name, &content)])?;
+    Ok(content)
+}
+
+fn document<'a>(file: &'a KeyFile, name: &'a str, content: &'a Content) -> KeyDocument<'a> {
+    KeyDocument {
+        name,
+        bytes: content,
+        usage: file.usage,
+        kid: file.kid.as_deref(),
     }
-    let documents: Vec<KeyDocument<'_>> = contents
+}
+
+fn verifier_of(
+    files: &[KeyFile],
+    contents: &[Content],
+    rules: &TokenRules,
+) -> Result<Verifier, KeyringError> {
+    let names: Vec<String> = files
         .iter()
-        .map(|(file, name, bytes)| KeyDocument {
-            name,
-            bytes,
-            usage: file.usage,
-            kid: file.kid.as_deref(),
-        })
+        .map(|file| file.path.display().to_string())
+        .collect();
+    let documents: Vec<KeyDocument<'_>> = files
+        .iter()
+        .zip(&names)
+        .zip(contents)
+        .map(|((file, name), content)| document(file, name, content))
         .collect();
     let keys = KeySet::from_documents(&documents)?;
     for key in keys.skipped() {
@@ -361,6 +407,35 @@ mod tests {
             ReloadOutcome::Reloaded
         ));
         assert!(accepts(&keyring, &new) && !accepts(&keyring, &old));
+    }
+
+    #[test]
+    fn a_key_taken_out_of_one_file_is_out_of_force_although_another_file_is_bad() {
+        let [issuer, removed, other] = [key(), key(), key()];
+        let folder = tempfile::tempdir().unwrap();
+        let files = ["issuer.jwks", "other.pem"].map(|name| KeyFile {
+            path: folder.path().join(name),
+            usage: None,
+            kid: None,
+        });
+        let set = |members: &[&Key]| {
+            let members = members.iter();
+            let members: Vec<_> = members.map(|key| key.public_jwk().unwrap()).collect();
+            fs::write(&files[0].path, json!({ "keys": members }).to_string()).unwrap();
+        };
+        set(&[&issuer, &removed]);
+        fs::write(&files[1].path, other.public_pem().unwrap()).unwrap();
+        let keyring = Keyring::load(&files, TokenRules::default()).unwrap();
+        assert!(accepts(&keyring, &removed));
+
+        set(&[&issuer]);
+        fs::write(&files[1].path, "half a file").unwrap();
+        let ReloadOutcome::Kept(error) = keyring.reload_if_changed() else {
+            panic!("a bad file was taken");
+        };
+        assert!(error.to_string().contains("other.pem"), "{error}");
+        assert!(!accepts(&keyring, &removed));
+        assert!(accepts(&keyring, &issuer) && accepts(&keyring, &other));
     }
 
     #[test]
