@@ -20,6 +20,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::copy::to_u64;
 use super::gather::Gather;
+use super::gone::{Looks, MayBeGone};
 use super::{
     Alarm, Clock, Fault, LINGER_TIMEOUT, RelayEnd, RelayLimits, STEPS_PER_POLL, Side, Traffic,
     linger,
@@ -104,8 +105,8 @@ pub async fn run<C, T>(
     cancel: Cancel<'_>,
 ) -> InspectedEnd
 where
-    C: AsyncRead + AsyncWrite + LowWater + Unpin,
-    T: AsyncRead + AsyncWrite + LowWater + Unpin,
+    C: AsyncRead + AsyncWrite + LowWater + MayBeGone + Unpin,
+    T: AsyncRead + AsyncWrite + LowWater + MayBeGone + Unpin,
 {
     let mut relay = Relay {
         client: client.stream,
@@ -118,7 +119,7 @@ where
         first: None,
         started: Instant::now(),
     };
-    let mut clock = Clock::new(limits);
+    let (mut clock, mut looks) = (Clock::new(limits), Looks::default());
     let mut cancelled = pin!(cancel.token.cancelled());
     let end = poll_fn(|cx| {
         if cancelled.as_mut().poll(cx).is_ready() {
@@ -142,11 +143,20 @@ where
         if relay.first.is_some() {
             clock.start_after_end();
         }
-        Poll::Ready(match ready!(clock.poll(cx)) {
-            Alarm::Idle => End::Told(RelayEnd::IdleTimeout, ERRINFO_IDLE_TIMEOUT),
-            Alarm::Total => End::Told(RelayEnd::TimeLimit, ERRINFO_LOGON_TIMEOUT),
-            Alarm::LastWords => relay.give_up(),
-            Alarm::AfterEnd => relay.stop_waiting(),
+        Poll::Ready(loop {
+            if relay.is_stuck() {
+                clock.start_looking();
+            }
+            break match ready!(clock.poll(cx)) {
+                Alarm::Idle => End::Told(RelayEnd::IdleTimeout, ERRINFO_IDLE_TIMEOUT),
+                Alarm::Total => End::Told(RelayEnd::TimeLimit, ERRINFO_LOGON_TIMEOUT),
+                Alarm::LastWords => relay.give_up(),
+                Alarm::AfterEnd => relay.stop_waiting(),
+                Alarm::Look => match relay.gone(&mut looks, traffic) {
+                    Some(end) => end,
+                    None => continue,
+                },
+            };
         })
     })
     .await;
@@ -285,8 +295,8 @@ struct Outbox {
 
 impl<C, T> Relay<C, T>
 where
-    C: AsyncRead + AsyncWrite + LowWater + Unpin,
-    T: AsyncRead + AsyncWrite + LowWater + Unpin,
+    C: AsyncRead + AsyncWrite + LowWater + MayBeGone + Unpin,
+    T: AsyncRead + AsyncWrite + LowWater + MayBeGone + Unpin,
 {
     fn poll(
         &mut self,
@@ -386,6 +396,20 @@ where
                 }
             }
         }
+    }
+
+    /// Whether a side does not take what was read of the other, whose end may be behind more.
+    fn is_stuck(&self) -> bool {
+        self.to_target.waiting() > 0 || self.to_client.waiting() > 0
+    }
+
+    /// The end that follows from a side that has gone behind bytes that the other does not take.
+    fn gone(&mut self, looks: &mut Looks, traffic: &Traffic) -> Option<End> {
+        let client = (self.to_target.waiting() > 0).then_some(&self.client);
+        let target = (self.to_client.waiting() > 0).then_some(&self.target);
+        let side = looks.gone(traffic, client, target)?;
+        self.first.get_or_insert(side);
+        Some(self.stop_waiting())
     }
 
     fn note_end(&mut self, side: Side) {
@@ -1098,8 +1122,8 @@ mod tests {
     /// A relay without limits or anything to object to.
     fn start_plain<C, T>(client: C, target: T, traffic: Arc<Traffic>) -> JoinHandle<InspectedEnd>
     where
-        C: AsyncRead + AsyncWrite + LowWater + Unpin + Send + 'static,
-        T: AsyncRead + AsyncWrite + LowWater + Unpin + Send + 'static,
+        C: AsyncRead + AsyncWrite + LowWater + MayBeGone + Unpin + Send + 'static,
+        T: AsyncRead + AsyncWrite + LowWater + MayBeGone + Unpin + Send + 'static,
     {
         start(
             leg(client),
@@ -1120,8 +1144,8 @@ mod tests {
         traffic: Arc<Traffic>,
     ) -> JoinHandle<InspectedEnd>
     where
-        C: AsyncRead + AsyncWrite + LowWater + Unpin + Send + 'static,
-        T: AsyncRead + AsyncWrite + LowWater + Unpin + Send + 'static,
+        C: AsyncRead + AsyncWrite + LowWater + MayBeGone + Unpin + Send + 'static,
+        T: AsyncRead + AsyncWrite + LowWater + MayBeGone + Unpin + Send + 'static,
     {
         tokio::spawn(async move {
             let mut tracker = tracker();

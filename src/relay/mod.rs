@@ -13,6 +13,7 @@
 
 mod copy;
 mod gather;
+pub mod gone;
 pub mod inspected;
 #[cfg(target_os = "linux")]
 mod splice;
@@ -29,6 +30,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use self::gone::{LOOK_INTERVAL, Looks};
 use crate::stream::Io;
 use crate::websocket::Farewell;
 
@@ -95,7 +97,8 @@ pub enum AfterEnd {
     },
 }
 
-/// RDP has no half-close: who ends has gone, and what the other side says is for nobody. What was on its way gets there in less.
+/// RDP has no half-close: who ends has gone, and what the other side says is for nobody. What was on its way gets there in less. Nor
+/// can the other side keep who has gone by taking nothing ([`gone`]).
 pub const RDP_AFTER_END: AfterEnd = AfterEnd::Within { time_s: 2 };
 
 /// Seconds that a target may be silent after the end of its client, until it is told of it: time to begin an answer.
@@ -177,7 +180,7 @@ async fn run_with(
         },
         dying: None,
     };
-    let mut clock = Clock::new(limits);
+    let (mut clock, mut looks) = (Clock::new(limits), Looks::default());
     let mut cancelled = pin!(cancel.cancelled());
     let (end, left) = poll_fn(|cx| {
         if cancelled.as_mut().poll(cx).is_ready() {
@@ -196,12 +199,21 @@ async fn run_with(
         if relay.ended_first().is_some() {
             clock.start_after_end();
         }
-        match ready!(clock.poll(cx)) {
-            Alarm::Idle => Poll::Ready((RelayEnd::IdleTimeout, None)),
-            Alarm::Total => Poll::Ready((RelayEnd::TimeLimit, None)),
-            Alarm::LastWords => Poll::Ready(relay.give_up()),
-            Alarm::AfterEnd => Poll::Ready(relay.stop_waiting()),
-        }
+        Poll::Ready(loop {
+            if relay.up.is_stuck() || relay.down.is_stuck() {
+                clock.start_looking();
+            }
+            break match ready!(clock.poll(cx)) {
+                Alarm::Idle => (RelayEnd::IdleTimeout, None),
+                Alarm::Total => (RelayEnd::TimeLimit, None),
+                Alarm::LastWords => relay.give_up(),
+                Alarm::AfterEnd => relay.stop_waiting(),
+                Alarm::Look => match relay.gone(&mut looks, traffic) {
+                    Some(side) => (RelayEnd::Ended(side), Some(side.other())),
+                    None => continue,
+                },
+            };
+        })
     })
     .await;
     let Relay {
@@ -389,6 +401,13 @@ impl Relay {
         }
     }
 
+    /// The side that has gone behind bytes that the other does not take.
+    fn gone(&self, looks: &mut Looks, traffic: &Traffic) -> Option<Side> {
+        let client = self.up.is_stuck().then_some(&self.client);
+        let target = self.down.is_stuck().then_some(&self.target);
+        looks.gone(traffic, client, target)
+    }
+
     fn from(&mut self, side: Side) -> &mut Direction {
         match side {
             Side::Client => &mut self.up,
@@ -494,6 +513,11 @@ impl Direction {
     /// Nothing will move any more.
     fn is_over(&self) -> bool {
         matches!(self.state, State::Ended | State::Left | State::Abandoned)
+    }
+
+    /// Its sink has not taken what was read: the end of its source may be behind more.
+    fn is_stuck(&self) -> bool {
+        self.state == State::Open && !matches!(self.held, Held::Nothing)
     }
 
     fn abandon(&mut self) {
@@ -750,6 +774,8 @@ struct Clock {
     after_end: Option<AfterEnd>,
     /// When one side had ended.
     ended_at: Option<Instant>,
+    /// When directions that are stuck are to be looked at.
+    look_at: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -758,6 +784,7 @@ enum Alarm {
     Total,
     LastWords,
     AfterEnd,
+    Look,
 }
 
 impl Clock {
@@ -770,6 +797,7 @@ impl Clock {
             last_words_at: None,
             after_end: limits.after_end,
             ended_at: None,
+            look_at: None,
             timer: None,
         };
         clock.set();
@@ -796,6 +824,14 @@ impl Clock {
         }
     }
 
+    /// Where the end of one side is that of the session: a direction is stuck.
+    fn start_looking(&mut self) {
+        if self.look_at.is_none() && matches!(self.after_end, Some(AfterEnd::Within { .. })) {
+            self.look_at = Instant::now().checked_add(LOOK_INTERVAL);
+            self.set();
+        }
+    }
+
     fn after_end_at(&self) -> Option<Instant> {
         let ended_at = self.ended_at?;
         match self.after_end? {
@@ -816,6 +852,7 @@ impl Clock {
             self.idle_at(),
             self.last_words_at,
             self.after_end_at(),
+            self.look_at,
         ];
         let Some(due) = dues.into_iter().flatten().min() else {
             return;
@@ -843,6 +880,11 @@ impl Clock {
             }
             if passed(self.idle_at()) {
                 return Poll::Ready(Alarm::Idle);
+            }
+            if passed(self.look_at) {
+                self.look_at = None;
+                self.set();
+                return Poll::Ready(Alarm::Look);
             }
             self.set();
         }
@@ -994,6 +1036,30 @@ mod tests {
             let lasted = started.elapsed();
             let bound = Duration::from_secs(2) + LINGER_TIMEOUT + Duration::from_secs(1);
             assert!(lasted < bound, "{lasted:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_gone_ends_a_session_although_the_other_reads_nothing() {
+        let limits = RelayLimits {
+            after_end: Some(RDP_AFTER_END),
+            ..RelayLimits::default()
+        };
+        for goes in [Side::Client, Side::Target] {
+            let relay = Fixture::start_narrow(limits).await;
+            let (mut gone, stays) = match goes {
+                Side::Client => (relay.client, relay.target),
+                Side::Target => (relay.target, relay.client),
+            };
+            // The end arrives behind what is not taken.
+            gone.write_all(&[7; 128 * 1024]).await.unwrap();
+            gone.shutdown().await.unwrap();
+            let end = relay.task.await.unwrap();
+            assert!(
+                matches!(end, RelayEnd::Ended(side) if side == goes),
+                "{end:?}"
+            );
+            drop(stays);
         }
     }
 
@@ -1346,7 +1412,30 @@ mod tests {
             Self::start_with(limits, false).await
         }
 
+        /// One whose sockets on both ends take little of what nobody reads.
+        async fn start_narrow(limits: RelayLimits) -> Self {
+            let sockets = (tcp_pair().await, tcp_pair().await);
+            let ((client, gateway_client), (gateway_target, target)) = &sockets;
+            for (gateway, far) in [(gateway_client, client), (gateway_target, target)] {
+                SockRef::from(gateway).set_send_buffer_size(4096).unwrap();
+                SockRef::from(far).set_recv_buffer_size(4096).unwrap();
+            }
+            Self::start_between(sockets, limits, true)
+        }
+
         async fn start_with(limits: RelayLimits, splices: bool) -> Self {
+            let sockets = (tcp_pair().await, tcp_pair().await);
+            Self::start_between(sockets, limits, splices)
+        }
+
+        fn start_between(
+            ((client, gateway_client), (gateway_target, target)): (
+                (TcpStream, TcpStream),
+                (TcpStream, TcpStream),
+            ),
+            limits: RelayLimits,
+            splices: bool,
+        ) -> Self {
             #[cfg(target_os = "linux")]
             let pipes: &'static _ = Box::leak(Box::new(splice::PipePool::new(2)));
             #[cfg(not(target_os = "linux"))]
@@ -1355,8 +1444,6 @@ mod tests {
                 #[cfg(target_os = "linux")]
                 pipes: splices.then_some(pipes),
             };
-            let (client, gateway_client) = tcp_pair().await;
-            let (gateway_target, target) = tcp_pair().await;
             let traffic = Arc::new(Traffic::default());
             let cancel = CancellationToken::new();
             let task = spawn(
