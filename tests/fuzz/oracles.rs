@@ -241,6 +241,7 @@ fn run_session(data: &[u8], decides: bool, size: usize) -> Passed {
         messages: 0,
         events: Vec::new(),
     };
+    let budget = Budget::default();
     let mut tracker = Tracker::new(Settings {
         client_requested: 0x0b,
         target_selected: 2,
@@ -252,7 +253,7 @@ fn run_session(data: &[u8], decides: bool, size: usize) -> Passed {
         redirections: Some(Box::new(ToA)),
         routing_token: Some(b"jt-ticket".to_vec().into()),
         cookies: None,
-        budget: Budget::default(),
+        budget: budget.clone(),
     });
     let mut passed = Passed::default();
     let mut arrived = [Vec::new(), Vec::new()];
@@ -275,6 +276,13 @@ fn run_session(data: &[u8], decides: bool, size: usize) -> Passed {
             };
             let result = tracker.feed(direction, &mut arrived[side], &mut judge, onward, back);
             assert!(arrived[side].len() <= 65_535 || result.is_err());
+            let held = [Direction::ToTarget, Direction::ToClient].map(|from| budget.held(from));
+            assert!(
+                held.iter()
+                    .all(|held| *held <= limits::REMEMBERED_PER_DIRECTION_BYTES)
+                    && held.iter().sum::<usize>() <= limits::REMEMBERED_BYTES,
+                "{held:?} bytes remembered"
+            );
             if let Err(error) = result {
                 let farewell = tracker.farewell(Direction::ToClient, error.error_info());
                 assert!(farewell.len() < 200);
@@ -284,6 +292,10 @@ fn run_session(data: &[u8], decides: bool, size: usize) -> Passed {
         }
     }
     passed.events = judge.events;
+    drop(tracker);
+    for from in [Direction::ToTarget, Direction::ToClient] {
+        assert_eq!(budget.held(from), 0, "counted, and never given back");
+    }
     passed
 }
 

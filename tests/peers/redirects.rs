@@ -12,6 +12,7 @@ use ironrdp_pdu::mcs::SendDataIndication;
 use ironrdp_pdu::x224::X224;
 use jetway::rdp::connection_request;
 use jetway::rdp::welcome::{IO_CHANNEL, SERVER_CHANNEL, Step, Welcome};
+use jetway::upstream;
 use openssl::ssl::SslStream;
 
 use crate::injects::{SECURED, stranger, through};
@@ -115,6 +116,39 @@ fn a_target_that_the_token_does_not_name_is_not_followed() -> Result<()> {
     })
 }
 
+#[test]
+fn a_target_that_sends_clients_to_the_gateways_own_machine_leads_nowhere() -> Result<()> {
+    workspace::run(|workspace| {
+        let own = upstream::own_addresses()?.into_iter();
+        let mut own = own.filter(|ip| ip.is_ipv4() && !ip.is_loopback());
+        let own = own.next().context("a machine with a network")?;
+        let inner = TcpListener::bind((own, 0))?;
+        inner.set_nonblocking(true)?;
+        let broker = Broker::start(&own.to_string())?;
+        let gateway = Gateway::start_inside(workspace, "accept-any")?;
+        let named = inner.local_addr()?.to_string();
+        let grant = Grant {
+            alternative: Some(&named),
+            ..Grant::logon("user", "password")
+        };
+        let token = gateway.token_with(&format!("localhost:{}", broker.port), &grant)?;
+        let desktop = target::start(workspace, TargetKind::ShadowNla)?;
+        let user = stranger(desktop.place());
+        let version = Version::Three;
+        let mut client = client(workspace, &gateway, version, Carrier::Pcb, &token, &user)?;
+        let code = client.exit_code()?;
+        ensure!(code != 0, "exit code {code}");
+        let redirected = serde_json::json!({ "event": "redirected", "to": own.to_string() });
+        gateway.wait_for_audit(&redirected)?;
+        let refused = gateway.wait_for("Session refused", 1)?;
+        let reason = refused[0].field("reason").context("a reason")?;
+        ensure!(reason.contains("this-machine"), "{reason}");
+        ensure!(inner.accept().is_err(), "the own machine was dialled");
+        ensure!(broker.visits()? == 1, "the broker was asked once");
+        Ok(())
+    })
+}
+
 fn client(
     workspace: &Workspace,
     gateway: &Gateway,
@@ -142,12 +176,13 @@ pub(crate) struct Broker {
 }
 
 impl Broker {
-    fn start(to: &'static str) -> Result<Self> {
+    fn start(to: &str) -> Result<Self> {
         Self::start_at(0, to)
     }
 
     /// The same at a port that somebody knows beforehand.
-    pub(crate) fn start_at(port: u16, to: &'static str) -> Result<Self> {
+    pub(crate) fn start_at(port: u16, to: &str) -> Result<Self> {
+        let to = to.to_owned();
         let listener = TcpListener::bind(("127.0.0.1", port))?;
         let port = listener.local_addr()?.port();
         let visits = Arc::new(Mutex::new(Vec::new()));
@@ -157,7 +192,7 @@ impl Broker {
         };
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                let visit = send_on(client, to);
+                let visit = send_on(client, &to);
                 let mut visits = visits.lock().unwrap_or_else(PoisonError::into_inner);
                 visits.push(visit);
             }
