@@ -42,13 +42,11 @@ impl Permit {
         &self.behind
     }
 
-    /// The same with `target` in front, if it is among its destinations: another one has sent the client there.
-    pub fn prefer(&mut self, target: &TargetAddr) {
+    /// The same with no destination but `target`, if it is among them: another one has sent the client there, and would again.
+    pub fn confine_to(&mut self, target: &TargetAddr) {
         for targets in [&mut self.targets, &mut self.behind] {
-            if let Some(at) = targets.iter().position(|known| known == target)
-                && let Some(front) = targets.get_mut(..=at)
-            {
-                front.rotate_right(1);
+            if targets.contains(target) {
+                targets.retain(|known| known == target);
             }
         }
     }

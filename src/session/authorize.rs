@@ -156,7 +156,7 @@ async fn decide(
     // Who was sent on by the target comes back at once.
     let reconnect_window_s = match gateway.returning.of(&token.id) {
         Some(redirected) => {
-            permit.prefer(&redirected.target);
+            permit.confine_to(&redirected.target);
             reconnect_window_s.max(RETURN_WINDOW.as_secs())
         }
         None => reconnect_window_s,

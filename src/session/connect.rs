@@ -89,6 +89,8 @@ pub async fn connect(
                 session,
                 ..
             } = authorized;
+            // The next attempt begins where its token does.
+            gateway.returning.forget(&session.token.id);
             Err(client.refused(refusal, opening).with_token(&session.token))
         }
     }

@@ -72,6 +72,14 @@ impl Returning {
         is_fresh(entry.at, clock::now()).then(|| entry.redirected.clone())
     }
 
+    /// The client with this token cannot go where it was sent.
+    pub fn forget(&self, token: &TokenId) {
+        let mut table = self.lock();
+        if let Some(entry) = table.entries.remove(token) {
+            table.shares.leave(&entry.owner);
+        }
+    }
+
     /// What one session of a client at `address` decides with.
     #[must_use]
     pub fn follower(
