@@ -192,8 +192,8 @@ fn spawn(
         stream: Stream::new(Io::Tcp(stream)),
         admission,
     };
-    // Whatever happens on the way to the closing line can be found by the connection's id.
-    let span = info_span!("session", id = %client.id, %peer, jet_aid = Empty, jet_ap = Empty);
+    // Whatever happens on the way to the closing line can be found by the connection's id, called as in lines that have it themselves.
+    let span = info_span!("session", session = %client.id, %peer, jet_aid = Empty, jet_ap = Empty);
     gateway
         .connections
         .spawn(session::handle(Arc::clone(gateway), client).instrument(span));

@@ -64,7 +64,8 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, line: &[u8]) {
+    /// Takes a line, whole.
+    pub fn push(&self, line: &[u8]) {
         let line = match (self.form, str::from_utf8(line)) {
             (Form::Json, Ok(text)) if text.contains(|c| c != '\n' && escape::is_hidden(c)) => {
                 escape::json(text).into_bytes()
@@ -120,21 +121,6 @@ impl Queue {
 struct Taken {
     lines: VecDeque<Vec<u8>>,
     ending: bool,
-}
-
-/// One line on its way into the queue. The formatter writes it as a whole.
-#[derive(Debug)]
-pub struct Line(pub Arc<Queue>);
-
-impl Write for Line {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.push(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// Dropped at the end of a command: writes what waits, with the last counts of what is missing.

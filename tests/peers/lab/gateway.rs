@@ -321,8 +321,9 @@ tls_only = {tls_only:?}
         lines
             .iter()
             .map(|line| {
-                let event = line.field("audit").context("audit")?;
-                serde_json::from_str(&event).context(event)
+                let event = line.value("audit").context("audit")?;
+                ensure!(event.is_object(), "a record is a text: {event}");
+                Ok(event.clone())
             })
             .collect()
     }
