@@ -744,7 +744,8 @@ mod tests {
         assert_eq!(
             error.to_string(),
             format!(
-                "a.test:{port}: 169.254.169.254:80 is refused by the built-in rule link-local, \
+                "a.test:{port}: 169.254.169.254:80 is refused by the built-in rule link-local, which an egress.allow rule opens \
+                 whose cidr is of that kind (cidr = \"169.254.169.254\"), \
                  127.0.0.3:{port} refused the connection; \
                  10.9.9.9:22: 10.9.9.9:22 is refused by default: no egress.allow rule matches"
             )

@@ -84,7 +84,7 @@ pub enum RuleProblem {
 
 /// A destination that may not be dialled.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{address} is refused by {by}")]
+#[error("{address} is refused by {}", .by.of(address))]
 pub struct EgressDenied {
     /// The address that was about to be dialled.
     pub address: SocketAddr,
@@ -105,15 +105,19 @@ pub enum DeniedBy {
     NoAllow,
 }
 
-impl fmt::Display for DeniedBy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl DeniedBy {
+    /// The words for it: what refuses `address`, and what would let it through.
+    fn of(&self, address: &SocketAddr) -> String {
+        let address = address.ip().to_canonical();
         match self {
-            Self::Deny(index, rule) => write!(f, "egress.deny[{index}] ({rule})"),
-            Self::Builtin(kind) => write!(f, "the built-in rule {kind}"),
-            Self::ThisMachine => f.write_str(
-                "the built-in rule this-machine, which an egress.allow rule opens whose cidr is this one address",
+            Self::Deny(index, rule) => format!("egress.deny[{index}] ({rule})"),
+            Self::Builtin(kind) => format!(
+                "the built-in rule {kind}, which an egress.allow rule opens whose cidr is of that kind (cidr = \"{address}\")"
             ),
-            Self::NoAllow => write!(f, "default: no egress.allow rule matches"),
+            Self::ThisMachine => format!(
+                "the built-in rule this-machine, which an egress.allow rule opens whose cidr is this one address (cidr = \"{address}\")"
+            ),
+            Self::NoAllow => "default: no egress.allow rule matches".to_owned(),
         }
     }
 }

@@ -22,6 +22,7 @@ pub mod frame;
 pub mod gcc;
 pub mod mcs;
 pub mod negotiation;
+pub mod nt_status;
 pub mod preconnection;
 pub mod reconnect;
 pub mod redirection;

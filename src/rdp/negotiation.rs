@@ -89,6 +89,21 @@ impl FailureCode {
     }
 }
 
+/// The name of a failure code, with its number, for people.
+#[must_use]
+pub fn failure_name(code: u32) -> String {
+    let name = match code {
+        1 => "SSL_REQUIRED_BY_SERVER",
+        2 => "SSL_NOT_ALLOWED_BY_SERVER",
+        3 => "SSL_CERT_NOT_ON_SERVER",
+        4 => "INCONSISTENT_FLAGS",
+        5 => "HYBRID_REQUIRED_BY_SERVER",
+        6 => "SSL_WITH_USER_AUTH_REQUIRED_BY_SERVER",
+        _ => return code.to_string(),
+    };
+    format!("{name} ({code})")
+}
+
 /// Why bytes are not a Connection Confirm; the target's fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectionConfirmError {

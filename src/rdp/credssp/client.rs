@@ -30,6 +30,7 @@ use super::kerberos::{Initiator, TICKET_NOT_TAKEN, Work};
 use super::krb_error::KrbError;
 use super::server::{Cause, decode, encode};
 use super::{COMPUTER_NAME, Panicked, TS_REQUESTS, TsRequestError, contained};
+use crate::rdp::nt_status::NtStatus;
 
 impl From<Panicked> for LogonError {
     fn from(panicked: Panicked) -> Self {
@@ -93,7 +94,7 @@ pub enum LogonError {
     #[error("{0}")]
     TsRequest(#[from] TsRequestError),
     /// The target says why: an NTSTATUS.
-    #[error("the target answers {}", status_name(*.0))]
+    #[error("the target answers {}", NtStatus(*.0))]
     Status(u32),
     /// The target's proof does not fit its TLS certificate: somebody is between, or knows no password.
     #[error("the target's proof does not fit its TLS certificate")]
@@ -107,12 +108,6 @@ pub enum LogonError {
     /// Another fault that the security package found.
     #[error("{0}")]
     Package(String),
-}
-
-/// The name of an NTSTATUS that logons end with, or its number.
-#[must_use]
-pub fn status_name(status: u32) -> String {
-    sspi::credssp::NStatusCode(status).to_string()
 }
 
 /// The CredSSP client of one connection.

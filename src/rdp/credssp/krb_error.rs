@@ -5,6 +5,7 @@
 use std::fmt;
 
 use super::{INTEGER, SEQUENCE, element};
+use crate::rdp::nt_status::NtStatus;
 
 /// Why there is no ticket, or why one is not taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,7 +67,7 @@ impl fmt::Display for KrbError {
             None => write!(f, "error {}", self.code)?,
         }
         if let Some(status) = self.status {
-            write!(f, ", {}", sspi::credssp::NStatusCode(status))?;
+            write!(f, ", {}", NtStatus(status))?;
         }
         if let Some(text) = &self.text {
             write!(f, ", \"{text}\"")?;

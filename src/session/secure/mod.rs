@@ -40,7 +40,7 @@ use crate::rdp::credssp::krb_error::{
 };
 use crate::rdp::credssp::server::{Cause, Kerberos as ClientKerberos};
 use crate::rdp::farewell::{Farewell, FarewellError, Reason};
-use crate::rdp::negotiation::FailureCode;
+use crate::rdp::negotiation::{FailureCode, failure_name};
 use crate::read_ahead::ReadAhead;
 use crate::session::kdc::KdcSource;
 use crate::store::usage::Reservation;
@@ -306,7 +306,7 @@ pub enum SecureError {
     #[error("the target demands NLA and the token has no credentials for it")]
     NlaWithoutCredentials,
     /// The target refuses to negotiate.
-    #[error("the target answers RDP_NEG_FAILURE {0}")]
+    #[error("the target answers RDP_NEG_FAILURE {}", failure_name(*.0))]
     NegotiationFailure(u32),
     /// The certificate of the target is refused.
     #[error("{0}")]

@@ -18,15 +18,14 @@ use super::{Kerberos, Logon, SecureError, SecureRequest, Step, TargetTls};
 use crate::rdp::connection_request::{
     ConnectionRequest, NegotiationRequest, PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX, PROTOCOL_SSL,
 };
-use crate::rdp::credssp::client::{
-    Client as LogonClient, Exchange, LogonError, Package, Progress, status_name,
-};
+use crate::rdp::credssp::client::{Client as LogonClient, Exchange, LogonError, Package, Progress};
 use crate::rdp::credssp::krb_error::{
     KDC_ERR_C_PRINCIPAL_UNKNOWN, KDC_ERR_CLIENT_REVOKED, KDC_ERR_KEY_EXPIRED, KDC_ERR_NAME_EXP,
     KDC_ERR_POLICY, KDC_ERR_PREAUTH_FAILED, KRB_AP_ERR_BAD_INTEGRITY, KRB_AP_ERR_SKEW, KrbError,
 };
 use crate::rdp::credssp::{EarlyUserAuth, SubjectPublicKeyInfo};
 use crate::rdp::negotiation::{ConnectionConfirm, FailureCode, decode_confirm};
+use crate::rdp::nt_status::NtStatus;
 use crate::read_ahead::ReadAhead;
 use crate::session::kdc::Kdcs;
 use crate::stream::Stream;
@@ -400,7 +399,7 @@ fn closed_as_answer(error: SecureError, logon: &LogonClient) -> SecureError {
 fn judge(error: LogonError, kdcs: &Kdcs) -> SecureError {
     let text = error.to_string();
     match &error {
-        LogonError::Status(status) => by_status(*status, status_name(*status)),
+        LogonError::Status(status) => by_status(*status, NtStatus(*status).to_string()),
         // What Windows adds is more exact than the code of the KDC.
         LogonError::Kdc(answer) => answer
             .status
@@ -421,7 +420,10 @@ fn judge(error: LogonError, kdcs: &Kdcs) -> SecureError {
 /// What an NTSTATUS means, where it is about the account.
 fn by_status(status: u32, text: String) -> Option<SecureError> {
     Some(match status {
-        0xc000_006d | 0xc000_006a | 0xc000_0064 => SecureError::WrongCredentials(text),
+        // With SEC_E_LOGON_DENIED, which security packages say.
+        0xc000_006d | 0xc000_006a | 0xc000_0064 | 0x8009_030c => {
+            SecureError::WrongCredentials(text)
+        }
         0xc000_0234 => SecureError::AccountLocked(text),
         0xc000_006e..=0xc000_0072 | 0xc000_0193 | 0xc000_0224 | 0xc000_015b | 0xc000_0413 => {
             SecureError::AccountRestricted(text)

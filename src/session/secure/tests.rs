@@ -634,21 +634,60 @@ async fn failures_of_the_target_are_told_apart() {
 /// [MS-ERREF] 2.3.1: what a target says in `errorCode` of its `TSRequest`.
 #[tokio::test]
 async fn the_status_of_the_target_is_understood() {
-    for (status, class) in [
-        (0xc000_006d_u32, Class::WrongCredentials),
-        (0xc000_006a, Class::WrongCredentials),
-        (0xc000_0234, Class::AccountLocked),
-        (0xc000_0072, Class::AccountRestricted),
-        (0xc000_0193, Class::AccountRestricted),
-        (0xc000_0071, Class::AccountRestricted),
-        (0xc000_0224, Class::AccountRestricted),
-        (0xc000_005e, Class::KdcUnreachable),
-        (0xc000_0001, Class::Target),
+    use Class::{AccountLocked, AccountRestricted, KdcUnreachable, Target, WrongCredentials};
+    for (status, class, name) in [
+        (
+            0xc000_006d_u32,
+            WrongCredentials,
+            "STATUS_LOGON_FAILURE (0xC000006D)",
+        ),
+        (
+            0xc000_006a,
+            WrongCredentials,
+            "STATUS_WRONG_PASSWORD (0xC000006A)",
+        ),
+        (
+            0x8009_030c,
+            WrongCredentials,
+            "SEC_E_LOGON_DENIED (0x8009030C)",
+        ),
+        (
+            0xc000_0234,
+            AccountLocked,
+            "STATUS_ACCOUNT_LOCKED_OUT (0xC0000234)",
+        ),
+        (
+            0xc000_0072,
+            AccountRestricted,
+            "STATUS_ACCOUNT_DISABLED (0xC0000072)",
+        ),
+        (
+            0xc000_0193,
+            AccountRestricted,
+            "STATUS_ACCOUNT_EXPIRED (0xC0000193)",
+        ),
+        (
+            0xc000_0071,
+            AccountRestricted,
+            "STATUS_PASSWORD_EXPIRED (0xC0000071)",
+        ),
+        (
+            0xc000_0224,
+            AccountRestricted,
+            "STATUS_PASSWORD_MUST_CHANGE (0xC0000224)",
+        ),
+        (
+            0xc000_005e,
+            KdcUnreachable,
+            "STATUS_NO_LOGON_SERVERS (0xC000005E)",
+        ),
+        (0xc000_0001, Target, "STATUS_UNSUCCESSFUL (0xC0000001)"),
+        (0xc000_1234, Target, "status 0xC0001234"),
         // Of FreeRDP 3 where the password is wrong.
-        (0xc007_00ea, Class::WrongCredentials),
-        (0xc007_0775, Class::AccountLocked),
-        (0xc007_0533, Class::AccountRestricted),
-        (0xc007_051f, Class::KdcUnreachable),
+        (0xc007_00ea, WrongCredentials, "ERROR_MORE_DATA"),
+        (0xc007_0775, AccountLocked, "ERROR_ACCOUNT_LOCKED_OUT"),
+        (0xc007_0533, AccountRestricted, "ERROR_ACCOUNT_DISABLED"),
+        (0xc007_051f, KdcUnreachable, "ERROR_NO_LOGON_SERVERS"),
     ] {
         let mut answer = b"\x30\x0d\xa0\x03\x02\x01\x06\xa4\x06\x02\x04".to_vec();
         answer.extend(status.to_be_bytes());
@@ -659,6 +698,7 @@ async fn the_status_of_the_target_is_understood() {
         let lab = Lab::new(FakeClient::offering(PROTOCOL_SSL), target);
         let error = lab.error().await;
         assert_eq!(error.class(), class, "{status:#x}: {error}");
+        assert!(error.to_string().contains(name), "{name}: {error}");
     }
 }
 
