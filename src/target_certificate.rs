@@ -131,12 +131,12 @@ impl TargetCertificate {
                     name: name.clone(),
                 }
             }
-            Self::Pin(pin) => Rule::Known(*pin),
+            Self::Pin(pin) => Rule::Known(*pin, PinnedBy::Token),
             Self::TrustOnFirstUse { pins, .. } => match pins
                 .pin(target, stakes)
                 .map_err(|error| CertificateRefusal::Store(error.to_string()))?
             {
-                Some(pin) => Rule::Known(pin),
+                Some(pin) => Rule::Known(pin, pins.place(target, stakes)),
                 None => Rule::Any,
             },
             Self::AcceptAny => Rule::Any,
@@ -170,7 +170,11 @@ impl TargetCertificate {
         match pin {
             None => Ok(Remembered::First),
             Some(pin) if pin.0 == seen.0 => Ok(Remembered::Same),
-            Some(expected) => Err(CertificateRefusal::Mismatch { expected, seen }),
+            Some(expected) => Err(CertificateRefusal::Mismatch {
+                expected,
+                seen,
+                by: pins.place(target, stakes),
+            }),
         }
     }
 }
@@ -224,12 +228,14 @@ pub fn thumbprint(certificate: &CertificateDer<'_>) -> Thumbprint {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CertificateRefusal {
     /// Not the pinned one.
-    #[error("the target shows certificate {seen}, pinned is {expected}")]
+    #[error("the target shows certificate {seen}, and {expected} is {by}")]
     Mismatch {
-        /// Pinned by token, configuration or first use.
+        /// Pinned by token or first use.
         expected: Thumbprint,
         /// What the target shows.
         seen: Thumbprint,
+        /// Who says so.
+        by: PinnedBy,
     },
     /// The authorities, the dates or the name do not fit.
     #[error("the target's certificate is not trusted: {0}")]
@@ -250,6 +256,24 @@ pub enum CertificateRefusal {
     Store(String),
 }
 
+/// Who says which certificate it has to be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PinnedBy {
+    /// Its issuer can put it right.
+    #[error("pinned by the token (cert_thumb256)")]
+    Token,
+    /// The administrator can.
+    #[error(
+        "remembered in {file}: if the target has a new certificate, remove the line \"{line}\" there and restart the gateway"
+    )]
+    File {
+        /// The file of pins.
+        file: String,
+        /// How its line begins.
+        line: String,
+    },
+}
+
 #[derive(Debug)]
 enum Rule {
     Chain {
@@ -257,7 +281,7 @@ enum Rule {
         roots: Arc<RootCertStore>,
         name: Option<ServerName<'static>>,
     },
-    Known(Thumbprint),
+    Known(Thumbprint, PinnedBy),
     Any,
 }
 
@@ -293,13 +317,16 @@ impl Verifier {
     ) -> Result<(), CertificateRefusal> {
         match &self.rule {
             Rule::Any => Ok(()),
-            Rule::Known(expected) => {
+            Rule::Known(expected, by) => {
                 let seen = thumbprint(end_entity);
                 if seen.0 == expected.0 {
                     Ok(())
                 } else {
-                    let expected = *expected;
-                    Err(CertificateRefusal::Mismatch { expected, seen })
+                    Err(CertificateRefusal::Mismatch {
+                        expected: *expected,
+                        seen,
+                        by: by.clone(),
+                    })
                 }
             }
             Rule::Chain { chain, roots, name } => {
@@ -312,6 +339,11 @@ impl Verifier {
                         match self.judge_by_purpose(roots, chain, name, now) {
                             Ok(()) => Ok(()),
                             // Of a certificate that has another purpose, too, the purpose is said; of others what rustls says.
+                            Err(webpki::Error::RequiredEkuNotFoundContext(_))
+                                if is_of_purpose(&error) =>
+                            {
+                                Err(PURPOSES.to_owned())
+                            }
                             Err(other) if is_of_purpose(&error) => Err(other.to_string()),
                             Err(_) => Err(error.to_string()),
                         }
@@ -424,6 +456,9 @@ impl ExtendedKeyUsageValidator for Purpose {
     }
 }
 
+/// What is said of a certificate that is for something else.
+const PURPOSES: &str = "its extended key usage is neither for TLS servers (1.3.6.1.5.5.7.3.1) nor for Remote Desktop (1.3.6.1.4.1.311.54.1.2)";
+
 /// id-kp-serverAuth, 1.3.6.1.5.5.7.3.1.
 const SERVER_AUTHENTICATION: &[u8] = &[0x2B, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x01];
 
@@ -503,6 +538,9 @@ pub trait PinStore: fmt::Debug + Send + Sync {
         seen: &Thumbprint,
         stakes: Stakes,
     ) -> io::Result<Option<Thumbprint>>;
+
+    /// Where the pin of a target stands that counts for what is at stake, for people.
+    fn place(&self, target: &TargetName, stakes: Stakes) -> PinnedBy;
 }
 
 /// Pins in a text file that people may read and edit: one line for each target, `host:port sha256`, or
@@ -616,6 +654,20 @@ impl PinStore for FilePins {
         };
         standing.insert(key, *seen);
         Ok(None)
+    }
+
+    fn place(&self, target: &TargetName, stakes: Stakes) -> PinnedBy {
+        let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = key(target);
+        let line = match stakes {
+            Stakes::Nothing if !pins.proven.contains_key(&key) => format!("{UNPROVEN} {key}"),
+            Stakes::Nothing | Stakes::Credentials => key,
+        };
+        let file = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
+        PinnedBy::File {
+            file: file.display().to_string(),
+            line,
+        }
     }
 }
 
@@ -745,7 +797,8 @@ mod tests {
         }
         for purposes in [vec![ClientAuth], vec![CodeSigning, ClientAuth]] {
             let refused = judge(&purposes, "rdp.corp.example").unwrap_err();
-            assert!(refused.to_string().contains("not trusted"), "{refused}");
+            let words = "not trusted: its extended key usage is neither for TLS servers";
+            assert!(refused.to_string().contains(words), "{refused}");
         }
         let (_, leaf) = signed_for(&[remote_desktop]);
         let (other_root, _) = signed();
@@ -767,7 +820,7 @@ mod tests {
         let refused = judged(&pin, "rdp.corp.example", &second);
         assert!(matches!(
             refused,
-            Err(CertificateRefusal::Mismatch { expected, seen })
+            Err(CertificateRefusal::Mismatch { expected, seen, by: PinnedBy::Token })
                 if expected == thumbprint(&first) && seen == thumbprint(&second)
         ));
         assert!(judged(&TargetCertificate::AcceptAny, "rdp.corp.example", &second).is_ok());
@@ -795,10 +848,17 @@ mod tests {
         let mode = std::os::unix::fs::PermissionsExt::mode(&mode);
         assert_eq!(mode & 0o777, 0o600, "its owner's alone");
         // Two sessions at once, of which the other was first.
-        assert!(matches!(
-            open.remember(&place, &second, CREDENTIALS),
-            Err(CertificateRefusal::Mismatch { .. })
-        ));
+        let late = open.remember(&place, &second, CREDENTIALS).unwrap_err();
+        let told = format!(
+            "the target shows certificate {}, and {} is remembered in {}: if the target has a new certificate, remove the line \
+             \"rdp.corp.example:3389\" there and restart the gateway",
+            thumbprint(&second),
+            thumbprint(&first),
+            path.display()
+        );
+        assert_eq!(late.to_string(), told);
+        let line = std::fs::read_to_string(&path).unwrap();
+        assert!(line.starts_with("rdp.corp.example:3389 "), "{line}");
         for policy in [open, policy()] {
             assert!(judged(&policy, "rdp.corp.example", &first).is_ok());
             assert!(judged(&policy, "rdp.corp.example", &second).is_err());
@@ -826,8 +886,9 @@ mod tests {
             assert_eq!(pin(Stakes::Nothing), Some(thumbprint(&impostor)));
             assert_eq!(pin(CREDENTIALS), None);
             assert!(policy.demands_proof(&place).unwrap());
-            let other = policy.remember(&place, &real, Stakes::Nothing);
-            assert!(matches!(other, Err(CertificateRefusal::Mismatch { .. })));
+            let other = policy.remember(&place, &real, Stakes::Nothing).unwrap_err();
+            let line = "remove the line \"unproven rdp.corp.example:3389\"";
+            assert!(other.to_string().contains(line), "{other}");
         }
         let proven = open.remember(&place, &real, CREDENTIALS).unwrap();
         assert_eq!(proven, Remembered::First);

@@ -18,7 +18,7 @@ use tokio_rustls::{TlsAcceptor, client::TlsStream};
 
 use crate::agent::{Branch, NAME};
 use crate::behind::behind;
-use crate::lab::{Lab, Sealing, confirm, failure, forget_log, log, logged, path};
+use crate::lab::{Lab, Sealing, confirm, failure, forget_log, log, logged, opened, path};
 use crate::proof::{offering, send, tls};
 
 const PASSWORD: &str = "correct horse";
@@ -184,7 +184,7 @@ async fn secured(site: &Branch, token: &str) -> (TlsStream<TcpStream>, Value) {
     let mut stream = begin(site, token).await;
     confirm(&mut stream).await;
     let stream = tls(stream).await;
-    let line = logged("Session secured").await;
+    let line = opened(1).await.remove(0);
     (stream, line)
 }
 
@@ -250,6 +250,16 @@ async fn an_impostor_with_tls_alone_gets_nothing_and_the_desktop_is_let_in_after
         ] {
             let line = let_go(&site, &token).await;
             assert_eq!(line["rule"], "target-certificate", "{line}");
+            let reason = line["reason"].as_str().unwrap();
+            let file = path(&site.lab, "jetway.pins");
+            for words in [
+                format!("remembered in {}", file.display()),
+                format!("remove the line \"{}\"", spot.address),
+                spot.desktop.thumbprint.clone(),
+                spot.impostor.thumbprint.clone(),
+            ] {
+                assert!(reason.contains(&words), "{words}: {reason}");
+            }
         }
     }
     assert_eq!(pins(&site), [proven]);
@@ -281,6 +291,11 @@ async fn what_an_impostor_plants_without_credentials_neither_gets_them_nor_keeps
     spot.is_taken(false);
     let line = let_go(&site, &without_credentials(&site, &spot)).await;
     assert_eq!(line["rule"], "target-certificate");
+    let planted = format!("remove the line \"unproven {}\"", spot.address);
+    assert!(
+        line["reason"].as_str().unwrap().contains(&planted),
+        "{line}"
+    );
     let (client, _) = secured(&site, &with_credentials(&site, &sealing, &spot)).await;
     drop(client);
     let proven = format!("{} {}", spot.address, spot.desktop.thumbprint);
