@@ -25,8 +25,8 @@ use uuid::Uuid;
 use crate::agent::Branch;
 use crate::behind::{Desk, Meeting, behind};
 use crate::lab::{
-    CLIENT_HELLO, Lab, PATIENCE, Sealing, Target, confirm, failure, log, logged_times, request,
-    within,
+    CLIENT_HELLO, Lab, PATIENCE, Sealing, Target, confirm, failure, log, logged_times, opened,
+    request, within,
 };
 use crate::rendezvous::{of, path};
 
@@ -246,6 +246,17 @@ async fn log_on(
     token: &str,
     password: &str,
 ) -> Option<Result<TlsStream<TcpStream>, u32>> {
+    log_on_as("visitor", lab, from, token, password).await
+}
+
+/// The same by this name.
+async fn log_on_as(
+    user: &str,
+    lab: &Lab,
+    from: [u8; 4],
+    token: &str,
+    password: &str,
+) -> Option<Result<TlsStream<TcpStream>, u32>> {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(SocketAddr::from((from, 0))).unwrap();
     let mut stream = socket.connect(lab.address()).await.unwrap();
@@ -263,7 +274,7 @@ async fn log_on(
     let certificate = stream.get_ref().1.peer_certificates().unwrap()[0].clone();
     let info = SubjectPublicKeyInfo::of_certificate(&certificate).unwrap();
     let password = SecretString::from(password.to_owned());
-    let mut logon = Client::new(info.key, "visitor", &password, "gw.test", Package::Ntlm).unwrap();
+    let mut logon = Client::new(info.key, user, &password, "gw.test", Package::Ntlm).unwrap();
     let mut answer: Option<Vec<u8>> = None;
     loop {
         let progress = logon
@@ -354,8 +365,22 @@ async fn who_mistypes_twice_still_gets_in() {
     }
     let told = log_on(&site.lab, [127, 0, 0, 1], &token, PROXY_PASSWORD).await;
     let client = told.unwrap().unwrap();
-    let line = logged_times("Session secured", 1).await.remove(0);
+    let line = opened(1).await.remove(0);
     assert_eq!(line["client_logon"], "ntlm");
     drop(client);
     assert!(!log().contains(PROXY_PASSWORD));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_may_write_its_user_in_any_case_beyond_ascii() {
+    let ((site, sealing), desk) = (site(), Desk::start().await);
+    for (named, shown) in [("Jörg", "JÖRG"), ("JÖRG", "jörg"), ("ольга", "Ольга")] {
+        let claims = with(logon(), json!({ "prx_usr": named }));
+        let token = sealing.token(&site.lab, &Lab::claims(desk.address, claims));
+        let from = [127, 0, 0, 1];
+        let told = log_on_as("JORG", &site.lab, from, &token, PROXY_PASSWORD).await;
+        assert_eq!(told.unwrap().unwrap_err(), LOGON_FAILURE);
+        let told = log_on_as(shown, &site.lab, from, &token, PROXY_PASSWORD).await;
+        assert!(told.unwrap().is_ok(), "{shown} as {named}");
+    }
 }

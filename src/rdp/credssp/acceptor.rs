@@ -29,7 +29,7 @@ use super::server::Cause;
 use super::spnego::{self, KERBEROS, MS_KERBEROS, Response, State as NegState};
 use super::ticket::{Envelope, Holder};
 use super::wrap::{CLIENT_TO_SERVER, NONCE_VERSION, SERVER_TO_CLIENT, key_hash, open, seal};
-use super::{COMPUTER_NAME, client};
+use super::{COMPUTER_NAME, client, user_name};
 
 /// What a client's `TSRequest` leads to.
 pub(super) enum Step {
@@ -256,7 +256,7 @@ fn is_for(holder: &Holder, expected: &str, realm: &str) -> bool {
     let [name] = holder.name.as_slice() else {
         return false;
     };
-    same(expected.account_name(), name)
+    user_name::is_same(expected.account_name(), name)
         && same(realm, &holder.realm)
         && expected
             .netbios_domain()
@@ -336,6 +336,20 @@ mod tests {
             "CORP.EXAMPLE\\alice",
         ] {
             assert!(is_for(&alice, expected, realm), "{expected}");
+        }
+        // Beyond ASCII as by NTLM; and whoever merely looks alike has a ticket of their own.
+        for (shown, expected, is_so) in [
+            ("jörg", "JÖRG", true),
+            ("JÖRG", "Jörg@corp.example", true),
+            ("admın", "admin", false),
+            ("weiss", "weiß", false),
+        ] {
+            let shown = holder(realm, &[shown]);
+            assert_eq!(
+                is_for(&shown, expected, realm),
+                is_so,
+                "{shown:?} {expected}"
+            );
         }
         for expected in [
             "bob",

@@ -28,6 +28,8 @@ mod spnego;
 #[cfg(feature = "credssp")]
 mod ticket;
 #[cfg(feature = "credssp")]
+mod user_name;
+#[cfg(feature = "credssp")]
 mod wrap;
 
 /// Largest `TSRequest` accepted, bytes. NTLM needs less than 2 KiB; a Kerberos ticket with a large PAC about 12 KiB.
@@ -428,6 +430,11 @@ mod glued {
             ("alice@corp.example", "alice@corp.example"),
             ("CORP\\alice", "corp\\alice"),
             ("alice", "CORP\\alice"),
+            ("JÖRG", "Jörg"),
+            ("jörg", "JÖRG"),
+            ("LAPTOP\\JÖRG", "jörg"),
+            ("KÖLN\\jörg", "köln\\JÖRG"),
+            ("Jörg@köln.example", "JÖRG@KÖLN.example"),
         ] {
             let logon = Logon {
                 given: (given, "Secret-1"),
@@ -459,6 +466,8 @@ mod glued {
             (("alice", "Secret-2"), ("alice", "Secret-1")),
             (("alice", ""), ("alice", "Secret-1")),
             (("mallory", "Secret-1"), ("alice", "Secret-1")),
+            (("jorg", "Secret-1"), ("jörg", "Secret-1")),
+            (("WEISS", "Secret-1"), ("weiß", "Secret-1")),
             (("OTHER\\alice", "Secret-1"), ("CORP\\alice", "Secret-1")),
             (("alice@other", "Secret-1"), ("alice@corp", "Secret-1")),
         ] {

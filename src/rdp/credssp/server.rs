@@ -24,6 +24,7 @@ use super::acceptor::{self, Acceptor, Step};
 use super::keytab::Keytab;
 use super::{
     COMPUTER_NAME, Mechanism, Panicked, TS_REQUESTS, TsRequestError, contained, frame_length,
+    user_name,
 };
 
 /// What a client's `TSRequest` leads to.
@@ -376,13 +377,17 @@ impl CredentialsProxy for Expected {
         }
     }
 
-    /// For SPNEGO, which looks the user up by the exact spelling: every one that can be foreseen.
+    /// For SPNEGO, which looks the user up by the spelling, but for the case of ASCII: every one that can be foreseen.
     fn auth_data(&mut self) -> io::Result<Vec<AuthIdentity>> {
         let parsed = Username::parse(&self.username).map_err(io::Error::other)?;
-        let account = parsed.account_name().to_owned();
-        let mut names = vec![parsed];
-        for domain in ["", COMPUTER_NAME, "."] {
-            names.extend(Username::new_down_level_logon_name(&account, domain));
+        let mut names = Vec::new();
+        for spelling in user_name::spellings(&self.username) {
+            names.extend(Username::parse(&spelling));
+        }
+        for account in user_name::spellings(parsed.account_name()) {
+            for domain in ["", COMPUTER_NAME, "."] {
+                names.extend(Username::new_down_level_logon_name(&account, domain));
+            }
         }
         Ok(names.into_iter().map(|name| self.identity(name)).collect())
     }
@@ -390,21 +395,19 @@ impl CredentialsProxy for Expected {
 
 /// Whether a client that calls itself `given` means the user `expected`.
 ///
-/// Names are compared without regard to case, as Windows does. Clients put a domain of their own choice before a bare
+/// Names are compared without regard to case, as Windows does ([`user_name`]). Clients put a domain of their own choice before a bare
 /// name (the server's name, their own), so a domain counts only where the token names one and the client, too.
 fn is_same_user(expected: &str, given: &Username) -> bool {
-    if expected.eq_ignore_ascii_case(given.inner()) {
+    if user_name::is_same(expected, given.inner()) {
         return true;
     }
     let Ok(expected) = Username::parse(expected) else {
         return false;
     };
-    let same_account = expected
-        .account_name()
-        .eq_ignore_ascii_case(given.account_name());
+    let same_account = user_name::is_same(expected.account_name(), given.account_name());
     match (domain(&expected), domain(given)) {
         (None, _) | (_, None) => same_account,
-        (Some(expected), Some(given)) => same_account && expected.eq_ignore_ascii_case(given),
+        (Some(expected), Some(given)) => same_account && user_name::is_same(expected, given),
     }
 }
 
