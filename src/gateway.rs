@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::clock;
 use crate::config::{
-    Arrival, Config, ConfigErrors, KerberosConfig, KeyFileConfig, TlsConfig, VerifyTarget,
+    Arrival, Config, ConfigErrors, JetPeers, KerberosConfig, KeyFileConfig, TlsConfig, VerifyTarget,
 };
 use crate::jet::candidate::{CandidateType, CandidateUrl, TRANSPORTS};
 use crate::jet::rendezvous::RendezvousLimits;
@@ -114,7 +114,7 @@ impl Gateway {
         let verifier = self.keyring.verifier();
         let cost = verifier.cost_us(text);
         self.book(client, cost)?;
-        let token = verifier.verify(text, clock::unix_now())?;
+        let token = verifier.judge(text, clock::unix_now())?;
         if token.protection == Protection::None {
             // Anybody can make it, so it is no `token` that speaks for its bearer.
             warn!(unsigned = %token.id, peer = %client, "Accepted an unsigned token (development.accept_unsigned_tokens)");
@@ -595,6 +595,11 @@ fn warn_of_switches(config: &Config) {
     }
     if !config.jet.authentication {
         warn!("Anybody may create associations (jet.authentication = false)");
+    }
+    if config.jet.peers == JetPeers::Anyone {
+        warn!(
+            "Whoever knows two UUIDs may be a peer of any association, without a token (jet.peers = anyone)"
+        );
     }
     if config.target.verify == VerifyTarget::AcceptAny {
         warn!("Certificates of targets are not verified (target.verify = accept-any)");

@@ -20,7 +20,7 @@ use crate::proxy_protocol::ProxyProtocolError;
 use crate::rdp::connection_request::ConnectionRequestError;
 use crate::rdp::negotiation::FailureCode;
 use crate::rdp::preconnection::PreconnectionError;
-use crate::token::TokenError;
+use crate::token::{About, Rejected, Token};
 
 /// Why a connection was turned away.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +75,7 @@ pub enum Refusal {
     Ticket,
     /// The token does not hold.
     #[error("{0}")]
-    Token(#[from] TokenError),
+    Token(#[from] Rejected),
     /// A revocation rule matches the token.
     #[error("the token was revoked by its {0}")]
     Revoked(String),
@@ -113,12 +113,12 @@ pub enum Refusal {
     Filtering,
     /// `dst_usr`, `dst_pwd`, `prx_usr` or `prx_pwd` ask for what cannot be delivered.
     #[error(
-        "the token carries credentials, which cannot be injected: the listener has no certificate, or the protocol is not RDP"
+        "the token carries credentials, which cannot be injected: the listener has no certificate ([tls]), or the protocol is not RDP"
     )]
     Injection,
     /// `cert_thumb256` asks for what cannot be delivered.
     #[error(
-        "the token pins the target's certificate, which cannot be judged: the listener has no certificate, or the protocol is not RDP"
+        "the token pins the target's certificate, which cannot be judged: the listener has no certificate ([tls]), or the protocol is not RDP"
     )]
     Pinning,
     /// The operator wants every RDP session inspected, and this one cannot be.
@@ -192,7 +192,7 @@ impl Refusal {
             Self::Carrier(_) => "carrier",
             Self::Contradiction => "contradiction",
             Self::Ticket => "ticket",
-            Self::Token(error) => error.rule(),
+            Self::Token(rejected) => rejected.error.rule(),
             Self::Revoked(_) => "revoked",
             Self::Replayed => "replayed",
             Self::InUse => "in-use",
@@ -276,6 +276,16 @@ impl Refusal {
         self.failure_code() == Some(FailureCode::SslNotAllowed)
     }
 
+    /// What the refused token says of itself, where that is known by the refusal alone.
+    #[must_use]
+    pub fn about(&self) -> Option<&About> {
+        if let Self::Token(rejected) = self {
+            rejected.about.as_deref()
+        } else {
+            None
+        }
+    }
+
     /// Whether an administrator wants to hear of it at the usual log level: scans and clients that gave up do not matter.
     #[must_use]
     pub fn is_noise(&self) -> bool {
@@ -283,6 +293,35 @@ impl Refusal {
             self,
             Self::Unrecognised | Self::Silent | Self::Gone | Self::Io(_)
         )
+    }
+}
+
+/// A refusal of a request, and whose token it refuses, where that is known: for the log.
+#[derive(Debug, thiserror::Error)]
+#[error("{refusal}")]
+pub struct Denied {
+    /// Why.
+    #[source]
+    pub refusal: Refusal,
+    /// What the token says of itself.
+    pub about: Option<Box<About>>,
+}
+
+impl Denied {
+    /// The refusal of a token that was verified.
+    #[must_use]
+    pub fn of(token: &Token, refusal: impl Into<Refusal>) -> Self {
+        Self {
+            refusal: refusal.into(),
+            about: Some(Box::new(About::of(token))),
+        }
+    }
+}
+
+impl From<Refusal> for Denied {
+    fn from(refusal: Refusal) -> Self {
+        let about = refusal.about().cloned().map(Box::new);
+        Self { refusal, about }
     }
 }
 

@@ -204,7 +204,7 @@ pub async fn create(
     {
         // Gone already is as good.
         let _ = meetings.delete(association, Proof::Operator);
-        let refusal = NotAdmitted::Token(Refusal::Revoked(rule));
+        let refusal = NotAdmitted::from(Refusal::Revoked(rule));
         return Err(not_admitted(state.id, &refusal));
     }
     if new {
@@ -345,10 +345,20 @@ pub(super) fn caller(state: &ApiState, headers: &HeaderMap) -> Result<Caller, Pr
     }
     match rendezvous::verify(&state.gateway, state.peer, bearer) {
         Ok(token) => Ok(Caller::Token(Box::new(token))),
-        Err(refusal) => {
+        Err(denied) => {
             let (id, peer) = (state.id, state.peer);
-            info!(session = %id, %peer, rule = refusal.rule(), reason = %refusal, "Request refused");
-            Err(not_admitted(id, &NotAdmitted::Token(refusal)))
+            let about = denied.about.as_deref();
+            info!(
+                session = %id,
+                %peer,
+                user = about.and_then(|about| about.user.as_deref()),
+                target = about.and_then(|about| about.target.as_deref()),
+                token = about.map(|about| about.id.as_str()),
+                rule = denied.refusal.rule(),
+                reason = %denied,
+                "Request refused"
+            );
+            Err(not_admitted(id, &NotAdmitted::Token(denied)))
         }
     }
 }

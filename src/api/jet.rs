@@ -39,7 +39,7 @@ use crate::limits;
 use crate::refusal::Refusal;
 use crate::session::SessionId;
 use crate::session::identify::Client;
-use crate::session::rendezvous::{self, NotAdmitted};
+use crate::session::rendezvous::{self, NotAdmitted, Shown};
 use crate::stream::{Io, Stream};
 use crate::ticket::Ticket;
 use crate::websocket::{Ends, HALF_CLOSE_PROTOCOL, WebSocket};
@@ -73,10 +73,10 @@ pub async fn websocket(
     let headers = request.headers();
     // Before a ticket is used up.
     check_origin(&state.gateway.config.jet.origins, headers).map_err(|why| {
-        rendezvous::log_not_admitted(id, state.peer, path, &why);
+        rendezvous::log_not_admitted(id, state.peer, path, &Shown::Nothing, &why);
         not_admitted(id, &why)
     })?;
-    let text = token(&state, headers, uri.query())?;
+    let text = token(&state, path, headers, uri.query())?;
     let upgrade = Upgrade::of(&state, &mut request, SUB_PROTOCOLS)?;
     let ends = match upgrade.sub_protocol {
         Some(HALF_CLOSE_PROTOCOL) => Ends::Apart,
@@ -84,23 +84,9 @@ pub async fn websocket(
     };
     let gateway = Arc::clone(&state.gateway);
     let peer = state.peer;
-    let admitted = async {
-        let shown = rendezvous::show(
-            &gateway,
-            peer,
-            path,
-            text.as_ref().map(|text| text.as_str()),
-        )?;
-        let admitted = rendezvous::admit(&gateway, path, shown.proof(), peer).await?;
-        Ok::<_, NotAdmitted>((shown, admitted))
-    };
-    let (shown, admitted) = match admitted.await {
-        Ok(admitted) => admitted,
-        Err(why) => {
-            rendezvous::log_not_admitted(id, peer, path, &why);
-            return Err(not_admitted(id, &why));
-        }
-    };
+    let text = text.as_ref().map(|text| text.as_str());
+    let judged = rendezvous::judge(&gateway, (id, peer), path, text).await;
+    let (shown, admitted) = judged.map_err(|why| not_admitted(id, &why))?;
     Ok(
         upgrade.go_on(&state.gateway, move |stream, connection| async move {
             let socket = WebSocket::new(stream, Role::Server, Vec::new(), ends);
@@ -251,6 +237,11 @@ fn offered(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     values.flat_map(|value| value.split(',')).map(str::trim)
 }
 
+/// Whether a token is among the sub-protocols that the peer offers.
+pub(super) fn has_bearer(headers: &HeaderMap) -> bool {
+    offered(headers).any(|offered| offered.starts_with(BEARER_SUB_PROTOCOL))
+}
+
 /// Judges the page that a browser sends a handshake for ([RFC 6455] 10.2).
 ///
 /// [RFC 6455]: https://www.rfc-editor.org/rfc/rfc6455#section-10.2
@@ -274,6 +265,7 @@ fn check_origin(allowed: &[String], headers: &HeaderMap) -> Result<(), NotAdmitt
 /// The token that the peer shows, if it shows one.
 fn token(
     state: &ApiState,
+    path: JetPath,
     headers: &HeaderMap,
     query: Option<&str>,
 ) -> Result<Option<Zeroizing<String>>, Problem> {
@@ -291,7 +283,8 @@ fn token(
     match redeem(&state.gateway, state, ticket) {
         Some(token) => Ok(Some(token)),
         None => {
-            let why = NotAdmitted::Token(Refusal::Ticket);
+            let why = NotAdmitted::from(Refusal::Ticket);
+            rendezvous::log_not_admitted(state.id, state.peer, path, &Shown::Nothing, &why);
             Err(not_admitted(state.id, &why))
         }
     }

@@ -17,7 +17,7 @@ use crate::api::operator::{bearer, find_key};
 use crate::api::problem::Problem;
 use crate::clock;
 use crate::policy::{self, SessionLimits};
-use crate::refusal::Refusal;
+use crate::refusal::{Denied, Refusal};
 use crate::session::authorize::reconnect_window;
 use crate::shares::Owner;
 use crate::store::tickets::Terms;
@@ -98,9 +98,20 @@ pub async fn create(
     };
     let by = key.unwrap_or(BY_TOKEN);
     let created = issue(&state, &text, request.lifetime_s, key).await;
-    let created = created.map_err(|refusal| {
-        let (peer, rule) = (state.peer, refusal.rule());
-        warn!(session = %id, %peer, by, rule, reason = %refusal, "Ticket refused");
+    let created = created.map_err(|denied| {
+        let Denied { refusal, about } = denied;
+        let (peer, rule, about) = (state.peer, refusal.rule(), about.as_deref());
+        warn!(
+            session = %id,
+            %peer,
+            by,
+            user = about.and_then(|about| about.user.as_deref()),
+            target = about.and_then(|about| about.target.as_deref()),
+            token = about.map(|about| about.id.as_str()),
+            rule,
+            reason = %refusal,
+            "Ticket refused"
+        );
         problem(status_of(&refusal), rule, &refusal.to_string())
     })?;
     info!(session = %id, peer = %state.peer, by, "Ticket issued");
@@ -117,14 +128,15 @@ async fn issue(
     text: &str,
     lifetime_s: Option<u64>,
     key: Option<&str>,
-) -> Result<Created, Refusal> {
+) -> Result<Created, Denied> {
     let gateway = &state.gateway;
     let token = gateway.verify_token(text, state.peer.ip())?;
     if let Some(rule) = gateway.revoked.rules().revokes(&token.id, &token.claims) {
-        return Err(Refusal::Revoked(rule));
+        return Err(Denied::of(&token, Refusal::Revoked(rule)));
     }
     // Any listener may be the one that the ticket is shown to; that one decides again.
-    policy::decide(&token.claims, SessionLimits::default(), gateway.means())?;
+    policy::decide(&token.claims, SessionLimits::default(), gateway.means())
+        .map_err(|refusal| Denied::of(&token, refusal))?;
     let now = clock::unix_now();
     let token_end = token
         .claims
@@ -136,8 +148,8 @@ async fn issue(
     let expires_at = now.plus(lifetime_s).min(token_end);
     let owner = match key {
         // The tickets of all users of a portal come from its address.
-        Some(name) => Owner::new(Some(token.id), None).by_key(name),
-        None => Owner::new(Some(token.id), Some(state.peer.ip())),
+        Some(name) => Owner::new(Some(token.id.clone()), None).by_key(name),
+        None => Owner::new(Some(token.id.clone()), Some(state.peer.ip())),
     };
     let window = reconnect_window(&gateway.config.token, &token.claims);
     let terms = Terms {
@@ -146,7 +158,8 @@ async fn issue(
         reconnect_window_s: window.as_secs(),
     };
     let ticket = gateway.tickets.issue(text, owner, terms, now).await;
-    let ticket = ticket.map_err(|error| Refusal::Store(error.to_string()))?;
+    let ticket = ticket
+        .map_err(|error| Denied::of(&token, Refusal::Store(error.to_string())))?;
     Ok(Created {
         ticket: ticket.as_str().to_owned(),
         expires_at,

@@ -213,9 +213,7 @@ impl Client {
             peer: self.peer,
             started: self.started,
             refusal,
-            token: None,
-            target: None,
-            user: None,
+            about: None,
             answer: Some((self.stream, opening)),
             admission: Some(self.admission),
         })

@@ -27,12 +27,12 @@ use crate::session::registry::{EndCause, Inside, Session};
 use crate::session::secure::{
     self, ClientTls, Failed, Legs, Remaining, SecureError, SecureRequest, Secured, TargetTls,
 };
-use crate::session::{Live, SessionId, describe, note_limits};
+use crate::session::{Live, SessionId, describe, log_opened, note_limits};
 use crate::stage::Pipeline;
 use crate::stage::inspector::{AuditEvent, AuditSink, Inspector, Recorded};
 use crate::store::cookies::{SessionCookies, association};
 use crate::stream::{Io, Stream};
-use crate::target_certificate::{Remembered, TargetCertificate};
+use crate::target_certificate::TargetCertificate;
 use crate::target_name::TargetName;
 use crate::token::claims::Credentials;
 
@@ -347,27 +347,13 @@ fn unsecured(error: &SecureError) -> Refusal {
 
 /// What an administrator wants to know of the legs, once.
 fn note(session: &Session, gateway: &Gateway, secured: &Secured<Io>) {
-    let (id, token) = (session.id, &session.token.id);
-    let legs = &secured.legs;
     if matches!(
         gateway.secure.target_certificate,
         TargetCertificate::AcceptAny
     ) {
-        warn!(session = %id, %token, "The target's certificate was not verified (target.verify = accept-any)");
+        warn!(session = %session.id, token = %session.token.id, "The target's certificate was not verified (target.verify = accept-any)");
     }
-    info!(
-        session = %id,
-        %token,
-        client_protocol = legs.client_selected,
-        client_tls = %format_args!("{} {}", legs.client_tls.version, legs.client_tls.cipher),
-        client_logon = legs.client_logon.name(),
-        target_protocol = legs.target_selected,
-        target_tls = %format_args!("{} {}", legs.target_tls.version, legs.target_tls.cipher),
-        target_logon = legs.target_logon.name(),
-        target_certificate = %secured.target_certificate,
-        first_use = secured.remembered == Remembered::First,
-        "Session secured"
-    );
+    log_opened(session, Some(secured));
 }
 
 /// One line for each thing that happened inside, as many of a kind as a session may have.

@@ -45,7 +45,10 @@ use crate::session::inspect::Inspected;
 use crate::session::open::Opened;
 use crate::session::refuse::Refused;
 use crate::session::registry::{EndCause, Registered, Session};
+use crate::session::secure::{Secured, TlsFacts};
 use crate::store::usage::Reservation;
+use crate::stream::Io;
+use crate::target_certificate::Remembered;
 
 /// The correlation id of one connection: in every line it causes, in its refusal's log line and in its record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -220,6 +223,39 @@ fn describe(session: &Session, end: &RelayEnd) -> String {
         (RelayEnd::TimeLimit, _) => "time limit reached".to_owned(),
         (RelayEnd::Cancelled, None) => "ended".to_owned(),
     }
+}
+
+/// The one line at a session's beginning, in every mode: who is with whom. Of one that the gateway stands inside of it says what was
+/// agreed on both legs.
+fn log_opened(session: &Session, secured: Option<&Secured<Io>>) {
+    let claims = &session.token.claims;
+    let target = session.target();
+    let legs = secured.map(|secured| &secured.legs);
+    let tls = |facts: &TlsFacts| format!("{} {}", facts.version, facts.cipher);
+    info!(
+        session = %session.id,
+        peer = %session.peer,
+        user = claims.sub.as_deref(),
+        agent = claims.agent.as_ref().map(|agent| agent.agent.to_string()),
+        target = target.map(|(name, _)| name.to_string()),
+        address = target.map(|(_, address)| address.to_string()),
+        token = %session.token.id,
+        protection = %session.token.protection,
+        jet_cm = claims.jet_cm.name(),
+        jet_aid = claims.jet_aid.map(|id| id.to_string()),
+        jet_ap = claims.jet_ap.as_ref().map(ToString::to_string),
+        decision = "allow",
+        mode = if secured.is_some() { "inspected" } else { "opaque" },
+        client_protocol = legs.map(|legs| legs.client_selected),
+        client_tls = legs.map(|legs| tls(&legs.client_tls)),
+        client_logon = legs.map(|legs| legs.client_logon.name()),
+        target_protocol = legs.map(|legs| legs.target_selected),
+        target_tls = legs.map(|legs| tls(&legs.target_tls)),
+        target_logon = legs.map(|legs| legs.target_logon.name()),
+        target_certificate = secured.map(|secured| secured.target_certificate.to_string()),
+        first_use = secured.map(|secured| secured.remembered == Remembered::First),
+        "Session opened"
+    );
 }
 
 /// The one line at a session's end.

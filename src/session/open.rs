@@ -31,7 +31,7 @@ use crate::session::connect::{Connected, Reached};
 use crate::session::identify::{Client, Opening};
 use crate::session::refuse::Refused;
 use crate::session::registry::Registered;
-use crate::session::{Live, describe, note_limits};
+use crate::session::{Live, describe, log_opened, note_limits};
 use crate::store::usage::Reservation;
 use crate::stream::{Io, Stream};
 
@@ -166,6 +166,7 @@ pub async fn open(gateway: &Gateway, connected: Connected) -> Result<Opened, Box
     admission.proven();
     let (client, _sent) = stream.into_parts();
     let (target, _sent) = target.into_parts();
+    log_opened(&session, None);
     Ok(Opened {
         live: Live {
             session,

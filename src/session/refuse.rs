@@ -23,8 +23,7 @@ use crate::session::identify::Opening;
 use crate::session::millis_since;
 use crate::session::registry::Session;
 use crate::stream::{Io, Stream};
-use crate::token::claims::AgentTarget;
-use crate::token::{Token, TokenId};
+use crate::token::{About, Token};
 use crate::websocket::Farewell;
 
 /// A TLS 1.2 record with the fatal alert `access_denied` ([RFC 8446] 6.2), sent before any handshake.
@@ -46,12 +45,8 @@ pub struct Refused {
     pub started: Instant,
     /// Why.
     pub refusal: Refusal,
-    /// The token it showed, if that was verified.
-    pub token: Option<TokenId>,
-    /// Where that token leads.
-    pub target: Option<String>,
-    /// Whose token it is.
-    pub user: Option<String>,
+    /// What the token that it showed says of itself, if something vouches for that.
+    pub about: Option<About>,
     /// Where the answer goes, if it still can be given.
     pub answer: Option<(Stream, Opening)>,
     /// Its place among the connections, kept until the answer is given.
@@ -72,9 +67,7 @@ impl Refused {
             peer,
             started,
             refusal,
-            token: None,
-            target: None,
-            user: None,
+            about: None,
             answer: None,
             admission: None,
         }
@@ -83,11 +76,7 @@ impl Refused {
     /// Adds what a verified token says, for the log.
     #[must_use]
     pub fn with_token(mut self: Box<Self>, token: &Token) -> Box<Self> {
-        self.token = Some(token.id.clone());
-        let behind = token.claims.agent.as_ref().and_then(AgentTarget::target);
-        let target = token.claims.targets.first().or(behind);
-        self.target = target.map(ToString::to_string);
-        self.user.clone_from(&token.claims.sub);
+        self.about = Some(About::of(token));
         self
     }
 
@@ -102,25 +91,24 @@ impl Refused {
             id,
             peer,
             refusal,
-            token,
-            target,
-            user,
+            about,
             started,
             ..
         } = self;
+        let about = about.as_ref().or_else(|| refusal.about());
         let duration_ms = millis_since(*started);
         let rule = refusal.rule();
         // Who has shown a valid token is no scan, and its user may ask.
-        if refusal.is_noise() && token.is_none() {
+        if refusal.is_noise() && about.is_none() {
             debug!(session = %id, %peer, rule, reason = %refusal, duration_ms, "Connection dropped");
             return;
         }
         warn!(
             session = %id,
             %peer,
-            user = user.as_deref(),
-            target = target.as_deref(),
-            token = token.as_ref().map(ToString::to_string),
+            user = about.and_then(|about| about.user.as_deref()),
+            target = about.and_then(|about| about.target.as_deref()),
+            token = about.map(|about| about.id.as_str()),
             decision = "deny",
             rule,
             reason = %refusal,

@@ -32,7 +32,7 @@ use crate::listener::admission::Admission;
 use crate::meeting::{Met, Party, Place, Waiting, proof_of};
 use crate::policy::{self, SessionLimits};
 use crate::preamble::{Preamble, Recognition, recognise_behind};
-use crate::refusal::Refusal;
+use crate::refusal::{Denied, Refusal};
 use crate::session::authenticate::{self, Authenticated};
 use crate::session::authorize::{self, Authorized};
 use crate::session::connect::{self, Reached};
@@ -42,10 +42,10 @@ use crate::session::registry::{EndCause, Registered, Session};
 use crate::session::{Ready, SessionId, run, secure_or_open};
 use crate::stream::{Io, Stream};
 use crate::target_name::TargetName;
-use crate::token::Token;
 use crate::token::claims::{Claims, ConnectionMode};
 use crate::token::statement::{self, StatementKey};
 use crate::token::target::TargetAddr;
+use crate::token::{About, Token};
 use crate::websocket::Farewell;
 
 /// How long the first bytes for a peer are held back that may not have read its response yet. An existing client lost
@@ -82,7 +82,7 @@ pub enum Admitted {
 pub enum NotAdmitted {
     /// The token does not hold, or is for something else.
     #[error("{0}")]
-    Token(#[from] Refusal),
+    Token(#[from] Denied),
     /// The candidate cannot be had.
     #[error("{0}")]
     Declined(#[from] Declined),
@@ -96,9 +96,11 @@ impl NotAdmitted {
     #[must_use]
     pub fn status(&self) -> Status {
         match self {
-            Self::Token(Refusal::TooMuchWork) => Status::Unavailable,
-            Self::Token(refusal) if refusal.is_unmet_demand() => Status::Forbidden,
-            Self::Token(_) => Status::Unauthorized,
+            Self::Token(denied) => match &denied.refusal {
+                Refusal::TooMuchWork => Status::Unavailable,
+                refusal if refusal.is_unmet_demand() => Status::Forbidden,
+                _ => Status::Unauthorized,
+            },
             Self::Origin(_) => Status::Forbidden,
             Self::Declined(declined) => match declined {
                 Declined::UnknownAssociation | Declined::UnknownCandidate => Status::NotFound,
@@ -120,10 +122,25 @@ impl NotAdmitted {
     #[must_use]
     pub fn rule(&self) -> &'static str {
         match self {
-            Self::Token(refusal) => refusal.rule(),
+            Self::Token(denied) => denied.refusal.rule(),
             Self::Declined(_) => "rendezvous",
             Self::Origin(_) => "origin",
         }
+    }
+
+    /// What the token of the request says of itself, where that is known.
+    #[must_use]
+    pub fn about(&self) -> Option<&About> {
+        match self {
+            Self::Token(denied) => denied.about.as_deref(),
+            Self::Declined(_) | Self::Origin(_) => None,
+        }
+    }
+}
+
+impl From<Refusal> for NotAdmitted {
+    fn from(refusal: Refusal) -> Self {
+        Self::Token(refusal.into())
     }
 }
 
@@ -131,17 +148,18 @@ impl NotAdmitted {
 ///
 /// # Errors
 /// It does not hold, was revoked, is for a forward session, or demands what no session could have.
-pub fn verify(gateway: &Gateway, peer: SocketAddr, text: &str) -> Result<Token, Refusal> {
+pub fn verify(gateway: &Gateway, peer: SocketAddr, text: &str) -> Result<Token, Denied> {
     let token = gateway.verify_token(text, peer.ip())?;
     if let Some(rule) = gateway.revoked.rules().revokes(&token.id, &token.claims) {
-        return Err(Refusal::Revoked(rule));
+        return Err(Denied::of(&token, Refusal::Revoked(rule)));
     }
     match token.claims.jet_cm {
         ConnectionMode::Rdv => {}
-        ConnectionMode::Fwd => return Err(Declined::OtherToken.into()),
+        ConnectionMode::Fwd => return Err(Denied::of(&token, Declined::OtherToken)),
     }
     // Said to whoever brings it, before somebody waits for a session that cannot be.
-    policy::decide(&token.claims, SessionLimits::default(), gateway.means())?;
+    policy::decide(&token.claims, SessionLimits::default(), gateway.means())
+        .map_err(|refusal| Denied::of(&token, refusal))?;
     Ok(token)
 }
 
@@ -219,7 +237,7 @@ pub fn show(
     peer: SocketAddr,
     path: JetPath,
     text: Option<&str>,
-) -> Result<Shown, Refusal> {
+) -> Result<Shown, Denied> {
     let Some(text) = text else {
         return Ok(Shown::Nothing);
     };
@@ -234,7 +252,7 @@ pub fn show(
         // An agent is met; whom it meets is not its choice.
         Operation::Connect => None,
     };
-    let (name, target) = name.ok_or(Declined::OtherToken)?;
+    let (name, target) = name.ok_or(Refusal::from(Declined::OtherToken))?;
     Ok(Shown::Agent {
         name,
         association: path.association,
@@ -302,13 +320,8 @@ pub async fn serve(gateway: &Arc<Gateway>, mut client: Client) {
         token,
         ..
     } = request;
-    let admitted = async {
-        let text = token.as_ref().map(|text| text.as_str());
-        let shown = show(gateway, peer, path, text)?;
-        let admitted = admit(gateway, path, shown.proof(), peer).await?;
-        Ok::<_, NotAdmitted>((shown, admitted))
-    };
-    match admitted.await {
+    let text = token.as_ref().map(|text| text.as_str());
+    match judge(gateway, (id, peer), path, text).await {
         Ok((shown, admitted)) => {
             let response = granted(gateway, version, path.operation);
             if matches!(admitted, Admitted::Tested) {
@@ -322,26 +335,81 @@ pub async fn serve(gateway: &Arc<Gateway>, mut client: Client) {
             proceed(gateway, client, shown, path.association, admitted).await;
         }
         Err(not_admitted) => {
-            log_not_admitted(id, peer, path, &not_admitted);
             let response = Response::new(not_admitted.status(), version);
             part(client.stream, Some(response)).await;
         }
     }
 }
 
+/// Judges a request: what it shows, then what it wants. The refusal has its line in the log.
+///
+/// # Errors
+/// See [`NotAdmitted`].
+pub async fn judge(
+    gateway: &Gateway,
+    (id, peer): (SessionId, SocketAddr),
+    path: JetPath,
+    text: Option<&str>,
+) -> Result<(Shown, Admitted), NotAdmitted> {
+    let shown = match show(gateway, peer, path, text) {
+        Ok(shown) => shown,
+        Err(denied) => {
+            let why = denied.into();
+            log_not_admitted(id, peer, path, &Shown::Nothing, &why);
+            return Err(why);
+        }
+    };
+    match admit(gateway, path, shown.proof(), peer).await {
+        Ok(admitted) => Ok((shown, admitted)),
+        Err(why) => {
+            log_not_admitted(id, peer, path, &shown, &why);
+            Err(why)
+        }
+    }
+}
+
 /// The one line of a request that was not granted.
-pub fn log_not_admitted(id: SessionId, peer: SocketAddr, path: JetPath, why: &NotAdmitted) {
+pub fn log_not_admitted(
+    id: SessionId,
+    peer: SocketAddr,
+    path: JetPath,
+    shown: &Shown,
+    why: &NotAdmitted,
+) {
+    if is_needless(path, shown, why) {
+        debug!(session = %id, %peer, jet_aid = %path.association, candidate = %path.candidate, reason = %why, "Candidate not needed");
+        return;
+    }
+    let of_token = shown.token().map(About::of);
+    let about = why.about().or(of_token.as_ref());
+    let agent = match shown {
+        Shown::Agent { name, .. } => Some(name.as_str()),
+        Shown::Nothing | Shown::Token(_) => None,
+    };
     info!(
         session = %id,
         %peer,
         operation = %path.operation,
         jet_aid = %path.association,
         candidate = %path.candidate,
+        agent,
+        user = about.and_then(|about| about.user.as_deref()),
+        target = about.and_then(|about| about.target.as_deref()),
+        token = about.map(|about| about.id.as_str()),
         decision = "deny",
         rule = why.rule(),
         reason = %why,
         "Rendezvous refused"
     );
+}
+
+/// Whether an acceptor comes with one more of its candidates, when the peers have met on another: who accepts on all of them, as agents
+/// do, finds that on all but one.
+fn is_needless(path: JetPath, shown: &Shown, why: &NotAdmitted) -> bool {
+    let met = matches!(why, NotAdmitted::Declined(Declined::Selected));
+    let over = matches!(why, NotAdmitted::Declined(Declined::Ended));
+    let agent = matches!(shown, Shown::Agent { .. });
+    path.operation == Operation::Accept && (met || (over && agent))
 }
 
 /// Goes on with a peer that has its response: it waits, or speaks with whom it has met.

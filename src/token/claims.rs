@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 use super::json::Checked;
 use super::target::{TargetAddr, TargetAddrError};
 use super::validity::Validity;
-use super::{TokenError, TokenRules};
+use super::{TokenError, TokenRules, as_uuid};
 use crate::application_protocol::ApplicationProtocol;
 use crate::jet::agent::AgentName;
 use crate::limits;
@@ -36,6 +36,9 @@ const JTI_CHARS: usize = 256;
 
 /// Longest `sub`, characters.
 const SUB_CHARS: usize = 1024;
+
+/// Longest value of a claim in an error, characters.
+const SHOWN_CHARS: usize = 256;
 
 /// Longest `jet_ap`, characters.
 const JET_AP_CHARS: usize = 64;
@@ -493,7 +496,7 @@ impl<'a> Reader<'a> {
 
     fn uuid(&self, claim: &'static str) -> Result<Option<Uuid>, TokenError> {
         self.text(claim)?
-            .map(|text| Uuid::parse_str(text).map_err(|_| invalid(claim, "not a UUID")))
+            .map(|text| as_uuid(text).ok_or_else(|| invalid(claim, "not a UUID")))
             .transpose()
     }
 
@@ -574,9 +577,17 @@ impl<'a> Reader<'a> {
 
     fn targets(&self, jet_cm: ConnectionMode) -> Result<Vec<TargetAddr>, TokenError> {
         if jet_cm == ConnectionMode::Rdv {
+            let behind = self.get("jet_agent_id").is_some();
             for claim in ["dst_hst", "dst_alt"] {
                 if self.get(claim).is_some() {
-                    return Err(invalid(claim, "only with jet_cm fwd"));
+                    return Err(invalid(
+                        claim,
+                        if behind {
+                            "only with jet_cm fwd; a target behind an agent is jet_agent_dst (and jet_agent_alt)"
+                        } else {
+                            "only with jet_cm fwd"
+                        },
+                    ));
                 }
             }
             return Ok(Vec::new());
@@ -630,6 +641,13 @@ impl<'a> Reader<'a> {
     fn agent(&self, jet_cm: ConnectionMode) -> Result<Option<AgentTarget>, TokenError> {
         let agent = self.text("jet_agent_id")?;
         let behind = self.text("jet_agent_dst")?;
+        if jet_cm == ConnectionMode::Fwd && agent.is_some() && behind.is_none() {
+            return Err(invalid(
+                "jet_agent_id",
+                "with jet_cm fwd other gateways let the agent dial dst_hst; here dst_hst is what the gateway dials, and a target behind \
+                 an agent is jet_agent_dst, with jet_cm rdv and without dst_hst",
+            ));
+        }
         let (agent, behind) = match (agent, behind) {
             (None, None) if self.get("jet_agent_alt").is_some() => {
                 return Err(invalid("jet_agent_id", "missing beside jet_agent_alt"));
@@ -640,7 +658,10 @@ impl<'a> Reader<'a> {
             (Some(agent), Some(behind)) => (agent, behind),
         };
         if jet_cm == ConnectionMode::Fwd {
-            return Err(invalid("jet_agent_id", "only with jet_cm rdv"));
+            return Err(invalid(
+                "jet_agent_id",
+                "only with jet_cm rdv and without dst_hst, which is what the gateway itself dials",
+            ));
         }
         let agent = agent
             .parse()
@@ -689,27 +710,38 @@ impl<'a> Reader<'a> {
     ///
     /// [RFC 7519]: https://www.rfc-editor.org/rfc/rfc7519#section-4.1.3
     fn check_audience(&self, rules: &TokenRules) -> Result<(), TokenError> {
-        let is_ours = |name: &str| rules.audiences.iter().any(|ours| ours == name);
         let audience = match self.get("aud") {
             None => None,
-            Some(Value::String(name)) => Some(is_ours(name)),
+            Some(Value::String(name)) => Some(vec![name.as_str()]),
             Some(Value::Array(names)) => {
                 let names: Option<Vec<&str>> = names.iter().map(Value::as_str).collect();
-                let names =
-                    names.ok_or_else(|| invalid("aud", "neither a text nor a list of texts"))?;
-                Some(names.into_iter().any(is_ours))
+                Some(names.ok_or_else(|| invalid("aud", "neither a text nor a list of texts"))?)
             }
             Some(Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_)) => {
                 return Err(invalid("aud", "neither a text nor a list of texts"));
             }
         };
-        let gateway = self.text("jet_gw_id")?.map(is_ours);
-        match (audience, gateway) {
-            (Some(false), _) | (_, Some(false)) => Err(TokenError::Audience),
-            (None, None) if !rules.audiences.is_empty() => Err(TokenError::Audience),
-            (Some(true) | None, Some(true) | None) => Ok(()),
+        let gateway = self.text("jet_gw_id")?.map(|name| vec![name]);
+        if audience.is_none() && gateway.is_none() && !rules.audiences.is_empty() {
+            return Err(TokenError::NoAudience);
         }
+        for (claim, named) in [("aud", audience), ("jet_gw_id", gateway)] {
+            let Some(named) = named else {
+                continue;
+            };
+            let is_ours = |name: &&str| rules.audiences.iter().any(|ours| same_name(ours, name));
+            if !named.iter().any(is_ours) {
+                let value = format!("{named:?}").chars().take(SHOWN_CHARS).collect();
+                return Err(TokenError::Audience { claim, value });
+            }
+        }
+        Ok(())
     }
+}
+
+/// Whether two names are of one gateway: UUIDs are the same in each of their forms, other names are texts.
+fn same_name(one: &str, other: &str) -> bool {
+    one == other || as_uuid(one).is_some_and(|one| as_uuid(other) == Some(one))
 }
 
 fn target(
@@ -1153,9 +1185,69 @@ mod tests {
     }
 
     #[test]
+    fn a_gateway_that_is_named_by_a_uuid_is_named_in_each_of_its_forms() {
+        let forms = [
+            "4daeb814-cdb6-4779-a16b-6479064e8107",
+            "4DAEB814-CDB6-4779-A16B-6479064E8107",
+            "{4daeb814-cdb6-4779-a16b-6479064e8107}",
+            "{4DAEB814-CDB6-4779-A16B-6479064E8107}",
+            "urn:uuid:4daeb814-cdb6-4779-a16b-6479064e8107",
+            "URN:UUID:4DAEB814-CDB6-4779-A16B-6479064E8107",
+            "4daeb814cdb64779a16b6479064e8107",
+        ];
+        for ours in forms {
+            let rules = TokenRules {
+                audiences: vec!["gw-1".to_owned(), ours.to_owned()],
+                ..TokenRules::default()
+            };
+            let verdict = |claim: &str, name: &str| {
+                parse_text(&json!({ "iat": NOW.0, claim: name }).to_string(), &rules)
+            };
+            for claim in ["jet_gw_id", "aud"] {
+                for named in forms {
+                    assert!(verdict(claim, named).is_ok(), "{ours} {claim} {named}");
+                }
+                // Other names are texts, and other UUIDs are others.
+                for other in ["GW-1", "5daeb814-cdb6-4779-a16b-6479064e8107", "{gw-1}"] {
+                    let error = verdict(claim, other).unwrap_err();
+                    assert_eq!(error.rule(), "audience", "{claim} {other}");
+                    let told = error.to_string();
+                    assert!(told.contains(claim) && told.contains(other), "{told}");
+                }
+            }
+            let error = parse_text(&json!({ "iat": NOW.0 }).to_string(), &rules).unwrap_err();
+            let told = error.to_string();
+            assert!(told.contains("names no gateway"), "{told}");
+            assert!(!told.contains("another"), "{told}");
+        }
+    }
+
+    #[test]
+    fn what_other_gateways_mean_by_an_agent_is_told_from_what_is_meant_here() {
+        let id = "4daeb814-cdb6-4779-a16b-6479064e8107";
+        let told = forward(json!({ "jet_agent_id": id }))
+            .unwrap_err()
+            .to_string();
+        for words in [
+            "other gateways let the agent dial dst_hst",
+            "jet_agent_dst",
+            "jet_cm rdv",
+        ] {
+            assert!(told.contains(words), "{words}: {told}");
+        }
+        let claims = json!({ "iat": NOW.0, "jet_cm": "rdv", "dst_hst": "a:1", "jet_agent_id": id });
+        let told = parse_text(&claims.to_string(), &TokenRules::default());
+        let told = told.unwrap_err().to_string();
+        assert!(
+            told.contains("a target behind an agent is jet_agent_dst"),
+            "{told}"
+        );
+    }
+
+    #[test]
     fn a_demand_for_another_route_is_refused() {
         let id = "4daeb814-cdb6-4779-a16b-6479064e8107";
-        assert_eq!(fault(json!({ "jet_agent_id": id })), "jet_agent_dst");
+        assert_eq!(fault(json!({ "jet_agent_id": id })), "jet_agent_id");
         let both = json!({ "jet_agent_id": id, "jet_agent_dst": "pc:3389" });
         assert_eq!(fault(both), "jet_agent_id");
     }

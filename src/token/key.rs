@@ -363,6 +363,11 @@ impl KeySet {
         self.verifiers(algorithm, None).next().is_some()
     }
 
+    /// Whether any key decrypts.
+    pub(super) fn decrypts(&self) -> bool {
+        !self.decrypters.is_empty()
+    }
+
     /// Whether any key may decrypt `algorithm`.
     pub(super) fn allows_encryption(&self, algorithm: KeyManagement) -> bool {
         self.decrypters(algorithm, None).next().is_some()

@@ -4,8 +4,9 @@
 //! ([`key`]), the plaintext becomes claims ([`claims`]), and the claims are valid now ([`validity`]). Whether the
 //! token was used before or revoked is asked afterwards, by whoever keeps that memory.
 //!
-//! INVARIANT: a [`Token`] exists only if every rule held, or an operator spoke in its place ([`Token::of_operator`]). No error, name or log line made here repeats the text of a
-//! token or any part of a key.
+//! INVARIANT: a [`Token`] exists only if every rule held, or an operator spoke in its place ([`Token::of_operator`]). No error, name or
+//! log line made here repeats the text of a token or any part of a key; where the signature held, an error may say which gateway the
+//! token is for, and [`About`] whose it is and where it leads.
 
 pub mod algorithm;
 pub mod claims;
@@ -27,7 +28,7 @@ use zeroize::Zeroizing;
 
 use self::algorithm::{ContentEncryption, KeyManagement, SignatureAlgorithm};
 pub use self::claims::Claims;
-use self::claims::{ConnectionMode, ConnectionTest, RecordingPolicy};
+use self::claims::{AgentTarget, ConnectionMode, ConnectionTest, RecordingPolicy};
 use self::jose::{Compact, Header, Jwe, Jws, JwsAlg};
 pub use self::key::{KeyDocument, KeyError, KeySet, KeyUsage};
 use self::validity::Validity;
@@ -201,6 +202,8 @@ pub enum Protection {
 struct Signed {
     payload: Zeroizing<Vec<u8>>,
     signature: Signature,
+    /// Whether it is a token of the kind that opens sessions.
+    kind: Result<(), TokenError>,
     /// What the signature covers.
     signed: Zeroizing<String>,
 }
@@ -269,7 +272,7 @@ impl fmt::Display for Encryption {
     }
 }
 
-/// The rule that a token breaks. Each says who can put it right; none repeats the token.
+/// The rule that a token breaks. Each says who can put it right; none repeats the token, but for the name of another gateway.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// Issuer: the text is larger than [`limits::TOKEN_BYTES`](crate::limits::TOKEN_BYTES).
@@ -296,9 +299,18 @@ pub enum TokenError {
     /// Issuer: `alg: none`, without the development switch or with a signature after all.
     #[error("the token is not signed (alg none)")]
     AlgNone,
-    /// Issuer, administrator or an attacker: some cryptographic check failed, and which one is not said.
+    /// Issuer, administrator or an attacker: some cryptographic check of the signature failed, and which one is not said.
     #[error("no configured key verifies the token")]
     Unauthentic,
+    /// Issuer or administrator: the signature names a key that is not configured.
+    #[error(
+        "no configured key verifies the token: none of its algorithm has the name (kid) that the token gives"
+    )]
+    UnknownSigner,
+    /// Issuer or administrator: encrypted to a key that is not the gateway's. Nothing is told of a signature inside, and what a
+    /// decryption failed at is not said either.
+    #[error("the token cannot be decrypted: {0}")]
+    Undecryptable(Undecryptable),
     /// Issuer: encrypted, but not signed, against [`TokenRules::unsigned_jwe`].
     #[error("the token is encrypted but not signed, so nothing proves who issued it")]
     UnsignedEncrypted,
@@ -337,7 +349,7 @@ pub enum TokenError {
     #[error("the token has neither a start nor an end of validity")]
     NoValidity,
     /// Issuer, or one of the clocks.
-    #[error("the token is not valid before {not_before}, and it is {now}")]
+    #[error("the token is valid from {not_before}, in {}, and it is {now}", .not_before.apart(*.now))]
     NotYetValid {
         /// Start of its validity.
         not_before: UnixTime,
@@ -345,7 +357,7 @@ pub enum TokenError {
         now: UnixTime,
     },
     /// User, who came too late, or one of the clocks.
-    #[error("the token was valid until {not_after}, and it is {now}")]
+    #[error("the token was valid until {not_after}, {} ago, and it is {now}", .now.apart(*.not_after))]
     Expired {
         /// End of its validity.
         not_after: UnixTime,
@@ -361,9 +373,106 @@ pub enum TokenError {
     /// Issuer or administrator: `iss` is not one of [`TokenRules::issuers`].
     #[error("the token's issuer is not accepted")]
     Issuer,
-    /// Issuer or administrator: `aud` or `jet_gw_id` does not name this gateway.
-    #[error("the token is meant for another audience")]
-    Audience,
+    /// Issuer or administrator: `aud` or `jet_gw_id` names gateways, and this one is none of them.
+    #[error(
+        "the token is meant for another gateway: {claim} is {value}, which is no name of this one (token.audiences)"
+    )]
+    Audience {
+        /// Which of the two.
+        claim: &'static str,
+        /// What it says.
+        value: String,
+    },
+    /// Issuer or administrator: the token names no gateway, and [`TokenRules::audiences`] demand it.
+    #[error(
+        "the token names no gateway (aud, jet_gw_id), and this one demands its name (token.audiences)"
+    )]
+    NoAudience,
+}
+
+/// Why a token was not decrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Undecryptable {
+    /// There is no key to decrypt with at all.
+    #[error("no key to decrypt with is configured (token.keys with usage \"encrypt\")")]
+    NoKey,
+    /// It names a key that is not configured.
+    #[error(
+        "it was encrypted to a key that is not configured, as none of its algorithm has the name (kid) that the token gives; issuers encrypt to the public half of the gateway's own"
+    )]
+    UnknownKey,
+    /// No key opens it.
+    #[error(
+        "no configured key opens it, so it was encrypted to another one, or damaged; issuers encrypt to the public half of the gateway's own"
+    )]
+    NoneFits,
+}
+
+/// A token that does not hold, and what it says of itself if its signature does.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{error}")]
+pub struct Rejected {
+    /// The rule that it breaks.
+    #[source]
+    pub error: TokenError,
+    /// For the log; none where nothing vouches for it.
+    pub about: Option<Box<About>>,
+}
+
+impl From<TokenError> for Rejected {
+    fn from(error: TokenError) -> Self {
+        Self { error, about: None }
+    }
+}
+
+/// What a token says of itself, for the log line of a refusal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct About {
+    /// What the token is called.
+    pub id: TokenId,
+    /// Whose it is.
+    pub user: Option<String>,
+    /// Where it leads.
+    pub target: Option<String>,
+}
+
+impl About {
+    /// What a token says whose every rule held.
+    #[must_use]
+    pub fn of(token: &Token) -> Self {
+        let behind = token.claims.agent.as_ref().and_then(AgentTarget::target);
+        let target = token.claims.targets.first().or(behind);
+        Self {
+            id: token.id.clone(),
+            user: token.claims.sub.clone(),
+            target: target.map(ToString::to_string),
+        }
+    }
+
+    /// What a token says whose protection held, and perhaps no more; none where its payload is no object.
+    fn said(opened: &Opened) -> Option<Self> {
+        // Nothing vouches for what is neither signed nor encrypted.
+        if opened.protection == Protection::None {
+            return None;
+        }
+        let public = claims::masked(&opened.payload)?;
+        let text = |name: &str| {
+            let said = public.get(name)?.as_str()?;
+            Some(said.chars().take(ABOUT_CHARS).collect::<String>())
+        };
+        let id = match text("jti") {
+            Some(jti) => TokenId(jti),
+            None => {
+                let signed = opened.signed.as_ref().map(|signed| signed.as_str());
+                TokenId::of_digest(claims::digest(&opened.payload, signed)?)
+            }
+        };
+        Some(Self {
+            id,
+            user: text("sub"),
+            target: text("dst_hst").or_else(|| text("jet_agent_dst")),
+        })
+    }
 }
 
 impl TokenError {
@@ -378,7 +487,8 @@ impl TokenError {
             Self::Critical => "critical",
             Self::Algorithm => "algorithm",
             Self::AlgNone => "alg-none",
-            Self::Unauthentic => "signature",
+            Self::Unauthentic | Self::UnknownSigner => "signature",
+            Self::Undecryptable(_) => "decryption",
             Self::UnsignedEncrypted => "unsigned-jwe",
             Self::WrongType(_) => "type",
             Self::NotClaims => "claims",
@@ -390,7 +500,7 @@ impl TokenError {
             Self::Expired { .. } => "expired",
             Self::LifetimeTooLong { .. } => "lifetime",
             Self::Issuer => "issuer",
-            Self::Audience => "audience",
+            Self::Audience { .. } | Self::NoAudience => "audience",
         }
     }
 }
@@ -399,6 +509,8 @@ impl TokenError {
 struct Opened {
     payload: Zeroizing<Vec<u8>>,
     protection: Protection,
+    /// Whether it is a token of the kind that opens sessions.
+    kind: Result<(), TokenError>,
     /// What the signature covers, if there is one.
     signed: Option<Zeroizing<String>>,
     /// The header of a signed token inside an encrypted one, for display.
@@ -429,7 +541,25 @@ impl Verifier {
     /// # Errors
     /// The first rule that does not hold.
     pub fn verify(&self, text: &str, now: UnixTime) -> Result<Token, TokenError> {
+        self.judge(text, now).map_err(|rejected| rejected.error)
+    }
+
+    /// The same; of a token that somebody vouches for and that is refused all the same, the error says whose it is.
+    ///
+    /// # Errors
+    /// The first rule that does not hold.
+    pub fn judge(&self, text: &str, now: UnixTime) -> Result<Token, Rejected> {
         let opened = self.open(text)?;
+        let about = About::said(&opened);
+        let judged = self.judge_opened(opened, now);
+        judged.map_err(|error| Rejected {
+            error,
+            about: about.map(Box::new),
+        })
+    }
+
+    fn judge_opened(&self, opened: Opened, now: UnixTime) -> Result<Token, TokenError> {
+        opened.kind?;
         let encrypted = opened.protection.is_encrypted();
         let claims = Claims::parse(&opened.payload, encrypted, &self.rules, now)?;
         let id = match &claims.jti {
@@ -494,7 +624,6 @@ impl Verifier {
             Compact::Jws(jws) => {
                 let (payload, protection) = match jws.alg {
                     JwsAlg::None if self.rules.allow_none && jws.is_unsigned() => {
-                        check_type(&jws.header)?;
                         (jws.unverified_payload()?, Protection::None)
                     }
                     JwsAlg::None => return Err(TokenError::AlgNone),
@@ -506,6 +635,7 @@ impl Verifier {
                 Ok(Opened {
                     payload,
                     protection,
+                    kind: check_type(&jws.header),
                     signed: Some(Zeroizing::new(jws.signing_input.to_owned())),
                     inner_header: None,
                 })
@@ -526,6 +656,7 @@ impl Verifier {
                     return Ok(Opened {
                         payload: plaintext,
                         protection: Protection::Encrypted(encryption),
+                        kind: Ok(()),
                         signed: None,
                         inner_header: None,
                     });
@@ -535,10 +666,12 @@ impl Verifier {
                 let Signed {
                     payload,
                     signature,
+                    kind,
                     signed,
                 } = self.check_inner(inner)?;
                 Ok(Opened {
                     payload,
+                    kind,
                     protection: Protection::Nested {
                         encryption,
                         signature,
@@ -558,32 +691,39 @@ impl Verifier {
         if !self.keys.allows_signature(alg) {
             return Err(TokenError::Algorithm);
         }
-        let kid = jws.header.kid.clone();
-        let payload = self
-            .keys
-            .verifiers(alg, kid.as_deref())
+        let kid = jws.header.kid.as_deref();
+        let mut verifiers = self.keys.verifiers(alg, kid).peekable();
+        if verifiers.peek().is_none() {
+            return Err(TokenError::UnknownSigner);
+        }
+        let payload = verifiers
             .find_map(|(verifier, _)| verifier.verify(jws).ok())
             .ok_or(TokenError::Unauthentic)?;
-        check_type(&jws.header)?;
+        let kid = jws.header.kid.clone();
         Ok((payload, Signature { alg, kid }))
     }
 
     fn decrypt(&self, jwe: &Jwe<'_>) -> Result<(Zeroizing<Vec<u8>>, Encryption), TokenError> {
+        if !self.keys.decrypts() {
+            return Err(TokenError::Undecryptable(Undecryptable::NoKey));
+        }
         if !self.keys.allows_encryption(jwe.alg) {
             return Err(TokenError::Algorithm);
         }
-        let kid = jwe.header.kid.clone();
-        let plaintext = self
-            .keys
-            .decrypters(jwe.alg, kid.as_deref())
+        let kid = jwe.header.kid.as_deref();
+        let mut decrypters = self.keys.decrypters(jwe.alg, kid).peekable();
+        if decrypters.peek().is_none() {
+            return Err(TokenError::Undecryptable(Undecryptable::UnknownKey));
+        }
+        let plaintext = decrypters
             .find_map(|(decrypter, _)| decrypter.decrypt(jwe).ok())
-            .ok_or(TokenError::Unauthentic)?;
+            .ok_or(TokenError::Undecryptable(Undecryptable::NoneFits))?;
         Ok((
             plaintext,
             Encryption {
                 alg: jwe.alg,
                 enc: jwe.enc,
-                kid,
+                kid: jwe.header.kid.clone(),
             },
         ))
     }
@@ -599,6 +739,7 @@ impl Verifier {
                     Ok(Signed {
                         payload,
                         signature,
+                        kind: check_type(&jws.header),
                         signed,
                     })
                 }
@@ -671,6 +812,15 @@ fn check_type(header: &Header) -> Result<(), TokenError> {
     Ok(())
 }
 
+/// The UUID that a text is, in whichever of its forms: with hyphens or without, as URN ([RFC 9562] 4), or in braces, as .NET writes
+/// it. None has a case.
+///
+/// [RFC 9562]: https://www.rfc-editor.org/rfc/rfc9562#section-4
+fn as_uuid(text: &str) -> Option<Uuid> {
+    // uuid takes the prefix of a URN in lower case alone.
+    Uuid::try_parse(&text.to_ascii_lowercase()).ok()
+}
+
 /// Media types compare without case, and `application/` may be left out ([RFC 7515] 4.1.9).
 ///
 /// [RFC 7515]: https://www.rfc-editor.org/rfc/rfc7515#section-4.1.9
@@ -684,6 +834,9 @@ fn is_media_type(value: &str, name: &str) -> bool {
     };
     short.eq_ignore_ascii_case(name)
 }
+
+/// Longest value of a claim in a log line, characters: as `sub` may have.
+const ABOUT_CHARS: usize = 1024;
 
 /// Taking a token apart and reading its claims, microseconds.
 const PARSING_US: u32 = 20;
@@ -795,9 +948,84 @@ mod tests {
                 );
                 let other = key(alg.name(), "e");
                 let theirs = verifier(&[&signer, &other], TokenRules::default());
-                assert_eq!(rule(theirs.verify(&text, NOW)), "signature", "{alg} {enc}");
+                assert_eq!(rule(theirs.verify(&text, NOW)), "decryption", "{alg} {enc}");
             }
         }
+    }
+
+    #[test]
+    fn why_a_token_is_not_decrypted_is_told_and_is_no_matter_of_signatures() {
+        let signer = key("ES256", "s");
+        let ours = key("ECDH-ES", "2024");
+        let text =
+            |to: EncryptionKey| mint(&forward(), Some(&signing(&signer)), Some(&to)).unwrap();
+        let other = key("ECDH-ES", "2024");
+        let cases = [
+            (vec![&signer], encrypting(&ours), Undecryptable::NoKey),
+            (
+                vec![&signer, &ours],
+                encrypting(&key("ECDH-ES", "2023")),
+                Undecryptable::UnknownKey,
+            ),
+            (
+                vec![&signer, &ours],
+                encrypting(&other),
+                Undecryptable::NoneFits,
+            ),
+        ];
+        for (keys, to, why) in cases {
+            let error = verifier(&keys, TokenRules::default()).verify(&text(to), NOW);
+            let error = error.unwrap_err();
+            assert_eq!(error, TokenError::Undecryptable(why));
+            assert_eq!(error.rule(), "decryption");
+        }
+        // Somebody else's signature inside is a matter of the signature.
+        let stranger = key("ES256", "1999");
+        let text = mint(
+            &forward(),
+            Some(&signing(&stranger)),
+            Some(&encrypting(&ours)),
+        );
+        let error = verifier(&[&signer, &ours], TokenRules::default()).verify(&text.unwrap(), NOW);
+        assert_eq!(error.unwrap_err(), TokenError::UnknownSigner);
+    }
+
+    #[test]
+    fn a_refused_token_says_whose_it_is_where_its_signature_holds_and_never_else() {
+        let (signer, stranger) = (key("ES256", "s"), key("ES256", "s"));
+        let ours = verifier(&[&signer], TokenRules::default());
+        let claims = json!({
+            "jet_cm": "fwd", "dst_hst": "pc42:3389", "sub": "alice", "jti": "t-1", "exp": NOW.0 - 4000,
+        });
+        let judged = |signer: &Key| {
+            let text = mint(&claims, Some(&signing(signer)), None).unwrap();
+            ours.judge(&text, NOW).unwrap_err()
+        };
+        let rejected = judged(&signer);
+        assert_eq!(
+            rejected.to_string(),
+            "the token was valid until 2023-11-14T21:06:40Z, 1 h 6 min ago, and it is 2023-11-14T22:13:20Z"
+        );
+        let about = rejected.about.unwrap();
+        assert_eq!(about.id.as_str(), "t-1");
+        assert_eq!(about.user.as_deref(), Some("alice"));
+        assert_eq!(about.target.as_deref(), Some("pc42:3389"));
+        assert_eq!(judged(&stranger).about, None);
+        // By the header alone, and by a claim.
+        let of_other_kind = sign_with_header(&signer, json!({ "cty": "SCOPE" }), &claims);
+        let rejected = ours.judge(&of_other_kind, NOW).unwrap_err();
+        assert_eq!(rejected.error, TokenError::WrongType("cty"));
+        assert_eq!(rejected.about.unwrap().id.as_str(), "t-1");
+        // Nothing vouches for what nobody has signed.
+        let rules = TokenRules {
+            allow_none: true,
+            ..TokenRules::default()
+        };
+        let unsigned = mint(&claims, None, None).unwrap();
+        let rejected = verifier(&[&signer], rules)
+            .judge(&unsigned, NOW)
+            .unwrap_err();
+        assert_eq!((rejected.error.rule(), rejected.about), ("expired", None));
     }
 
     // J-JWT-1, J-CM-1, J-DST-1: nothing but what the specification asks for.
@@ -1272,7 +1500,7 @@ mod tests {
             json!({ "iat": mark }),
             json!({ "iat": NOW.0, "dst_usr": mark, "dst_pwd": mark }),
             json!({ "iat": NOW.0, "jet_cm": "fwd", "dst_hst": mark }),
-            json!({ "iat": NOW.0, "iss": mark, "aud": mark }),
+            json!({ "iat": NOW.0, "iss": mark, "aud": "gw-2", "sub": mark, "dst_hst": mark }),
             json!([mark]),
         ] {
             texts.push(sign_with_header(&signer, json!({}), &claims));

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::json::{self, ObjectError};
-use super::{Claims, TokenId};
+use super::{Claims, TokenId, as_uuid};
 
 /// Claim names and the values that revoke.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -114,7 +114,7 @@ impl RevokedValue {
 
     /// A UUID can be written in several ways and stays the same.
     fn text(text: &str) -> Self {
-        Uuid::parse_str(text).map_or_else(|_| Self::Text(text.to_owned()), Self::Uuid)
+        as_uuid(text).map_or_else(|| Self::Text(text.to_owned()), Self::Uuid)
     }
 }
 

@@ -20,7 +20,8 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_util::sync::CancellationToken;
 
 use crate::lab::{
-    Lab, SELECTED_TLS, Target, closed, confirm, failure, logged, logged_times, path, until, within,
+    Lab, SELECTED_TLS, Target, closed, confirm, failure, log, logged, logged_times, path, until,
+    within,
 };
 
 pub(crate) const OPERATOR: &str = "operator-secret";
@@ -263,6 +264,7 @@ async fn an_rdp_client_reaches_a_target_behind_an_agent() {
     assert_eq!(failure(&mut site.lab.client(&token).await).await, 5);
     stop.cancel();
     site.connected(false).await;
+    assert!(!log().contains("Rendezvous refused"), "a good session");
 }
 
 // J-RDP-2 J-RDP-3
@@ -407,7 +409,7 @@ async fn an_enrolment_is_good_once_and_for_its_time() {
     assert_eq!(agents[0]["connected"], false);
     assert_eq!(agents[0]["key"].as_str().unwrap().len(), 43);
     for secret in [enrolment.as_str(), OPERATOR] {
-        assert!(!crate::lab::log().contains(secret));
+        assert!(!log().contains(secret));
     }
     // A second of life, and it is over.
     let (_, invited) = site

@@ -20,7 +20,8 @@ use uuid::Uuid;
 
 use crate::agent::{Branch, NAME};
 use crate::lab::{
-    Lab, Sealing, Target, closed, confirm, failure, log, logged, logged_times, path as file, within,
+    Lab, Sealing, Target, closed, confirm, failure, log, logged, logged_times, opened,
+    path as file, within,
 };
 use crate::rendezvous::{OPERATOR, Place, TRANSPORTS, bridge_seen, of, path};
 
@@ -426,7 +427,7 @@ async fn the_gateway_logs_on_behind_an_agent_and_knows_the_target_again() {
     let address = local_port(&site, token).await;
     visit(address, None).await.leave().await;
     closed(2).await;
-    let secured = logged_times("Session secured", 2).await;
+    let secured = opened(2).await;
     let first: Vec<&Value> = secured.iter().map(|line| &line["first_use"]).collect();
     assert_eq!(first, [&json!(true), &json!(false)]);
     assert_eq!(
@@ -484,7 +485,7 @@ async fn a_client_comes_back_behind_the_agent_within_its_window() {
             closed(named * 2 + time).await;
         }
     }
-    let lines = logged_times("Session secured", 4).await;
+    let lines = opened(4).await;
     let first = lines.iter().filter(|line| line["first_use"] == true);
     assert_eq!(first.count(), 1);
 }
@@ -624,7 +625,7 @@ async fn an_association_leads_to_one_target() {
     connected.stream.flush().await.unwrap();
     let line = logged("Session refused").await;
     assert_eq!(line["rule"], "agent", "{line}");
-    assert!(!log().contains("Session secured"));
+    assert!(!log().contains("\"mode\""), "opened");
 }
 
 #[tokio::test(flavor = "multi_thread")]

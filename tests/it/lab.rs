@@ -380,6 +380,8 @@ pub(crate) async fn logged_times(message: &str, times: usize) -> Vec<Value> {
         loop {
             let found: Vec<Value> = log()
                 .lines()
+                // Most lines are those of libraries at TRACE.
+                .filter(|line| line.contains(message))
                 .map(|line| serde_json::from_str::<Value>(line).unwrap())
                 .filter(|line| line["message"] == message)
                 .collect();
@@ -392,11 +394,33 @@ pub(crate) async fn logged_times(message: &str, times: usize) -> Vec<Value> {
     .await
 }
 
-/// The closing lines of the gateway; an agent in this process has lines of its own.
+/// The closing lines of the gateway, and each of these sessions has been opened by one line.
 pub(crate) async fn closed(times: usize) -> Vec<Value> {
+    let closed = of_gateway("Session closed", times).await;
+    let opened = of_gateway("Session opened", closed.len()).await;
+    for line in &closed {
+        let opened: Vec<&Value> = opened
+            .iter()
+            .filter(|opened| opened["session"] == line["session"])
+            .collect();
+        assert_eq!(opened.len(), 1, "{line}");
+        for name in ["peer", "target", "address", "token", "jet_aid", "agent"] {
+            assert_eq!(opened[0][name], line[name], "{name}");
+        }
+    }
+    closed
+}
+
+/// The lines of opened sessions.
+pub(crate) async fn opened(times: usize) -> Vec<Value> {
+    of_gateway("Session opened", times).await
+}
+
+/// The lines of the gateway with this message; an agent in this process has lines of its own.
+async fn of_gateway(message: &str, times: usize) -> Vec<Value> {
     let mut at_least = times;
     loop {
-        let mut lines = logged_times("Session closed", at_least).await;
+        let mut lines = logged_times(message, at_least).await;
         at_least = lines.len() + 1;
         lines.retain(|line| line["decision"] == "allow");
         if lines.len() >= times {

@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 
 use jetway::limits;
 use jetway::rdp::preconnection;
-use jetway::token::algorithm::{Algorithm, SignatureAlgorithm};
-use jetway::token::mint::{self, SigningKey};
+use jetway::token::algorithm::{Algorithm, KeyManagement, SignatureAlgorithm};
+use jetway::token::mint::{self, EncryptionKey, SigningKey};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -17,6 +17,270 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use crate::lab::{Lab, SELECTED_TLS, Target, confirm, failure, request, within};
 use crate::process::{JETWAY, Served, configure, is_healthy, log, wait_until};
+
+/// A gateway of its own process with an issuer's key; `refused` is its line of the next refusal.
+struct Process {
+    folder: tempfile::TempDir,
+    address: SocketAddr,
+    signing: SigningKey,
+    served: Served,
+}
+
+impl Process {
+    fn start(extra: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let address = configure(folder.path(), extra);
+        let key = mint::generate(Algorithm::Signature(SignatureAlgorithm::Es256)).unwrap();
+        let public = folder.path().join("sign.pub.pem");
+        fs::write(public, key.public_pem().unwrap()).unwrap();
+        let served = Served::start(folder.path(), address, 256);
+        let signing = SigningKey::from_key(&key, None).unwrap();
+        Self {
+            folder,
+            address,
+            signing,
+            served,
+        }
+    }
+
+    fn token(&self, target: SocketAddr, changes: Value) -> String {
+        mint::mint(&Lab::claims(target, changes), Some(&self.signing), None).unwrap()
+    }
+
+    async fn client(&self, token: &str) -> TcpStream {
+        let mut client = TcpStream::connect(self.address).await.unwrap();
+        let mut bytes = preconnection::encode_v2(0, token).unwrap();
+        bytes.extend(request(None).encode().unwrap());
+        client.write_all(&bytes).await.unwrap();
+        client
+    }
+
+    /// The lines so far with this message, at least one.
+    fn lines(&self, message: &str) -> Vec<Value> {
+        let of_message = || {
+            let lines = log(self.folder.path());
+            let lines = lines
+                .lines()
+                .filter_map(|line| serde_json::from_str(line).ok());
+            lines
+                .filter(|line: &Value| line["message"] == message)
+                .collect()
+        };
+        let mut found: Vec<Value> = Vec::new();
+        wait_until(|| {
+            found = of_message();
+            !found.is_empty()
+        });
+        found
+    }
+
+    /// Ends it; every line that it has written.
+    fn ended(mut self) -> String {
+        self.served.signal(Signal::TERM);
+        assert!(self.served.0.wait().unwrap().success());
+        log(self.folder.path())
+    }
+}
+
+/// The names of an object's members as they stand in its text, each as often as it stands there.
+struct Names(Vec<String>);
+
+impl<'de> serde::Deserialize<'de> for Names {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members;
+        impl<'de> serde::de::Visitor<'de> for Members {
+            type Value = Names;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(
+                self,
+                mut members: A,
+            ) -> Result<Names, A::Error> {
+                let mut names = Vec::new();
+                while let Some((name, _)) = members.next_entry::<String, serde::de::IgnoredAny>()? {
+                    names.push(name);
+                }
+                Ok(Names(names))
+            }
+        }
+        deserializer.deserialize_map(Members)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_opened_and_closed_by_one_line_each_and_no_field_stands_twice() {
+    let process = Process::start("[egress]\nallow = [{ cidr = \"127.0.0.0/8\" }]\n");
+    let target = Target::start().await;
+    let association = uuid::Uuid::new_v4().to_string();
+    let token = process.token(
+        target.address,
+        json!({ "sub": "alice", "jti": "t-1", "jet_aid": association }),
+    );
+    let mut client = process.client(&token).await;
+    assert_eq!(confirm(&mut client).await, SELECTED_TLS);
+    client.write_all(crate::lab::CLIENT_HELLO).await.unwrap();
+    let opened = process.lines("Session opened").remove(0);
+    let peer = client.local_addr().unwrap().to_string();
+    let address = target.address.to_string();
+    for (name, value) in [
+        ("peer", peer.as_str()),
+        ("user", "alice"),
+        ("token", "t-1"),
+        ("target", &address),
+        ("address", &address),
+        ("jet_cm", "fwd"),
+        ("jet_ap", "rdp"),
+        ("jet_aid", &association),
+        ("mode", "opaque"),
+    ] {
+        assert_eq!(opened[name], value, "{name}: {opened}");
+    }
+    drop(client);
+    let closed = process.lines("Session closed").remove(0);
+    assert_eq!(closed["session"], opened["session"]);
+    // A refusal, and a line that has nothing but what its connection is called.
+    failure(&mut process.client("eyJhbGciOiJFUzI1NiJ9.e30.AAAA").await).await;
+    process.lines("Session refused");
+    let log = process.ended();
+    assert_eq!(log.matches("\"Session opened\"").count(), 1, "{log}");
+    for line in log.lines() {
+        let Names(mut names) = serde_json::from_str(line).unwrap();
+        let all = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), all, "{line}");
+        let line: Value = serde_json::from_str(line).unwrap();
+        let nested = line
+            .as_object()
+            .unwrap()
+            .iter()
+            .find(|(_, value)| value.is_object());
+        assert!(nested.is_none(), "what a span says is said again: {line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_behind_a_good_signature_says_whose_token_it_is_and_dates_are_dates() {
+    let process = Process::start("");
+    let target = Target::start().await;
+    let now = jetway::clock::unix_now().0;
+    for (number, (changes, rule, words)) in [
+        (
+            json!({ "nbf": now - 4000, "exp": now - 3800 }),
+            "expired",
+            format!(
+                "was valid until {}, 1 h 3 min ago",
+                jetway::time::UnixTime(now - 3800)
+            ),
+        ),
+        (
+            json!({ "nbf": now + 7300, "exp": now + 7400 }),
+            "not-yet-valid",
+            format!(
+                "is valid from {}, in 2 h 1 min",
+                jetway::time::UnixTime(now + 7300)
+            ),
+        ),
+        (
+            json!({ "nbf": null, "exp": null }),
+            "no-validity",
+            String::new(),
+        ),
+        (json!({ "jet_ttl": "long" }), "claim", "jet_ttl".to_owned()),
+        (
+            json!({ "aud": "gw-2" }),
+            "audience",
+            "aud is [\"gw-2\"]".to_owned(),
+        ),
+        (json!({ "type": "kdc" }), "type", String::new()),
+        (json!({ "jet_rec": true }), "recording", String::new()),
+        (json!({}), "egress", "egress.allow".to_owned()),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut claims = changes;
+        let id = format!("t-{number}");
+        let object = claims.as_object_mut().unwrap();
+        object.insert("jti".to_owned(), json!(id));
+        object.insert("sub".to_owned(), json!("alice"));
+        let token = process.token(target.address, claims);
+        failure(&mut process.client(&token).await).await;
+        let of_token = || {
+            let lines = process.lines("Session refused");
+            lines.into_iter().find(|line| line["token"] == id)
+        };
+        wait_until(|| of_token().is_some());
+        let line = of_token().unwrap();
+        assert_eq!(line["rule"], rule, "{line}");
+        assert_eq!(line["user"], "alice", "{line}");
+        assert_eq!(line["target"], target.address.to_string(), "{line}");
+        assert!(
+            line["reason"].as_str().unwrap().contains(&words),
+            "{words}: {line}"
+        );
+    }
+    // The target is on loopback, and what would let it through is said.
+    let lines = process.lines("Session refused");
+    let reason = lines.last().unwrap()["reason"].as_str().unwrap();
+    assert!(reason.contains("cidr = \"127.0.0.1\""), "{reason}");
+    // The same where a ticket is asked for, and by a peer of a rendezvous.
+    let expired = json!({ "jti": "t-9", "sub": "alice", "nbf": now - 900, "exp": now - 600 });
+    let token = process.token(target.address, expired);
+    let id = uuid::Uuid::new_v4();
+    for (what, message) in [
+        ("POST /jet/tickets".to_owned(), "Ticket refused"),
+        (format!("POST /jet/association/{id}"), "Request refused"),
+    ] {
+        let mut stream = TcpStream::connect(process.address).await.unwrap();
+        let request = format!(
+            "{what} HTTP/1.1\r\nHost: gw\r\nAuthorization: Bearer {token}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        within(stream.read_to_end(&mut Vec::new())).await.unwrap();
+        let line = process.lines(message).remove(0);
+        let told = ["token", "user", "target"].map(|name| line[name].as_str().unwrap().to_owned());
+        assert_eq!(
+            told,
+            ["t-9", "alice", &target.address.to_string()],
+            "{line}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_is_encrypted_to_another_key_is_told_so_and_not_as_a_bad_signature() {
+    let target = Target::start().await;
+    let key = || mint::generate(Algorithm::KeyManagement(KeyManagement::EcdhEs)).unwrap();
+    let (ours, theirs) = (key(), key());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("gateway.pem");
+    fs::write(&file, ours.private_pem().unwrap().as_bytes()).unwrap();
+    let with_key = format!(
+        "[token]\nkeys = [{{ path = \"sign.pub.pem\", usage = \"sign\" }}, {{ path = {file:?}, usage = \"encrypt\" }}]\n"
+    );
+    for (extra, words) in [
+        ("", "no key to decrypt with is configured"),
+        (with_key.as_str(), "no configured key opens it"),
+    ] {
+        let process = Process::start(extra);
+        let claims = Lab::claims(target.address, json!({}));
+        let to = EncryptionKey::from_key(&theirs, None).unwrap();
+        let token = mint::mint(&claims, Some(&process.signing), Some(&to)).unwrap();
+        failure(&mut process.client(&token).await).await;
+        let line = process.lines("Session refused").remove(0);
+        assert_eq!(line["rule"], "decryption", "{line}");
+        let reason = line["reason"].as_str().unwrap();
+        assert!(reason.contains(words), "{reason}");
+        assert!(
+            !reason.contains("signature") && !reason.contains("verifies"),
+            "{reason}"
+        );
+    }
+}
 
 /// A connection from `source`, one of the addresses of loopback.
 async fn connect_from(source: &str, address: SocketAddr) -> TcpStream {
@@ -160,7 +424,7 @@ async fn a_log_that_nobody_reads_stops_no_session_and_what_was_lost_is_told() {
     let mut old = session().await;
     echoes(&mut old).await;
     // More than the pipe and the queue hold, within the limits of each address.
-    let (addresses, times) = (48, 100);
+    let (addresses, times) = (96, 100);
     for n in 0..addresses {
         refused_requests(&format!("127.0.1.{}", n + 1), address, times).await;
     }

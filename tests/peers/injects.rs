@@ -288,7 +288,7 @@ fn the_user_is_told_of_a_target_that_denies_the_logon(version: Version) -> Resul
     a_wrong_target_password_opens_nothing(
         version,
         Program::Three,
-        "target-credentials: the target does not accept the credentials: NSTATUS code 0xc00700ea",
+        "target-credentials: the target does not accept the credentials: ERROR_MORE_DATA (Win32 error 234, 0xC00700EA)",
         "ERRINFO_SERVER_FRESH_CREDENTIALS_REQUIRED",
     )
 }
@@ -661,7 +661,7 @@ pub(crate) fn the_only(lines: Vec<Line>) -> Result<Line> {
         .ok_or_else(|| anyhow::anyhow!("a line"))
 }
 
-pub(crate) const SECURED: &str = "Session secured";
+pub(crate) const SECURED: &str = "Session opened";
 const GRAPHICS_PIPELINE: &str = "Microsoft::Windows::RDS::Graphics";
 pub(crate) const AUDIT: &str = "Audit";
 pub(crate) const WRONG_PASSWORD: &str = "Not-The-Target-1";

@@ -768,6 +768,6 @@ fn expect_ticket(gateway: &Gateway, count: usize) -> Result<()> {
     Ok(())
 }
 
-const SECURED: &str = "Session secured";
+const SECURED: &str = "Session opened";
 const PASSWORD: &str = "Of-The-Realm-1";
 const PROXY_PASSWORD: &str = "Of-The-Token-1";
