@@ -25,12 +25,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::api::held::{Connection, Held};
 use crate::api::problem::Problem;
 use crate::gateway::Gateway;
 use crate::jet::candidate::CandidateUrl;
+use crate::jet::exchange;
 use crate::limits;
 use crate::listener::Listener;
 use crate::session::SessionId;
@@ -171,7 +172,38 @@ fn router(state: ApiState) -> Router {
         })
         .layer(DefaultBodyLimit::max(limits::HTTP_BODY_BYTES))
         .layer(middleware::from_fn_with_state(state.clone(), read_body))
+        .layer(middleware::from_fn_with_state(
+            state.clone(),
+            refuse_token_in_url,
+        ))
         .with_state(state)
+}
+
+/// Refuses a request that shows a token where none is read, and nothing else: to pass over it in silence would look like a token that
+/// is not good enough.
+async fn refuse_token_in_url(
+    State(state): State<ApiState>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let query = request.uri().query().unwrap_or_default();
+    let shows_nothing = !request.headers().contains_key(header::AUTHORIZATION)
+        && !jet::has_bearer(request.headers())
+        && !query
+            .split('&')
+            .any(|parameter| parameter.starts_with("ticket="));
+    if !(shows_nothing && exchange::has_token(query)) {
+        return next.run(request).await;
+    }
+    let (session, peer, rule) = (state.id, state.peer, "token-in-url");
+    warn!(%session, %peer, rule, reason = exchange::TOKEN_IN_URL, "Request refused");
+    Problem::new(
+        StatusCode::UNAUTHORIZED,
+        rule,
+        exchange::TOKEN_IN_URL,
+        session,
+    )
+    .into_response()
 }
 
 /// Reads the body of a request before anything is done with it: whole, and in time.

@@ -22,6 +22,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::jet::message::Version;
+use crate::token;
 
 /// Headers of one message; existing peers send three.
 const HEADERS: usize = 32;
@@ -116,6 +117,25 @@ pub enum ExchangeError {
     /// `Authorization` is no bearer token.
     #[error("Authorization is not a bearer token")]
     Authorization,
+    /// A token where it is not read, and none where it is. With the version, to be answered.
+    #[error("{TOKEN_IN_URL}")]
+    TokenInUrl(u8),
+}
+
+/// What is said of a token in the query of a URL.
+pub const TOKEN_IN_URL: &str = "a token in the URL is not read, as URLs stand in the logs of whatever is on the way: send it as Authorization: \
+                                Bearer TOKEN; a page in a browser sends it as the sub-protocol bearer.TOKEN, or exchanges it for a ticket \
+                                (POST /jet/tickets) and adds ?ticket=TICKET";
+
+/// Whether a token stands in the query of a URL, under whatever name.
+#[must_use]
+pub fn has_token(query: &str) -> bool {
+    let values = query
+        .split('&')
+        .filter_map(|parameter| parameter.split_once('='));
+    values
+        .into_iter()
+        .any(|(_, value)| token::is_compact(value))
 }
 
 impl Operation {
@@ -201,7 +221,13 @@ impl Request {
                 let token = bearer(value).ok_or(ExchangeError::Authorization)?;
                 Some(Zeroizing::new(token.to_owned()))
             }
-            None => None,
+            None => {
+                let query = request.path.and_then(|path| path.split_once('?'));
+                if query.is_some_and(|(_, query)| has_token(query)) {
+                    return Err(ExchangeError::TokenInUrl(version.into()));
+                }
+                None
+            }
         };
         let host = header(request.headers, "host");
         Ok(Self {
@@ -273,6 +299,7 @@ impl Response {
             ExchangeError::NotHttp | ExchangeError::Body => return None,
             ExchangeError::Version(Some(version)) => (Status::BadRequest, *version),
             ExchangeError::Authorization => (Status::Unauthorized, Version::V2.into()),
+            ExchangeError::TokenInUrl(version) => (Status::Unauthorized, *version),
             ExchangeError::Version(None) | ExchangeError::Method | ExchangeError::Path => {
                 (Status::BadRequest, Version::V2.into())
             }

@@ -24,7 +24,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::lab::{Lab, Target, failure, logged, logged_times, within};
+use crate::lab::{Lab, Target, failure, log, logged, logged_times, within};
 
 /// A gateway with a certificate, and an operator.
 pub(crate) struct Place {
@@ -829,6 +829,16 @@ async fn the_first_bytes_select_a_candidate_and_close_the_others() {
         place.states(association).await,
         ["closed", "closed", "selected", "closed"]
     );
+    // Who accepts on all candidates comes too late with some; that is nothing for an administrator to look at.
+    let candidate = of(&candidates, "tcp");
+    let accept = path(Operation::Accept, association, candidate);
+    assert_eq!(place.peer("tcp", accept, None).await.err(), Some(409));
+    let line = logged("Candidate not needed").await;
+    assert_eq!(line["reason"], "another candidate was selected");
+    let connect = path(Operation::Connect, association, candidate);
+    assert!(!log().contains("Rendezvous refused"));
+    assert_eq!(place.peer("tcp", connect, None).await.err(), Some(409));
+    logged("Rendezvous refused").await;
     drop((chosen, its_acceptor));
     logged("Session closed").await;
     assert_eq!(place.states(association).await, ["closed"; 4]);
@@ -1021,8 +1031,75 @@ async fn authentication_may_be_switched_off_and_says_so() {
     let place = Place::start("[jet]\nauthentication = false\n");
     let association = Uuid::new_v4();
     place.association(association, "").await;
-    let log = crate::lab::log();
+    let log = log();
     assert!(log.contains("jet.authentication = false"), "{log}");
+}
+
+#[tokio::test]
+async fn that_anyone_may_be_a_peer_is_said_at_the_start_and_nothing_is_where_it_is_not_so() {
+    let _careful = Place::start("[jet]\npeers = \"as-created\"\n");
+    assert!(!log().contains("jet.peers"), "{}", log());
+    let _open = Place::start("[jet]\npeers = \"anyone\"\n");
+    assert!(log().contains("(jet.peers = anyone)"), "{}", log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_in_a_url_is_not_read_and_the_refusal_says_what_to_use() {
+    let place = Place::start("");
+    let association = Uuid::new_v4();
+    let token = place.token(association, json!({}));
+    let candidates = place.association(association, &token).await;
+    let test = path(Operation::Test, association, of(&candidates, "ws"));
+    let told = |answer: &str| {
+        for way in [
+            "Authorization: Bearer TOKEN",
+            "sub-protocol bearer.TOKEN",
+            "?ticket=TICKET",
+        ] {
+            assert!(answer.contains(way), "{way}: {answer}");
+        }
+        assert!(!answer.contains(&token), "{answer}");
+    };
+    for (number, head) in [
+        format!("GET /jet/association/{association}?token={token}"),
+        format!("POST /jet/tickets?access_token={token}"),
+        format!("GET {test}?a=b&token={token}"),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let (status, problem) = place.http(head, "", "").await;
+        assert_eq!(status, 401, "{problem}");
+        assert_eq!(problem["rule"], "token-in-url", "{problem}");
+        told(problem["detail"].as_str().unwrap());
+        let line = logged_times("Request refused", number + 1)
+            .await
+            .remove(number);
+        told(line["reason"].as_str().unwrap());
+    }
+    // As a WebSocket, and in a packet; and what stands beside a token that is read is nobody's matter.
+    for (bearer, expected) in [(None, Some(401)), (Some(token.as_str()), None)] {
+        let mut request = format!("ws://gw.test{test}?token={token}")
+            .into_client_request()
+            .unwrap();
+        if let Some(bearer) = bearer {
+            let bearer = format!("Bearer {bearer}").parse().unwrap();
+            request.headers_mut().insert("authorization", bearer);
+        }
+        let stream: Box<dyn Duplex> = Box::new(place.lab.connect().await);
+        assert_eq!(handshake(stream, request).await.err(), expected);
+        let authorization = bearer.map_or_else(String::new, |bearer| {
+            format!("Authorization: Bearer {bearer}\r\n")
+        });
+        let payload =
+            format!("GET {test}?token={token} HTTP/1.1\r\nJet-Version: 3\r\n{authorization}\r\n");
+        let packet = packet::encode(payload.as_bytes(), 0x5A).unwrap();
+        let mut stream = place.lab.connect().await;
+        stream.write_all(&packet).await.unwrap();
+        let response = response(&mut stream).await;
+        assert_eq!(u16::from(response.status), expected.unwrap_or(200));
+    }
+    told(logged("Bad JET request").await["reason"].as_str().unwrap());
 }
 
 // J-API-2
@@ -1122,7 +1199,7 @@ async fn a_browser_shows_its_token_as_a_sub_protocol_or_a_ticket() {
         let stream: Box<dyn Duplex> = Box::new(place.lab.connect().await);
         assert_eq!(handshake(stream, request).await.err(), expected);
     }
-    for line in crate::lab::log().lines() {
+    for line in log().lines() {
         // The client's library, which is part of the test, tells what it sends.
         if !line.contains("tungstenite") {
             assert!(!line.contains(&ticket) && !line.contains(&token), "{line}");
