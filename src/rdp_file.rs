@@ -161,6 +161,19 @@ impl RdpFile {
         Ok(())
     }
 
+    /// For a token by which the gateway logs on to the target: the client asks its user for nothing. It offers no NLA then, by which
+    /// alone it would have to know a password, so this is not for tokens with `prx_usr`.
+    pub fn ask_nothing(&mut self) {
+        for (name, value) in ASK_NOTHING {
+            self.put(Setting {
+                name: name.to_owned(),
+                value: Value::Integer(value),
+            });
+        }
+        // FreeRDP asks for a password where it has none; mstsc does not know this setting.
+        self.put_text("password", "");
+    }
+
     /// Fills in the user name.
     ///
     /// # Errors
@@ -380,7 +393,7 @@ const DEFAULTS: [(&str, i64); 8] = [
     // them to another may lock an account: ask each time.
     ("prompt for credentials", 1),
     // Warn and let the user decide where the certificate cannot be verified: opaque sessions show the certificate of
-    // the target under the name of the gateway.
+    // the target under the name of the gateway; with `session.inspect = "always"` it is the gateway's own.
     ("authentication level", 2),
     // A redirection names another host, and following it leaves the gateway.
     ("use redirection server name", 0),
@@ -389,6 +402,13 @@ const DEFAULTS: [(&str, i64); 8] = [
     // Not an RD Gateway: never go through one on the way, as explicit settings and not those of the administrator.
     ("gatewayusagemethod", 0),
     ("gatewayprofileusagemethod", 1),
+];
+
+/// What a client asks for nothing by.
+const ASK_NOTHING: [(&str, i64); 2] = [
+    // A password is asked for because NLA needs one before the session.
+    ("enablecredsspsupport", 0),
+    ("prompt for credentials", 0),
 ];
 
 /// Settings that [`RdpFile::set`] refuses, and what to use. Secrets among them would be in the process list.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 
 use crate::cli::print_line;
-use crate::config::{Config, Flags};
+use crate::config::{Config, Flags, Inspect, ListenerConfig};
 use crate::gateway;
 
 /// Arguments of `jetway config`.
@@ -35,6 +35,24 @@ pub enum Command {
     },
 }
 
+/// Whose certificate the users of a listener are shown, which nothing in their own client explains.
+fn shown(config: &Config, listener: &ListenerConfig) -> String {
+    match (config.tls_of(listener), config.session.inspect) {
+        (None, _) => "every session is opaque: clients are shown the target's certificate under the gateway's name; with [tls] and \
+                      session.inspect = \"always\" the gateway shows its own"
+            .to_owned(),
+        (Some(tls), Inspect::Always) => format!(
+            "every session is inspected (session.inspect = \"always\"): clients are shown {}",
+            tls.certificate.display()
+        ),
+        (Some(tls), Inspect::WhenNeeded) => format!(
+            "sessions are opaque, and clients are shown the target's certificate under the gateway's name, unless a token has \
+             credentials or a pin, when they are shown {}, as always with session.inspect = \"always\"",
+            tls.certificate.display()
+        ),
+    }
+}
+
 /// Runs `jetway config`.
 ///
 /// # Errors
@@ -57,6 +75,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             "without TLS"
         };
         print_line(&format!("listener {} {tls}", listener.address))?;
+        print_line(&format!("  {}", shown(&config, listener)))?;
     }
     print_line(&format!(
         "token keys: {verify} to verify with, {decrypt} to decrypt with"

@@ -61,7 +61,7 @@ pub struct Args {
     /// SHA-256 of the only certificate that the target may show
     #[arg(long, value_name = "HEX", requires = "via")]
     cert_thumb256: Option<String>,
-    /// Life of the token, seconds
+    /// Life of the token, seconds; the file opens its session within that time (two minutes, if nothing else is said), or never
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     lifetime: u64,
     /// Exchange the token for a ticket at this gateway, for clients that take no preconnection PDU: https://HOST:PORT, or
@@ -77,6 +77,10 @@ pub struct Args {
     /// User name to fill in
     #[arg(long, value_name = "NAME")]
     username: Option<String>,
+    /// The gateway logs on to the target (dst_usr in the token, which has no prx_usr): the client asks for no user and no password.
+    /// This is so with --dst-usr
+    #[arg(long)]
+    gateway_logs_on: bool,
     /// Another setting, or another value for one; may be repeated
     #[arg(long = "setting", value_name = "NAME:TYPE:VALUE")]
     settings: Vec<Setting>,
@@ -128,8 +132,12 @@ fn write(
             lifetime: args.lifetime,
             ..token::NewArgs::default()
         };
-        let made = token::make(&new, clock::unix_now(), stdin)?;
+        let now = clock::unix_now();
+        let made = token::make(&new, now, stdin)?;
         carry(&mut file, &made.token, &args)?;
+        if let Some(note) = made.life(now) {
+            writeln!(stderr, "note: {note}").context("writing a note")?;
+        }
     }
     if let Some(path) = &args.ticket_file {
         let ticket = secret_file::read(path, stdin).context("reading the ticket")?;
@@ -140,6 +148,13 @@ fn write(
     }
     for setting in &args.settings {
         file.set(setting.clone())?;
+    }
+    if args.gateway_logs_on || args.dst_usr.is_some() {
+        file.ask_nothing();
+    } else {
+        for note in [OPAQUE, LOGS_ON] {
+            writeln!(stderr, "note: {note}").context("writing a note")?;
+        }
     }
     for warning in file.warnings() {
         writeln!(stderr, "warning: {warning}").context("writing a warning")?;
@@ -159,6 +174,13 @@ fn write(
             .context("writing to standard output"),
     }
 }
+
+/// What the user of the file sees that its author should know.
+const OPAQUE: &str = "where the gateway does not look into the session, the client shows the target's certificate under the gateway's name, \
+                      and its user is asked about it; with [tls] and session.inspect = \"always\" the gateway shows its own";
+
+const LOGS_ON: &str = "the client asks for a user and a password, which are the target's; where the gateway logs on (dst_usr in the token), \
+                       anything will do, and --gateway-logs-on writes a file that does not ask";
 
 /// Puts the token into the file, or a ticket for it.
 fn carry(file: &mut RdpFile, token: &str, args: &Args) -> anyhow::Result<()> {
@@ -225,7 +247,14 @@ mod tests {
         ];
         let (stdout, stderr) = jetway_rdp(&arguments, "eyJ0.e30.c2ln\n").unwrap();
 
-        assert_eq!((stdout.as_str(), stderr.as_str()), ("", ""));
+        assert_eq!(stdout, "");
+        for words in [
+            "target's certificate",
+            "session.inspect",
+            "--gateway-logs-on",
+        ] {
+            assert!(stderr.contains(words), "{words}: {stderr}");
+        }
         let text = fs::read_to_string(&out).unwrap();
         assert!(text.starts_with("full address:s:gw.example:3389\r\n"));
         assert!(text.contains("\r\npcb:s:eyJ0.e30.c2ln\r\n"));
@@ -261,6 +290,30 @@ mod tests {
     }
 
     #[test]
+    fn a_file_by_which_the_gateway_logs_on_asks_nothing_and_no_note_is_needed() {
+        let arguments = ["--ticket", "-", "--utf8", "--gateway-logs-on"];
+        let (stdout, stderr) = jetway_rdp(&arguments, "t").unwrap();
+        assert!(
+            stdout.contains("\r\nenablecredsspsupport:i:0\r\n"),
+            "{stdout}"
+        );
+        assert!(
+            stdout.contains("\r\nprompt for credentials:i:0\r\n"),
+            "{stdout}"
+        );
+        assert_eq!(stderr, "");
+        let (stdout, _) = jetway_rdp(&["--ticket", "-", "--utf8"], "t").unwrap();
+        assert!(
+            stdout.contains("\r\nenablecredsspsupport:i:1\r\n"),
+            "{stdout}"
+        );
+        assert!(
+            stdout.contains("\r\nprompt for credentials:i:1\r\n"),
+            "{stdout}"
+        );
+    }
+
+    #[test]
     fn what_is_written_by_default_is_utf16() {
         let args = parse(&["--ticket", "-"]).unwrap();
         let mut stdout = Vec::new();
@@ -272,7 +325,7 @@ mod tests {
     fn long_token_is_warned_of() {
         let (_, stderr) = jetway_rdp(&["--token-file", "-", "--utf8"], &"x".repeat(5000)).unwrap();
         assert!(
-            stderr.starts_with("warning: the token has 5000 bytes"),
+            stderr.contains("\nwarning: the token has 5000 bytes"),
             "{stderr}"
         );
     }
@@ -392,6 +445,11 @@ mod tests {
         let pin = "07".repeat(32);
         let arguments = [&via[..], &logon, &keys, &further, &[pin.as_str()]].concat();
         let (stdout, stderr) = jetway_rdp(&arguments, "correct horse\n").unwrap();
+        assert!(
+            stdout.contains("\r\nenablecredsspsupport:i:0\r\n"),
+            "{stdout}"
+        );
+        assert!(stderr.contains("(2 min)"), "{stderr}");
         assert!(!stdout.contains("correct") && !stderr.contains("correct"));
         let token = stdout.split("\r\npcb:s:").nth(1).unwrap();
         let token = token.split("\r\n").next().unwrap();

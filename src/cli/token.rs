@@ -1,5 +1,6 @@
 //! `jetway token`: mints tokens and explains them. Secrets come from files or standard input, never from arguments.
 
+use std::cmp::Ordering;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -124,7 +125,7 @@ pub struct NewArgs {
     /// SHA-256 of the only certificate that the target may show
     #[arg(long, value_name = "HEX")]
     pub cert_thumb256: Option<String>,
-    /// Life from its start, seconds
+    /// Life from its start, seconds; the token opens its session within that time (two minutes, if nothing else is said), or never
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     pub lifetime: u64,
     /// Start of its validity, seconds from now
@@ -184,6 +185,9 @@ fn new(args: &NewArgs) -> anyhow::Result<()> {
     let made = make(args, now, &mut io::stdin().lock())?;
     let mut stderr = io::stderr().lock();
     writeln!(stderr, "{:#}", Value::Object(masked(&made.claims)))?;
+    if let Some(life) = made.life(now) {
+        writeln!(stderr, "jetway: {life}; --lifetime says how long")?;
+    }
     if let Err(error) = Claims::check(&Value::Object(made.claims), args.encrypt_key.is_some(), now)
     {
         writeln!(
@@ -204,6 +208,23 @@ fn new(args: &NewArgs) -> anyhow::Result<()> {
 pub(super) struct Made {
     pub(super) token: String,
     claims: Map<String, Value>,
+}
+
+impl Made {
+    /// When the token is good, for people.
+    pub(super) fn life(&self, now: UnixTime) -> Option<String> {
+        let date = |name: &str| Some(UnixTime(self.claims.get(name)?.as_u64()?));
+        let (from, until) = (date("nbf").or_else(|| date("iat"))?, date("exp")?);
+        let begins = if from > now {
+            format!("from {from}, in {}, ", from.apart(now))
+        } else {
+            String::new()
+        };
+        Some(format!(
+            "the token is valid {begins}until {until} ({}), and opens its session by then or never",
+            until.apart(from)
+        ))
+    }
 }
 
 pub(super) fn make(
@@ -479,6 +500,13 @@ fn report(inspection: &Inspection, now: UnixTime) -> String {
     if let Some(protection) = &inspection.protection {
         line("protection", &protection.to_string());
     }
+    // Of a token that is refused, too, and of one that nobody has verified: what it says of itself.
+    for name in ["iat", "nbf", "exp"] {
+        let claims = inspection.claims.as_ref();
+        if let Some(date) = claims.and_then(|claims| claims.get(name)?.as_u64()) {
+            line(name, &dated(UnixTime(date), now));
+        }
+    }
     match &inspection.verdict {
         None => line("verdict", "not verified: no --key was given"),
         Some(Ok(token)) => {
@@ -499,6 +527,17 @@ fn period(token: &Token, now: UnixTime) -> String {
         validity.not_after,
         validity.not_after.since(now)
     )
+}
+
+/// A date with its number, and how far off it is.
+fn dated(date: UnixTime, now: UnixTime) -> String {
+    let far = date.apart(now);
+    let when = match date.cmp(&now) {
+        Ordering::Less => format!("{far} ago"),
+        Ordering::Equal => "now".to_owned(),
+        Ordering::Greater => format!("in {far}"),
+    };
+    format!("{date} ({}), {when}", date.0)
 }
 
 fn refusal(error: &TokenError) -> String {
@@ -699,9 +738,27 @@ mod tests {
             not_before_in: 3600,
             ..keys.signed()
         };
-        let token = make(&late, NOW).unwrap().token;
+        let made = make(&late, NOW).unwrap();
+        let life = made.life(NOW).unwrap();
+        assert_eq!(
+            life,
+            "the token is valid from 2023-11-14T23:13:20Z, in 1 h, until 2023-11-14T23:15:20Z (2 min), and opens its session by then or never"
+        );
+        let token = made.token;
         let reported = report(&keys.inspect(&token, &["sign:issuer"]), NOW);
         assert!(reported.contains("refused (not-yet-valid)"), "{reported}");
+        // The dates of a token that is refused are what one looks for, and of one that nobody has verified.
+        for shown in [&reported, &report(&keys.inspect(&token, &[]), NOW)] {
+            for date in [
+                "iat         2023-11-14T22:13:20Z (1700000000), now",
+                "nbf         2023-11-14T23:13:20Z (1700003600), in 1 h",
+                "exp         2023-11-14T23:15:20Z (1700003720), in 1 h 2 min",
+            ] {
+                assert!(shown.contains(date), "{date}: {shown}");
+            }
+        }
+        let later = report(&keys.inspect(&token, &[]), NOW.plus(7200));
+        assert!(later.contains("(1700003720), 58 min ago"), "{later}");
 
         let other = Keys::new();
         let reported = report(&other.inspect(&token, &["issuer.pub"]), NOW);
