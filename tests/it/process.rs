@@ -144,6 +144,51 @@ fn the_key_commands_of_the_readme_and_the_untouched_sample_fit_together() {
 }
 
 #[test]
+fn config_check_says_whose_certificate_users_see_by_each_port() {
+    let folder = tempfile::tempdir().unwrap();
+    let (certificate, key) = (folder.path().join("c.pem"), folder.path().join("k.pem"));
+    let certified = rcgen::generate_simple_self_signed(["gw.test".to_owned()]).unwrap();
+    fs::write(&certificate, certified.cert.pem()).unwrap();
+    fs::write(&key, certified.signing_key.serialize_pem()).unwrap();
+    let tls = format!("[tls]\ncertificate = {certificate:?}\nkey = {key:?}\n");
+    let always = "[session]\ninspect = \"always\"\n";
+    let shown = certificate.display().to_string();
+    for (extra, words) in [
+        (
+            String::new(),
+            vec![
+                "opaque",
+                "the target's certificate under the gateway's name",
+                "[tls]",
+                "inspect = \"always\"",
+            ],
+        ),
+        (
+            tls.clone(),
+            vec![
+                "sessions are opaque",
+                "the target's certificate under the gateway's name",
+                &shown,
+                "inspect = \"always\"",
+            ],
+        ),
+        (
+            format!("{tls}{always}"),
+            vec!["every session is inspected", &shown],
+        ),
+    ] {
+        configure(folder.path(), &extra);
+        let config = folder.path().join("jetway.toml");
+        let checked = jetway(&["config", "check", "--config", config.to_str().unwrap()]);
+        let told = String::from_utf8(checked.stdout).unwrap();
+        assert!(checked.status.success(), "{told}");
+        for words in words {
+            assert!(told.contains(words), "{words}: {told}");
+        }
+    }
+}
+
+#[test]
 fn every_file_that_cannot_be_used_is_told_at_once_with_line_and_key() {
     let folder = tempfile::tempdir().unwrap();
     configure(folder.path(), "");

@@ -199,6 +199,41 @@ fn freerdp3_with_the_proxy_password_reaches_the_tls_desktop() -> Result<()> {
     the_proxy_password_reaches_the_desktop(Version::Three, TargetKind::ShadowTls)
 }
 
+#[test]
+fn freerdp2_may_write_its_user_in_another_case_beyond_ascii() -> Result<()> {
+    the_user_may_be_written_in_another_case(Version::Two)
+}
+
+#[test]
+fn freerdp3_may_write_its_user_in_another_case_beyond_ascii() -> Result<()> {
+    the_user_may_be_written_in_another_case(Version::Three)
+}
+
+fn the_user_may_be_written_in_another_case(version: Version) -> Result<()> {
+    workspace::run(|workspace| {
+        let target = Shadow::start(workspace, Security::Nla)?;
+        let place = target.place();
+        let gateway = Gateway::start_inside(workspace, "first-use")?;
+        let grant = Grant {
+            proxy: Some(("Jörg", "Of-The-Proxy-1")),
+            ..Grant::logon(&place.user, &place.password)
+        };
+        let token = gateway.token_with(&place.address(), &grant)?;
+        let visitor = |user: &str| Place {
+            user: user.to_owned(),
+            password: "Of-The-Proxy-1".to_owned(),
+            ..place.clone()
+        };
+        let session = |role: &str, user: &str| {
+            let (options, user) = (["/sec:nla"], visitor(user));
+            through(workspace, &gateway, role, version, &token, &options, &user)
+        };
+        let code = session("another", "JORG")?.exit_code()?;
+        ensure!(code == exit::LOGON_FAILURE, "exit code {code}");
+        session("client", "JÖRG")?.wait_for_desktop(place).map(drop)
+    })
+}
+
 fn the_proxy_password_reaches_the_desktop(version: Version, kind: TargetKind) -> Result<()> {
     workspace::run(|workspace| {
         let target = target::start(workspace, kind)?;

@@ -31,6 +31,7 @@ use crate::lab::freerdp::{FreeRdp, Version};
 use crate::lab::target::{self, Place, TargetKind};
 use crate::lab::wait::PATIENCE;
 use crate::lab::workspace;
+use crate::told;
 
 fn credentials(username: &str, password: &str) -> Credentials {
     Credentials {
@@ -408,7 +409,12 @@ fn freerdp_shows_why(version: Version, proxy: Option<&Credentials>) -> Result<()
                 drop((stream, listener));
                 let code = client.exit_code()?;
                 let output = client.output()?;
-                ensure!(code != 0 && output.contains(name), "{code}: {output}");
+                let row = told::row(name)?;
+                ensure!(row.code == Some(reason.error_info()), "{name}: {row:?}");
+                ensure!(
+                    code == row.exit(version) && output.contains(name),
+                    "{code}: {output}"
+                );
             }
             Ok(())
         })

@@ -20,4 +20,5 @@ mod redirects;
 mod refuses;
 mod shares;
 mod straight;
+mod told;
 mod withholds;

@@ -59,6 +59,18 @@ impl FreeRdp {
         Self::start_in(workspace, role, version, arguments, place, &[])
     }
 
+    /// A client that is told neither user nor password, and has nobody to ask.
+    pub(crate) fn start_alone(
+        workspace: &Workspace,
+        role: &str,
+        version: Version,
+        arguments: &[String],
+    ) -> Result<Self> {
+        let display = Display::start(workspace, role)?;
+        let command = display.command(version.program());
+        Self::start_as(workspace, role, display, command, arguments, None)
+    }
+
     /// The same with more in its environment.
     pub(crate) fn start_in(
         workspace: &Workspace,
@@ -71,7 +83,7 @@ impl FreeRdp {
         let display = Display::start(workspace, role)?;
         let mut command = display.command(version.program());
         command.envs(environment.iter().copied());
-        Self::start_as(workspace, role, display, command, arguments, place)
+        Self::start_as(workspace, role, display, command, arguments, Some(place))
     }
 
     /// The same in a namespace.
@@ -87,7 +99,7 @@ impl FreeRdp {
         let mut command = namespace.command(version.program());
         // A display is a file, whatever the network.
         command.env("DISPLAY", display.name());
-        Self::start_as(workspace, role, display, command, arguments, place)
+        Self::start_as(workspace, role, display, command, arguments, Some(place))
     }
 
     fn start_as(
@@ -96,15 +108,17 @@ impl FreeRdp {
         display: Display,
         mut command: Command,
         arguments: &[String],
-        place: &Place,
+        place: Option<&Place>,
     ) -> Result<Self> {
-        command
-            // A .rdp file must come first.
-            .args(arguments)
-            .args([
+        // A .rdp file must come first.
+        command.args(arguments);
+        if let Some(place) = place {
+            command.args([
                 format!("/u:{}", place.user),
                 format!("/p:{}", place.password),
-            ])
+            ]);
+        }
+        command
             .args([
                 "/cert:ignore",
                 "/log-level:INFO",

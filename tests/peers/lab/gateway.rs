@@ -89,6 +89,16 @@ impl Gateway {
         Self::start_configured(workspace, 60, &further, &[])
     }
 
+    /// The same where the same address may use a token again within so many seconds.
+    pub(crate) fn start_inside_again(
+        workspace: &Workspace,
+        reconnect_window_s: u64,
+        further: &str,
+    ) -> Result<Self> {
+        let further = Self::inside(workspace, "first-use", further)?;
+        Self::start_configured(workspace, reconnect_window_s, &further, &[])
+    }
+
     fn inside(workspace: &Workspace, verify: &str, target: &str) -> Result<String> {
         let folder = workspace.folder("gateway")?;
         let (certificate, key) = self_signed(&folder, vec!["localhost".to_owned()])?;
@@ -263,6 +273,16 @@ tls_only = {tls_only:?}
 
     /// A .rdp file by `jetway rdp` with the token in `pcb`, the ticket in `loadbalanceinfo`, or both.
     pub(crate) fn rdp_file(&self, token: Option<&str>, ticket: Option<&str>) -> Result<PathBuf> {
+        self.rdp_file_with(token, ticket, &[])
+    }
+
+    /// The same with further options.
+    pub(crate) fn rdp_file_with(
+        &self,
+        token: Option<&str>,
+        ticket: Option<&str>,
+        options: &[&str],
+    ) -> Result<PathBuf> {
         let (address, out) = (self.address(), self.folder.join("session.rdp"));
         let token = token
             .map(|token| self.secret_file("rdp.jwt", token))
@@ -271,6 +291,7 @@ tls_only = {tls_only:?}
             .map(|ticket| self.secret_file("rdp.ticket", ticket))
             .transpose()?;
         let mut arguments = vec![OsStr::new("rdp")];
+        arguments.extend(options.iter().map(OsStr::new));
         arguments.extend([OsStr::new("--full-address"), OsStr::new(&address)]);
         arguments.extend([OsStr::new("--out"), out.as_os_str()]);
         if let Some(token) = &token {
@@ -333,6 +354,14 @@ tls_only = {tls_only:?}
         self.request("GET /jet/sessions", API_KEY)
     }
 
+    /// Ends the one live session, as an operator does.
+    pub(crate) fn end_session(&self) -> Result<()> {
+        let live = self.live_sessions()?;
+        let id = live[0]["id"].as_str().context("no live session")?;
+        self.request(&format!("DELETE /jet/sessions/{id}"), API_KEY)
+            .map(drop)
+    }
+
     /// Asks the REST interface for something that is to be granted.
     pub(crate) fn request(&self, what: &str, bearer: &str) -> Result<Value> {
         let mut stream = TcpStream::connect(self.address())?;
@@ -345,7 +374,11 @@ tls_only = {tls_only:?}
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let (head, body) = answer.split_once("\r\n\r\n").context("HTTP")?;
-        ensure!(head.starts_with("HTTP/1.1 200 "), "{what}: {head}");
+        let granted = ["HTTP/1.1 200 ", "HTTP/1.1 204 "];
+        ensure!(
+            granted.iter().any(|granted| head.starts_with(granted)),
+            "{what}: {head}"
+        );
         // An answer without a body is null.
         let body = if body.is_empty() { "null" } else { body };
         serde_json::from_str(body).with_context(|| body.to_owned())

@@ -19,6 +19,7 @@ pub(crate) mod freerdp;
 pub(crate) mod gateway;
 pub(crate) mod kdc;
 pub(crate) mod keyboard;
+pub(crate) mod link;
 pub(crate) mod log;
 pub(crate) mod namespace;
 pub(crate) mod piped;
