@@ -158,8 +158,7 @@ async fn issue(
         reconnect_window_s: window.as_secs(),
     };
     let ticket = gateway.tickets.issue(text, owner, terms, now).await;
-    let ticket = ticket
-        .map_err(|error| Denied::of(&token, Refusal::Store(error.to_string())))?;
+    let ticket = ticket.map_err(|error| Denied::of(&token, Refusal::Store(error.to_string())))?;
     Ok(Created {
         ticket: ticket.as_str().to_owned(),
         expires_at,
