@@ -16,7 +16,7 @@ use crate::lab::log::{CLOSED, REFUSED};
 use crate::lab::shadow::{Program, Security, Shadow};
 use crate::lab::target::{Place, Target};
 use crate::lab::wait::{PATIENCE, until};
-use crate::lab::workspace::{self, Workspace};
+use crate::lab::workspace;
 use crate::refuses::{Refused, UNAUTHENTICATED};
 
 /// A row of the README's table of what users of inspected sessions see.
