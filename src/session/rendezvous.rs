@@ -96,11 +96,11 @@ impl NotAdmitted {
     #[must_use]
     pub fn status(&self) -> Status {
         match self {
-            Self::Token(denied) => match &denied.refusal {
-                Refusal::TooMuchWork => Status::Unavailable,
-                refusal if refusal.is_unmet_demand() => Status::Forbidden,
-                _ => Status::Unauthorized,
-            },
+            Self::Token(denied) if matches!(denied.refusal, Refusal::TooMuchWork) => {
+                Status::Unavailable
+            }
+            Self::Token(denied) if denied.refusal.is_unmet_demand() => Status::Forbidden,
+            Self::Token(_) => Status::Unauthorized,
             Self::Origin(_) => Status::Forbidden,
             Self::Declined(declined) => match declined {
                 Declined::UnknownAssociation | Declined::UnknownCandidate => Status::NotFound,
