@@ -4,8 +4,8 @@
 # usage: tests/install.sh [build] [peers] [ci] [bench]
 #   build      what the build needs, and nothing else
 #   (nothing)  what the tests without peers need: cargo-nextest, besides what the build needs
-#   peers      the real clients and targets of tests/peers: FreeRDP 2 and 3, rdesktop, aardwolf, xrdp, weston, krb5kdc, Xvfb,
-#              Chromium, websockets, wscat, socat, OpenSSH, Xvnc and the tools around them
+#   peers      the real clients and targets of tests/peers: FreeRDP 2 and 3, Remmina, rdesktop, aardwolf, xrdp, weston, GNOME
+#              Remote Desktop, krb5kdc, Xvfb, Chromium, websockets, wscat, socat, OpenSSH, Xvnc and the tools around them
 #   ci         cargo-deny and cargo-fuzz
 #   bench      what tests/bench compares with: HAProxy, FreeRDP's proxy, PyRDP, websocat, and ws of Node.js where that is
 #              there; its real sessions also need peers
@@ -22,6 +22,9 @@ for part in "$@"; do
     peers)
         packages+=(iproute2 xvfb xauth xdotool xclip x11-utils x11-apps x11-xserver-utils xterm openssl
             freerdp2-x11 freerdp2-shadow-x11 winpr-utils freerdp3-x11 freerdp3-shadow-x11 xrdp xorgxrdp
+            remmina remmina-plugin-rdp openbox
+            # GNOME Remote Desktop needs no shell, but a compositor, a place for its pictures and a terminal to show.
+            gnome-remote-desktop mutter pipewire wireplumber dbus foot wl-clipboard
             rdesktop fuse3 pulseaudio pulseaudio-utils weston xwayland python3-venv
             # They come without a realm, and without one krb5kdc and kadmind do not start.
             krb5-kdc krb5-admin-server krb5-user faketime dnsmasq-base

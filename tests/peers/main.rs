@@ -1,11 +1,13 @@
-//! Jetway between real parts: FreeRDP 2 and 3, rdesktop and aardwolf as clients, freerdp-shadow-cli, xrdp and weston as
-//! targets; pages in Chromium, websockets, wscat, `openssl s_client` and socat as peers of a rendezvous; OpenSSH and Xvnc as what else is spoken.
+//! Jetway between real parts: FreeRDP 2 and 3, Remmina, rdesktop and aardwolf as clients, freerdp-shadow-cli, xrdp, weston and
+//! GNOME Remote Desktop as targets; pages in Chromium, websockets, wscat, `openssl s_client` and socat as peers of a rendezvous; OpenSSH
+//! and Xvnc as what else is spoken.
 //!
 //! `tests/install.sh peers` installs them. xrdp and network namespaces need root.
 
 mod agent;
 mod behind;
 mod direct;
+mod gnome;
 mod injects;
 mod kerberos;
 mod lab;
@@ -18,6 +20,7 @@ mod pages;
 mod protocols;
 mod redirects;
 mod refuses;
+mod remmina;
 mod shares;
 mod straight;
 mod told;

@@ -1,0 +1,99 @@
+//! GNOME Remote Desktop as target: NLA, the graphics pipeline, a clipboard and a desktop that follows the window.
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use crate::injects::{stranger, through};
+use crate::lab::clipboard::{self, Copied};
+use crate::lab::freerdp::{FreeRdp, Version};
+use crate::lab::gateway::{Gateway, Grant, Protection};
+use crate::lab::grd::GnomeRemoteDesktop;
+use crate::lab::link::Link;
+use crate::lab::log::{CLOSED, REFUSED};
+use crate::lab::target::Target;
+use crate::lab::wait::{PATIENCE, until};
+use crate::lab::workspace;
+
+#[test]
+fn freerdp3_reaches_gnome_remote_desktop_opaquely_and_comes_back_over_a_cut_link() -> Result<()> {
+    workspace::run(|workspace| {
+        let target = GnomeRemoteDesktop::start(workspace)?;
+        let place = target.place();
+        let gateway = Gateway::start_with(workspace, 60)?;
+        let token = gateway.token(&place.address(), Protection::Signed)?;
+        let link = Link::start(&gateway.address())?;
+        let arguments = [
+            format!("/v:{}", link.address()),
+            format!("/pcb:{token}"),
+            "+auto-reconnect".to_owned(),
+        ];
+        let mut client = FreeRdp::start(workspace, "client", Version::Three, &arguments, place)?;
+        client.wait_for_desktop(place)?;
+        client.type_until_it_arrives(place)?;
+        link.cut();
+        gateway.wait_for(CLOSED, 1)?;
+        // The terminal is there, though no longer as large as the screen.
+        client.type_until_it_arrives(place)?;
+        ensure!(gateway.logged(REFUSED)?.is_empty(), "nothing was refused");
+        Ok(())
+    })
+}
+
+#[test]
+fn freerdp2_is_logged_on_to_gnome_remote_desktop_with_clipboard_and_resizing() -> Result<()> {
+    workspace::run(|workspace| {
+        let target = GnomeRemoteDesktop::start(workspace)?;
+        let place = target.place();
+        let gateway = Gateway::start_inside_for(workspace, &target)?;
+        let grant = Grant::logon(&place.user, &place.password);
+        let token = gateway.token_with(&place.address(), &grant)?;
+        let options = ["+clipboard", "/dynamic-resolution"];
+        let user = stranger(place);
+        let version = Version::Two;
+        let mut client = through(
+            workspace, &gateway, "client", version, &token, &options, &user,
+        )?;
+        client.wait_for_desktop(place)?;
+        client.type_until_it_arrives(place)?;
+
+        let to_target = "to the target: é 漢";
+        let copied = Copied::text(workspace, "copy-here", client.command("xclip"), to_target)?;
+        target.wait_for_text(to_target)?;
+        drop(copied);
+        let to_client = "to the client: ß 字";
+        let copied = target.copy(workspace, to_client)?;
+        clipboard::wait_for_text(to_client, || Ok(client.command("xclip")))?;
+        drop(copied);
+
+        let before = target.terminal_size()?;
+        let (width, height) = (800, 600);
+        client.resize(width, height)?;
+        let monitor = json!({ "width": width, "height": height });
+        gateway.wait_for_audit(&json!({ "event": "monitors_requested", "monitors": [monitor] }))?;
+        until("the desktop is smaller", PATIENCE, || {
+            let (rows, columns) = target.terminal_size()?;
+            Ok((rows < before.0 && columns < before.1).then_some(()))
+        })?;
+        client.type_until_it_arrives(place)?;
+        gateway.keeps_secret(&[&token, &place.password, to_target, to_client])
+    })
+}
+
+#[test]
+fn freerdp3_without_negotiation_is_logged_on_to_gnome_remote_desktop() -> Result<()> {
+    workspace::run(|workspace| {
+        let target = GnomeRemoteDesktop::start(workspace)?;
+        let place = target.place();
+        let gateway = Gateway::start_inside_for(workspace, &target)?;
+        let grant = Grant::logon(&place.user, &place.password);
+        let token = gateway.token_with(&place.address(), &grant)?;
+        let options = ["-nego", "/sec:tls"];
+        let user = stranger(place);
+        let version = Version::Three;
+        let mut client = through(
+            workspace, &gateway, "client", version, &token, &options, &user,
+        )?;
+        client.wait_for_desktop(place)?;
+        client.type_until_it_arrives(place)
+    })
+}
