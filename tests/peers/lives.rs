@@ -191,6 +191,9 @@ fn freerdp3_comes_back_by_itself_after_a_restart_of_the_gateway() -> Result<()> 
             ];
             let mut client = FreeRdp::start(workspace, role, Version::Three, &arguments, place)?;
             client.wait_for_desktop(place)?;
+            // Each has its pointer in the terminal from here on: where one of them comes back with it elsewhere, the desktop that
+            // they share takes the keys of the other one elsewhere, too.
+            client.type_until_it_arrives(place)?;
             clients.push(client);
         }
         gateway.restart(workspace)?;
