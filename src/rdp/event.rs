@@ -274,6 +274,20 @@ pub enum Unknown {
         /// Bytes of data.
         bytes: usize,
     },
+    /// A chunk that does not fit to those before it, of a channel on which nothing depends: its message is not read.
+    Chunk {
+        /// MCS channel.
+        channel: u16,
+        /// Bytes of the chunk.
+        bytes: usize,
+    },
+    /// A share control PDU of a type that is known and that only the other side sends.
+    OtherSide {
+        /// `type` in `pduType`.
+        pdu_type: u8,
+        /// Bytes with its header.
+        bytes: usize,
+    },
 }
 
 /// Keyboard and pointer.
@@ -414,6 +428,8 @@ pub enum Verdict {
 pub enum Interest {
     /// Nothing: chunks pass as they come.
     Ignore,
+    /// Its messages as far as they can be put together, while their chunks pass as they come; nothing depends on them.
+    Sample,
     /// Its messages, while their chunks pass as they come.
     Observe,
     /// Its messages before any of their bytes has passed.

@@ -4,7 +4,8 @@
 //! printed), not every message that it took: reads and writes are added up until the file is closed. Names and sizes
 //! are recorded, contents, passwords and keys are not.
 //!
-//! A message that a parser cannot read ends the session: nothing passes unseen.
+//! A message that a parser cannot read ends the session where something depends on it: nothing passes unseen. Elsewhere,
+//! as with sound, it is recorded once and passes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -306,7 +307,8 @@ pub enum AuditEvent {
     },
     /// Something that the specification does not know passed, or came on no channel and was dropped: the first of its kind.
     Unknown {
-        /// The channel; or `input`, `share`, `mcs`, `channels`, `nowhere` for what is not on a virtual channel.
+        /// The channel; or `input`, `share`, `mcs`, `channels`, `nowhere` for what is not on a virtual channel, and `chunks` for parts
+        /// of a message that do not fit together.
         channel: &'static str,
         /// Where it went.
         direction: Direction,
@@ -314,6 +316,15 @@ pub enum AuditEvent {
         message: u32,
         /// Its length.
         bytes: u64,
+    },
+    /// A message that cannot be read passed, since nothing depends on it: the first of its channel and direction.
+    Unreadable {
+        /// The channel.
+        channel: &'static str,
+        /// Where it went.
+        direction: Direction,
+        /// What is wrong with it.
+        reason: String,
     },
     /// A message that cannot be read; the session ends.
     Malformed {
@@ -374,7 +385,7 @@ pub struct SessionStatistics {
     pub sound_played: u64,
     /// Bytes of sound that the microphone sent.
     pub sound_heard: u64,
-    /// What the specification does not know and what passed: how often, by channel or layer.
+    /// What the specification does not know, or cannot be read, and what passed: how often, by channel or layer.
     pub unknown: BTreeMap<&'static str, u64>,
     /// Records that were made of it.
     pub records: u64,
@@ -424,6 +435,8 @@ pub struct Inspector {
     pictures: Graphics,
     /// What was unknown and is recorded.
     unknown: Vec<(&'static str, Direction, u32)>,
+    /// Where something that could not be read is recorded.
+    unreadable: BTreeSet<(&'static str, bool)>,
     budget: Budget,
     /// What covers the names of dynamic channels in the statistics.
     name_memory: Held,
@@ -466,6 +479,7 @@ impl Inspector {
             sounds: Vec::new(),
             pictures: Graphics::default(),
             unknown: Vec::new(),
+            unreadable: BTreeSet::new(),
             budget: budget.clone(),
             name_memory: budget.nothing(Direction::ToClient),
             exhausted: None,
@@ -561,6 +575,9 @@ impl Inspector {
             ChannelEvent::RemoteProgram(event) => self.remote_program(event),
             ChannelEvent::Graphics(event) => {
                 self.pictures(|graphics, statistics| graphics.pipeline(event, statistics));
+            }
+            ChannelEvent::Unreadable(what) => {
+                self.unreadable(what.name, what.direction, what.reason.to_string());
             }
         }
     }
@@ -1047,6 +1064,23 @@ impl Inspector {
         });
     }
 
+    /// Counts what could not be read and passed, and records the first of each channel and direction.
+    fn unreadable(&mut self, channel: &'static str, direction: Direction, reason: String) {
+        {
+            let mut statistics = self.statistics_mut();
+            let count = statistics.unknown.entry(channel).or_default();
+            *count = count.saturating_add(1);
+        }
+        let kind = (channel, direction == Direction::ToTarget);
+        if self.unreadable.insert(kind) {
+            self.record(AuditEvent::Unreadable {
+                channel,
+                direction,
+                reason,
+            });
+        }
+    }
+
     fn graphics(&self, kind: &'static str) {
         let mut statistics = self.statistics_mut();
         let count = statistics.graphics.entry(kind).or_default();
@@ -1110,8 +1144,10 @@ impl Stage for Inspector {
     }
 
     fn interest(&self, channel: &str) -> Interest {
-        if Channels::knows(channel) {
+        if Channels::matters(channel) {
             Interest::Observe
+        } else if Channels::knows(channel) {
+            Interest::Sample
         } else {
             Interest::Ignore
         }
@@ -1232,6 +1268,12 @@ impl Stage for Inspector {
                 }
                 Unknown::SharePdu { pdu_type, bytes } => {
                     self.unknown("share", *direction, pdu_type.into(), wide(bytes));
+                }
+                Unknown::OtherSide { pdu_type, bytes } => {
+                    self.unknown("share", *direction, pdu_type.into(), wide(bytes));
+                }
+                Unknown::Chunk { channel, bytes } => {
+                    self.unknown("chunks", *direction, channel.into(), wide(bytes));
                 }
                 Unknown::ChannelCount { granted, .. } => {
                     let granted = u32::try_from(granted).unwrap_or(u32::MAX);
@@ -1371,11 +1413,35 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_read_passes_where_nothing_depends_on_it_and_is_recorded_once() {
+        let (mut inspector, records) = inspector();
+        let cut = [13, 0, 12, 0, 0, 0];
+        for _ in 0..3 {
+            for direction in [Direction::ToClient, Direction::ToTarget] {
+                let verdict = message(&mut inspector, "rdpsnd", direction, &cut);
+                assert_eq!(verdict, Verdict::Forward);
+            }
+        }
+        let counted = lock(&inspector.statistics()).unknown["rdpsnd"];
+        assert!(counted >= 6, "{counted}");
+        drop(inspector);
+        let records: Vec<_> = records.iter().collect();
+        assert_eq!(records.len(), 2, "{records:?}");
+        for record in &records {
+            let AuditEvent::Unreadable { channel, .. } = record else {
+                panic!("{record:?}")
+            };
+            assert_eq!(*channel, "rdpsnd");
+        }
+    }
+
+    #[test]
     fn only_channels_that_are_read_are_asked_for_and_nothing_is_decided() {
         let (inspector, _records) = inspector();
-        for channel in ["cliprdr", "rdpdr", "rdpsnd", "drdynvc", "rail", "RAIL"] {
+        for channel in ["cliprdr", "rdpdr", "drdynvc", "rail", "RAIL"] {
             assert_eq!(inspector.interest(channel), Interest::Observe, "{channel}");
         }
+        assert_eq!(inspector.interest("rdpsnd"), Interest::Sample);
         assert_eq!(inspector.interest("snddbg"), Interest::Ignore);
         assert!(!inspector.decides());
     }

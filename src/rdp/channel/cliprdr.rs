@@ -16,9 +16,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{
-    ChannelError, ChannelEvent, Reader, narrow_text, only, room, size, utf16_text, within,
-};
+use super::{ChannelError, ChannelEvent, Reader, narrow_text, room, size, utf16_text, within};
 use crate::limits;
 use crate::rdp::Direction;
 use crate::rdp::budget::{Budget, Held, places};
@@ -209,8 +207,8 @@ struct Side {
 #[derive(Debug)]
 struct Asked {
     format: Format,
-    /// It was asked for before the last Format List.
-    ended: bool,
+    /// It was asked for before the last Format List, or receivers do not agree on what it is.
+    doubtful: bool,
     _memory: Held,
 }
 
@@ -288,20 +286,16 @@ impl Cliprdr {
         let data_len = reader.u32("dataLen")?;
         reader.limit(size(data_len), "clipboard data")?;
         let event = match msg_type {
-            CB_MONITOR_READY => {
-                only(direction, Direction::ToClient, "Monitor Ready")?;
-                ClipboardEvent::MonitorReady
-            }
+            CB_MONITOR_READY if direction == Direction::ToClient => ClipboardEvent::MonitorReady,
             CB_CLIP_CAPS => self.capabilities(direction, &mut reader)?,
-            CB_TEMP_DIRECTORY => {
-                only(direction, Direction::ToTarget, "Temporary Directory")?;
+            CB_TEMP_DIRECTORY if direction == Direction::ToTarget => {
                 let path = reader.utf16_z(TEMP_DIRECTORY_BYTES, "wszTempDir")?;
                 ClipboardEvent::TemporaryDirectory { path }
             }
             CB_FORMAT_LIST => self.format_list(direction, msg_flags, &mut reader)?,
             CB_FORMAT_LIST_RESPONSE => ClipboardEvent::OfferAnswered {
                 direction,
-                ok: succeeded(msg_flags)?,
+                ok: Answer::of(msg_flags) != Answer::Failed,
             },
             CB_FORMAT_DATA_REQUEST => self.data_request(direction, &mut reader)?,
             CB_FORMAT_DATA_RESPONSE => {
@@ -361,11 +355,13 @@ impl Cliprdr {
                 what: "lengthCapability",
                 value: super::wide(length),
             })?;
-            let mut set = Reader::new(reader.take(length, "capability set")?);
             if set_type == CB_CAPSTYPE_GENERAL {
+                // Receivers read both fields, whatever the length of the set.
+                let mut set = reader.clone();
                 set.skip(4, "version")?;
                 general_flags = set.u32("generalFlags")?;
             }
+            reader.skip(length, "capability set")?;
         }
         self.side(direction).long_names = general_flags & CB_USE_LONG_FORMAT_NAMES != 0;
         Ok(ClipboardEvent::Capabilities {
@@ -381,16 +377,19 @@ impl Cliprdr {
         reader: &mut Reader<'_>,
     ) -> Result<ClipboardEvent, ChannelError> {
         // 3.1.5.2.2: long names need both; without both they are short.
-        let formats = if self.client.long_names && self.target.long_names {
-            long_names(reader)?
-        } else {
-            short_names(msg_flags & CB_ASCII_NAMES != 0, reader)?
-        };
+        let agreed_long = self.client.long_names && self.target.long_names;
+        let (formats, otherwise) = offered(agreed_long, msg_flags & CB_ASCII_NAMES != 0, reader)?;
         let owner = self.side(direction);
-        let ids: HashSet<u32> = formats.iter().map(|format| format.id).collect();
-        let earlier = std::mem::take(&mut owner.formats).into_iter();
-        let earlier = earlier.filter(|format| format.name.is_some() && !ids.contains(&format.id));
-        let known = formats.iter().cloned().chain(earlier);
+        let mut ids: HashSet<(u32, Option<&str>)> = HashSet::new();
+        let earlier = std::mem::take(&mut owner.formats);
+        let offered: HashSet<u32> = formats.iter().map(|format| format.id).collect();
+        let earlier = earlier
+            .iter()
+            .filter(|format| format.name.is_some() && !offered.contains(&format.id));
+        let known = formats.iter().chain(&otherwise).chain(earlier);
+        let known = known
+            .filter(|format| ids.insert((format.id, format.name.as_deref())))
+            .cloned();
         owner.formats = known.take(limits::CLIPBOARD_FORMATS).collect();
         let texts = owner
             .formats
@@ -402,7 +401,7 @@ impl Cliprdr {
         );
         owner.format_memory.cover(bytes, "clipboard formats")?;
         if let Some(asked) = &mut owner.data {
-            asked.ended = true;
+            asked.doubtful = true;
         }
         Ok(ClipboardEvent::Offered { direction, formats })
     }
@@ -415,12 +414,22 @@ impl Cliprdr {
         let id = reader.u32("requestedFormatId")?;
         let budget = self.budget.clone();
         let owner = self.side(direction.opposite());
-        let offered = owner.formats.iter().find(|format| format.id == id);
-        let format = offered.cloned().unwrap_or(Format { id, name: None });
+        let mut offered: Vec<_> = owner
+            .formats
+            .iter()
+            .filter(|format| format.id == id)
+            .collect();
+        let doubtful = offered.len() > 1;
+        // What would be files to some is read as files.
+        offered.sort_by_key(|format| !format.is_file_list());
+        let format = match offered.first() {
+            Some(format) => Format::clone(format),
+            None => Format { id, name: None },
+        };
         let bytes = format.name.as_ref().map_or(0, String::len);
         owner.data = Some(Asked {
             format: format.clone(),
-            ended: false,
+            doubtful,
             _memory: budget.hold(direction, bytes, "a clipboard request")?,
         });
         Ok(ClipboardEvent::Requested { direction, format })
@@ -432,24 +441,25 @@ impl Cliprdr {
         msg_flags: u16,
         reader: &mut Reader<'_>,
     ) -> Result<Vec<ChannelEvent>, ChannelError> {
-        let ok = succeeded(msg_flags)?;
+        let answer = Answer::of(msg_flags);
         let budget = self.budget.clone();
         let owner = self.side(direction);
-        let (format, ended) = match owner.data.take() {
-            Some(asked) => (Some(asked.format), asked.ended),
+        let (format, doubtful) = match owner.data.take() {
+            Some(asked) => (Some(asked.format), asked.doubtful),
             None => (None, false),
         };
-        let is_files = format
-            .as_ref()
-            .and_then(|format| format.name.as_deref())
-            .is_some_and(|name| name == FILE_LIST_FORMAT);
+        let is_files = format.as_ref().is_some_and(Format::is_file_list);
         let bytes = super::wide(reader.remaining());
+        let ok = answer != Answer::Failed;
         let files = match (ok && is_files).then(|| file_list(reader)) {
-            // It may be the answer to what was asked for since, of which nothing is known.
-            Some(Err(_)) if ended => None,
+            // It may be the answer to what was asked for since, of which nothing is known; or none at all.
+            Some(Err(_)) if doubtful || answer == Answer::Unclear => None,
+            Some(Err(ChannelError::Truncated(_) | ChannelError::TooLong { .. })) => {
+                Some(file_list_as_far_as_it_goes(reader)?)
+            }
             files => files.transpose()?,
         };
-        let format = format.filter(|_| !ended || files.is_some());
+        let format = format.filter(|_| !doubtful || files.is_some());
         let mut events = vec![ChannelEvent::Clipboard(ClipboardEvent::Sent {
             direction,
             format,
@@ -490,19 +500,14 @@ impl Cliprdr {
             0..4 => None,
             _ => Some(reader.u32("clipDataId")?),
         };
-        // 2.2.5.3: the two flags MUST NOT be set at the same time.
+        // 2.2.5.3: the two flags MUST NOT be set at the same time. Receivers answer that nothing can be had; what they
+        // send all the same counts as contents.
         let range = match flags & (FILECONTENTS_SIZE | FILECONTENTS_RANGE) {
             FILECONTENTS_SIZE => FileRange::Size,
-            FILECONTENTS_RANGE => FileRange::Contents {
+            _ => FileRange::Contents {
                 offset: u64::from(high) << 32 | u64::from(low),
                 length,
             },
-            _ => {
-                return Err(ChannelError::Invalid {
-                    what: "dwFlags",
-                    value: flags.into(),
-                });
-            }
         };
         let budget = self.budget.clone();
         let owner = self.side(direction.opposite());
@@ -534,7 +539,7 @@ impl Cliprdr {
         msg_flags: u16,
         reader: &mut Reader<'_>,
     ) -> Result<ClipboardEvent, ChannelError> {
-        let ok = succeeded(msg_flags)?;
+        let ok = Answer::of(msg_flags) != Answer::Failed;
         // A failure may come without its stream.
         let stream = match reader.remaining() {
             0..4 if !ok => None,
@@ -559,41 +564,78 @@ impl Cliprdr {
     }
 }
 
-/// 2.2.3.1.1.1 Short Format Name (CLIPRDR_SHORT_FORMAT_NAME): 32 bytes each.
-fn short_names(ascii: bool, reader: &mut Reader<'_>) -> Result<Vec<Format>, ChannelError> {
+/// The formats of a list as they were agreed to be written, and those with a name in it by the other reading.
+///
+/// Targets send long names although short ones were agreed, which mstsc and Microsoft's client for the Mac take and
+/// FreeRDP does not. Whoever takes them finds other formats in the list than others do: the names by both readings are
+/// remembered, so that a list of files is known by the one that its receiver has.
+fn offered(
+    long: bool,
+    ascii: bool,
+    reader: &Reader<'_>,
+) -> Result<(Vec<Format>, Vec<Format>), ChannelError> {
+    let form = |long| match (long, ascii) {
+        (true, _) => NameForm::Long,
+        (false, true) => NameForm::ShortAscii,
+        (false, false) => NameForm::Short,
+    };
+    match formats(form(long), &mut reader.clone()) {
+        Ok(agreed) => {
+            let mut otherwise = Vec::new();
+            let mut reader = reader.clone();
+            while otherwise.len() < limits::CLIPBOARD_FORMATS
+                && let Ok(Some(format)) = next_format(form(!long), &mut reader)
+            {
+                if format.is_file_list() {
+                    otherwise.push(format);
+                }
+            }
+            Ok((agreed, otherwise))
+        }
+        // Short names are not taken for long ones by anybody.
+        Err(ChannelError::Truncated(_)) if !long => {
+            Ok((formats(NameForm::Long, &mut reader.clone())?, Vec::new()))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// How names of formats are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NameForm {
+    /// 2.2.3.1.1.1 Short Format Name (CLIPRDR_SHORT_FORMAT_NAME): 32 bytes each.
+    Short,
+    /// The same with CB_ASCII_NAMES.
+    ShortAscii,
+    /// 2.2.3.1.2.1 Long Format Name (CLIPRDR_LONG_FORMAT_NAME): each as long as it is.
+    Long,
+}
+
+fn formats(form: NameForm, reader: &mut Reader<'_>) -> Result<Vec<Format>, ChannelError> {
     let mut formats = Vec::new();
-    while reader.remaining() > 0 {
+    while let Some(format) = next_format(form, reader)? {
         room(
             formats.len(),
             limits::CLIPBOARD_FORMATS,
             "clipboard formats",
         )?;
-        let id = reader.u32("formatId")?;
-        let name = reader.take(SHORT_NAME_BYTES, "formatName")?;
-        let name = if ascii {
-            narrow_text(name)
-        } else {
-            utf16_text(name)
-        };
-        formats.push(Format::new(id, name));
+        formats.push(format);
     }
     Ok(formats)
 }
 
-/// 2.2.3.1.2.1 Long Format Name (CLIPRDR_LONG_FORMAT_NAME): each as long as it is.
-fn long_names(reader: &mut Reader<'_>) -> Result<Vec<Format>, ChannelError> {
-    let mut formats = Vec::new();
-    while reader.remaining() > 0 {
-        room(
-            formats.len(),
-            limits::CLIPBOARD_FORMATS,
-            "clipboard formats",
-        )?;
-        let id = reader.u32("formatId")?;
-        let name = reader.utf16_z(LONG_NAME_BYTES, "wszFormatName")?;
-        formats.push(Format::new(id, name));
+fn next_format(form: NameForm, reader: &mut Reader<'_>) -> Result<Option<Format>, ChannelError> {
+    // Fewer bytes are no format: clients leave them.
+    if reader.remaining() < FORMAT_ID_BYTES {
+        return Ok(None);
     }
-    Ok(formats)
+    let id = reader.u32("formatId")?;
+    let name = match form {
+        NameForm::Short => utf16_text(reader.take(SHORT_NAME_BYTES, "formatName")?),
+        NameForm::ShortAscii => narrow_text(reader.take(SHORT_NAME_BYTES, "formatName")?),
+        NameForm::Long => reader.utf16_z(LONG_NAME_BYTES, "wszFormatName")?,
+    };
+    Ok(Some(Format::new(id, name)))
 }
 
 impl Format {
@@ -601,21 +643,40 @@ impl Format {
         let name = (!name.is_empty()).then_some(name);
         Self { id, name }
     }
+
+    fn is_file_list(&self) -> bool {
+        self.name.as_deref() == Some(FILE_LIST_FORMAT)
+    }
 }
 
-fn file_list(reader: &mut Reader<'_>) -> Result<Vec<ClipboardFile>, ChannelError> {
+/// The files of a list; of one that is cut off those that are there, which is what a receiver has of it.
+fn file_list_as_far_as_it_goes(reader: &Reader<'_>) -> Result<Vec<ClipboardFile>, ChannelError> {
+    let mut reader = reader.clone();
+    let Ok(count) = reader.u32("cItems") else {
+        return Ok(Vec::new());
+    };
+    let there = reader.remaining().checked_div(FILE_DESCRIPTOR_BYTES);
+    descriptors(size(count).min(there.unwrap_or(0)), &mut reader)
+}
+
+fn file_list(reader: &Reader<'_>) -> Result<Vec<ClipboardFile>, ChannelError> {
+    let mut reader = reader.clone();
     let count = size(reader.u32("cItems")?);
+    within(
+        count.saturating_mul(FILE_DESCRIPTOR_BYTES),
+        reader.remaining(),
+        "fileDescriptorArray",
+    )?;
+    descriptors(count, &mut reader)
+}
+
+fn descriptors(count: usize, reader: &mut Reader<'_>) -> Result<Vec<ClipboardFile>, ChannelError> {
     if count > limits::CLIPBOARD_FILES {
         return Err(ChannelError::TooMany {
             what: "files on the clipboard",
             limit: limits::CLIPBOARD_FILES,
         });
     }
-    within(
-        count.saturating_mul(FILE_DESCRIPTOR_BYTES),
-        reader.remaining(),
-        "fileDescriptorArray",
-    )?;
     let mut files = Vec::with_capacity(count);
     for _ in 0..count {
         let flags = reader.u32("flags")?;
@@ -635,15 +696,26 @@ fn file_list(reader: &mut Reader<'_>) -> Result<Vec<ClipboardFile>, ChannelError
     Ok(files)
 }
 
-/// An answer says one of CB_RESPONSE_OK and CB_RESPONSE_FAIL.
-fn succeeded(msg_flags: u16) -> Result<bool, ChannelError> {
-    match msg_flags & (CB_RESPONSE_OK | CB_RESPONSE_FAIL) {
-        CB_RESPONSE_OK => Ok(true),
-        CB_RESPONSE_FAIL => Ok(false),
-        _ => Err(ChannelError::Invalid {
-            what: "msgFlags",
-            value: msg_flags.into(),
-        }),
+/// What an answer says: one of CB_RESPONSE_OK and CB_RESPONSE_FAIL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Succeeded,
+    /// CB_RESPONSE_FAIL and nothing else, as FreeRDP's clients look at it.
+    Failed,
+    /// Both, or none, or a failure with another flag: some receivers take it for data.
+    Unclear,
+}
+
+impl Answer {
+    fn of(msg_flags: u16) -> Self {
+        match (
+            msg_flags & (CB_RESPONSE_OK | CB_RESPONSE_FAIL),
+            msg_flags == CB_RESPONSE_FAIL,
+        ) {
+            (CB_RESPONSE_OK, _) => Self::Succeeded,
+            (_, true) => Self::Failed,
+            (_, false) => Self::Unclear,
+        }
     }
 }
 
@@ -675,6 +747,9 @@ const FILE_ATTRIBUTE_DIRECTORY: u32 = 0x0000_0010;
 
 /// The registered name of the file list.
 const FILE_LIST_FORMAT: &str = "FileGroupDescriptorW";
+
+/// `formatId`.
+const FORMAT_ID_BYTES: usize = 4;
 
 const SHORT_NAME_BYTES: usize = 32;
 
@@ -743,9 +818,70 @@ mod tests {
                 }
             );
         }
-        // Not a whole number of entries.
-        let error = channel.feed(ToTarget, &pdu(CB_FORMAT_LIST, 0, &wide[..35]));
-        assert_eq!(error, Err(ChannelError::Truncated("formatName")));
+        // What is too short for a format is none.
+        let padded = [&wide[..], &[0; 3]].concat();
+        let event = channel.one(ToTarget, &pdu(CB_FORMAT_LIST, 0, &padded));
+        assert!(matches!(event, ClipboardEvent::Offered { formats, .. } if formats.len() == 1));
+    }
+
+    #[test]
+    fn long_names_are_read_where_short_ones_were_agreed() {
+        let mut channel = Cliprdr::new(&Budget::default());
+        let ClipboardEvent::Offered { formats, .. } = channel.one(ToClient, &files_offer()) else {
+            panic!("no offer")
+        };
+        assert_eq!(formats[0].name.as_deref(), Some(FILE_LIST_FORMAT));
+        channel.one(ToTarget, &pdu(CB_FORMAT_DATA_REQUEST, 0, &FILES_ID));
+        let events = channel.feed(ToClient, &files_pdu(&["a.txt"])).unwrap();
+        assert_eq!(events.len(), 2, "{events:?}");
+        assert_eq!(requested(&mut channel, None).as_deref(), Some("a.txt"));
+    }
+
+    #[test]
+    fn a_list_of_files_is_known_by_either_reading_of_the_offer() {
+        // As short names: one format without a name that anybody knows, and 26 further bytes of it. As long ones: files.
+        let mut list = files_offer().split_off(8);
+        list.resize(list.len().next_multiple_of(36), 0);
+        let mut channel = Cliprdr::new(&Budget::default());
+        channel.one(ToClient, &pdu(CB_FORMAT_LIST, 0, &list));
+        channel.one(ToTarget, &pdu(CB_FORMAT_DATA_REQUEST, 0, &FILES_ID));
+        let events = channel.feed(ToClient, &files_pdu(&["a.txt"])).unwrap();
+        assert_eq!(events.len(), 2, "{events:?}");
+        // Who reads it otherwise may get something else under this number.
+        channel.one(ToTarget, &pdu(CB_FORMAT_DATA_REQUEST, 0, &FILES_ID));
+        let text = pdu(CB_FORMAT_DATA_RESPONSE, CB_RESPONSE_OK, b"text");
+        assert_eq!(sent_as(&channel.one(ToClient, &text)), None);
+    }
+
+    #[test]
+    fn what_some_receivers_take_for_data_is_read() {
+        // Neither flag, both, and a failure with another flag.
+        for flags in [0, 3, CB_RESPONSE_FAIL | CB_ASCII_NAMES] {
+            let mut channel = with_files(&["old.txt"]);
+            channel.one(ToTarget, &pdu(CB_FORMAT_DATA_REQUEST, 0, &FILES_ID));
+            let mut answer = files_pdu(&["new.txt"]);
+            answer[2..4].copy_from_slice(&flags.to_le_bytes());
+            let events = channel.feed(ToClient, &answer).unwrap();
+            assert_eq!(events.len(), 2, "{flags}: {events:?}");
+            // It may be none.
+            channel.one(ToTarget, &pdu(CB_FORMAT_DATA_REQUEST, 0, &FILES_ID));
+            channel.one(ToClient, &pdu(CB_FORMAT_DATA_RESPONSE, flags, b"no"));
+        }
+        // A list that is cut off has the files that are there.
+        let mut channel = with_files(&["old.txt"]);
+        channel.one(ToTarget, &pdu(CB_FORMAT_DATA_REQUEST, 0, &FILES_ID));
+        let mut body = files_pdu(&["a.txt", "b.txt"]).split_off(8);
+        body.truncate(4 + FILE_DESCRIPTOR_BYTES + 100);
+        let cut = pdu(CB_FORMAT_DATA_RESPONSE, CB_RESPONSE_OK, &body);
+        let events = channel.feed(ToClient, &cut).unwrap();
+        assert!(
+            matches!(
+                &events[1],
+                ChannelEvent::Clipboard(ClipboardEvent::FilesListed { files, .. })
+                    if files.len() == 1 && files[0].name == "a.txt"
+            ),
+            "{events:?}"
+        );
     }
 
     #[test]
@@ -876,20 +1012,29 @@ mod tests {
     }
 
     #[test]
-    fn what_contradicts_itself_is_an_error() {
+    fn what_contradicts_itself_passes_where_receivers_make_something_of_it() {
         let feed = |direction, pdu: &[u8]| Cliprdr::new(&Budget::default()).feed(direction, pdu);
-        let both = CB_RESPONSE_OK | CB_RESPONSE_FAIL;
-        for flags in [0, both] {
-            feed(ToClient, &pdu(CB_FORMAT_LIST_RESPONSE, flags, b"")).unwrap_err();
-        }
+        // Neither a size nor contents, or both: what is sent counts as contents.
         let mut request = SIZE_REQUEST.to_vec();
         for flags in [0, 3] {
             request[16] = flags;
-            feed(ToTarget, &request).unwrap_err();
+            let event = Cliprdr::new(&Budget::default()).one(ToTarget, &request);
+            assert!(
+                matches!(
+                    &event,
+                    ClipboardEvent::FileRequested { part, .. } if part.range != FileRange::Size
+                ),
+                "{event:?}"
+            );
         }
+        // Only the other side sends it: no receiver takes it.
         assert_eq!(
-            feed(ToTarget, &pdu(CB_MONITOR_READY, 0, b"")),
-            Err(ChannelError::WrongDirection("Monitor Ready"))
+            Cliprdr::new(&Budget::default()).one(ToTarget, &pdu(CB_MONITOR_READY, 0, b"")),
+            ClipboardEvent::Unknown {
+                direction: ToTarget,
+                msg_type: CB_MONITOR_READY,
+                bytes: 0
+            }
         );
         let mut longer = pdu(CB_MONITOR_READY, 0, b"");
         longer[4] = 1;
@@ -921,13 +1066,8 @@ mod tests {
             .unwrap_err();
         let mut channel = with_files(&[]);
         channel.one(ToTarget, &pdu(CB_FORMAT_DATA_REQUEST, 0, &FILES_ID));
-        let many = u32::try_from(limits::CLIPBOARD_FILES + 1).unwrap();
-        channel
-            .feed(
-                ToClient,
-                &pdu(CB_FORMAT_DATA_RESPONSE, CB_RESPONSE_OK, &many.to_le_bytes()),
-            )
-            .unwrap_err();
+        let many = vec![""; limits::CLIPBOARD_FILES + 1];
+        channel.feed(ToClient, &files_pdu(&many)).unwrap_err();
     }
 
     #[test]

@@ -7,13 +7,13 @@
 //!
 //! [MS-RDPEDYC]: https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpedyc/
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use serde::Serialize;
 
 use super::egfx::{self, Egfx};
 use super::rdp8_lite::{self, Rdp8Lite};
-use super::{ChannelError, ChannelEvent, Reader, narrow_text, only, room, size, wide, within};
+use super::{ChannelError, ChannelEvent, Reader, narrow_text, noted, room, size, wide, within};
 use super::{audin, cliprdr, display, rail, rdpdr, rdpsnd};
 use crate::limits;
 use crate::rdp::Direction;
@@ -121,13 +121,15 @@ struct Channel {
     name: String,
     /// The client took it.
     is_open: bool,
+    /// Names under which it was asked for again, and no answer to that has passed.
+    again: VecDeque<String>,
     traffic: DynamicTraffic,
     /// Where its messages are read, if anywhere.
     parser: Option<Box<Inner>>,
     /// Where they are only looked at.
     graphics: Option<Box<Egfx>>,
     /// What covers the channel, but for what its parser remembers and for messages on their way.
-    _memory: Held,
+    memory: Held,
 }
 
 /// A channel whose messages are read.
@@ -163,6 +165,18 @@ struct Assembly {
     memory: Held,
     /// Of that, what the history takes: nothing before it is used.
     history: usize,
+    /// What is not read, where nothing depends on it.
+    lost: Lost,
+}
+
+/// What of a channel is not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lost {
+    Nothing,
+    /// So many bytes of a message that is too long.
+    Message(usize),
+    /// All that follows: it depends on what could not be decompressed.
+    Everything,
 }
 
 // What has arrived is content.
@@ -235,13 +249,16 @@ impl Drdynvc {
                     version: reader.u16("Version")?,
                 }
             }
-            SOFT_SYNC_REQUEST => {
-                only(direction, Direction::ToClient, "Soft-Sync Request")?;
-                soft_sync_request(&mut reader)?
+            // There is no tunnel to move to: whatever they say, nothing moves.
+            SOFT_SYNC_REQUEST if direction == Direction::ToClient => {
+                let event = soft_sync_request(&mut reader);
+                let event = event.map(|event| vec![ChannelEvent::Dynamic(event)]);
+                return noted("drdynvc", direction, event);
             }
-            SOFT_SYNC_RESPONSE => {
-                only(direction, Direction::ToTarget, "Soft-Sync Response")?;
-                soft_sync_response(&mut reader)?
+            SOFT_SYNC_RESPONSE if direction == Direction::ToTarget => {
+                let event = soft_sync_response(&mut reader);
+                let event = event.map(|event| vec![ChannelEvent::Dynamic(event)]);
+                return noted("drdynvc", direction, event);
             }
             _ => DynamicEvent::Unknown {
                 direction,
@@ -276,17 +293,27 @@ impl Drdynvc {
     }
 
     fn create(&mut self, id: u32, reader: &mut Reader<'_>) -> Result<DynamicEvent, ChannelError> {
+        // Clients ignore a name without an end. Whoever does not has it up to the end of the PDU.
         let end = reader.bytes.iter().position(|byte| *byte == 0);
-        let length = end.ok_or(ChannelError::Truncated("ChannelName"))?;
-        within(length, NAME_BYTES, "ChannelName")?;
-        let name = narrow_text(reader.take(length, "ChannelName")?);
-        // The client would refuse it and keep the one it has; its data must not become strays here.
-        if self.channels.contains_key(&id) {
-            return Err(ChannelError::Invalid {
-                what: "ChannelId of a channel that is open",
-                value: id.into(),
-            });
+        let length = end.unwrap_or(reader.bytes.len());
+        // The beginning of a longer one is no name that anybody has.
+        let name = narrow_text(reader.take(length.min(NAME_BYTES), "ChannelName")?);
+        // Clients refuse it and keep the one they have, or take it where it is the same.
+        if let Some(channel) = self.channels.get_mut(&id) {
+            room(
+                channel.again.len(),
+                AGAIN,
+                "requests for one dynamic channel",
+            )?;
+            let bytes = places::<String>(1).saturating_add(name.len());
+            channel.memory.add(bytes, "a dynamic channel")?;
+            channel.again.push_back(name.clone());
+            return Ok(DynamicEvent::Requested { id, name });
         }
+        self.add(id, name)
+    }
+
+    fn add(&mut self, id: u32, name: String) -> Result<DynamicEvent, ChannelError> {
         room(
             self.channels.len(),
             limits::DYNAMIC_CHANNELS,
@@ -308,6 +335,7 @@ impl Drdynvc {
         let channel = Channel {
             name: name.clone(),
             is_open: false,
+            again: VecDeque::new(),
             traffic: DynamicTraffic::default(),
             parser: parser.map(|parser| {
                 Box::new(Inner {
@@ -317,7 +345,7 @@ impl Drdynvc {
                 })
             }),
             graphics: is_graphics.then(Box::<Egfx>::default),
-            _memory: memory,
+            memory,
         };
         self.channels.insert(id, channel);
         Ok(DynamicEvent::Requested { id, name })
@@ -325,24 +353,45 @@ impl Drdynvc {
 
     fn created(&mut self, id: u32, reader: &mut Reader<'_>) -> Result<DynamicEvent, ChannelError> {
         let status = reader.u32("CreationStatus")?.cast_signed();
-        // A second answer could hide a channel that the target has open.
-        if self
-            .channels
-            .get(&id)
-            .is_some_and(|channel| channel.is_open)
-        {
-            return Err(ChannelError::Invalid {
-                what: "ChannelId of an answered request",
-                value: id.into(),
-            });
-        }
-        let name = match self.channels.get_mut(&id) {
-            Some(channel) if status >= 0 => {
-                channel.is_open = true;
-                Some(channel.name.clone())
-            }
-            _ => self.channels.remove(&id).map(|channel| channel.name),
+        let taken = status >= 0;
+        let Some(channel) = self.channels.get_mut(&id) else {
+            let name = None;
+            return Ok(DynamicEvent::Answered { id, name, status });
         };
+        if channel.is_open {
+            // The answer to a request for what was open already, or to none: it closes nothing, so that nothing that the
+            // target has open is passed over.
+            let name = channel.again.pop_front();
+            return match name {
+                Some(name) if taken && !name.eq_ignore_ascii_case(&channel.name) => {
+                    Err(ChannelError::Invalid {
+                        what: "ChannelId of a channel that is open under another name",
+                        value: id.into(),
+                    })
+                }
+                name => Ok(DynamicEvent::Answered { id, name, status }),
+            };
+        }
+        if taken {
+            channel.is_open = true;
+            let name = Some(channel.name.clone());
+            return Ok(DynamicEvent::Answered { id, name, status });
+        }
+        // Refused; the next request for it is what the next answer is about.
+        let Some(mut refused) = self.channels.remove(&id) else {
+            let name = None;
+            return Ok(DynamicEvent::Answered { id, name, status });
+        };
+        if let Some(next) = refused.again.pop_front() {
+            self.add(id, next)?;
+            if let Some(channel) = self.channels.get_mut(&id) {
+                let bytes = refused.again.iter().map(String::len).sum::<usize>();
+                let bytes = bytes.saturating_add(places::<String>(refused.again.len()));
+                channel.memory.add(bytes, "a dynamic channel")?;
+                channel.again = refused.again;
+            }
+        }
+        let name = Some(refused.name);
         Ok(DynamicEvent::Answered { id, name, status })
     }
 
@@ -385,10 +434,24 @@ impl Drdynvc {
             Direction::ToTarget => &mut inner.to_target,
             Direction::ToClient => &mut inner.to_client,
         };
-        let Some(message) = assembly.add(length, compressed, data)? else {
-            return Ok(Vec::new());
+        let Some(name) = inner.parser.matters_not() else {
+            return match assembly.add(length, compressed, data)? {
+                Some(message) => inner.parser.feed(direction, &message),
+                None => Ok(Vec::new()),
+            };
         };
-        inner.parser.feed(direction, &message)
+        if assembly.is_lost(length, data.len()) {
+            return Ok(Vec::new());
+        }
+        let message = match assembly.add(length, compressed, data) {
+            Ok(Some(message)) => message,
+            Ok(None) => return Ok(Vec::new()),
+            Err(error) => {
+                assembly.lose(&error, length, data.len());
+                return noted(name, direction, Err(error));
+            }
+        };
+        noted(name, direction, inner.parser.feed(direction, &message))
     }
 }
 
@@ -400,7 +463,42 @@ impl Assembly {
             compression: Rdp8Lite::default(),
             memory: budget.nothing(direction),
             history: 0,
+            lost: Lost::Nothing,
         }
+    }
+
+    /// Whether data belong to what is not read any more.
+    fn is_lost(&mut self, length: Option<usize>, bytes: usize) -> bool {
+        match self.lost {
+            Lost::Nothing => false,
+            Lost::Everything => true,
+            Lost::Message(_) if length.is_some() => {
+                self.lost = Lost::Nothing;
+                false
+            }
+            Lost::Message(left) => {
+                let left = left.saturating_sub(bytes);
+                self.lost = match left {
+                    0 => Lost::Nothing,
+                    left => Lost::Message(left),
+                };
+                true
+            }
+        }
+    }
+
+    /// Gives up what cannot be read: the message, or all of them where the history of the compression is lost.
+    fn lose(&mut self, error: &ChannelError, length: Option<usize>, bytes: usize) {
+        let left = length.map_or(0, |length| length.saturating_sub(bytes));
+        self.lost = match (error, left) {
+            (ChannelError::Compression(_), _) => Lost::Everything,
+            (ChannelError::TooLong { .. }, 1..) => Lost::Message(left),
+            _ => Lost::Nothing,
+        };
+        self.bytes = Vec::new();
+        self.expected = 0;
+        // To give back never fails.
+        let _ = self.memory.cover(self.history, "nothing more");
     }
 
     /// Takes the next part; the message once it is whole.
@@ -427,9 +525,9 @@ impl Assembly {
                     limits::DYNAMIC_MESSAGE_BYTES,
                     "dynamic channel message",
                 )?;
-                if self.expected != 0 {
-                    return Err(ChannelError::Truncated("dynamic channel message"));
-                }
+                // Whoever receives it begins again; what there was of another message is no message.
+                self.bytes = Vec::new();
+                self.memory.cover(self.history, "nothing more")?;
                 self.expected = length;
             }
             // 2.2.3.2: without a first part it is the whole message.
@@ -476,6 +574,16 @@ impl Parser {
         }
     }
 
+    /// The name of a channel on which nothing depends.
+    fn matters_not(&self) -> Option<&'static str> {
+        match self {
+            Self::Cliprdr(_) | Self::Rdpdr(_) | Self::Rail(_) => None,
+            Self::Rdpsnd(_) => Some("rdpsnd"),
+            Self::Audin(_) => Some("AUDIO_INPUT"),
+            Self::Display(_) => Some("DisplayControl"),
+        }
+    }
+
     fn feed(
         &mut self,
         direction: Direction,
@@ -504,11 +612,8 @@ fn variable(
     match selector {
         0 => reader.u8(field).map(u32::from),
         1 => reader.u16(field).map(u32::from),
-        2 => reader.u32(field),
-        _ => Err(ChannelError::Invalid {
-            what: field,
-            value: selector.into(),
-        }),
+        // 3 is not specified, and four bytes to receivers, too.
+        _ => reader.u32(field),
     }
 }
 
@@ -578,6 +683,9 @@ const TUNNELS: usize = 8;
 
 /// The longest known name has 47 characters.
 const NAME_BYTES: usize = 256;
+
+/// Requests for one channel id without an answer, besides the first.
+const AGAIN: usize = 8;
 
 #[cfg(test)]
 mod tests {
@@ -660,17 +768,53 @@ mod tests {
     }
 
     #[test]
-    fn more_than_announced_and_a_message_inside_a_message_are_errors() {
-        for second in [&[0x30, 1, 1, 2, 3, 4][..], &[0x20, 1, 5, 6]] {
-            let mut manager = Drdynvc::new(&Budget::default());
-            open(&mut manager, 1, "AUDIO_INPUT");
-            manager.feed(ToTarget, &[0x20, 1, 4, 6]).unwrap();
-            manager.feed(ToTarget, second).unwrap_err();
-        }
+    fn more_than_announced_is_an_error_where_a_message_matters_and_is_noted_elsewhere() {
+        let mut manager = Drdynvc::new(&Budget::default());
+        open(&mut manager, 1, "rdpdr");
+        manager.feed(ToTarget, &[0x20, 1, 4, b'r']).unwrap();
+        manager.feed(ToTarget, &[0x30, 1, 1, 2, 3, 4]).unwrap_err();
+        let too_long = [0x28, 1, 0xff, 0xff, 0xff, 0xff, 6];
+        let error = manager.feed(ToTarget, &too_long);
+        assert!(matches!(error, Err(ChannelError::TooLong { .. })));
+
+        let heard = |bytes| {
+            let event = audin::MicrophoneEvent::Heard { bytes };
+            vec![ChannelEvent::Microphone(event)]
+        };
         let mut manager = Drdynvc::new(&Budget::default());
         open(&mut manager, 1, "AUDIO_INPUT");
-        let error = manager.feed(ToTarget, &[0x28, 1, 0xff, 0xff, 0xff, 0xff, 6]);
-        assert!(matches!(error, Err(ChannelError::TooLong { .. })));
+        manager.feed(ToTarget, &[0x20, 1, 4, 6]).unwrap();
+        let events = manager.feed(ToTarget, &[0x30, 1, 1, 2, 3, 4]).unwrap();
+        assert!(matches!(events[..], [ChannelEvent::Unreadable(_)]));
+        assert_eq!(manager.feed(ToTarget, &[0x30, 1, 6, 1]), Ok(heard(1)));
+        // Too long to be held: passed over, until the next one.
+        let events = manager.feed(ToTarget, &too_long).unwrap();
+        assert!(matches!(events[..], [ChannelEvent::Unreadable(_)]));
+        assert_eq!(manager.feed(ToTarget, &[0x30, 1, 6, 1]), Ok(vec![]));
+        manager.feed(ToTarget, &[0x20, 1, 2, 6]).unwrap();
+        assert_eq!(manager.feed(ToTarget, &[0x30, 1, 7]), Ok(heard(1)));
+        // What does not decompress takes all that follows with it, and nothing else.
+        let events = manager.feed(ToTarget, &[0x70, 1, 1, 2, 3]).unwrap();
+        assert!(matches!(events[..], [ChannelEvent::Unreadable(_)]));
+        assert_eq!(manager.feed(ToTarget, &[0x30, 1, 6, 1]), Ok(vec![]));
+        let version = manager.feed(ToClient, &[0x30, 1, 1, 1, 0, 0, 0]);
+        assert!(matches!(
+            version.as_deref(),
+            Ok([ChannelEvent::Microphone(_)])
+        ));
+    }
+
+    #[test]
+    fn a_message_inside_a_message_takes_its_place() {
+        let mut manager = Drdynvc::new(&Budget::default());
+        open(&mut manager, 1, "AUDIO_INPUT");
+        manager.feed(ToTarget, &[0x20, 1, 4, 6]).unwrap();
+        manager.feed(ToTarget, &[0x20, 1, 3, 6, 1]).unwrap();
+        let heard = audin::MicrophoneEvent::Heard { bytes: 2 };
+        assert_eq!(
+            manager.feed(ToTarget, &[0x30, 1, 2]),
+            Ok(vec![ChannelEvent::Microphone(heard)])
+        );
     }
 
     #[test]
@@ -692,13 +836,38 @@ mod tests {
     fn a_channel_that_is_open_cannot_be_made_to_look_closed() {
         let mut manager = Drdynvc::new(&Budget::default());
         open(&mut manager, 1, "AUDIO_INPUT");
-        manager.feed(ToClient, b"\x10\x01other\0").unwrap_err();
         let refusal = [0x10, 1, 0xff, 0xff, 0xff, 0xff];
-        manager.feed(ToTarget, &refusal).unwrap_err();
+        let consent = [0x10, 1, 0, 0, 0, 0];
+        // An answer to nothing; the answer of a client that refuses another channel by the same id; one that takes it.
+        manager.feed(ToTarget, &refusal).unwrap();
+        manager.feed(ToClient, b"\x10\x01other\0").unwrap();
+        manager.feed(ToTarget, &refusal).unwrap();
         assert_eq!(manager.name(1), Some("AUDIO_INPUT"));
+        assert_eq!(manager.open().count(), 1);
+        manager.feed(ToClient, b"\x10\x01AUDIO_INPUT\0").unwrap();
+        manager.feed(ToTarget, &consent).unwrap();
+        manager.feed(ToClient, b"\x10\x01other\0").unwrap();
+        manager.feed(ToTarget, &consent).unwrap_err();
         // Closed, its id is free again.
         manager.feed(ToTarget, &[0x40, 1]).unwrap();
         open(&mut manager, 1, "other");
+    }
+
+    #[test]
+    fn requests_for_one_id_are_answered_in_their_order() {
+        let mut manager = Drdynvc::new(&Budget::default());
+        for name in [&b"\x10\x01echo\0"[..], b"\x10\x01AUDIO_INPUT\0"] {
+            manager.feed(ToClient, name).unwrap();
+        }
+        let refusal = [0x10, 1, 0xff, 0xff, 0xff, 0xff];
+        manager.feed(ToTarget, &refusal).unwrap();
+        manager.feed(ToTarget, &[0x10, 1, 0, 0, 0, 0]).unwrap();
+        assert_eq!(manager.name(1), Some("AUDIO_INPUT"));
+        assert_eq!(manager.open().count(), 1);
+        for _ in 0..AGAIN {
+            manager.feed(ToClient, b"\x10\x01x\0").unwrap();
+        }
+        manager.feed(ToClient, b"\x10\x01x\0").unwrap_err();
     }
 
     #[test]
@@ -714,15 +883,19 @@ mod tests {
         };
         let mut manager = Drdynvc::new(&Budget::default());
         assert_eq!(one(&mut manager, ToClient, &request), event);
-        manager.feed(ToTarget, &request).unwrap_err();
-        for length in 0..request.len() {
-            manager.feed(ToClient, &request[..length]).unwrap_err();
+        let unknown = one(&mut manager, ToTarget, &request);
+        assert!(matches!(unknown, DynamicEvent::Unknown { cmd: 8, .. }));
+        // Nothing leaves: it need not be readable.
+        for length in 1..request.len() {
+            let events = manager.feed(ToClient, &request[..length]).unwrap();
+            assert!(matches!(events[..], [ChannelEvent::Unreadable(_)]));
         }
         let answer = [0x90, 0, 1, 0, 0, 0, 1, 0, 0, 0];
         let event = DynamicEvent::SoftSyncAnswered { tunnels: vec![1] };
         assert_eq!(one(&mut manager, ToTarget, &answer), event);
         let many = [0x90, 0, 0xff, 0xff, 0xff, 0xff];
-        manager.feed(ToTarget, &many).unwrap_err();
+        let events = manager.feed(ToTarget, &many).unwrap();
+        assert!(matches!(events[..], [ChannelEvent::Unreadable(_)]));
     }
 
     #[test]
@@ -735,10 +908,17 @@ mod tests {
             .feed(ToClient, b"\x12\xff\xff\xff\xffx\0")
             .unwrap_err();
         let mut manager = Drdynvc::new(&Budget::default());
-        manager.feed(ToClient, b"\x10\x01no end").unwrap_err();
+        manager.feed(ToClient, b"\x10\x01no end").unwrap();
+        assert_eq!(manager.name(1), Some("no end"));
+        assert_eq!(manager.open().count(), 0);
+        let mut manager = Drdynvc::new(&Budget::default());
         let long = [b"\x10\x01".as_slice(), &[b'x'; NAME_BYTES + 1], b"\0"].concat();
-        manager.feed(ToClient, &long).unwrap_err();
+        manager.feed(ToClient, &long).unwrap();
+        assert_eq!(manager.name(1).map(str::len), Some(NAME_BYTES));
         manager.feed(ToClient, &[0x13, 1]).unwrap_err();
+        // Four bytes by either selector.
+        manager.feed(ToClient, b"\x13\x05\0\0\0x\0").unwrap();
+        assert_eq!(manager.name(5), Some("x"));
     }
 
     #[test]

@@ -4,10 +4,26 @@
 //! both directions in the order in which they arrived, and answers with typed facts. Names and sizes are facts;
 //! contents are not: no event holds what was copied, read, written, printed or played.
 //!
-//! Three answers are told apart. An event says what a message means. `Unknown` events say that a message has a type
-//! that the specification does not name: whoever decides may let it pass. An error says that a message cannot be
-//! what its type claims, or that a bound was reached: what the peers understand is then no longer known, and the
-//! session has to end. Bytes behind the end of a message are ignored, as the peers do (xrdp sends four of them).
+//! Four answers are told apart. An event says what a message means. `Unknown` events say that a message has a type
+//! that the specification does not name, or one that only the other side sends, which no receiver takes: whoever decides
+//! may let it pass. [`Unreadable`](ChannelEvent::Unreadable) says that a message is not what its type claims where nobody
+//! has to know what it means. An error says the same where somebody has to, or that a bound was reached: what the peers
+//! understand is then no longer known, and the session has to end.
+//!
+//! # How strict a reader is
+//!
+//! A gateway that ends what client and target would go on with is a fault of the gateway. So each length, count and state
+//! that is checked here protects something, or is not checked:
+//!
+//! - *Sound, microphone, display control, statistics*: nothing is decided by them. What does not fit is reported once
+//!   and passes. The memory of the session is bounded all the same.
+//! - *Clipboard, drives, dynamic channels, programs that are started*: they are read as receivers read them (FreeRDP's
+//!   clients and servers, xrdp; Windows as far as it is known), so that a stage judges what the other side will do. Where
+//!   receivers differ, what any of them could read is remembered, and where that cannot be, the session ends.
+//! - Bytes behind the end of a message are ignored, as the peers do (xrdp sends four of them).
+//!
+//! What real clients take from a target and the gateway does not is known, and kept so by the test
+//! `peers::differs`, whose table has the exceptions with their reasons.
 //!
 //! [MS-RDPBCGR]: https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpbcgr/
 
@@ -49,6 +65,50 @@ pub enum ChannelEvent {
     RemoteProgram(rail::RemoteProgramEvent),
     /// The graphics pipeline, for statistics.
     Graphics(egfx::GraphicsEvent),
+    /// A message that is not what it claims to be, where nothing depends on it.
+    Unreadable(Unreadable),
+}
+
+/// A message that cannot be read and passes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Unreadable {
+    /// The channel, as the specification calls it.
+    pub name: &'static str,
+    /// Where it went.
+    pub direction: Direction,
+    /// What is wrong with it.
+    pub reason: ChannelError,
+}
+
+impl Serialize for ChannelError {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// The events of a message on which nothing depends: where it cannot be read, that is one.
+///
+/// # Errors
+///
+/// The session's memory is used up, which ends it whatever the message was; or only the head of the message is at hand.
+fn noted(
+    name: &'static str,
+    direction: Direction,
+    events: Result<Vec<ChannelEvent>, ChannelError>,
+) -> Result<Vec<ChannelEvent>, ChannelError> {
+    match events {
+        Err(error @ (ChannelError::Memory(_) | ChannelError::NeededWhole(_))) => Err(error),
+        Err(reason) => Ok(vec![unreadable(name, direction, reason)]),
+        Ok(events) => Ok(events),
+    }
+}
+
+fn unreadable(name: &'static str, direction: Direction, reason: ChannelError) -> ChannelEvent {
+    ChannelEvent::Unreadable(Unreadable {
+        name,
+        direction,
+        reason,
+    })
 }
 
 /// The parsers of one session, one for each static channel that has one.
@@ -76,6 +136,11 @@ impl Channels {
     /// Whether what passes on the static channel `name` is parsed; what passes on others is not looked into.
     pub fn knows(name: &str) -> bool {
         Kind::of_static(name).is_some()
+    }
+
+    /// Whether something may depend on what passes on the static channel `name`; sound is only counted.
+    pub fn matters(name: &str) -> bool {
+        Kind::of_static(name).is_some_and(|kind| kind != Kind::Rdpsnd)
     }
 
     /// Takes the next PDU of the static channel `name` and says what it means; nothing for channels without a parser.
@@ -111,7 +176,11 @@ impl Channels {
         match Kind::of_static(name) {
             Some(Kind::Cliprdr) => self.cliprdr.feed_head(direction, head, total),
             Some(Kind::Rdpdr) => self.rdpdr.feed_head(direction, head, total),
-            Some(Kind::Rdpsnd) => self.rdpsnd.feed_head(direction, head, total),
+            Some(Kind::Rdpsnd) => noted(
+                "rdpsnd",
+                direction,
+                self.rdpsnd.feed_head(direction, head, total),
+            ),
             Some(Kind::Rail) => self.rail.feed_head(direction, head, total),
             Some(Kind::Drdynvc) => {
                 if head.len() != total {
@@ -310,7 +379,7 @@ impl<'a> Reader<'a> {
         self.array(field).map(u64::from_le_bytes)
     }
 
-    /// UTF-16LE in exactly `length` bytes, up to the first NUL.
+    /// UTF-16LE in exactly `length` bytes, up to the first NUL. Half a unit at the end is none, as to every receiver.
     fn utf16(
         &mut self,
         length: usize,
@@ -318,16 +387,11 @@ impl<'a> Reader<'a> {
         field: &'static str,
     ) -> Result<String, ChannelError> {
         within(length, limit, field)?;
-        if !length.is_multiple_of(2) {
-            return Err(ChannelError::Invalid {
-                what: field,
-                value: wide(length),
-            });
-        }
         Ok(utf16_text(self.take(length, field)?))
     }
 
-    /// UTF-16LE up to and with its NUL, or to the end of the PDU where the NUL is missing.
+    /// UTF-16LE up to and with its NUL, or to the end of the PDU where the NUL is missing; what is behind `limit` bytes of
+    /// it is passed over.
     fn utf16_z(&mut self, limit: usize, field: &'static str) -> Result<String, ChannelError> {
         let units = self.bytes.as_chunks::<2>().0;
         let end = units.iter().position(|unit| *unit == [0, 0]);
@@ -335,8 +399,12 @@ impl<'a> Reader<'a> {
             Some(end) => (end.saturating_mul(2), 2),
             None => (self.remaining(), 0),
         };
-        let text = self.utf16(length, limit, field)?;
-        self.skip(terminator, field)?;
+        let kept = length.min(limit);
+        let text = self.utf16(kept, limit, field)?;
+        self.skip(
+            length.saturating_sub(kept).saturating_add(terminator),
+            field,
+        )?;
         Ok(text)
     }
 }
@@ -448,12 +516,10 @@ mod tests {
         assert_eq!(narrow_text("é".as_bytes()), "é");
         let mut reader = Reader::new(b"a\0b\0");
         assert_eq!(reader.utf16_z(4, "name").unwrap(), "ab");
-        assert_eq!(
-            Reader::new(b"a\0b").utf16_z(4, "name"),
-            Err(ChannelError::Invalid {
-                what: "name",
-                value: 3
-            })
-        );
+        // Half a unit is none, and a long name is known by its beginning.
+        assert_eq!(Reader::new(b"a\0b").utf16_z(4, "name").unwrap(), "a");
+        let mut reader = Reader::new(b"a\0b\0c\0\0\0d");
+        assert_eq!(reader.utf16_z(4, "name").unwrap(), "ab");
+        assert_eq!(reader.u8("d"), Ok(b'd'));
     }
 }

@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 
-use super::{ChannelError, ChannelEvent, Reader, only, wide};
+use super::{ChannelError, ChannelEvent, Reader, noted, wide};
 use crate::rdp::Direction;
 
 /// What happened on the channel of remote programs.
@@ -71,8 +71,8 @@ impl Rail {
         let order_type = reader.u16("orderType")?;
         reader.skip(2, "orderLength")?;
         let event = match order_type {
-            TS_RAIL_ORDER_EXEC => {
-                only(direction, Direction::ToTarget, "Client Execute")?;
+            // 2.2.2.3.1: receivers refuse one that is cut off or has longer names, too.
+            TS_RAIL_ORDER_EXEC if direction == Direction::ToTarget => {
                 reader.skip(2, "Flags")?;
                 let program = usize::from(reader.u16("ExeOrFileLength")?);
                 let directory = usize::from(reader.u16("WorkingDirLength")?);
@@ -86,14 +86,8 @@ impl Rail {
                     argument_bytes,
                 }
             }
-            TS_RAIL_ORDER_EXEC_RESULT => {
-                only(direction, Direction::ToClient, "Server Execute Result")?;
-                reader.skip(2, "Flags")?;
-                let result = reader.u16("ExecResult")?;
-                reader.skip(4 + 2, "RawResult")?;
-                let program = usize::from(reader.u16("ExeOrFileLength")?);
-                let program = reader.utf16(program, PATH_BYTES, "ExeOrFile")?;
-                RemoteProgramEvent::Answered { program, result }
+            TS_RAIL_ORDER_EXEC_RESULT if direction == Direction::ToClient => {
+                return noted("rail", direction, answered(&mut reader));
             }
             // From TS_RAIL_ORDER_ACTIVATE to TS_RAIL_ORDER_CARETBLINKINFO: windows, and how they look.
             0x0002..=0x001a => return Ok(Vec::new()),
@@ -105,6 +99,17 @@ impl Rail {
         };
         Ok(vec![ChannelEvent::RemoteProgram(event)])
     }
+}
+
+/// What has become of a program: nothing depends on it.
+fn answered(reader: &mut Reader<'_>) -> Result<Vec<ChannelEvent>, ChannelError> {
+    reader.skip(2, "Flags")?;
+    let result = reader.u16("ExecResult")?;
+    reader.skip(4 + 2, "RawResult")?;
+    let program = usize::from(reader.u16("ExeOrFileLength")?);
+    let program = reader.utf16(program, PATH_BYTES, "ExeOrFile")?;
+    let event = RemoteProgramEvent::Answered { program, result };
+    Ok(vec![ChannelEvent::RemoteProgram(event)])
 }
 
 const TS_RAIL_ORDER_EXEC: u16 = 0x0001;
@@ -145,13 +150,29 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_or_misdirected_request_is_an_error() {
+    fn a_cut_request_is_an_error_and_what_the_other_side_would_send_is_unknown() {
         for length in 0..EXEC.len() {
             Rail.feed(Direction::ToTarget, &EXEC[..length]).unwrap_err();
         }
-        assert_eq!(
-            Rail.feed(Direction::ToClient, EXEC),
-            Err(ChannelError::WrongDirection("Client Execute"))
-        );
+        let unknown = |order_type| {
+            move |events: &[ChannelEvent]| {
+                let [
+                    ChannelEvent::RemoteProgram(RemoteProgramEvent::Unknown {
+                        order_type: found,
+                        ..
+                    }),
+                ] = events
+                else {
+                    panic!("{events:?}")
+                };
+                assert_eq!(*found, order_type);
+            }
+        };
+        unknown(TS_RAIL_ORDER_EXEC)(&Rail.feed(Direction::ToClient, EXEC).unwrap());
+        let result = [0x80, 0, 4, 0];
+        unknown(TS_RAIL_ORDER_EXEC_RESULT)(&Rail.feed(Direction::ToTarget, &result).unwrap());
+        // Of an answer that is cut off nothing depends.
+        let events = Rail.feed(Direction::ToClient, &result).unwrap();
+        assert!(matches!(events[..], [ChannelEvent::Unreadable(_)]));
     }
 }

@@ -16,7 +16,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use serde::Serialize;
 
 use super::{
-    ChannelError, ChannelEvent, Reader, narrow_text, only, room, size, utf16_text, wide, within,
+    ChannelError, ChannelEvent, Reader, narrow_text, noted, only, room, size, utf16_text, wide,
+    within,
 };
 use crate::limits;
 use crate::rdp::Direction;
@@ -390,23 +391,45 @@ impl Rdpdr {
         let mut reader = Reader::head(head, total);
         let component = reader.u16("Component")?;
         let packet_id = reader.u16("PacketId")?;
+        let bytes = wide(reader.remaining());
+        match self.packet(direction, (component, packet_id), &mut reader) {
+            // No receiver takes what only its own side sends.
+            Err(ChannelError::WrongDirection(_)) => {
+                Ok(vec![ChannelEvent::Device(DeviceEvent::Unknown {
+                    direction,
+                    component,
+                    packet_id,
+                    bytes,
+                })])
+            }
+            events if is_decided_by(component, packet_id) => events,
+            events => noted("rdpdr", direction, events),
+        }
+    }
+
+    fn packet(
+        &mut self,
+        direction: Direction,
+        (component, packet_id): (u16, u16),
+        reader: &mut Reader<'_>,
+    ) -> Result<Vec<ChannelEvent>, ChannelError> {
         let event = match (component, packet_id) {
             (RDPDR_CTYP_CORE, PAKID_CORE_SERVER_ANNOUNCE) => {
                 only(direction, Direction::ToClient, "Server Announce Request")?;
-                announced(direction, &mut reader)?
+                announced(direction, reader)?
             }
-            (RDPDR_CTYP_CORE, PAKID_CORE_CLIENTID_CONFIRM) => announced(direction, &mut reader)?,
+            (RDPDR_CTYP_CORE, PAKID_CORE_CLIENTID_CONFIRM) => announced(direction, reader)?,
             (RDPDR_CTYP_CORE, PAKID_CORE_CLIENT_NAME) => {
                 only(direction, Direction::ToTarget, "Client Name Request")?;
-                client_name(&mut reader)?
+                client_name(reader)?
             }
             (RDPDR_CTYP_CORE, PAKID_CORE_SERVER_CAPABILITY) => {
                 only(direction, Direction::ToClient, "Server Core Capability")?;
-                capabilities(direction, &mut reader)?
+                capabilities(direction, reader)?
             }
             (RDPDR_CTYP_CORE, PAKID_CORE_CLIENT_CAPABILITY) => {
                 only(direction, Direction::ToTarget, "Client Core Capability")?;
-                capabilities(direction, &mut reader)?
+                capabilities(direction, reader)?
             }
             (RDPDR_CTYP_CORE, PAKID_CORE_USER_LOGGEDON) => {
                 only(direction, Direction::ToClient, "Server User Logged On")?;
@@ -414,11 +437,11 @@ impl Rdpdr {
             }
             (RDPDR_CTYP_CORE, PAKID_CORE_DEVICELIST_ANNOUNCE) => {
                 only(direction, Direction::ToTarget, "Device List Announce")?;
-                return self.device_list(&mut reader);
+                return self.device_list(reader);
             }
             (RDPDR_CTYP_CORE, PAKID_CORE_DEVICELIST_REMOVE) => {
                 only(direction, Direction::ToTarget, "Device List Remove")?;
-                return self.devices_removed(&mut reader);
+                return self.devices_removed(reader);
             }
             (RDPDR_CTYP_CORE, PAKID_CORE_DEVICE_REPLY) => {
                 only(direction, Direction::ToClient, "Device Announce Response")?;
@@ -429,11 +452,11 @@ impl Rdpdr {
             }
             (RDPDR_CTYP_CORE, PAKID_CORE_DEVICE_IOREQUEST) => {
                 only(direction, Direction::ToClient, "Device I/O Request")?;
-                self.request(&mut reader)?
+                self.request(reader)?
             }
             (RDPDR_CTYP_CORE, PAKID_CORE_DEVICE_IOCOMPLETION) => {
                 only(direction, Direction::ToTarget, "Device I/O Response")?;
-                self.completion(&mut reader)?
+                self.completion(reader)?
             }
             (RDPDR_CTYP_PRN, PAKID_PRN_CACHE_DATA) => {
                 only(direction, Direction::ToClient, "printer cache data")?;
@@ -525,8 +548,8 @@ impl Rdpdr {
             }
             IRP_MJ_WRITE => {
                 let (length, offset) = (reader.u32("Length")?, reader.u64("Offset")?);
+                // Clients do not do it where there is less; what is written is counted when they have.
                 reader.skip(20, "Padding")?;
-                reader.skip(size(length), "WriteData")?;
                 Request::Write { offset, length }
             }
             IRP_MJ_DEVICE_CONTROL => {
@@ -778,6 +801,18 @@ impl Rdpdr {
     }
 }
 
+/// Whether something depends on what such a packet says: which devices there are, and what is done with them.
+fn is_decided_by(component: u16, packet_id: u16) -> bool {
+    component == RDPDR_CTYP_CORE
+        && matches!(
+            packet_id,
+            PAKID_CORE_DEVICELIST_ANNOUNCE
+                | PAKID_CORE_DEVICELIST_REMOVE
+                | PAKID_CORE_DEVICE_IOREQUEST
+                | PAKID_CORE_DEVICE_IOCOMPLETION
+        )
+}
+
 fn announced(direction: Direction, reader: &mut Reader<'_>) -> Result<DeviceEvent, ChannelError> {
     reader.skip(2, "VersionMajor")?;
     let version_minor = reader.u16("VersionMinor")?;
@@ -828,8 +863,9 @@ fn device(reader: &mut Reader<'_>) -> Result<Device, ChannelError> {
     let id = reader.u32("DeviceId")?;
     let dos_name = narrow_text(reader.take(8, "PreferredDosName")?);
     let length = size(reader.u32("DeviceDataLength")?);
-    within(length, DEVICE_DATA_BYTES, "DeviceData")?;
-    let data = reader.take(length, "DeviceData")?;
+    let known = length.min(DEVICE_DATA_BYTES);
+    let data = reader.take(known, "DeviceData")?;
+    reader.skip(length.saturating_sub(known), "DeviceData")?;
     let kind = match device_type {
         0x01 => DeviceKind::Serial,
         0x02 => DeviceKind::Parallel,
@@ -839,27 +875,31 @@ fn device(reader: &mut Reader<'_>) -> Result<Device, ChannelError> {
         other => DeviceKind::Other(other),
     };
     let (name, driver) = match kind {
-        DeviceKind::Printer if !data.is_empty() => printer(data)?,
+        // A printer without a name that can be read is one all the same.
+        DeviceKind::Printer => printer(data).unwrap_or_default(),
         DeviceKind::Drive if is_wide(data) => (Some(utf16_text(data)), None),
         DeviceKind::Drive if !data.is_empty() => (Some(narrow_text(data)), None),
         DeviceKind::Serial
         | DeviceKind::Parallel
-        | DeviceKind::Printer
         | DeviceKind::Drive
         | DeviceKind::SmartCard
         | DeviceKind::Other(_) => (None, None),
     };
-    let names = name.iter().chain(&driver);
-    for text in names {
-        within(text.len(), NAME_BYTES, "device name")?;
-    }
     Ok(Device {
         id,
         kind,
         dos_name,
-        name,
-        driver,
+        name: name.map(shortened),
+        driver: driver.map(shortened),
     })
+}
+
+/// The beginning of a name that is longer than names are.
+fn shortened(mut name: String) -> String {
+    let end = (0..=NAME_BYTES.min(name.len())).rev();
+    let end = end.into_iter().find(|end| name.is_char_boundary(*end));
+    name.truncate(end.unwrap_or(0));
+    name
 }
 
 /// [MS-RDPEPC] 2.2.2.1 Client Printer Announce (DR_PRN_DEVICE_ANNOUNCE): the printer's name and its driver's.
@@ -914,6 +954,18 @@ fn set_information(reader: &mut Reader<'_>) -> Result<Request, ChannelError> {
     let class = reader.u32("FsInformationClass")?;
     let length = size(reader.u32("Length")?);
     reader.skip(24, "Padding")?;
+    match known_information(class, length, reader) {
+        // Clients answer that it cannot be done.
+        Err(ChannelError::Truncated(_)) => Ok(Request::SetInformation { class }),
+        request => request,
+    }
+}
+
+fn known_information(
+    class: u32,
+    length: usize,
+    reader: &mut Reader<'_>,
+) -> Result<Request, ChannelError> {
     Ok(match class {
         FILE_RENAME_INFORMATION => {
             let replace = reader.u8("ReplaceIfExists")? != 0;
@@ -1201,10 +1253,11 @@ mod tests {
 
     #[test]
     fn the_wrong_side_and_the_unknown_are_told_apart() {
-        assert_eq!(
-            Rdpdr::new(&Budget::default()).feed(ToTarget, &unhex(CREATE)),
-            Err(ChannelError::WrongDirection("Device I/O Request"))
-        );
+        // No target takes it, and it opens nothing.
+        let mut channel = Rdpdr::new(&Budget::default());
+        let event = channel.one(ToTarget, &unhex(CREATE));
+        assert!(matches!(event, DeviceEvent::Unknown { .. }), "{event:?}");
+        assert_eq!(channel.pending.len(), 0);
         assert_eq!(
             Rdpdr::new(&Budget::default()).one(ToTarget, b"rDxx123"),
             DeviceEvent::Unknown {
@@ -1214,6 +1267,39 @@ mod tests {
                 bytes: 3
             }
         );
+    }
+
+    #[test]
+    fn what_nothing_depends_on_is_noted_and_passes() {
+        let mut channel = Rdpdr::new(&Budget::default());
+        // Server Announce Request, capabilities and a reply to a device, all cut off.
+        for pdu in [&b"rDnI\x01\0"[..], b"rDPS\x05\0\0\0", b"rDrd\x01\0"] {
+            let events = channel.feed(ToClient, pdu).unwrap();
+            assert!(
+                matches!(events[..], [ChannelEvent::Unreadable(_)]),
+                "{events:?}"
+            );
+        }
+        // Of a device that is cut off nobody knows what it is.
+        channel.feed(ToTarget, b"rDAD\x01\0\0\0\x08\0").unwrap_err();
+        // A printer whose data are none, and a rename that says not to what.
+        let printer = unhex("7244414401000000 04000000 09000000 50524e3900000000 02000000 0000");
+        let event = channel.one(ToTarget, &printer);
+        assert!(matches!(
+            event,
+            DeviceEvent::DeviceAnnounced { device } if device.kind == DeviceKind::Printer
+        ));
+        let body = [&FILE_RENAME_INFORMATION.to_le_bytes()[..], &[0; 28]].concat();
+        let event = channel.one(
+            ToClient,
+            &request(1, 1, 2, IRP_MJ_SET_INFORMATION, 0, &body),
+        );
+        let DeviceEvent::Requested { request, .. } = event else {
+            panic!("{event:?}")
+        };
+        let class = FILE_RENAME_INFORMATION;
+        assert_eq!(request, Request::SetInformation { class });
+        assert!(request.changes());
     }
 
     #[test]

@@ -7,7 +7,7 @@
 
 use serde::Serialize;
 
-use super::{ChannelError, ChannelEvent, Reader, only, wide};
+use super::{ChannelError, ChannelEvent, Reader, only, unreadable, wide};
 use crate::rdp::Direction;
 use crate::rdp::budget::{Budget, Held, places};
 
@@ -140,8 +140,12 @@ impl Rdpsnd {
         let msg_type = reader.u8("msgType")?;
         reader.skip(1, "bPad")?;
         let body_size = usize::from(reader.u16("BodySize")?);
-        if msg_type != SNDC_WAVE {
-            reader.limit(body_size, "sound PDU")?;
+        let mut events = Vec::new();
+        // Some targets count the header, too; clients do not look, and take what is there.
+        if msg_type != SNDC_WAVE
+            && let Err(reason) = reader.limit(body_size, "the body of a sound PDU")
+        {
+            events.push(unreadable("rdpsnd", direction, reason));
         }
         let from_target = |what| only(direction, Direction::ToClient, what);
         let event = match msg_type {
@@ -213,7 +217,8 @@ impl Rdpsnd {
                 bytes: wide(reader.remaining()),
             },
         };
-        Ok(vec![ChannelEvent::Sound(event)])
+        events.insert(0, ChannelEvent::Sound(event));
+        Ok(events)
     }
 
     fn format(&self, number: u16) -> Option<AudioFormat> {
@@ -328,6 +333,19 @@ mod tests {
             channel.feed(ToTarget, &wave2),
             Err(ChannelError::WrongDirection("Wave2"))
         );
+    }
+
+    #[test]
+    fn a_body_that_counts_its_header_is_played_and_noted() {
+        let mut channel = Rdpsnd::new(&Budget::default());
+        let wave2 = [13, 0, 18, 0, 0, 0, 0, 0, 1, 0, 0, 0, 9, 9, 9, 9, 1, 2];
+        let events = channel.feed(ToClient, &wave2).unwrap();
+        let wave = SoundEvent::Wave {
+            format: None,
+            bytes: 2,
+        };
+        assert_eq!(events[0], ChannelEvent::Sound(wave));
+        assert!(matches!(events[1], ChannelEvent::Unreadable(_)));
     }
 
     #[test]

@@ -8,10 +8,10 @@ use crate::rdp::Direction;
 use crate::rdp::budget::{Budget, Held};
 use crate::rdp::bulk::{self, Bulk};
 use crate::rdp::bytes::u32_at;
-use crate::rdp::event::{Event, Interest, Sink, StaticChannel, Verdict};
+use crate::rdp::event::{Event, Interest, Sink, StaticChannel, Unknown, Verdict};
 use crate::rdp::mcs;
 
-use super::{Passage, PerDirection, SessionError, malformed, note_compression, plain};
+use super::{Passage, PerDirection, SessionError, malformed, note_compression, plain, watch};
 
 /// A static channel and what of its messages has arrived.
 #[derive(Debug)]
@@ -86,6 +86,21 @@ impl Channel {
         let partial = self.partial.of(direction);
         let first = flags & channel_flag::FIRST != 0;
         let last = flags & channel_flag::LAST != 0;
+        // Who receives a first chunk begins again. What was there before is a message to nobody, unless it was whole.
+        let again = partial
+            .as_ref()
+            .is_some_and(|partial| partial.data.len() < partial.total);
+        if first && again {
+            *partial = None;
+        }
+        let fits = first == partial.is_none()
+            && partial.as_ref().map_or(0, |partial| partial.data.len()) <= total
+            && total <= limits::CHANNEL_MESSAGE_BYTES;
+        if self.interest == Interest::Sample && !fits {
+            *partial = None;
+            *context.awaited = 0;
+            return self.not_read(direction, data.len(), sink);
+        }
         if first != partial.is_none() {
             return Err(bad());
         }
@@ -110,6 +125,11 @@ impl Channel {
             });
             let length = partial.data.len().saturating_add(data.len());
             if length > partial.total {
+                if self.interest == Interest::Sample {
+                    *self.partial.of(direction) = None;
+                    *context.awaited = 0;
+                    return self.not_read(direction, data.len(), sink);
+                }
                 return Err(bad());
             }
             partial.data_memory.grow(
@@ -149,6 +169,9 @@ impl Channel {
             (Cow::Owned(whole.data), whole.held, Some(memory))
         };
         if message.len() != total {
+            if self.interest == Interest::Sample {
+                return self.not_read(direction, data.len(), sink);
+            }
             return Err(bad());
         }
         let verdict = sink.on_event(&Event::ChannelMessage {
@@ -188,6 +211,19 @@ impl Channel {
                 Err(SessionError::Terminated { reason, error_info })
             }
         }
+    }
+
+    /// A chunk passes whose message is not read, where nothing depends on it.
+    fn not_read(
+        &self,
+        direction: Direction,
+        bytes: usize,
+        sink: &mut dyn Sink,
+    ) -> Result<Passage, SessionError> {
+        let channel = self.info.id;
+        let what = Unknown::Chunk { channel, bytes };
+        watch(sink, &Event::Unknown { direction, what })?;
+        Ok(Passage::AsIs)
     }
 
     /// The frames of a message, in chunks that every peer accepts.

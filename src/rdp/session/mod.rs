@@ -31,6 +31,11 @@
 //!   of a static channel that no stage reads, and that are not compressed, since the history belongs to all channels.
 //! - *Share PDUs of an unknown type.* Receivers find the next PDU by `totalLength`, whatever the type is. None takes
 //!   one for a PDU of a type that is known; virtual channels do not travel in share PDUs at all.
+//! - *Confirm Active of a target* in an active session: clients have no reading for it and go on. Servers differ in what
+//!   they do with share PDUs that only servers send, so that of a client those end the session.
+//! - *Chunks of a channel on which nothing depends* ([`Interest::Sample`]) that do not fit together: the message is not read.
+//!   Of other channels a first chunk takes the place of a message that was not whole, as it does for receivers; where
+//!   the length that was announced is not the one that came, some take the message and others wait, and the session ends.
 //! - *Unknown input.* What is behind it in its PDU cannot be told apart from it, and is reported as one with it
 //!   ([`Input::Unknown`]). It can be keys, and it can be nothing else.
 //! - *Another number of channels than asked for.* Clients give the ids to their names in order. A target that counts
@@ -500,7 +505,7 @@ impl Tracker {
                 let plain = chunk.get(6).is_some_and(|flags| !bulk::concerns(*flags));
                 let mut channels = self.channels.iter();
                 let channel = channels.find(|candidate| candidate.info.id == *channel);
-                plain && channel.is_some_and(|channel| channel.interest == Interest::Ignore)
+                plain && channel.is_some_and(|channel| channel.interest < Interest::Observe)
             }
             Mcs::ConnectInitial { .. } | Mcs::ConnectResponse { .. } => false,
             Mcs::AttachUserConfirm { .. }
@@ -883,6 +888,14 @@ impl Tracker {
                         bytes: bytes.ok_or(SessionError::Verdict("redirection"))?,
                         secrets: Vec::new(),
                     };
+                }
+                (Some(pdu_type::CONFIRM_ACTIVE), Direction::ToClient)
+                    if self.phase == Phase::Active =>
+                {
+                    let bytes = end.saturating_sub(at);
+                    let pdu_type = pdu_type::CONFIRM_ACTIVE;
+                    let what = Unknown::OtherSide { pdu_type, bytes };
+                    watch(sink, &Event::Unknown { direction, what })?;
                 }
                 (Some(kind), _) if pdu_type::is_known(kind) => {
                     return Err(self.out_of_place(direction, "a share PDU of the other side"));
@@ -1313,9 +1326,8 @@ mod tests {
         let first = |total| channel(Direction::ToClient, CLIPRDR, total, 1, b"ab");
         let last = |total| channel(Direction::ToClient, CLIPRDR, total, 2, b"cd");
         for chunks in [
-            // No beginning; two beginnings; too much; too little.
+            // No beginning; too much; too little.
             vec![last(4)],
-            vec![first(4), first(4)],
             vec![first(3), last(3)],
             vec![first(5), last(5)],
             vec![channel(Direction::ToClient, CLIPRDR, 5, 3, b"abcd")],
@@ -1332,6 +1344,83 @@ mod tests {
                 "{chunks:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_first_chunk_takes_the_place_of_a_message_that_was_not_whole() {
+        let chunk =
+            |total, flags, data: &[u8]| channel(Direction::ToClient, CLIPRDR, total, flags, data);
+        let chunks = [chunk(6, 1, b"ab"), chunk(4, 1, b"cd"), chunk(4, 2, b"ef")];
+        let mut session = Session::until(Phase::Active);
+        for chunk in &chunks {
+            assert_eq!(session.feed(Direction::ToClient, chunk).unwrap(), *chunk);
+        }
+        assert_eq!(session.judge.messages, [b"cdef".to_vec()]);
+        // What nobody will read goes no further where stages decide.
+        let mut session = Session::deciding(Verdict::Forward);
+        let passed: Vec<u8> = chunks
+            .iter()
+            .flat_map(|chunk| session.feed(Direction::ToClient, chunk).unwrap())
+            .collect();
+        assert_eq!(passed, chunks[1..].concat());
+        // A message that was whole but for its last flag is one to some receivers.
+        let mut session = Session::until(Phase::Active);
+        session
+            .feed(Direction::ToClient, &chunk(2, 1, b"ab"))
+            .unwrap();
+        session
+            .feed(Direction::ToClient, &chunk(4, 1, b"cd"))
+            .unwrap_err();
+    }
+
+    #[test]
+    fn chunks_that_do_not_fit_pass_where_nothing_depends_on_them() {
+        let chunk =
+            |total, flags, data: &[u8]| channel(Direction::ToClient, CLIPRDR, total, flags, data);
+        let mut session = Session::new();
+        session.judge.interest = Some(Interest::Sample);
+        let mut session = session.run(Phase::Active);
+        let huge = u32::try_from(limits::CHANNEL_MESSAGE_BYTES).unwrap() + 1;
+        for chunks in [
+            vec![chunk(4, 2, b"cd")],
+            vec![chunk(2, 1, b"ab"), chunk(4, 1, b"cd")],
+            vec![chunk(3, 1, b"ab"), chunk(3, 2, b"cd")],
+            vec![chunk(9, 1, b"ab"), chunk(9, 2, b"cd")],
+            vec![chunk(9, 3, b"ab")],
+            vec![chunk(huge, 1, b"ab"), chunk(huge, 2, b"ab")],
+        ] {
+            session.judge.unknown.clear();
+            for chunk in &chunks {
+                let passed = session.feed(Direction::ToClient, chunk).unwrap();
+                assert_eq!(passed, *chunk);
+            }
+            assert!(!session.judge.unknown.is_empty(), "{chunks:?}");
+            assert_eq!(session.judge.messages, Vec::<Vec<u8>>::new());
+            // The next message is read again.
+            let whole = chunk(2, 3, b"ab");
+            session.feed(Direction::ToClient, &whole).unwrap();
+            assert_eq!(session.judge.messages, [b"ab".to_vec()]);
+            session.judge.messages.clear();
+        }
+        let held = session.tracker.settings.budget.held(Direction::ToClient);
+        assert_eq!(held, 0);
+    }
+
+    #[test]
+    fn a_confirm_active_of_the_target_is_nothing_to_anybody() {
+        let pdu = [8, 0, 0x13, 0, 0xea, 3, 9, 9];
+        let mut session = Session::until(Phase::Active);
+        let frame = io(Direction::ToClient, &pdu);
+        assert_eq!(session.feed(Direction::ToClient, &frame).unwrap(), frame);
+        let what = Unknown::OtherSide {
+            pdu_type: 3,
+            bytes: 8,
+        };
+        assert_eq!(session.judge.unknown, [what]);
+        // A client that demands is no client.
+        let pdu = [8, 0, 0x11, 0, 0xea, 3, 9, 9];
+        let frame = io(Direction::ToTarget, &pdu);
+        session.feed(Direction::ToTarget, &frame).unwrap_err();
     }
 
     #[test]
@@ -1718,11 +1807,10 @@ mod tests {
             }
         }
         for data in [
-            // Not a share PDU; encrypted; of the client; cut capabilities, cut session info; flow control that is
+            // Not a share PDU; encrypted; cut capabilities, cut session info; flow control that is
             // data to those who do not know it.
             vec![0; 12],
             vec![0x08, 0, 0, 0, 1, 2, 3, 4],
-            vec![8, 0, 0x13, 0, 0, 0, 0, 0],
             vec![8, 0, 0x11, 0, 0, 0, 0, 0],
             vec![0, 0x80, 0x17, 0x41, 0, 0, 0, 0],
             share_data(pdu_type2::SAVE_SESSION_INFO, &[3, 0, 0, 0, 9])[15..].to_vec(),
