@@ -48,7 +48,8 @@
 //!
 //! 1. **Fail closed.** A token that demands what cannot be delivered is refused before the target hears of it. Today that is
 //!    recording and filtering; and what needs the gateway inside the session, where the listener has no
-//!    certificate. A PDU that cannot be read where a stage needs it ends the session.
+//!    certificate. A PDU that cannot be read where a stage needs it ends the session; where nothing depends on it, it is recorded
+//!    once and passes ([`rdp::channel`]).
 //! 2. **Original bytes.** In an opaque session client and target exchange their own bytes past the Connection Request, from
 //!    which the routing token is removed, and which the gateway makes for a client that begins with TLS ([`session::open`]): TLS
 //!    and CredSSP run end to end. In an inspected one every PDU passes byte for byte
@@ -115,6 +116,12 @@
 //!   is demanded of the session ([`policy::tighten`]).
 //! - **An agent dials its target before it accepts**, so that a target that is down is told to the client and not shown as
 //!   a session that ends.
+//! - **A session ends only at what its client would not go on with, either.** What FreeRDP 2 and 3 take from a target without a gateway
+//!   they take through it; `peers::differs` plays a table of odd targets both ways. The exceptions protect something: a message of
+//!   the clipboard, of devices or of dynamic channels whose length is not the one that was announced (receivers differ in where it
+//!   ends), a channel id that a client takes under a second name, and what is above a limit ([`limits`]). What those clients refuse
+//!   themselves may be refused here as well: empty slow-path updates, updates that are cut off, bytes behind a share PDU or an MCS
+//!   PDU, Save Session Info and Set Error Info that are cut off.
 //! - **RDP has no half-close**: who ends has gone, so the session ends within seconds, while other protocols may finish what they say
 //!   ([`relay::AfterEnd`]).
 //! - **A token that was forgotten is refused as long as a clock that was set back makes it valid again** ([`store::usage`]).

@@ -6,6 +6,7 @@
 
 mod agent;
 mod behind;
+mod differs;
 mod direct;
 mod gnome;
 mod injects;

@@ -22,7 +22,7 @@ pub(crate) enum Version {
 }
 
 impl Version {
-    fn program(self) -> &'static str {
+    pub(crate) fn program(self) -> &'static str {
         match self {
             Self::Two => "xfreerdp",
             Self::Three => "xfreerdp3",

@@ -30,6 +30,7 @@ pub(crate) mod rdesktop;
 pub(crate) mod remmina;
 pub(crate) mod rendezvous;
 pub(crate) mod screenshot;
+pub(crate) mod script;
 pub(crate) mod shadow;
 pub(crate) mod sound;
 pub(crate) mod target;

@@ -1,8 +1,8 @@
 //! One folder per test for configuration, keys and the logs of every process; kept and named when the test fails.
 
-use std::cell::Cell;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 pub(crate) struct Workspace {
     folder: Option<TempDir>,
     path: PathBuf,
-    passed: Cell<bool>,
+    passed: AtomicBool,
 }
 
 /// Runs one test in a folder of its own.
@@ -21,10 +21,10 @@ pub(crate) fn run(test: impl FnOnce(&Workspace) -> Result<()>) -> Result<()> {
     let workspace = Workspace {
         folder: Some(folder),
         path,
-        passed: Cell::new(false),
+        passed: AtomicBool::new(false),
     };
     test(&workspace)?;
-    workspace.passed.set(true);
+    workspace.passed.store(true, Ordering::Relaxed);
     Ok(())
 }
 
@@ -58,7 +58,7 @@ impl Drop for Workspace {
         reason = "the test runner shows it beside the failure"
     )]
     fn drop(&mut self) {
-        if self.passed.get() {
+        if self.passed.load(Ordering::Relaxed) {
             return;
         }
         if let Some(folder) = self.folder.take() {
