@@ -28,6 +28,9 @@
 //! | secure both legs | [`session::inspect`], [`session::secure`], [`rdp::credssp`], [`target_certificate`] | TLS and, where it was negotiated, CredSSP with the client, and only then with the target |
 //! | past the stages | [`relay::inspected`], [`rdp::session`], [`stage`] | PDUs both ways, read by the [tracker](rdp::session::Tracker), judged by the stages, edited only where the legs differ |
 //!
+//! A client that speaks no RDP, or knows nothing of tokens, comes by WebSocket ([`api::forward`], [`session::forward`]): its token is
+//! verified with its handshake, and the steps behind that are the same.
+//!
 //! A JET peer takes another way in ([`session::rendezvous`], [`api::jet`]): its packet or WebSocket handshake names a candidate, and
 //! it waits or meets who waits there ([`meeting`], [`jet::rendezvous`]). From the first byte on, two peers that have met are a
 //! session like any other: the connector is its client and the acceptor its target.
@@ -165,6 +168,7 @@
 //! | J-BIN-1, J-BIN-2 | accept and connect, over TCP and TLS | `it::matrix`, `it::rendezvous::what_a_server_says_first_never_comes_with_the_response`, `peers::meets` |
 //! | J-BIN-3 | test | `it::rendezvous::unknown_ids_are_not_found_and_known_ones_test_well` |
 //! | J-BIN-4 | TLS between the ends | `it::matrix::tls_between_the_ends_passes_every_pair`, `peers::meets::s_client_and_s_server_speak_tls_end_to_end_through_a_tcp_candidate` |
+//! | J-CM-1 | `fwd` by WebSocket, with the rules of forward mode | `it::forward_websocket`, `peers::protocols` |
 //! | J-WS-1, J-WS-2 | WebSocket peers, with peers of every transport | `it::matrix`, `it::rendezvous`, `websocket::tests`, `peers::pages`, `peers::meets` |
 //!
 //! [JET-PROTO]: https://github.com/Devolutions/devolutions-gateway

@@ -121,6 +121,12 @@ pub enum Refusal {
         "the token pins the target's certificate, which cannot be judged: the listener has no certificate ([tls]), or the protocol is not RDP"
     )]
     Pinning,
+    /// The gateway is to speak TLS to the target, and cannot as the token says.
+    #[error("the gateway's own TLS to the target: {0}")]
+    TargetTls(&'static str),
+    /// The token is not for the path at which it was shown.
+    #[error("{0}")]
+    OtherPath(&'static str),
     /// The operator wants every RDP session inspected, and this one cannot be.
     #[error("sessions are inspected here (session.inspect), and this client does not speak RDP")]
     Uninspectable,
@@ -206,6 +212,8 @@ impl Refusal {
             Self::Filtering => "filtering",
             Self::Injection => "injection",
             Self::Pinning => "pinning",
+            Self::TargetTls(_) => "target-tls",
+            Self::OtherPath(_) => "other-path",
             Self::Uninspectable => "inspection",
             Self::Unvouched(_) => "unvouched",
             Self::TooMuchWork => "too-much-work",
@@ -251,6 +259,7 @@ impl Refusal {
             | Self::Filtering
             | Self::Injection
             | Self::Pinning
+            | Self::TargetTls(_)
             | Self::Uninspectable
             | Self::Unvouched(_) => Some(FailureCode::SslNotAllowed),
             Self::TooMuchWork
@@ -266,6 +275,7 @@ impl Refusal {
             Self::Preconnection(_)
             | Self::ConnectionRequest(_)
             | Self::Contradiction
+            | Self::OtherPath(_)
             | Self::Protocol { .. } => Some(FailureCode::InconsistentFlags),
         }
     }

@@ -10,6 +10,7 @@ use bytes::BufMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::read_ahead::ReadAhead;
 use crate::websocket::{Farewell, WebSocket};
 
 /// Bytes asked of the transport in one read-ahead.
@@ -22,9 +23,14 @@ pub enum Io {
     Tcp(TcpStream),
     /// TLS that ends at the gateway.
     Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
+    /// TLS that begins at the gateway, to a target.
+    TargetTls(Box<TargetTls>),
     /// The binary messages of a WebSocket.
     WebSocket(Box<WebSocket<Stream>>),
 }
+
+/// TLS to a target.
+type TargetTls = tokio_rustls::client::TlsStream<ReadAhead<Stream>>;
 
 impl Io {
     /// The TCP socket below.
@@ -33,6 +39,7 @@ impl Io {
         match self {
             Self::Tcp(stream) => stream,
             Self::Tls(stream) => stream.get_ref().0,
+            Self::TargetTls(stream) => stream.get_ref().0.get_ref().io().tcp(),
             Self::WebSocket(socket) => socket.get_ref().io().tcp(),
         }
     }
@@ -42,7 +49,7 @@ impl Io {
     pub fn plain(&self) -> Option<&TcpStream> {
         match self {
             Self::Tcp(stream) => Some(stream),
-            Self::Tls(_) | Self::WebSocket(_) => None,
+            Self::Tls(_) | Self::TargetTls(_) | Self::WebSocket(_) => None,
         }
     }
 
@@ -53,7 +60,7 @@ impl Io {
     pub fn poll_end(&mut self, cx: &mut Context<'_>, patience: Duration) -> Poll<io::Result<()>> {
         match self {
             Self::WebSocket(socket) => socket.poll_end(cx, patience),
-            Self::Tcp(_) | Self::Tls(_) => Pin::new(self).poll_shutdown(cx),
+            Self::Tcp(_) | Self::Tls(_) | Self::TargetTls(_) => Pin::new(self).poll_shutdown(cx),
         }
     }
 
@@ -70,6 +77,11 @@ impl Io {
                 let tcp = socket2::SockRef::from(stream.get_ref().0);
                 Poll::Ready(tcp.shutdown(Shutdown::Write))
             }
+            Self::TargetTls(stream) => {
+                ready!(Pin::new(&mut *stream).poll_flush(cx))?;
+                let below = stream.get_ref().0.get_ref().io().tcp();
+                Poll::Ready(socket2::SockRef::from(below).shutdown(Shutdown::Write))
+            }
             Self::WebSocket(socket) => {
                 socket.end_with(Farewell::OtherSideBroke);
                 Pin::new(socket).poll_shutdown(cx)
@@ -80,7 +92,7 @@ impl Io {
     /// What the peer is told with the end of what goes to it, where its transport has a word for it.
     pub fn end_with(&mut self, farewell: Farewell) {
         match self {
-            Self::Tcp(_) | Self::Tls(_) => {}
+            Self::Tcp(_) | Self::Tls(_) | Self::TargetTls(_) => {}
             Self::WebSocket(socket) => socket.end_with(farewell),
         }
     }
@@ -93,7 +105,7 @@ impl Io {
     pub fn poll_keep(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::WebSocket(socket) => socket.poll_keep(cx),
-            Self::Tcp(_) | Self::Tls(_) => Poll::Pending,
+            Self::Tcp(_) | Self::Tls(_) | Self::TargetTls(_) => Poll::Pending,
         }
     }
 }
@@ -107,6 +119,7 @@ impl AsyncRead for Io {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::TargetTls(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::WebSocket(socket) => Pin::new(socket).poll_read(cx, buf),
         }
     }
@@ -121,6 +134,7 @@ impl AsyncWrite for Io {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::TargetTls(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::WebSocket(socket) => Pin::new(socket).poll_write(cx, buf),
         }
     }
@@ -133,6 +147,7 @@ impl AsyncWrite for Io {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::TargetTls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Self::WebSocket(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
         }
     }
@@ -141,6 +156,7 @@ impl AsyncWrite for Io {
         match self {
             Self::Tcp(stream) => stream.is_write_vectored(),
             Self::Tls(stream) => stream.is_write_vectored(),
+            Self::TargetTls(stream) => stream.is_write_vectored(),
             Self::WebSocket(socket) => socket.is_write_vectored(),
         }
     }
@@ -149,6 +165,7 @@ impl AsyncWrite for Io {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Self::TargetTls(stream) => Pin::new(stream).poll_flush(cx),
             Self::WebSocket(socket) => Pin::new(socket).poll_flush(cx),
         }
     }
@@ -157,6 +174,7 @@ impl AsyncWrite for Io {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::TargetTls(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::WebSocket(socket) => Pin::new(socket).poll_shutdown(cx),
         }
     }

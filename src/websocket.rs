@@ -293,7 +293,11 @@ where
                     self.note_left();
                     self.closed = true;
                     // Peers that know how to end say so when they do not.
-                    return Poll::Ready(Err(invalid(&format!("closed with code {code}"))));
+                    let why = match code {
+                        code::POLICY => ", not granted: the gateway's log has the reason",
+                        _ => "",
+                    };
+                    return Poll::Ready(Err(invalid(&format!("closed with code {code}{why}"))));
                 }
                 Ok(Arrival::Close(_)) => {
                     self.note_left();

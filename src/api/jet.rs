@@ -48,7 +48,7 @@ use crate::websocket::{Ends, HALF_CLOSE_PROTOCOL, WebSocket};
 pub(crate) const SUB_PROTOCOL: &str = "jet";
 
 /// What a peer of a rendezvous may offer, the best first.
-const SUB_PROTOCOLS: &[&str] = &[HALF_CLOSE_PROTOCOL, SUB_PROTOCOL];
+pub(super) const SUB_PROTOCOLS: &[&str] = &[HALF_CLOSE_PROTOCOL, SUB_PROTOCOL];
 
 /// What comes before a token that is offered as a sub-protocol.
 const BEARER_SUB_PROTOCOL: &str = "bearer.";
@@ -76,7 +76,11 @@ pub async fn websocket(
         rendezvous::log_not_admitted(id, state.peer, path, &Shown::Nothing, &why);
         not_admitted(id, &why)
     })?;
-    let text = token(&state, path, headers, uri.query())?;
+    let text = token(&state, headers, uri.query()).map_err(|refusal| {
+        let why = NotAdmitted::from(refusal);
+        rendezvous::log_not_admitted(id, state.peer, path, &Shown::Nothing, &why);
+        not_admitted(id, &why)
+    })?;
     let upgrade = Upgrade::of(&state, &mut request, SUB_PROTOCOLS)?;
     let ends = match upgrade.sub_protocol {
         Some(HALF_CLOSE_PROTOCOL) => Ends::Apart,
@@ -145,6 +149,11 @@ impl Upgrade {
             id: state.id,
             peer: state.peer,
         })
+    }
+
+    /// What was selected of what the peer offers.
+    pub(super) fn sub_protocol(&self) -> Option<&'static str> {
+        self.sub_protocol
     }
 
     /// The answer to the handshake; behind it, `next` goes on with the connection in a task of its own.
@@ -245,7 +254,7 @@ pub(super) fn has_bearer(headers: &HeaderMap) -> bool {
 /// Judges the page that a browser sends a handshake for ([RFC 6455] 10.2).
 ///
 /// [RFC 6455]: https://www.rfc-editor.org/rfc/rfc6455#section-10.2
-fn check_origin(allowed: &[String], headers: &HeaderMap) -> Result<(), NotAdmitted> {
+pub(super) fn check_origin(allowed: &[String], headers: &HeaderMap) -> Result<(), NotAdmitted> {
     let mut origins = headers.get_all(header::ORIGIN).iter();
     let strange = origins.find(|origin| {
         let known = |allowed: &String| origin.as_bytes() == allowed.as_bytes();
@@ -263,12 +272,11 @@ fn check_origin(allowed: &[String], headers: &HeaderMap) -> Result<(), NotAdmitt
 }
 
 /// The token that the peer shows, if it shows one.
-fn token(
+pub(super) fn token(
     state: &ApiState,
-    path: JetPath,
     headers: &HeaderMap,
     query: Option<&str>,
-) -> Result<Option<Zeroizing<String>>, Problem> {
+) -> Result<Option<Zeroizing<String>>, Refusal> {
     if let Some(token) = bearer(headers) {
         return Ok(Some(Zeroizing::new(token.to_owned())));
     }
@@ -280,14 +288,8 @@ fn token(
     let Some(ticket) = parameters.find_map(|parameter| parameter.strip_prefix("ticket=")) else {
         return Ok(None);
     };
-    match redeem(&state.gateway, state, ticket) {
-        Some(token) => Ok(Some(token)),
-        None => {
-            let why = NotAdmitted::from(Refusal::Ticket);
-            rendezvous::log_not_admitted(state.id, state.peer, path, &Shown::Nothing, &why);
-            Err(not_admitted(state.id, &why))
-        }
-    }
+    let token = redeem(&state.gateway, state, ticket);
+    token.map(Some).ok_or(Refusal::Ticket)
 }
 
 fn redeem(gateway: &Gateway, state: &ApiState, ticket: &str) -> Option<Zeroizing<String>> {

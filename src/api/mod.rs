@@ -1,7 +1,8 @@
-//! HTTP on the same port: tickets, live sessions, rendezvous, agents, health.
+//! HTTP on the same port: tickets, live sessions, rendezvous, forward sessions by WebSocket, agents, health.
 
 pub mod agents;
 pub mod associations;
+pub mod forward;
 pub mod held;
 pub mod jet;
 pub mod operator;
@@ -154,6 +155,8 @@ fn router(state: ApiState) -> Router {
             get(jet::websocket),
         )
         .route("/jet/test/{association}/{candidate}", get(jet::websocket))
+        .route("/jet/fwd/tcp/{association}", get(forward::tcp))
+        .route("/jet/fwd/tls/{association}", get(forward::tls))
         .route("/jet/enrolments", post(agents::invite))
         .route("/jet/agents", post(agents::enrol).get(agents::list))
         .route("/jet/agents/{name}", delete(agents::revoke))

@@ -1,6 +1,7 @@
 //! `jetway connect`: the end on the user's side, for clients that know nothing of tokens.
 //!
-//! A local port, or standard input and output (as a `ProxyCommand` of ssh), leads to the target behind an agent that a token names.
+//! A local port, or standard input and output (as a `ProxyCommand` of ssh), leads to the target that a token names: its `dst_hst`, which
+//! the gateway dials (`jet_cm: fwd`), or one behind its agent.
 //! Each connection uses the token: it is good for as many, one after the other, as its reconnect window says.
 //!
 //! On standard input and output the session is over when the far side has ended: standard output is closed, and the program ends at
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use std::task::{Context as Task, Poll, ready};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tokio::io::{AsyncRead, AsyncWrite, Join, ReadBuf, Stdin, Stdout};
@@ -43,9 +44,12 @@ pub struct Args {
     /// File with the token
     #[arg(long, value_name = "FILE")]
     pub token_file: PathBuf,
-    /// The agent that the token names; needed where the token is encrypted and cannot be read here
+    /// The agent that the token names; needed where the token leads behind one and is encrypted, so that it cannot be read here
     #[arg(long, value_name = "NAME")]
     pub agent: Option<AgentName>,
+    /// Have the gateway speak TLS to the target, whose certificate the token pins (cert_thumb256); what is sent goes inside
+    #[arg(long, conflicts_with_all = ["agent", "direct"])]
+    pub target_tls: bool,
     /// Port of this machine that leads there; without it standard input and output do
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen: Option<SocketAddr>,
@@ -84,9 +88,39 @@ const PARTING: Duration = Duration::from_secs(1);
 struct Way {
     site: Arc<Site>,
     token: Zeroizing<String>,
-    agent: AgentName,
     association: Option<Uuid>,
-    direct: bool,
+    to: To,
+}
+
+/// Where a token leads.
+enum To {
+    /// To its `dst_hst`.
+    Target { tls: bool },
+    /// Behind an agent.
+    Agent { name: AgentName, direct: bool },
+}
+
+impl To {
+    fn by(args: &Args, said: &Said) -> anyhow::Result<Self> {
+        let agent = args.agent.as_ref().or(said.agent.as_ref());
+        match (agent, said.mode.as_deref()) {
+            (Some(name), _) if !args.target_tls => Ok(Self::Agent {
+                name: name.clone(),
+                direct: args.direct,
+            }),
+            // Of what cannot be read here the gateway says whether it is for this.
+            (_, Some("fwd")) | (None, None) => {
+                ensure!(!args.direct, "--direct is for targets behind an agent");
+                Ok(Self::Target {
+                    tls: args.target_tls,
+                })
+            }
+            _ if args.target_tls => bail!("--target-tls is for forward tokens (jet_cm: fwd)"),
+            _ => {
+                bail!("the token leads to no target (jet_cm: fwd), and names no agent: use --agent")
+            }
+        }
+    }
 }
 
 async fn serve(args: &Args) -> anyhow::Result<()> {
@@ -96,17 +130,15 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
     );
     let text = secret_file::read(&args.token_file, &mut io::empty())?;
     let token = Zeroizing::new(text.trim().to_owned());
-    let (named, association) = said(&token);
-    let agent = args.agent.clone().or(named);
+    let said = Said::of(&token);
     let way = Way {
         site: Arc::new(Site::new(
             &args.gateway.gateway,
             args.gateway.ca.as_deref(),
         )?),
+        to: To::by(args, &said)?,
+        association: said.association,
         token,
-        agent: agent.context("the token names no agent that can be read here: use --agent")?,
-        association,
-        direct: args.direct,
     };
     let Some(address) = args.listen else {
         let mut standard = Standard::new();
@@ -208,14 +240,17 @@ fn close_output() -> io::Result<()> {
 
 impl Way {
     async fn session(&self, client: &mut (impl Duplex + ?Sized)) -> anyhow::Result<()> {
-        let connection = connect(
-            &self.site,
-            &self.token,
-            &self.agent,
-            self.association,
-            self.direct,
-        )
-        .await?;
+        let (name, direct) = match &self.to {
+            To::Agent { name, direct } => (name, *direct),
+            To::Target { tls } => {
+                let association = self.association.unwrap_or_else(Uuid::new_v4);
+                let stream = self.site.forward(association, *tls, &self.token).await;
+                let mut stream = stream?;
+                let ended = bridge(client, &mut *stream, &[]).await;
+                return ended.map(drop).map_err(told);
+            }
+        };
+        let connection = connect(&self.site, &self.token, name, self.association, direct).await?;
         let mut connection: Connection = connection;
         let ended = bridge(client, &mut *connection.stream, &[]).await;
         // The gateway would forget it by itself, and may be what is gone.
@@ -235,14 +270,92 @@ fn told(error: io::Error) -> anyhow::Error {
 }
 
 /// What a token that is not encrypted says of its way. It is not verified here: the gateway does that.
-fn said(token: &str) -> (Option<AgentName>, Option<Uuid>) {
-    let payload = token.split('.').nth(1);
-    let payload = payload.and_then(|payload| URL_SAFE_NO_PAD.decode(payload).ok());
-    let claims: serde_json::Value = payload
-        .and_then(|payload| serde_json::from_slice(&payload).ok())
-        .unwrap_or_default();
-    let text = |name| claims.get(name).and_then(serde_json::Value::as_str);
-    let agent = text("jet_agent_id").and_then(|name| name.parse().ok());
-    let association = text("jet_aid").and_then(|id| Uuid::parse_str(id).ok());
-    (agent, association)
+#[derive(Debug, Default)]
+struct Said {
+    agent: Option<AgentName>,
+    association: Option<Uuid>,
+    /// `jet_cm`, which is rdv where a token that can be read has none.
+    mode: Option<String>,
+}
+
+impl Said {
+    fn of(token: &str) -> Self {
+        // Three parts: the others are encrypted.
+        let parts: Vec<_> = token.split('.').collect();
+        let [_, payload, _] = parts[..] else {
+            return Self::default();
+        };
+        let payload = URL_SAFE_NO_PAD.decode(payload).ok();
+        let claims: Option<serde_json::Value> =
+            payload.and_then(|payload| serde_json::from_slice(&payload).ok());
+        let Some(claims) = claims else {
+            return Self::default();
+        };
+        let text = |name| claims.get(name).and_then(serde_json::Value::as_str);
+        Self {
+            agent: text("jet_agent_id").and_then(|name| name.parse().ok()),
+            association: text("jet_aid").and_then(|id| Uuid::parse_str(id).ok()),
+            mode: Some(text("jet_cm").unwrap_or("rdv").to_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn token(claims: &serde_json::Value) -> String {
+        let part = |value: &serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        format!("{}.{}.c2ln", part(&json!({ "alg": "ES256" })), part(claims))
+    }
+
+    fn args(further: &[&str]) -> Args {
+        #[derive(clap::Parser)]
+        struct Command {
+            #[command(flatten)]
+            args: Args,
+        }
+        let fixed = [
+            "connect",
+            "--gateway",
+            "https://gw.test",
+            "--token-file",
+            "t",
+        ];
+        let all = fixed.iter().chain(further);
+        <Command as clap::Parser>::try_parse_from(all).unwrap().args
+    }
+
+    #[test]
+    fn a_token_says_where_it_leads_unless_it_is_encrypted() {
+        let to = |claims: Option<serde_json::Value>, further: &[&str]| {
+            // Of an encrypted one nothing can be read.
+            let token = claims.map_or("a.b.c.d.e".to_owned(), |claims| token(&claims));
+            To::by(&args(further), &Said::of(&token))
+        };
+        let forward = json!({ "jet_cm": "fwd", "dst_hst": "pc:22" });
+        assert!(matches!(
+            to(Some(forward.clone()), &[]),
+            Ok(To::Target { tls: false })
+        ));
+        assert!(matches!(
+            to(Some(forward.clone()), &["--target-tls"]),
+            Ok(To::Target { tls: true })
+        ));
+        assert!(to(Some(forward), &["--direct"]).is_err());
+        assert!(matches!(to(None, &[]), Ok(To::Target { tls: false })));
+        assert!(matches!(
+            to(None, &["--agent", "branch-7"]),
+            Ok(To::Agent { direct: false, .. })
+        ));
+        let behind = json!({ "jet_agent_id": "branch-7", "jet_agent_dst": "pc:22" });
+        assert!(matches!(
+            to(Some(behind.clone()), &["--direct"]),
+            Ok(To::Agent { direct: true, .. })
+        ));
+        assert!(to(Some(behind), &["--target-tls"]).is_err());
+        assert!(to(Some(json!({})), &[]).is_err());
+    }
 }

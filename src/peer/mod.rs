@@ -44,6 +44,7 @@ use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 use tracing::{debug, warn};
+use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::api::jet::SUB_PROTOCOL;
@@ -241,12 +242,7 @@ impl Site {
             let stream = self.dial(&self.address, self.tls).await?;
             let (status, body) = self.exchange(stream, method, path, bearer, body).await?;
             if !status.is_success() {
-                let problem: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-                let text = |name| problem.get(name).and_then(|value| value.as_str());
-                let detail = text("detail").unwrap_or("no reason given");
-                let session = text("session").unwrap_or("unknown");
-                let status = status.as_u16();
-                bail!("the gateway says no: {detail} (status {status}, session {session})");
+                return Err(said_no(status, &body));
             }
             // An answer without a body is null.
             let body = if body.is_empty() { &b"null"[..] } else { &body };
@@ -331,7 +327,7 @@ impl Site {
         let ask = async {
             let stream = self.dial(&url.address, url.transport.is_tls()).await?;
             if url.transport.is_websocket() {
-                websocket(stream, url, path, bearer).await
+                websocket(stream, &url.address.to_string(), &path.to_string(), bearer).await
             } else {
                 binary(stream, url, path, Some(bearer)).await
             }
@@ -341,6 +337,27 @@ impl Site {
             .context("no answer in time")
             .flatten()
             .with_context(|| url.to_string())
+    }
+
+    /// Asks for the target of a forward token, by the association that it names or any. With `target_tls` the gateway speaks TLS to it.
+    ///
+    /// # Errors
+    /// The gateway cannot be reached, or says no: its reason is in the message.
+    pub async fn forward(
+        &self,
+        association: Uuid,
+        target_tls: bool,
+        bearer: &str,
+    ) -> anyhow::Result<Box<dyn Duplex>> {
+        let leg = if target_tls { "tls" } else { "tcp" };
+        let path = format!("/jet/fwd/{leg}/{association}");
+        let ask = async {
+            let stream = self.dial(&self.address, self.tls).await?;
+            websocket(stream, &self.authority, &path, bearer).await
+        };
+        let granted = timeout(DIAL_TIMEOUT, ask).await;
+        let granted = granted.context("the gateway did not answer in time")??;
+        Ok(granted.stream)
     }
 
     /// Connects to a host candidate: its ids are what it is shown, and no token.
@@ -404,18 +421,28 @@ fn same_host(one: &str, other: &str) -> bool {
     }
 }
 
+/// The gateway's reason, from a problem document.
+fn said_no(status: StatusCode, body: &[u8]) -> anyhow::Error {
+    let problem: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    let text = |name| problem.get(name).and_then(|value| value.as_str());
+    let detail = text("detail").unwrap_or("no reason given");
+    let session = text("session").unwrap_or("unknown");
+    let status = status.as_u16();
+    anyhow::anyhow!("the gateway says no: {detail} (status {status}, session {session})")
+}
+
 async fn websocket(
     stream: Box<dyn Duplex>,
-    url: &CandidateUrl,
-    path: JetPath,
+    host: &str,
+    path: &str,
     bearer: &str,
 ) -> anyhow::Result<Granted> {
     let key = generate_key();
     let mut bearer = header::HeaderValue::try_from(format!("Bearer {bearer}"))?;
     bearer.set_sensitive(true);
     let request = Request::builder()
-        .uri(path.to_string())
-        .header(header::HOST, url.address.to_string())
+        .uri(path)
+        .header(header::HOST, host)
         .header(header::CONNECTION, "Upgrade")
         .header(header::UPGRADE, "websocket")
         .header(header::SEC_WEBSOCKET_VERSION, "13")
@@ -431,6 +458,12 @@ async fn websocket(
     // It ends with the answer, whatever that is.
     let connection = tokio::spawn(connection.with_upgrades());
     let response = sender.send_request(request).await?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let status = response.status();
+        let body = Limited::new(response.into_body(), limits::JET_MESSAGE_BYTES).collect();
+        let body = body.await.map(|body| body.to_bytes()).unwrap_or_default();
+        return Err(said_no(status, &body));
+    }
     let ends = agreed(&response, &key)?;
     let upgraded = hyper::upgrade::on(response).await?;
     connection.await??;
@@ -447,11 +480,6 @@ async fn websocket(
 
 /// Whether the handshake was granted, and what was agreed on in it.
 fn agreed<B>(response: &Response<B>, key: &str) -> anyhow::Result<Ends> {
-    let status = response.status();
-    ensure!(
-        status == StatusCode::SWITCHING_PROTOCOLS,
-        "HTTP error: {status}"
-    );
     let headers = response.headers();
     let accepted = headers.get(header::SEC_WEBSOCKET_ACCEPT);
     ensure!(

@@ -70,6 +70,43 @@ pub fn decide(claims: &Claims, limits: SessionLimits, means: Means) -> Result<Pe
             (token, limit) => token.or(limit),
         },
         inspection: inspection(claims, means)?,
+        target_tls: None,
+    })
+}
+
+/// Decides over a session to whose target the gateway itself speaks TLS, which the token pins, while its client says what is
+/// inside. The gateway does not stand inside of what is said, so that nothing may be asked for that needs it there.
+///
+/// # Errors
+/// As [`decide`]; or there is no pin, or what the gateway would have to do inside.
+pub fn decide_with_target_tls(
+    claims: &Claims,
+    limits: SessionLimits,
+    means: Means,
+) -> Result<Permit, Refusal> {
+    let Some(pin) = claims.cert_thumb256 else {
+        return Err(Refusal::TargetTls(
+            "the token pins no certificate to verify (cert_thumb256)",
+        ));
+    };
+    if claims.has_credentials() {
+        return Err(Refusal::TargetTls(
+            "credentials are injected into RDP only, which begins without TLS",
+        ));
+    }
+    let may_be_rdp = matches!(claims.jet_ap, None | Some(ApplicationProtocol::Rdp));
+    if may_be_rdp && means.inspecting == Inspecting::Always {
+        return Err(Refusal::TargetTls(
+            "RDP is inspected here (session.inspect), and begins without TLS",
+        ));
+    }
+    let unpinned = Claims {
+        cert_thumb256: None,
+        ..claims.clone()
+    };
+    Ok(Permit {
+        target_tls: Some(pin),
+        ..decide(&unpinned, limits, means)?
     })
 }
 

@@ -15,6 +15,7 @@ pub struct Permit {
     pub(super) idle_timeout: Option<Duration>,
     pub(super) time_limit: Option<Duration>,
     pub(super) inspection: Option<Inspection>,
+    pub(super) target_tls: Option<Thumbprint>,
 }
 
 /// What a session needs of a gateway that stands inside it.
@@ -61,6 +62,12 @@ impl Permit {
     #[must_use]
     pub fn inspection(&self) -> Option<&Inspection> {
         self.inspection.as_ref()
+    }
+
+    /// The certificate of a target to which the gateway speaks TLS, while its client says what is inside.
+    #[must_use]
+    pub fn target_tls(&self) -> Option<Thumbprint> {
+        self.target_tls
     }
 
     /// How long the session may last.

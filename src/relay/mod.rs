@@ -242,7 +242,7 @@ async fn run_with(
         None => return end,
     };
     match (&end, &left) {
-        (RelayEnd::ClientFailed(_) | RelayEnd::TargetFailed(_), Io::Tls(_)) => {
+        (RelayEnd::ClientFailed(_) | RelayEnd::TargetFailed(_), Io::Tls(_) | Io::TargetTls(_)) => {
             Box::pin(break_off(left)).await;
         }
         // In a box, so that a live session does not hold the room for its end.
@@ -264,7 +264,7 @@ async fn break_off(mut stream: Io) {
 /// Ends the connection of a side whose session the gateway ends: at once, unless it can be told.
 async fn go_away(mut stream: Io) {
     match &mut stream {
-        Io::Tcp(_) | Io::Tls(_) => {}
+        Io::Tcp(_) | Io::Tls(_) | Io::TargetTls(_) => {}
         Io::WebSocket(socket) => {
             socket.end_with(Farewell::GoingAway);
             // Few sessions end so; the others are not to be larger for it.

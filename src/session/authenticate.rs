@@ -12,7 +12,7 @@ use crate::carrier::{self, Credential};
 use crate::clock;
 use crate::gateway::Gateway;
 use crate::refusal::Refusal;
-use crate::session::identify::{Client, Expected, Opening, RdpClient};
+use crate::session::identify::{Before, Client, Expected, Opening, RdpClient};
 use crate::session::refuse::Refused;
 use crate::token::Token;
 use crate::token::claims::Claims;
@@ -26,6 +26,28 @@ pub struct Authenticated {
     pub opening: Opening,
     /// What the client has shown.
     pub token: Token,
+    /// What goes to the target.
+    pub to_target: ToTarget,
+}
+
+/// What goes to a target that is dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ToTarget {
+    /// What the client says, or what the token has the gateway make of it.
+    AsIs,
+    /// TLS, which the gateway speaks, with what the client says inside.
+    InTls,
+}
+
+/// A valid token that was shown with a request, before the first byte of the session.
+#[derive(Debug)]
+pub struct ShownBefore {
+    /// The token as it was shown.
+    pub text: Zeroizing<String>,
+    /// What it says.
+    pub token: Token,
+    /// What the request asks for.
+    pub to_target: ToTarget,
 }
 
 /// Verifies the client's token.
@@ -54,6 +76,58 @@ pub async fn authenticate(
         Err(refusal) => return Err(client.refused(refusal, opening)),
     };
     let (text, token) = token;
+    let shown = ShownBefore {
+        text,
+        token,
+        to_target: ToTarget::AsIs,
+    };
+    begin(gateway, client, opening, shown).await
+}
+
+/// The same for a client whose token came with the request for its connection. RDP clients may have a token or a ticket of their own
+/// in a preconnection PDU or in the routing token: it has to stand for the same one.
+///
+/// # Errors
+/// It does not, or what the client says is not what the token announces.
+pub async fn go_on(
+    gateway: &Gateway,
+    mut client: Client,
+    shown: ShownBefore,
+) -> Result<Authenticated, Box<Refused>> {
+    let expected = Expected::by(&shown.token.claims);
+    let opening = match client.take_preconnection(expected).await {
+        Ok(Before::Silence) => Opening::Other,
+        Ok(Before::Nothing) => Opening::Unread,
+        Ok(Before::Preconnection(credential)) => {
+            let (text, token) = (&shown.text, &shown.token);
+            if let Err(refusal) = check_same(gateway, &client, Some(&credential), text, token) {
+                return Err(client
+                    .refused(refusal, Opening::Unread)
+                    .with_token(&shown.token));
+            }
+            Opening::Unread
+        }
+        Err(refusal) => {
+            return Err(client
+                .refused(refusal, Opening::Unread)
+                .with_token(&shown.token));
+        }
+    };
+    begin(gateway, client, opening, shown).await
+}
+
+/// How a client with a valid token begins, and whether that is what the token announces.
+async fn begin(
+    gateway: &Gateway,
+    mut client: Client,
+    mut opening: Opening,
+    shown: ShownBefore,
+) -> Result<Authenticated, Box<Refused>> {
+    let ShownBefore {
+        text,
+        token,
+        to_target,
+    } = shown;
     // From here a refusal can name the token.
     let span = Span::current();
     if let Some(jet_aid) = token.claims.jet_aid {
@@ -80,6 +154,7 @@ pub async fn authenticate(
         client,
         opening,
         token,
+        to_target,
     })
 }
 

@@ -5,11 +5,12 @@ use std::time::Duration;
 use crate::application_protocol::ApplicationProtocol;
 use crate::config::TokenConfig;
 use crate::gateway::Gateway;
+use crate::listener::Listener;
 use crate::policy::permit::Permit;
 use crate::policy::{self, SessionLimits};
 use crate::rdp::connection_request::{PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX};
 use crate::refusal::Refusal;
-use crate::session::authenticate::Authenticated;
+use crate::session::authenticate::{Authenticated, ToTarget};
 use crate::session::connect::{Connected, Reached};
 use crate::session::identify::{Client, Opening};
 use crate::session::refuse::Refused;
@@ -72,8 +73,9 @@ pub async fn authorize(
         client,
         opening,
         token,
+        to_target,
     } = authenticated;
-    match decide(gateway, &client, &opening, &token).await {
+    match decide(gateway, &client, &opening, &token, to_target).await {
         Ok((permit, session, reservation)) => Ok(Authorized {
             client,
             opening,
@@ -91,12 +93,34 @@ pub async fn authorize(
 /// # Errors
 /// They demand what cannot be delivered.
 pub fn permit(gateway: &Gateway, client: &Client, claims: &Claims) -> Result<Permit, Refusal> {
+    let limits = session_limits(gateway);
+    policy::decide(claims, limits, gateway.means_by(&client.listener))
+}
+
+/// The same for a client whose request asks for more than its bytes to be passed on.
+///
+/// # Errors
+/// As [`permit`].
+pub fn permit_for(
+    gateway: &Gateway,
+    listener: &Listener,
+    claims: &Claims,
+    to_target: ToTarget,
+) -> Result<Permit, Refusal> {
+    let limits = session_limits(gateway);
+    let means = gateway.means_by(listener);
+    match to_target {
+        ToTarget::AsIs => policy::decide(claims, limits, means),
+        ToTarget::InTls => policy::decide_with_target_tls(claims, limits, means),
+    }
+}
+
+fn session_limits(gateway: &Gateway) -> SessionLimits {
     let session = &gateway.config.session;
-    let limits = SessionLimits {
+    SessionLimits {
         idle_timeout: session.idle_timeout(),
         time_limit: session.time_limit(),
-    };
-    policy::decide(claims, limits, gateway.means_by(&client.listener))
+    }
 }
 
 /// Whether a client that began so can be let in with this permit: the gateway stands inside of RDP only, and a client
@@ -140,9 +164,10 @@ async fn decide(
     client: &Client,
     opening: &Opening,
     token: &Token,
+    to_target: ToTarget,
 ) -> Result<(Permit, Registered, Reservation), Refusal> {
     let config = &gateway.config;
-    let mut permit = permit(gateway, client, &token.claims)?;
+    let mut permit = permit_for(gateway, &client.listener, &token.claims, to_target)?;
     // Before the token is taken and anybody is contacted for a client that cannot be let in.
     check_opening(&permit, &token.claims, opening)?;
     let session = gateway

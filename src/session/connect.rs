@@ -13,8 +13,9 @@ use crate::session::identify::{Client, Opening};
 use crate::session::refuse::Refused;
 use crate::session::registry::Registered;
 use crate::session::rendezvous::{self, Together};
+use crate::session::{inspect, secure};
 use crate::store::usage::Reservation;
-use crate::stream::Stream;
+use crate::stream::{Io, Stream};
 use crate::target_name::TargetName;
 use crate::token::claims::ConnectionMode;
 use crate::upstream::{self, ConnectClass, SystemResolver};
@@ -122,9 +123,19 @@ async fn reach(
         connected.address,
         Some(connected.handshake),
     );
+    let name = TargetName::Dialled(connected.target);
+    let mut stream = Stream::from(connected.stream);
+    if let Some(pin) = permit.target_tls() {
+        let secured = secure::target_tls_pinned(stream, &name, pin, deadline);
+        let tls = tokio::select! {
+            tls = secured => tls.map_err(|error| inspect::unsecured(&error))?,
+            () = session.cancelled().cancelled() => return Err(session.cancellation()),
+        };
+        stream = Stream::new(Io::TargetTls(Box::new(tls)));
+    }
     Ok(Reached {
-        stream: connected.stream.into(),
-        name: TargetName::Dialled(connected.target),
+        stream,
+        name,
         met: None,
     })
 }

@@ -93,6 +93,17 @@ impl<'a> Expected<'a> {
     }
 }
 
+/// What a client says before its protocol, where its token was shown before that.
+#[derive(Debug)]
+pub enum Before {
+    /// Its protocol has begun.
+    Nothing,
+    /// It waits for its server.
+    Silence,
+    /// A preconnection PDU with a credential, as RDP clients write it.
+    Preconnection(Credential),
+}
+
 /// A client that speaks RDP, or announced that it has a token to show.
 #[derive(Debug)]
 pub struct RdpClient {
@@ -365,6 +376,61 @@ impl Client {
                 opening: Opening::Unread,
             }))),
             Err(refusal) => Err(self.refused(refusal, Opening::Unread)),
+        }
+    }
+
+    /// Takes the preconnection PDU of a client whose token was shown before, if it writes one. Where another protocol than RDP is
+    /// announced there is none; where none is announced, only what carries a credential is one.
+    ///
+    /// # Errors
+    /// The client leaves, says nothing where RDP is announced, or its PDU carries no credential.
+    pub async fn take_preconnection(&mut self, expected: Expected<'_>) -> Result<Before, Refusal> {
+        let patience = match expected {
+            Expected::Other(_) => return Ok(Before::Nothing),
+            Expected::Rdp => self.identify_by,
+            Expected::Unsaid => {
+                let now = clock::now();
+                now.checked_add(limits::OPENING_PATIENCE).unwrap_or(now)
+            }
+        };
+        loop {
+            match recognise(self.stream.buffered()) {
+                Recognition::Known(Preamble::PreconnectionPdu) => {
+                    match preconnection::decode(self.stream.buffered()) {
+                        Ok(Some((pdu, length))) => {
+                            let credential = match pdu {
+                                PreconnectionPdu::V1 { .. } => Err(Refusal::PreconnectionV1),
+                                PreconnectionPdu::V2 { wsz_pcb, .. } => {
+                                    carrier::from_preconnection(&wsz_pcb).map_err(Refusal::from)
+                                }
+                            };
+                            return match (credential, expected) {
+                                (Ok(credential), _) => {
+                                    self.stream.consume(length);
+                                    Ok(Before::Preconnection(credential))
+                                }
+                                (Err(refusal), Expected::Rdp) => Err(refusal),
+                                (Err(_), Expected::Unsaid | Expected::Other(_)) => {
+                                    Ok(Before::Nothing)
+                                }
+                            };
+                        }
+                        Ok(None) => {}
+                        Err(error) if expected == Expected::Rdp => return Err(error.into()),
+                        Err(_) => return Ok(Before::Nothing),
+                    }
+                }
+                Recognition::Known(_) | Recognition::Unknown => return Ok(Before::Nothing),
+                Recognition::NeedMore => {}
+            }
+            let more = self.fill(limits::PRECONNECTION_PDU_BYTES);
+            match (timeout_at(patience.into(), more).await, expected) {
+                (Ok(more), _) => more?,
+                (Err(_elapsed), Expected::Rdp) => return Err(Refusal::Silent),
+                (Err(_elapsed), Expected::Unsaid | Expected::Other(_)) => {
+                    return Ok(Before::Silence);
+                }
+            }
         }
     }
 

@@ -337,7 +337,7 @@ async fn tell(
     }
 }
 
-fn unsecured(error: &SecureError) -> Refusal {
+pub(super) fn unsecured(error: &SecureError) -> Refusal {
     Refusal::Unsecured {
         rule: error.rule(),
         reason: error.to_string(),

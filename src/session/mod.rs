@@ -15,6 +15,7 @@ pub mod agent;
 pub mod authenticate;
 pub mod authorize;
 pub mod connect;
+pub mod forward;
 pub mod identify;
 pub mod inspect;
 pub mod kdc;

@@ -86,7 +86,7 @@ impl Refused {
         self.with_token(&session.token)
     }
 
-    fn log(&self) {
+    pub(super) fn log(&self) {
         let Self {
             id,
             peer,
@@ -162,7 +162,7 @@ async fn answer(
         }
         (Opening::DirectTls, _) => stream.io_mut().write_all(&TLS_ACCESS_DENIED).await?,
         (Opening::X224(_), None) | (Opening::Unread | Opening::Other, _) => match stream.io_mut() {
-            Io::Tcp(_) | Io::Tls(_) => return Ok(()),
+            Io::Tcp(_) | Io::Tls(_) | Io::TargetTls(_) => return Ok(()),
             Io::WebSocket(socket) => socket.end_with(Farewell::NotGranted),
         },
     }

@@ -33,7 +33,7 @@ use crate::meeting::{Met, Party, Place, Waiting, proof_of};
 use crate::policy::{self, SessionLimits};
 use crate::preamble::{Preamble, Recognition, recognise_behind};
 use crate::refusal::{Denied, Refusal};
-use crate::session::authenticate::{self, Authenticated};
+use crate::session::authenticate::{self, Authenticated, ToTarget};
 use crate::session::authorize::{self, Authorized};
 use crate::session::connect::{self, Reached};
 use crate::session::identify::{Client, Expected, Opening};
@@ -98,6 +98,9 @@ impl NotAdmitted {
         match self {
             Self::Token(denied) if matches!(denied.refusal, Refusal::TooMuchWork) => {
                 Status::Unavailable
+            }
+            Self::Token(denied) if matches!(denied.refusal, Refusal::OtherPath(_)) => {
+                Status::Forbidden
             }
             Self::Token(denied) if denied.refusal.is_unmet_demand() => Status::Forbidden,
             Self::Token(_) => Status::Unauthorized,
@@ -610,8 +613,10 @@ pub(super) fn readable_at(party: &Party, spoke: bool) -> Instant {
     match party.client.stream.io() {
         // Its messages are apart from its handshake.
         Io::WebSocket(_) => party.answered,
-        Io::Tcp(_) | Io::Tls(_) if spoke => party.answered,
-        Io::Tcp(_) | Io::Tls(_) => party.answered.checked_add(HOLD).unwrap_or(party.answered),
+        Io::Tcp(_) | Io::Tls(_) | Io::TargetTls(_) if spoke => party.answered,
+        Io::Tcp(_) | Io::Tls(_) | Io::TargetTls(_) => {
+            party.answered.checked_add(HOLD).unwrap_or(party.answered)
+        }
     }
 }
 
@@ -747,6 +752,7 @@ async fn authenticated(mut client: Client, token: Token) -> Result<Authenticated
         client,
         opening,
         token,
+        to_target: ToTarget::AsIs,
     })
 }
 
@@ -762,6 +768,7 @@ pub fn agree(
         client,
         opening,
         token,
+        ..
     } = &mut authenticated;
     let by_agent = token.claims.agent.is_some();
     let association = match token.claims.jet_cm {
@@ -778,6 +785,7 @@ pub fn agree(
                 client,
                 opening,
                 token,
+                ..
             } = authenticated;
             Err(client.refused(refusal, opening).with_token(&token))
         }

@@ -61,6 +61,11 @@ impl Desk {
             thumbprint,
         }
     }
+
+    /// SHA-256 of its certificate.
+    pub(crate) fn thumbprint(&self) -> &str {
+        &self.thumbprint
+    }
 }
 
 /// A place for rendezvous whose gateway reads encrypted tokens.

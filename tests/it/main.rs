@@ -17,6 +17,7 @@ mod demands;
 mod enforcement;
 mod first_use;
 mod forward;
+mod forward_websocket;
 mod impostors;
 mod inside;
 mod lab;

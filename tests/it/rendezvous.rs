@@ -261,7 +261,7 @@ impl Peer {
     }
 
     /// Waits for the end of a WebSocket, and its code.
-    async fn closed(&mut self) -> Option<CloseCode> {
+    pub(crate) async fn closed(&mut self) -> Option<CloseCode> {
         while self.more().await {}
         match self {
             Self::Stream(_) => panic!("a WebSocket"),
@@ -367,7 +367,7 @@ pub(crate) async fn websocket(
     handshake(stream, request).await
 }
 
-async fn handshake(
+pub(crate) async fn handshake(
     stream: Box<dyn Duplex>,
     request: tokio_tungstenite::tungstenite::handshake::client::Request,
 ) -> Result<Peer, u16> {

@@ -1,6 +1,7 @@
 //! What `jet_ap` announces, by the programs that speak it: OpenSSH's client and server, and a VNC server; RDP has files of its own.
 //!
-//! Each goes to its server in all three ways: dialled by the gateway, met in a rendezvous, and behind an agent.
+//! Each goes to its server in all ways: dialled by the gateway, behind a preconnection PDU or by `jetway connect`, met in a rendezvous,
+//! and behind an agent.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -15,11 +16,13 @@ use jetway::jet::exchange::Operation;
 use jetway::rdp::preconnection;
 
 use crate::lab::branch::{AGENT, enrol};
+use crate::lab::freerdp::{FreeRdp, Version};
 use crate::lab::gateway::{BINARY, Gateway, jetway};
 use crate::lab::log::{CLOSED, REFUSED};
 use crate::lab::port::Port;
 use crate::lab::process::{Process, tool};
 use crate::lab::rendezvous::Rendezvous;
+use crate::lab::target::{self, TargetKind};
 use crate::lab::wait::PATIENCE;
 use crate::lab::workspace::{self, Workspace};
 
@@ -37,6 +40,88 @@ fn openssh_reaches_openssh_that_the_gateway_dials() -> Result<()> {
         server.is_reached(workspace, &with_token(workspace, &gateway, &token)?)?;
         all_went_well(&gateway)
     })
+}
+
+/// The example of the README.
+#[test]
+fn openssh_reaches_openssh_that_the_gateway_dials_by_jetway_connect() -> Result<()> {
+    workspace::run(|workspace| {
+        let (gateway, server) = (Gateway::start(workspace)?, SshServer::start(workspace)?);
+        let token = forward(&gateway, "ssh", &server.address())?;
+        let token = workspace.write("user.jwt", token)?;
+        let proxy = format!(
+            "{BINARY} connect --gateway http://{} --token-file {}",
+            gateway.address(),
+            token.display()
+        );
+        server.is_reached(workspace, &proxy)?;
+        all_went_well(&gateway)
+    })
+}
+
+#[test]
+fn a_vnc_client_reaches_xvnc_that_the_gateway_dials_by_jetway_connect() -> Result<()> {
+    workspace::run(|workspace| {
+        let (gateway, server) = (Gateway::start(workspace)?, VncServer::start(workspace)?);
+        let token = forward(&gateway, "vnc", &server.address())?;
+        let (_connect, local) = connect_listening(workspace, &gateway, &token)?;
+        server.is_reached(&mut connected(local.number())?)?;
+        all_went_well(&gateway)
+    })
+}
+
+#[test]
+fn freerdp3_reaches_an_nla_desktop_by_jetway_connect_with_nothing_of_the_gateway() -> Result<()> {
+    freerdp3_reaches_an_nla_desktop_by_jetway_connect(false)
+}
+
+#[test]
+fn freerdp3_reaches_an_nla_desktop_by_jetway_connect_and_a_token_of_its_own() -> Result<()> {
+    freerdp3_reaches_an_nla_desktop_by_jetway_connect(true)
+}
+
+fn freerdp3_reaches_an_nla_desktop_by_jetway_connect(own_token: bool) -> Result<()> {
+    workspace::run(|workspace| {
+        let target = target::start(workspace, TargetKind::ShadowNla)?;
+        let place = target.place();
+        let gateway = Gateway::start(workspace)?;
+        let token = forward(&gateway, "rdp", &place.address())?;
+        let (_connect, local) = connect_listening(workspace, &gateway, &token)?;
+        let mut arguments = vec![format!("/v:127.0.0.1:{}", local.number())];
+        if own_token {
+            arguments.push(format!("/pcb:{token}"));
+        }
+        let mut client = FreeRdp::start(workspace, "client", Version::Three, &arguments, place)?;
+        client.wait_for_desktop(place)?;
+        client.type_until_it_arrives(place)?;
+        client.end();
+        all_went_well(&gateway)
+    })
+}
+
+/// `jetway connect` on a port of this machine.
+fn connect_listening(
+    workspace: &Workspace,
+    gateway: &Gateway,
+    token: &str,
+) -> Result<(Process, Port)> {
+    let local = Port::free()?;
+    let token = workspace.write("user.jwt", token)?;
+    let mut connect = Process::start(
+        workspace,
+        "connect",
+        Command::new(BINARY)
+            .args([
+                "connect",
+                "--gateway",
+                &format!("http://{}", gateway.address()),
+            ])
+            .arg("--token-file")
+            .arg(&token)
+            .args(["--listen", &format!("127.0.0.1:{}", local.number())]),
+    )?;
+    local.wait_for_listener(|| connect.expect_alive())?;
+    Ok((connect, local))
 }
 
 #[test]

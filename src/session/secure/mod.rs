@@ -45,7 +45,7 @@ use crate::read_ahead::ReadAhead;
 use crate::session::kdc::KdcSource;
 use crate::store::usage::Reservation;
 use crate::stream::Stream;
-use crate::target_certificate::{CertificateRefusal, Remembered, TargetCertificate};
+use crate::target_certificate::{CertificateRefusal, Remembered, Stakes, TargetCertificate};
 use crate::target_name::TargetName;
 use crate::token::claims::{Credentials, Thumbprint};
 
@@ -109,6 +109,20 @@ pub enum Opening {
 pub type ClientTls<C> = server::TlsStream<ReadAhead<C>>;
 /// TLS to the target.
 pub type TargetTls = client::TlsStream<ReadAhead<Stream>>;
+
+/// TLS to a target that is to show one certificate, and nothing of RDP before it.
+///
+/// # Errors
+/// It does not speak TLS, or shows another certificate.
+pub async fn target_tls_pinned(
+    target: Stream,
+    name: &TargetName,
+    pin: Thumbprint,
+    deadline: Instant,
+) -> Result<TargetTls, SecureError> {
+    let policy = TargetCertificate::Pin(pin);
+    target_leg::target_tls(target, &policy, Stakes::Nothing, name, deadline).await
+}
 
 /// Both legs, complete.
 #[derive(Debug)]

@@ -32,6 +32,7 @@ use crate::stream::Stream;
 use crate::target_certificate::{
     CertificateRefusal, Remembered, Stakes, TargetCertificate, Verifier, thumbprint,
 };
+use crate::target_name::TargetName;
 use crate::token::claims::{Credentials, Thumbprint};
 
 /// What was agreed with the target in X.224.
@@ -163,7 +164,8 @@ pub(super) async fn target_leg(
         Some(_) => Stakes::Credentials,
         None => Stakes::Nothing,
     };
-    let mut stream = Box::new(target_tls(target, policy, stakes, request).await?);
+    let (name, deadline) = (request.target, request.deadline);
+    let mut stream = Box::new(target_tls(target, policy, stakes, name, deadline).await?);
     let certificate = {
         let certificates = stream.get_ref().1.peer_certificates();
         certificates
@@ -200,13 +202,14 @@ pub(super) async fn target_leg(
     })
 }
 
-async fn target_tls(
+pub(super) async fn target_tls(
     target: Stream,
     policy: &TargetCertificate,
     stakes: Stakes,
-    request: &SecureRequest<'_>,
+    target_name: &TargetName,
+    deadline: Instant,
 ) -> Result<TargetTls, SecureError> {
-    let verifier = policy.verifier(request.target, stakes)?;
+    let verifier = policy.verifier(target_name, stakes)?;
     let mut config = ClientConfig::builder_with_provider(verifier.provider())
         .with_safe_default_protocol_versions()
         .map_err(|error| SecureError::Settings(error.to_string()))?
@@ -214,11 +217,11 @@ async fn target_tls(
         .with_custom_certificate_verifier(Arc::<Verifier>::clone(&verifier))
         .with_no_client_auth();
     config.resumption = Resumption::disabled();
-    let (name, sni) = server_name(&request.target.address().host);
+    let (name, sni) = server_name(&target_name.address().host);
     config.enable_sni = sni;
     let connect =
         TlsConnector::from(Arc::new(config)).connect(name, ReadAhead::new(Vec::new(), target));
-    let connected = within(request.deadline, Step::TargetTls, connect).await;
+    let connected = within(deadline, Step::TargetTls, connect).await;
     connected.map_err(|error| match verifier.refusal() {
         Some(refusal) => SecureError::Certificate(refusal.clone()),
         None => error,

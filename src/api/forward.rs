@@ -1,0 +1,107 @@
+//! Forward sessions by WebSocket: `GET /jet/fwd/tcp/<jet_aid>` and `GET /jet/fwd/tls/<jet_aid>`, for clients that write no
+//! preconnection PDU. The token is shown as peers of a rendezvous show theirs ([`crate::api::jet`]), and leads to its `dst_hst`.
+//!
+//! The id in the path is the token's `jet_aid`, or any where it has none. With `tls` the gateway speaks TLS to the target, whose
+//! certificate the token has to pin (`cert_thumb256`), and the client says what is inside.
+//!
+//! What the token itself says against it is a problem document in answer to the handshake. What shows behind it (the token in
+//! use, the target down, another protocol) closes the WebSocket with code 1008, or is told in RDP to a client that speaks it; the
+//! log has the reason.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use uuid::Uuid;
+
+use crate::api::ApiState;
+use crate::api::jet::{SUB_PROTOCOLS, Upgrade, check_origin, not_admitted, token};
+use crate::api::problem::Problem;
+use crate::clock;
+use crate::frames::Role;
+use crate::limits;
+use crate::session::authenticate::ToTarget;
+use crate::session::forward;
+use crate::session::identify::Client;
+use crate::session::rendezvous::NotAdmitted;
+use crate::stream::{Io, Stream};
+use crate::websocket::{Ends, HALF_CLOSE_PROTOCOL, WebSocket};
+
+/// Handles a handshake for `/jet/fwd/tcp`.
+///
+/// # Errors
+/// A problem document: 401 for a token that does not hold, 403 for one that is not for this.
+pub async fn tcp(
+    state: State<ApiState>,
+    association: Path<String>,
+    request: Request,
+) -> Result<Response, Problem> {
+    websocket(&state, &association, request, ToTarget::AsIs)
+}
+
+/// Handles a handshake for `/jet/fwd/tls`.
+///
+/// # Errors
+/// As [`tcp`].
+pub async fn tls(
+    state: State<ApiState>,
+    association: Path<String>,
+    request: Request,
+) -> Result<Response, Problem> {
+    websocket(&state, &association, request, ToTarget::InTls)
+}
+
+fn websocket(
+    state: &ApiState,
+    association: &str,
+    mut request: Request,
+    to_target: ToTarget,
+) -> Result<Response, Problem> {
+    let (id, peer) = (state.id, state.peer);
+    let association = Uuid::parse_str(association).map_err(|_| {
+        let detail = "expected /jet/fwd/tcp|tls/<association>";
+        Problem::new(StatusCode::BAD_REQUEST, "path", detail, id)
+    })?;
+    let headers = request.headers();
+    // Before a ticket is used up.
+    check_origin(&state.gateway.config.jet.origins, headers).map_err(|why| {
+        forward::log_origin(id, peer, &why);
+        not_admitted(id, &why)
+    })?;
+    let text = token(state, headers, request.uri().query());
+    let upgrade = Upgrade::of(state, &mut request, SUB_PROTOCOLS)?;
+    let ends = match upgrade.sub_protocol() {
+        Some(HALF_CLOSE_PROTOCOL) => Ends::Apart,
+        Some(_) | None => Ends::Together,
+    };
+    let asked = forward::Request {
+        id,
+        peer,
+        started: clock::now(),
+        listener: &state.listener,
+        association,
+        to_target,
+    };
+    let shown = forward::show(&state.gateway, &asked, text)
+        .map_err(|refusal| not_admitted(id, &NotAdmitted::from(refusal)))?;
+    let gateway = Arc::clone(&state.gateway);
+    Ok(
+        upgrade.go_on(&state.gateway, move |stream, connection| async move {
+            let socket = WebSocket::new(stream, Role::Server, Vec::new(), ends);
+            let now = clock::now();
+            let client = Client {
+                id,
+                peer,
+                started: connection.started,
+                identify_by: now + limits::IDENTIFY_TIMEOUT,
+                establish_by: now + limits::ESTABLISH_TIMEOUT,
+                listener: connection.listener,
+                routing_token: None,
+                stream: Stream::new(Io::WebSocket(Box::new(socket))),
+                admission: connection.admission,
+            };
+            forward::proceed(&gateway, client, shown).await;
+        }),
+    )
+}
