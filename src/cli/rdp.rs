@@ -6,7 +6,6 @@
 //! Token, ticket and password are read from files or standard input, never from arguments, which other users can see. The file
 //! holds a secret: it is readable by its owner only, and replaces an older one as a whole.
 
-use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -165,9 +164,7 @@ fn write(
         file.to_utf16()
     };
     match &args.out {
-        Some(path) => {
-            write_private(path, &bytes).with_context(|| format!("writing {}", path.display()))
-        }
+        Some(path) => secret_file::write(path, &bytes),
         None => stdout
             .write_all(&bytes)
             .and_then(|()| stdout.flush())
@@ -196,32 +193,10 @@ fn carry(file: &mut RdpFile, token: &str, args: &Args) -> anyhow::Result<()> {
     Ok(file.set_ticket(&created.ticket)?)
 }
 
-/// Writes a file that only its owner can read, and puts it in place of an older one when it is complete.
-fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut name = path
-        .file_name()
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not the name of a file"))?
-        .to_owned();
-    name.push(format!(".{}.new", std::process::id()));
-    let unfinished = path.with_file_name(name);
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(&unfinished)?;
-    let written = file
-        .write_all(bytes)
-        .and_then(|()| file.sync_all())
-        .and_then(|()| fs::rename(&unfinished, path));
-    if written.is_err() {
-        // The first error is the one to report.
-        let _ = fs::remove_file(&unfinished);
-    }
-    written
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use clap::Parser;
 
     use super::*;

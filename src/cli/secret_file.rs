@@ -1,14 +1,16 @@
 //! A token, a ticket or a password from a file or from standard input: never from the command line, which everybody on the
-//! machine can read.
+//! machine can read. And into a file that its owner alone can read.
 
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read, Write as _};
 use std::path::Path;
 
 use anyhow::{Context as _, bail, ensure};
 use zeroize::Zeroizing;
 
+use crate::cli::print_line;
 use crate::limits;
+use crate::private_file;
 
 /// Twice the largest token, so that white space around one does no harm; and all of it in UTF-16.
 const SECRET_FILE_BYTES: usize = limits::TOKEN_BYTES * 4;
@@ -35,6 +37,47 @@ pub(super) fn read(path: &Path, stdin: &mut dyn Read) -> anyhow::Result<Zeroizin
         bail!("{name} has more than {SECRET_FILE_BYTES} bytes, which no token has");
     }
     decode(&bytes).with_context(|| format!("reading {name}"))
+}
+
+/// Writes a token or a ticket as a line: into a file, or to standard output where none is named.
+///
+/// # Errors
+/// It cannot be written.
+pub(super) fn give(out: Option<&Path>, secret: &str) -> anyhow::Result<()> {
+    match out {
+        Some(path) => write(path, format!("{secret}\n").as_bytes()),
+        None => Ok(print_line(secret)?),
+    }
+}
+
+/// Writes a file that only its owner can read, and puts it in place of an older one when it is complete.
+///
+/// # Errors
+/// It cannot be written.
+pub(super) fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    replace(path, bytes).with_context(|| format!("writing {}", path.display()))
+}
+
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut name = path
+        .file_name()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not the name of a file"))?
+        .to_owned();
+    name.push(format!(".{}.new", std::process::id()));
+    let unfinished = path.with_file_name(name);
+    let mut file = private_file::options()
+        .write(true)
+        .create_new(true)
+        .open(&unfinished)?;
+    let written = file
+        .write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&unfinished, path));
+    if written.is_err() {
+        // The first error is the one to report.
+        let _ = fs::remove_file(&unfinished);
+    }
+    written
 }
 
 /// The text of a file, whichever of the three ways an editor or a shell has written it.

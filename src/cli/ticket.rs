@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use hyper::{Method, Uri};
 
 use crate::api::tickets::Created;
-use crate::cli::{print_line, secret_file};
+use crate::cli::secret_file;
 use crate::peer::Site;
 
 /// Arguments of `jetway ticket`.
@@ -23,9 +23,12 @@ pub struct Args {
     /// Ask for a shorter life than the gateway gives, seconds
     #[arg(long, value_name = "SECONDS")]
     pub lifetime: Option<u64>,
+    /// File for the ticket, readable by its owner only; standard output if not given
+    #[arg(long, short, value_name = "FILE")]
+    pub out: Option<PathBuf>,
 }
 
-/// Prints the ticket alone to standard output.
+/// Gives the ticket alone, to standard output or a file.
 ///
 /// # Errors
 /// The gateway cannot be reached, or refuses the token: its reason is in the message.
@@ -41,6 +44,5 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let gateway = Site::new(&args.gateway, args.ca.as_deref())?;
     let created = gateway.request(Method::POST, "/jet/tickets", token.trim(), body);
     let created: Created = runtime.block_on(created)?;
-    print_line(&created.ticket)?;
-    Ok(())
+    secret_file::give(args.out.as_deref(), &created.ticket)
 }

@@ -12,12 +12,14 @@ use zeroize::Zeroizing;
 
 use crate::cli::{print_line, secret_file};
 use crate::clock;
+use crate::escape;
 use crate::jet::agent::AgentName;
 use crate::keyring::read_key_file;
 use crate::limits;
+use crate::policy::{self, Inspecting, Means, SessionLimits};
 use crate::time::UnixTime;
 use crate::token::algorithm::{ContentEncryption, KeyManagement, SignatureAlgorithm};
-use crate::token::claims::{Claims, SECRET_CLAIMS};
+use crate::token::claims::{self, Claims, SECRET_CLAIMS};
 use crate::token::key::Key;
 use crate::token::mint::{EncryptionKey, SigningKey, mint};
 use crate::token::target::TargetAddr;
@@ -36,7 +38,7 @@ pub struct Args {
 /// What to do with tokens.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Make a token: it goes to standard output, its claims to standard error
+    /// Make a token: it goes to standard output or a file, its claims to standard error
     New(Box<NewArgs>),
     /// Show what a token says and whether it is valid
     Inspect(InspectArgs),
@@ -143,6 +145,9 @@ pub struct NewArgs {
     /// File with the password that the client must show the gateway; - reads standard input
     #[arg(long, value_name = "FILE", requires = "prx_usr")]
     pub prx_pwd_file: Option<PathBuf>,
+    /// File for the token, readable by its owner only; standard output if not given
+    #[arg(long, short, value_name = "FILE")]
+    pub out: Option<PathBuf>,
 }
 
 /// Arguments of `jetway token inspect`.
@@ -188,12 +193,19 @@ fn new(args: &NewArgs) -> anyhow::Result<()> {
     if let Some(life) = made.life(now) {
         writeln!(stderr, "jetway: {life}; --lifetime says how long")?;
     }
-    if let Err(error) = Claims::check(&Value::Object(made.claims), args.encrypt_key.is_some(), now)
-    {
-        writeln!(
+    for doubt in doubts(&made.claims) {
+        writeln!(stderr, "jetway: {doubt}")?;
+    }
+    match Claims::check(&Value::Object(made.claims), args.encrypt_key.is_some(), now) {
+        Ok(claims) => {
+            for unmet in unmet(&claims) {
+                writeln!(stderr, "jetway: {unmet}")?;
+            }
+        }
+        Err(error) => writeln!(
             stderr,
             "jetway: a gateway with default rules would refuse this token now: {error}"
-        )?;
+        )?,
     }
     if args.encrypt_key.is_some() && args.sign_key.is_none() {
         writeln!(
@@ -201,8 +213,46 @@ fn new(args: &NewArgs) -> anyhow::Result<()> {
             "jetway: encrypted but not signed: gateways refuse that unless configured"
         )?;
     }
-    print_line(&made.token)?;
-    Ok(())
+    secret_file::give(args.out.as_deref(), &made.token)
+}
+
+/// What an issuer may not have meant.
+fn doubts(claims: &Map<String, Value>) -> Vec<String> {
+    let misspelt = claims::misspelt(claims.keys().map(String::as_str));
+    misspelt
+        .into_iter()
+        .map(|(name, known)| {
+            let name = escape::lines(name);
+            format!("claim {name} means nothing to a gateway; {known} is one that does")
+        })
+        .collect()
+}
+
+/// What no gateway of this version does, or not every one.
+fn unmet(claims: &Claims) -> Vec<String> {
+    let limits = SessionLimits::default();
+    let with = |inspecting, verifies_targets| {
+        let means = Means {
+            inspecting,
+            verifies_targets,
+        };
+        policy::decide(claims, limits, means).err()
+    };
+    if let Some(refusal) = with(Inspecting::WhenNeeded, true) {
+        return vec![format!("a gateway refuses this token: {refusal}")];
+    }
+    let mut unmet = Vec::new();
+    if let Some(refusal) = with(Inspecting::Unavailable, true) {
+        unmet.push(format!(
+            "a gateway without [tls] refuses this token: {refusal}"
+        ));
+    }
+    if let Some(refusal) = with(Inspecting::WhenNeeded, false) {
+        let reason =
+            format!("a gateway with target.verify = \"accept-any\" refuses this token: {refusal}");
+        unmet.push(reason);
+    }
+    unmet
 }
 
 pub(super) struct Made {
@@ -494,7 +544,12 @@ fn report(inspection: &Inspection, now: UnixTime) -> String {
         );
     }
     match &inspection.claims {
-        Some(claims) => line("claims", &format!("{:#}", Value::Object(claims.clone()))),
+        Some(claims) => {
+            line("claims", &format!("{:#}", Value::Object(claims.clone())));
+            for doubt in doubts(claims) {
+                line("doubt", &doubt);
+            }
+        }
         None => line("claims", "not readable without a key that opens the token"),
     }
     if let Some(protection) = &inspection.protection {
@@ -512,6 +567,9 @@ fn report(inspection: &Inspection, now: UnixTime) -> String {
         Some(Ok(token)) => {
             line("id", token.id.as_str());
             line("valid", &period(token, now));
+            for unmet in unmet(&token.claims) {
+                line("demands", &unmet);
+            }
             line("verdict", "accepted");
         }
         Some(Err(error)) => line("verdict", &refusal(error)),
@@ -729,6 +787,53 @@ mod tests {
             )
             .is_ok()
         );
+    }
+
+    #[test]
+    fn a_misspelt_claim_and_an_unmet_demand_are_told_where_a_token_is_made_and_where_it_is_inspected()
+     {
+        let keys = Keys::new();
+        let file = keys.path("claims.json");
+        let written = r#"{"dst_hst":"a:1","jet_ap":"rdp","jet_ttls":5,"jet_rec":true,"team":"x"}"#;
+        fs::write(&file, written).unwrap();
+        let args = NewArgs {
+            claims: Some(file),
+            ..keys.signed()
+        };
+        let made = make(&args, NOW).unwrap();
+        let told = doubts(&made.claims);
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(
+            told[0].contains("jet_ttls") && told[0].contains("jet_ttl is"),
+            "{told:?}"
+        );
+        let token = made.token;
+        let reported = report(&keys.inspect(&token, &["issuer.pub"]), NOW);
+        assert!(
+            reported.contains("doubt       claim jet_ttls"),
+            "{reported}"
+        );
+        assert!(
+            reported.contains("demands     a gateway refuses this token"),
+            "{reported}"
+        );
+        // Without a key to verify with, too.
+        let reported = report(&keys.inspect(&token, &[]), NOW);
+        assert!(
+            reported.contains("doubt       claim jet_ttls"),
+            "{reported}"
+        );
+
+        let pinned = NewArgs {
+            cert_thumb256: Some("07".repeat(32)),
+            ..keys.signed()
+        };
+        let claims = Value::Object(make(&pinned, NOW).unwrap().claims);
+        let told = unmet(&Claims::check(&claims, false, NOW).unwrap());
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].contains("without [tls]"), "{told:?}");
+        let plain = Value::Object(make(&keys.signed(), NOW).unwrap().claims);
+        assert!(unmet(&Claims::check(&plain, false, NOW).unwrap()).is_empty());
     }
 
     #[test]

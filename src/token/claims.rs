@@ -31,6 +31,101 @@ pub const SECRET_CLAIMS: [&str; 4] = ["dst_usr", "dst_pwd", "prx_usr", "prx_pwd"
 /// Those of them that no id covers.
 const PASSWORDS: [&str; 2] = ["dst_pwd", "prx_pwd"];
 
+/// Every claim that has a meaning here.
+const KNOWN_CLAIMS: [&str; 28] = [
+    "aud",
+    "cert_thumb256",
+    "dst_alt",
+    "dst_hst",
+    "dst_pwd",
+    "dst_usr",
+    "exp",
+    "iat",
+    "iss",
+    "jet_agent_alt",
+    "jet_agent_dst",
+    "jet_agent_id",
+    "jet_aid",
+    "jet_ap",
+    "jet_cm",
+    "jet_ct",
+    "jet_flt",
+    "jet_gw_id",
+    "jet_rec",
+    "jet_reuse",
+    "jet_ttl",
+    "jetflt",
+    "jti",
+    "nbf",
+    "prx_pwd",
+    "prx_usr",
+    "sub",
+    "type",
+];
+
+/// Longest name that is looked at as a misspelling, bytes: comparing costs its square.
+const MISSPELT_BYTES: usize = 32;
+
+/// Names of claims that have no meaning here and look like one that has, each with that one: a gateway keeps them, as an issuer
+/// may have claims of its own, and does nothing of what they say.
+pub fn misspelt<'a>(names: impl Iterator<Item = &'a str>) -> Vec<(&'a str, &'static str)> {
+    let unknown = names.filter(|name| !KNOWN_CLAIMS.contains(name) && name.len() <= MISSPELT_BYTES);
+    unknown
+        .filter_map(|name| {
+            let plain = |name: &str| name.to_ascii_lowercase().replace(['-', '_'], "");
+            let written = plain(name);
+            let known = KNOWN_CLAIMS.into_iter().map(|known| {
+                let known_plain = plain(known);
+                (
+                    distance(written.as_bytes(), known_plain.as_bytes()),
+                    known_plain.len(),
+                    known,
+                )
+            });
+            let (distance, length, known) = known.min()?;
+            // These beginnings belong to the protocol. Otherwise, of a name of three letters, most others of three are one letter away.
+            let ours = ["jet_", "dst_", "prx_"]
+                .iter()
+                .any(|start| name.starts_with(start));
+            let allowed = if length < 5 {
+                0
+            } else {
+                length.div_ceil(4).min(2)
+            };
+            (ours || distance <= allowed).then_some((name, known))
+        })
+        .collect()
+}
+
+/// How many letters have to be changed, put in, left out or swapped with the next to make one name of the other.
+fn distance(one: &[u8], other: &[u8]) -> usize {
+    let mut before: Vec<usize> = Vec::new();
+    let mut last: Vec<usize> = (0..=other.len()).collect();
+    let mut letter_before = None;
+    for (row, letter) in one.iter().enumerate() {
+        let mut next = vec![row + 1];
+        let mut other_before = None;
+        let costs = last.windows(2).zip(other).enumerate();
+        for (column, (costs, other_letter)) in costs {
+            let &[left_above, above] = costs else {
+                continue;
+            };
+            let left = next.last().copied().unwrap_or_default();
+            let changed = left_above + usize::from(letter != other_letter);
+            let mut best = changed.min(above + 1).min(left + 1);
+            let swapped = letter_before == Some(other_letter) && other_before == Some(letter);
+            if swapped && let Some(cost) = column.checked_sub(1).and_then(|at| before.get(at)) {
+                best = best.min(cost + 1);
+            }
+            next.push(best);
+            other_before = Some(other_letter);
+        }
+        letter_before = Some(letter);
+        before = std::mem::replace(&mut last, next);
+    }
+    last.last().copied().unwrap_or_default()
+}
+
 /// Longest `jti`, characters: it is stored for each token.
 const JTI_CHARS: usize = 256;
 
@@ -1411,6 +1506,45 @@ mod tests {
             ..TokenRules::default()
         };
         assert_eq!(parse_text(&text, &named).unwrap_err().rule(), "audience");
+    }
+
+    #[test]
+    fn a_misspelt_claim_is_noticed_and_a_foreign_one_is_not() {
+        let look_at = |name| misspelt(std::iter::once(name)).pop();
+        for (name, meant) in [
+            ("jet_ttls", "jet_ttl"),
+            ("jet_tll", "jet_ttl"),
+            ("jetttl", "jet_ttl"),
+            ("JET_REC", "jet_rec"),
+            ("jet_record", "jet_rec"),
+            ("dst_hosts", "dst_hst"),
+            ("jet-flt", "jet_flt"),
+            ("dst_host", "dst_hst"),
+            ("dst_usre", "dst_usr"),
+            ("dst_user", "dst_usr"),
+            ("cert_thumb_256", "cert_thumb256"),
+            ("cert_thumb265", "cert_thumb256"),
+            ("jet_agent", "jet_agent_id"),
+            ("Exp", "exp"),
+        ] {
+            assert_eq!(look_at(name), Some((name, meant)));
+        }
+        for known in KNOWN_CLAIMS {
+            assert_eq!(look_at(known), None);
+        }
+        for name in [
+            "department",
+            "name",
+            "ext",
+            "subject",
+            "azp",
+            "nonce",
+            "groups",
+            "x",
+        ] {
+            assert_eq!(look_at(name), None, "{name}");
+        }
+        assert_eq!(distance(b"jetttl", b"jettlt"), 1);
     }
 
     #[test]
