@@ -1,18 +1,20 @@
 //! From a TOML file, the environment and flags to a [`Config`]; a bad value stops the process before any port is bound.
 //!
 //! Later layers win: built-in defaults, the file, `JETWAY_…` variables (`__` separates levels, as in
-//! `JETWAY_STORE__PATH`), flags. Relative paths in the file are relative to the file. Every error names the file, the key
-//! and, where the file set it, the line; all that can be found at once are told at once.
+//! `JETWAY_STORE__PATH`), flags. Relative paths in the file are relative to the file, and `${NAME}` in a path is the variable
+//! of that name, as systemd sets `CREDENTIALS_DIRECTORY`. Every error names the file, the key and, where the file set it, the
+//! line. All are told at once: where one value is at fault, the others are looked at without it ([`Reading`]).
 
+use std::ffi::OsString;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use figment::Figment;
 use figment::error::Kind;
 use figment::providers::{Env, Format, Serialized, Toml};
-use figment::value::Value;
+use figment::value::{Dict, Value};
 use ipnet::IpNet;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -593,6 +595,19 @@ pub struct ConfigError {
     pub problem: String,
 }
 
+impl ConfigError {
+    /// Whether it is of this key, of a part of it or of what it is a part of.
+    fn concerns(&self, key: &str) -> bool {
+        is_within(&self.key, key) || is_within(key, &self.key)
+    }
+}
+
+/// Whether `key` is `whole`, or a key in it.
+fn is_within(key: &str, whole: &str) -> bool {
+    let rest = key.strip_prefix(whole);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.source_name)?;
@@ -625,87 +640,217 @@ impl From<ConfigError> for ConfigErrors {
     }
 }
 
+/// What could be read of a configuration.
+#[derive(Debug)]
+pub struct Reading {
+    /// All of it, or with errors what is left without the values at fault, so that the rest can be judged; none where too little
+    /// is left.
+    pub config: Option<Config>,
+    /// What is wrong with it, as far as types and values tell.
+    pub errors: Vec<ConfigError>,
+}
+
+impl Reading {
+    /// The configuration, where nothing is wrong with it.
+    ///
+    /// # Errors
+    /// The values that cannot be used, each with file, key and line.
+    pub fn whole(self) -> Result<Config, ConfigErrors> {
+        match self.config {
+            Some(config) if self.errors.is_empty() => Ok(config),
+            Some(_) | None => Err(ConfigErrors(self.errors)),
+        }
+    }
+
+    /// How the process is to log, whatever else is wrong.
+    #[must_use]
+    pub fn log(&self) -> LogConfig {
+        let at_fault = self.errors.iter().any(|error| error.concerns("log"));
+        match &self.config {
+            Some(config) if !at_fault => config.log.clone(),
+            Some(_) | None => LogConfig::default(),
+        }
+    }
+
+    fn nothing(error: ConfigError) -> Self {
+        Self {
+            config: None,
+            errors: vec![error],
+        }
+    }
+}
+
+impl From<Config> for Reading {
+    fn from(config: Config) -> Self {
+        Self {
+            config: Some(config),
+            errors: Vec::new(),
+        }
+    }
+}
+
 impl Config {
     /// Reads the file at `path`, the environment and `flags`.
     ///
     /// # Errors
     /// The values that cannot be used, each with file, key and line.
     pub fn load(path: &Path, flags: &Flags) -> Result<Self, ConfigErrors> {
-        let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
-            source_name: path.display().to_string(),
-            line: None,
-            key: String::new(),
-            problem: format!("cannot be read: {error}"),
-        })?;
-        Self::from_text(path, &text, flags, Env::prefixed("JETWAY_").split("__"))
+        Self::read(path, flags).whole()
     }
 
-    fn from_text(
-        path: &Path,
-        text: &str,
-        flags: &Flags,
-        environment: Env,
-    ) -> Result<Self, ConfigErrors> {
-        let file = Source {
-            path: path.to_owned(),
-            text: text.to_owned(),
+    /// Reads as [`load`](Self::load) does, and goes on past what is wrong.
+    #[must_use]
+    pub fn read(path: &Path, flags: &Flags) -> Reading {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) => {
+                return Reading::nothing(ConfigError {
+                    source_name: path.display().to_string(),
+                    line: None,
+                    key: String::new(),
+                    problem: format!("cannot be read: {error}"),
+                });
+            }
         };
+        let environment = Environment {
+            // The file's own name is no key of it.
+            keys: Env::prefixed("JETWAY_").split("__").ignore(&["config"]),
+            variable: |name| std::env::var_os(name),
+        };
+        Self::from_text(path, &text, flags, &environment)
+    }
+
+    fn from_text(path: &Path, text: &str, flags: &Flags, environment: &Environment) -> Reading {
         // A syntax error has a line of its own and no key.
         if let Err(error) = toml_edit::ImDocument::parse(text) {
-            return Err(ConfigError {
+            return Reading::nothing(ConfigError {
                 source_name: path.display().to_string(),
                 line: error.span().map(|span| line_of(text, span.start)),
                 key: String::new(),
                 problem: error.message().trim_end().to_owned(),
-            }
-            .into());
+            });
         }
-        let mut figment = Figment::new().merge(Toml::string(text)).merge(environment);
+        let set = environment.keys.iter().map(|(key, _)| {
+            let key = key.into_string();
+            let variable = format!("JETWAY_{}", key.replace('.', "__").to_uppercase());
+            (key, variable)
+        });
+        let mut file = Source {
+            path: path.to_owned(),
+            text: text.to_owned(),
+            above: set.collect(),
+        };
+        let mut figment = Figment::new()
+            .merge(Toml::string(text))
+            .merge(environment.keys.clone());
+        let mut flag = |key: &str, name: &str| file.above.push((key.to_owned(), name.to_owned()));
         if let Some(format) = flags.log_format {
+            flag("log.format", "--log-format");
             figment = figment.merge(Serialized::default("log.format", format));
         }
         if let Some(filter) = &flags.log_filter {
+            flag("log.filter", "--log-filter");
             figment = figment.merge(Serialized::default("log.filter", filter));
         }
         if let Some(store) = &flags.store {
+            flag("store.path", "--store");
             // A flag's path is relative to where the command was typed, not to the file.
             let store = std::path::absolute(store).unwrap_or_else(|_| store.clone());
             figment = figment.merge(Serialized::default("store.path", store));
         }
-        let mut config: Self = figment.extract().map_err(|first| {
-            let mut errors = type_errors(&figment);
-            if errors.is_empty() {
-                errors.push(first);
+        let mut errors = Vec::new();
+        let mut config: Self = match figment.extract() {
+            Ok(config) => config,
+            Err(first) => {
+                let (mut found, rest) = type_errors(&figment);
+                if found.is_empty() {
+                    found.push(first);
+                }
+                errors.extend(found.iter().map(|error| file.explain(error)));
+                match rest.and_then(|rest| rest.deserialize().ok()) {
+                    Some(config) => config,
+                    None => {
+                        return Reading {
+                            config: None,
+                            errors,
+                        };
+                    }
+                }
             }
-            let explained = errors.iter().map(|error| file.explain(error, &figment));
-            ConfigErrors(explained.collect())
-        })?;
-        config.anchor(path.parent().unwrap_or(Path::new("")));
-        let errors = config.check(&file);
-        if !errors.is_empty() {
-            return Err(ConfigErrors(errors));
-        }
+        };
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let mut found = config.anchor(folder, environment.variable, &file);
+        found.extend(config.check(&file));
+        add_new(&mut errors, found);
         config.source = file;
-        Ok(config)
+        Reading {
+            config: Some(config),
+            errors,
+        }
     }
 
-    /// Makes relative paths relative to the configuration's folder.
-    fn anchor(&mut self, folder: &Path) {
-        let tls = self
-            .tls
-            .iter_mut()
-            .chain(self.listener.iter_mut().filter_map(|l| l.tls.as_mut()));
-        let keytab = self.client.kerberos.as_mut();
-        let paths = tls
-            .flat_map(|tls| [&mut tls.certificate, &mut tls.key])
-            .chain(self.token.keys.iter_mut().map(|key| &mut key.path))
-            .chain(self.token.revoked.as_mut())
-            .chain(self.target.ca.as_mut())
-            .chain(keytab.map(|kerberos| &mut kerberos.keytab))
-            .chain([&mut self.store.path, &mut self.target.pins]);
-        for path in paths {
-            *path = folder.join(&*path);
+    /// Makes relative paths relative to the configuration's folder, and puts variables in.
+    fn anchor(
+        &mut self,
+        folder: &Path,
+        variable: fn(&str) -> Option<OsString>,
+        file: &Source,
+    ) -> Vec<ConfigError> {
+        let mut errors = Vec::new();
+        for (key, path) in self.paths() {
+            match with_variables(path, variable) {
+                Ok(whole) => *path = folder.join(whole),
+                Err(problem) => {
+                    let key: Vec<&str> = key.iter().map(String::as_str).collect();
+                    errors.push(file.error(&key, &problem));
+                }
+            }
         }
+        errors
+    }
+
+    /// Every file that is named, with the key that names it.
+    fn paths(&mut self) -> Vec<(Vec<String>, &mut PathBuf)> {
+        fn key(parts: &[&str]) -> Vec<String> {
+            parts.iter().map(|part| (*part).to_owned()).collect()
+        }
+        fn of_tls<'a>(
+            at: &[&str],
+            tls: Option<&'a mut TlsConfig>,
+        ) -> impl Iterator<Item = (Vec<String>, &'a mut PathBuf)> {
+            let at = key(at);
+            tls.into_iter().flat_map(move |tls| {
+                let named = |name: &str| [at.clone(), vec![name.to_owned()]].concat();
+                [
+                    (named("certificate"), &mut tls.certificate),
+                    (named("key"), &mut tls.key),
+                ]
+            })
+        }
+        let mut paths: Vec<(Vec<String>, &mut PathBuf)> = Vec::new();
+        paths.extend(of_tls(&["tls"], self.tls.as_mut()));
+        for (index, listener) in self.listener.iter_mut().enumerate() {
+            let index = index.to_string();
+            paths.extend(of_tls(&["listener", &index, "tls"], listener.tls.as_mut()));
+        }
+        for (index, file) in self.token.keys.iter_mut().enumerate() {
+            paths.push((
+                key(&["token", "keys", &index.to_string(), "path"]),
+                &mut file.path,
+            ));
+        }
+        if let Some(revoked) = &mut self.token.revoked {
+            paths.push((key(&["token", "revoked"]), revoked));
+        }
+        if let Some(ca) = &mut self.target.ca {
+            paths.push((key(&["target", "ca"]), ca));
+        }
+        if let Some(kerberos) = &mut self.client.kerberos {
+            paths.push((key(&["client", "kerberos", "keytab"]), &mut kerberos.keytab));
+        }
+        paths.push((key(&["store", "path"]), &mut self.store.path));
+        paths.push((key(&["target", "pins"]), &mut self.target.pins));
+        paths
     }
 
     /// What types alone do not say.
@@ -718,6 +863,17 @@ impl Config {
             if listener.accept.is_empty() {
                 let index = index.to_string();
                 errors.push(file.error(&["listener", &index, "accept"], "accepts nothing"));
+            }
+        }
+        for (index, listener) in self.listener.iter().enumerate() {
+            let before = self.listener.iter().take(index);
+            if let Some(other) = before
+                .map(|other| other.address)
+                .find(|other| take_the_same_port(listener.address, *other))
+            {
+                let index = index.to_string();
+                let problem = format!("takes the port that listener {other} has");
+                errors.push(file.error(&["listener", &index, "address"], &problem));
             }
         }
         if self.token.keys.is_empty() && !self.development.accept_unsigned_tokens {
@@ -822,31 +978,93 @@ fn is_origin(text: &str) -> bool {
         && host.bytes().all(|byte| in_host(byte) && !separates(byte))
 }
 
-/// What is wrong by type alone, in all sections. Serde stops at the first, so that is taken away and the rest read again.
-fn type_errors(figment: &Figment) -> Vec<figment::Error> {
-    let Ok(Value::Dict(_, sections)) = figment.find_value("") else {
-        return Vec::new();
+/// Whether two listeners cannot both have their port. One for IPv6 takes none of IPv4.
+fn take_the_same_port(one: SocketAddr, other: SocketAddr) -> bool {
+    let any = |ip: IpAddr| ip.is_unspecified();
+    one.port() == other.port()
+        && one.port() != 0
+        && one.is_ipv4() == other.is_ipv4()
+        && (one.ip() == other.ip() || any(one.ip()) || any(other.ip()))
+}
+
+/// Puts variables into a path.
+fn with_variables(path: &Path, variable: fn(&str) -> Option<OsString>) -> Result<PathBuf, String> {
+    let Some(mut rest) = path.to_str().filter(|path| path.contains("${")) else {
+        return Ok(path.to_owned());
+    };
+    let mut whole = OsString::new();
+    while let Some((before, after)) = rest.split_once("${") {
+        whole.push(before);
+        let (name, after) = after
+            .split_once('}')
+            .ok_or_else(|| format!("{}: ${{ without its }}", path.display()))?;
+        let value = variable(name).filter(|value| !value.is_empty());
+        whole.push(value.ok_or_else(|| {
+            let hint = match name {
+                "CREDENTIALS_DIRECTORY" => {
+                    "; systemd sets it for a unit with LoadCredential, and by hand it is the folder of these files"
+                }
+                "STATE_DIRECTORY" => "; systemd sets it for a unit with StateDirectory",
+                _ => "",
+            };
+            format!("{}: the environment has no {name}{hint}", path.display())
+        })?);
+        rest = after;
+    }
+    whole.push(rest);
+    Ok(PathBuf::from(whole))
+}
+
+/// Adds what was found in what is left of a configuration: what follows from an error that is known already is none.
+pub fn add_new(errors: &mut Vec<ConfigError>, found: Vec<ConfigError>) {
+    for error in found {
+        if !errors.iter().any(|known| known.concerns(&error.key)) {
+            errors.push(error);
+        }
+    }
+}
+
+/// Where variables come from.
+struct Environment {
+    /// Those that set keys.
+    keys: Env,
+    /// Any, for paths.
+    variable: fn(&str) -> Option<OsString>,
+}
+
+/// What is wrong by type alone, in all sections, and what is left without it. Serde stops at the first, so that is taken away
+/// and the rest read again.
+fn type_errors(figment: &Figment) -> (Vec<figment::Error>, Option<Value>) {
+    let Ok(Value::Dict(tag, sections)) = figment.find_value("") else {
+        return (Vec::new(), None);
     };
     let mut errors = Vec::new();
+    let mut rest = Dict::new();
     for (name, value) in &sections {
         let at = [name.clone()];
-        errors.extend(match name.as_str() {
+        let (found, left) = match name.as_str() {
             "listener" => {
-                if let Value::Array(_, listeners) = value {
-                    listeners
-                        .iter()
-                        .enumerate()
-                        .flat_map(|(index, listener)| {
-                            let at = [name.clone(), index.to_string()];
-                            errors_of::<ListenerConfig>(listener, &at)
-                        })
-                        .collect()
+                if let Value::Array(tag, listeners) = value {
+                    let mut found = Vec::new();
+                    let mut left = Vec::new();
+                    for (index, listener) in listeners.iter().enumerate() {
+                        let at = [name.clone(), index.to_string()];
+                        let (errors, listener) = errors_of::<ListenerConfig>(listener, &at);
+                        found.extend(errors);
+                        // Another one in its place, so that those behind it keep their numbers.
+                        left.push(listener.unwrap_or_else(some_listener));
+                    }
+                    (found, Some(Value::Array(*tag, left)))
                 } else {
-                    errors_of::<Vec<ListenerConfig>>(value, &at)
+                    let (found, _) = errors_of::<Vec<ListenerConfig>>(value, &at);
+                    (found, Some(Value::from(vec![some_listener()])))
                 }
             }
             "tls" => errors_of::<TlsConfig>(value, &at),
-            "token" => errors_of::<TokenConfig>(value, &at),
+            "token" => {
+                let (found, left) = errors_of::<TokenConfig>(value, &at);
+                (found, left.or_else(|| without_keys(value)))
+            }
             "tickets" => errors_of::<TicketConfig>(value, &at),
             "api" => errors_of::<ApiConfig>(value, &at),
             "egress" => errors_of::<EgressConfig>(value, &at),
@@ -858,15 +1076,45 @@ fn type_errors(figment: &Figment) -> Vec<figment::Error> {
             "limits" => errors_of::<LimitsConfig>(value, &at),
             "log" => errors_of::<LogConfig>(value, &at),
             "development" => errors_of::<DevelopmentConfig>(value, &at),
-            _ => vec![Kind::UnknownField(name.clone(), &SECTIONS).into()],
-        });
+            _ => {
+                let unknown = Kind::UnknownField(name.clone(), &SECTIONS);
+                (vec![unknown.into()], None)
+            }
+        };
+        errors.extend(found);
+        if let Some(left) = left {
+            rest.insert(name.clone(), left);
+        }
     }
     for required in ["listener", "token"] {
         if !sections.contains_key(required) {
             errors.push(Kind::MissingField(required.into()).into());
         }
     }
-    errors
+    rest.entry("listener".to_owned())
+        .or_insert_with(|| Value::from(vec![some_listener()]));
+    rest.entry("token".to_owned())
+        .or_insert_with(|| Value::from(no_keys()));
+    (errors, Some(Value::Dict(tag, rest)))
+}
+
+/// A listener that nothing is wrong with.
+fn some_listener() -> Value {
+    Value::from(Dict::from([(
+        "address".to_owned(),
+        Value::from("127.0.0.1:0"),
+    )]))
+}
+
+fn no_keys() -> Dict {
+    Dict::from([("keys".to_owned(), Value::from(Vec::<Value>::new()))])
+}
+
+/// A `[token]` whose keys cannot be told: the rest of it.
+fn without_keys(token: &Value) -> Option<Value> {
+    let mut table = token.as_dict()?.clone();
+    table.extend(no_keys());
+    errors_of::<TokenConfig>(&Value::from(table), &[]).1
 }
 
 /// The keys of the outermost table.
@@ -890,8 +1138,11 @@ const SECTIONS: [&str; 14] = [
 /// Errors that are told of one section: more are a file of another kind.
 const SECTION_ERRORS: usize = 32;
 
-/// What keeps `value`, which stands at `at`, from being a `T`.
-fn errors_of<T: DeserializeOwned>(value: &Value, at: &[String]) -> Vec<figment::Error> {
+/// What keeps `value`, which stands at `at`, from being a `T`; and what is left of it that is one.
+fn errors_of<T: DeserializeOwned>(
+    value: &Value,
+    at: &[String],
+) -> (Vec<figment::Error>, Option<Value>) {
     let mut value = value.clone();
     let mut taken: Vec<Vec<String>> = Vec::new();
     let mut errors = Vec::new();
@@ -911,7 +1162,8 @@ fn errors_of<T: DeserializeOwned>(value: &Value, at: &[String]) -> Vec<figment::
             break;
         }
     }
-    errors
+    let left = value.deserialize::<T>().is_ok().then_some(value);
+    (errors, left)
 }
 
 /// Takes a key out of the table that it is in; says whether it was there.
@@ -971,36 +1223,33 @@ fn key_of(error: &figment::Error) -> Vec<String> {
 pub struct Source {
     path: PathBuf,
     text: String,
+    /// Keys that were set above the file, and the variables and flags that did.
+    above: Vec<(String, String)>,
 }
 
 impl Source {
-    fn explain(&self, error: &figment::Error, figment: &Figment) -> ConfigError {
+    fn explain(&self, error: &figment::Error) -> ConfigError {
         let key = key_of(error);
         let segments: Vec<&str> = key.iter().map(String::as_str).collect();
-        let metadata = error
-            .metadata
-            .as_ref()
-            .or_else(|| figment.find_metadata(&key.join(".")));
-        let from_environment =
-            metadata.is_some_and(|metadata| metadata.name.contains("environment variable"));
-        if from_environment {
-            return ConfigError {
-                source_name: format!("JETWAY_{}", key.join("__").to_uppercase()),
-                line: None,
-                key: key.join("."),
-                problem: error.kind.to_string(),
-            };
-        }
         self.error(&segments, &error.kind.to_string())
     }
 
     /// What is wrong with the value of `key`.
     #[must_use]
     pub fn error(&self, key: &[&str], problem: &str) -> ConfigError {
+        let line = self.line(key);
+        let dotted = key.join(".");
+        let above = self.above.iter().rev().find(|(set, _)| {
+            is_within(&dotted, set) || (line.is_none() && is_within(set, &dotted))
+        });
+        let (source_name, line) = match above {
+            Some((_, name)) => (name.clone(), None),
+            None => (self.path.display().to_string(), line),
+        };
         ConfigError {
-            source_name: self.path.display().to_string(),
-            line: self.line(key),
-            key: key.join("."),
+            source_name,
+            line,
+            key: dotted,
             problem: problem.to_owned(),
         }
     }
@@ -1040,13 +1289,16 @@ mod tests {
     const MINIMAL: &str = "[[listener]]\naddress = \"127.0.0.1:3389\"\n\n[token]\nkeys = [{ path = \"k.pem\", usage = \"sign\" }]\n";
 
     fn load_all(text: &str) -> Result<Config, ConfigErrors> {
-        Config::from_text(
-            Path::new("/etc/jetway/jetway.toml"),
-            text,
-            &Flags::default(),
-            Env::prefixed("JETWAY_UNSET_IN_TESTS_"),
-        )
+        let path = Path::new("/etc/jetway/jetway.toml");
+        Config::from_text(path, text, &Flags::default(), &NOTHING_SET()).whole()
     }
+
+    const NOTHING_SET: fn() -> Environment = || Environment {
+        keys: Env::prefixed("JETWAY_UNSET_IN_TESTS_"),
+        variable: |name| {
+            (name == "CREDENTIALS_DIRECTORY").then(|| "/run/credentials/jetway".into())
+        },
+    };
 
     /// With the one error that there is.
     fn load(text: &str) -> Result<Config, ConfigError> {
@@ -1090,6 +1342,87 @@ mod tests {
             "log.filter",
         ];
         assert_eq!(keys, expected, "{errors}");
+    }
+
+    #[test]
+    fn values_are_judged_beside_those_of_a_wrong_type() {
+        let text = format!(
+            "{MINIMAL}leeway_s = \"long\"\nrevoked = \"${{NOWHERE}}/revoked.json\"\n\n[[listener]]\nadress = \"127.0.0.1:3390\"\n\n\
+             [[listener]]\naddress = \"0.0.0.0:3389\"\n\n[tls]\nkey = 7\n\n[tickets]\nlifetime_s = 0\n[sesion]\na = 1\n"
+        );
+        let reading = Config::from_text(
+            Path::new("j.toml"),
+            &text,
+            &Flags::default(),
+            &NOTHING_SET(),
+        );
+        let told = reading.errors.iter();
+        let mut told: Vec<_> = told.map(|e| (e.key.as_str(), e.line.unwrap())).collect();
+        told.sort_unstable();
+        let expected = [
+            ("listener.1.address", 9),
+            ("listener.1.adress", 10),
+            ("listener.2.address", 13),
+            ("sesion", 20),
+            ("tickets.lifetime_s", 19),
+            ("tls.certificate", 15),
+            ("tls.key", 16),
+            ("token.leeway_s", 6),
+            ("token.revoked", 7),
+        ];
+        assert_eq!(told, expected, "{:?}", reading.errors);
+        // What is left can be looked at further.
+        let rest = reading.config.unwrap();
+        assert_eq!(rest.token.keys.len(), 1);
+        assert!(rest.tls.is_none());
+    }
+
+    #[test]
+    fn a_variable_in_a_path_is_put_in_and_one_that_is_not_set_is_named() {
+        let with = |path: &str| {
+            let keys = format!("keys = [{{ path = \"{path}\" }}]");
+            load(&format!(
+                "[[listener]]\naddress = \"127.0.0.1:0\"\n[token]\n{keys}\n"
+            ))
+        };
+        let config = with("${CREDENTIALS_DIRECTORY}/gateway.private.pem").unwrap();
+        let expected = Path::new("/run/credentials/jetway/gateway.private.pem");
+        assert_eq!(config.token.keys[0].path, expected);
+        for (path, words) in [
+            (
+                "${STATE_DIRECTORY}/k.pem",
+                "the environment has no STATE_DIRECTORY",
+            ),
+            ("a/${CREDENTIALS_DIRECTORY", "without its }"),
+        ] {
+            let error = with(path).unwrap_err();
+            assert_eq!(
+                (error.key.as_str(), error.line),
+                ("token.keys.0.path", Some(4))
+            );
+            assert!(error.problem.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_a_variable_or_a_flag_sets_is_told_as_its_own() {
+        let above = [
+            ("store.path", "--store"),
+            ("token.keys", "JETWAY_TOKEN__KEYS"),
+        ];
+        let above = above.map(|(key, name)| (key.to_owned(), name.to_owned()));
+        let file = Source {
+            path: PathBuf::from("j.toml"),
+            text: "[store]\npath = \"a\"\n".to_owned(),
+            above: above.to_vec(),
+        };
+        let told = |key: &[&str]| file.error(key, "bad").to_string();
+        assert_eq!(told(&["store", "path"]), "--store: store.path: bad");
+        assert_eq!(
+            told(&["token", "keys", "0", "path"]),
+            "JETWAY_TOKEN__KEYS: token.keys.0.path: bad"
+        );
+        assert_eq!(told(&["store", "paht"]), "j.toml:1: store.paht: bad");
     }
 
     #[test]
@@ -1221,8 +1554,9 @@ mod tests {
             Path::new("j.toml"),
             &format!("{MINIMAL}\n[log]\nfilter = \"warn\"\n"),
             &flags,
-            Env::prefixed("JETWAY_UNSET_IN_TESTS_"),
+            &NOTHING_SET(),
         )
+        .whole()
         .unwrap();
         assert_eq!(config.log.filter, "debug");
     }

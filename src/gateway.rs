@@ -1,7 +1,7 @@
 //! What all connections of a process share, and the process's own life: start, upkeep, drain, stop.
 
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +16,8 @@ use zeroize::Zeroizing;
 
 use crate::clock;
 use crate::config::{
-    Arrival, Config, ConfigErrors, JetPeers, KerberosConfig, KeyFileConfig, TlsConfig, VerifyTarget,
+    self, Arrival, Config, ConfigError, ConfigErrors, JetPeers, KerberosConfig, KeyFileConfig,
+    Reading, TlsConfig, VerifyTarget,
 };
 use crate::jet::candidate::{CandidateType, CandidateUrl, TRANSPORTS};
 use crate::jet::rendezvous::RendezvousLimits;
@@ -36,7 +37,7 @@ use crate::session::registry::{EndCause, Registry};
 use crate::session::secure::{Kerberos, SecureConfig};
 use crate::store::agents::Agents;
 use crate::store::cookies::KnownCookies;
-use crate::store::disk::Disk;
+use crate::store::disk::{self, Disk};
 use crate::store::redirections::Returning;
 use crate::store::refusals::Refusals;
 use crate::store::revoked::Revoked;
@@ -261,26 +262,34 @@ impl Gateway {
 }
 
 impl Running {
-    /// Opens the store, loads keys and certificates, and listens.
+    /// Reads what the configuration names, opens the store and listens.
     ///
     /// # Errors
     /// Whatever of these fails; no port is bound before all files have been read.
-    pub fn start(mut config: Config) -> anyhow::Result<Self> {
+    pub fn start(config: Config) -> anyhow::Result<Self> {
+        Self::start_prepared(Prepared::read(Reading::from(config))?)
+    }
+
+    /// Opens the store and listens.
+    ///
+    /// # Errors
+    /// Another process has the store, or a port.
+    pub fn start_prepared(prepared: Prepared) -> anyhow::Result<Self> {
+        let Prepared {
+            mut config,
+            keyring,
+            revoked,
+            listeners,
+            tls,
+            secure,
+            ..
+        } = prepared;
         let now = clock::unix_now();
-        // Each dial asks again; where the system does not tell, that is better known now.
-        upstream::own_addresses().context(
-            "cannot read the addresses of this machine (a sandbox has to admit AF_NETLINK)",
-        )?;
-        let keyring = load_keys(&config)?;
-        let revoked = Revoked::load(config.token.revoked.clone())?;
-        let (listeners, tls) = make_listeners(&config)?;
         let (disk, contents) = Disk::open(&config.store.path, now)?;
         let disk = Arc::new(disk);
         let agents = Arc::new(Agents::new(Arc::clone(&disk), &contents.agents));
         let tickets = Tickets::new(Arc::clone(&disk), contents.tickets);
         let usages = Arc::new(Usages::new(disk, contents.usage, now));
-        let secure = make_secure(&config)?;
-        warn_of_switches(&config);
         config.jet.instance.get_or_insert_with(machine_name);
         let limits = &config.limits;
         let listeners: Vec<Arc<Listener>> = listeners.into_iter().map(Arc::new).collect();
@@ -382,89 +391,232 @@ impl Running {
     }
 }
 
-/// What [`check_files`] found.
+/// What a gateway starts with: a configuration, and every file that it names, read and found good. `jetway config check` ends
+/// here, and `jetway serve` goes on.
 #[derive(Debug)]
-pub struct Checked {
-    /// Keys to verify with.
-    pub verify: usize,
-    /// Keys to decrypt with.
-    pub decrypt: usize,
-    /// Keys of sets that are not used, and why.
-    pub skipped: Vec<String>,
+pub struct Prepared {
+    config: Config,
+    keyring: Keyring,
+    revoked: Revoked,
+    listeners: Vec<Listener>,
+    tls: Vec<Arc<ServerTls>>,
+    secure: SecureConfig,
+    taken: Vec<SocketAddr>,
 }
 
-/// Reads every file that the configuration names.
-///
-/// # Errors
-/// The files that cannot be used, each with the place in the configuration that names it.
-pub fn check_files(config: &Config) -> Result<Checked, ConfigErrors> {
-    let mut errors = Vec::new();
-    let mut fault = |key: &[&str], problem: &dyn ToString| {
-        errors.push(config.source.error(key, &problem.to_string()));
-    };
-    let mut keys_are_good = true;
-    for (index, key) in config.token.keys.iter().enumerate() {
-        if let Err(error) = Keyring::load(&[key_file(key)], config.token_rules()) {
-            fault(&["token", "keys", &index.to_string(), "path"], &error);
-            keys_are_good = false;
+impl Prepared {
+    /// Reads every file that the configuration names, and looks whether what it names can be written and listened on, by the
+    /// user whose process this is. Nothing is written, and no port is open when it returns. Switches that weaken the gateway, and
+    /// files that are open to others, are in the log.
+    ///
+    /// # Errors
+    /// All that cannot be used, each with the place in the configuration that names it.
+    pub fn read(reading: Reading) -> Result<Self, ConfigErrors> {
+        let Reading { config, mut errors } = reading;
+        let Some(config) = config else {
+            return Err(ConfigErrors(errors));
+        };
+        let mut faults = Faults {
+            config: &config,
+            found: Vec::new(),
+        };
+        let keyring = faults.keyring();
+        let revoked = faults.of(
+            &["token", "revoked"],
+            Revoked::load(config.token.revoked.clone()),
+        );
+        let listeners = faults.listeners();
+        let secure = faults.secure();
+        let taken = faults.ports();
+        faults.of(&["store", "path"], disk::check(&config.store.path));
+        // Each dial asks again; where the system does not tell, that is better known now.
+        let addresses = upstream::own_addresses().context(
+            "cannot read the addresses of this machine (a sandbox has to admit AF_NETLINK)",
+        );
+        faults.of(&["egress"], addresses.map_err(|error| format!("{error:#}")));
+        config::add_new(&mut errors, faults.found);
+        warn_of_switches(&config);
+        match (keyring, revoked, listeners, secure) {
+            (Some(keyring), Some(revoked), Some((listeners, tls)), Some(secure))
+                if errors.is_empty() =>
+            {
+                Ok(Self {
+                    config,
+                    keyring,
+                    revoked,
+                    listeners,
+                    tls,
+                    secure,
+                    taken,
+                })
+            }
+            _ => Err(ConfigErrors(errors)),
         }
     }
-    let keyring = keys_are_good.then(|| load_keys(config));
-    if let Some(Err(error)) = &keyring {
-        fault(&["token", "keys"], &format!("{error:#}"));
+
+    /// The configuration.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
     }
-    if let Err(error) = Revoked::load(config.token.revoked.clone()) {
-        fault(&["token", "revoked"], &error);
+
+    /// How many keys there are to verify with and to decrypt with.
+    #[must_use]
+    pub fn keys(&self) -> (usize, usize) {
+        self.keyring.verifier().keys().counts()
     }
-    let own = config.listener.iter().enumerate();
-    let own = own.filter_map(|(index, listener)| Some((Some(index), listener.tls.as_ref()?)));
-    let common_is_used = config
-        .listener
-        .iter()
-        .any(|listener| listener.tls.is_none());
-    let common = config.tls.iter().filter(|_| common_is_used);
-    for (index, tls) in own.chain(common.map(|tls| (None, tls))) {
-        if let Err(error) = ServerTls::load(tls.clone()) {
-            let file = if ServerTls::is_fault_of_key(tls, &error) {
-                "key"
-            } else {
-                "certificate"
-            };
-            match index {
-                Some(index) => fault(&["listener", &index.to_string(), "tls", file], &error),
-                None => fault(&["tls", file], &error),
+
+    /// What an administrator may want to know, and nothing is wrong with.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        let verifier = self.keyring.verifier();
+        let skipped = verifier.keys().skipped().iter();
+        // The others are in the log.
+        let skipped = skipped.filter(|key| !key.is_fault);
+        let taken = self.taken.iter().map(|address| {
+            format!("{address} is in use now, by a gateway that runs already or by another program")
+        });
+        skipped.map(|key| key.reason.clone()).chain(taken).collect()
+    }
+}
+
+/// Finds what of a configuration cannot be used.
+struct Faults<'a> {
+    config: &'a Config,
+    found: Vec<ConfigError>,
+}
+
+impl Faults<'_> {
+    fn fault(&mut self, key: &[&str], problem: &dyn ToString) {
+        let error = self.config.source.error(key, &problem.to_string());
+        self.found.push(error);
+    }
+
+    /// What `key` has led to, if it is good.
+    fn of<T, E: ToString>(&mut self, key: &[&str], result: Result<T, E>) -> Option<T> {
+        result.map_err(|error| self.fault(key, &error)).ok()
+    }
+
+    fn keyring(&mut self) -> Option<Keyring> {
+        let error = match load_keys(self.config) {
+            Ok(keyring) => return Some(keyring),
+            Err(error) => error,
+        };
+        let before = self.found.len();
+        for (index, key) in self.config.token.keys.iter().enumerate() {
+            let key = Keyring::load(&[key_file(key)], self.config.token_rules());
+            self.of(&["token", "keys", &index.to_string(), "path"], key);
+        }
+        // Each for itself is good.
+        if self.found.len() == before {
+            self.fault(&["token", "keys"], &format!("{error:#}"));
+        }
+        None
+    }
+
+    /// One [`Listener`] each; listeners with equal TLS settings share them.
+    fn listeners(&mut self) -> Option<(Vec<Listener>, Vec<Arc<ServerTls>>)> {
+        let mut known: Vec<(TlsConfig, Option<Arc<ServerTls>>)> = Vec::new();
+        let mut listeners = Vec::new();
+        for (index, listener) in self.config.listener.iter().enumerate() {
+            let tls = self.config.tls_of(listener).map(|wanted| {
+                if let Some((_, tls)) = known.iter().find(|(config, _)| config == wanted) {
+                    return tls.clone();
+                }
+                let own = listener.tls.is_some().then_some(index);
+                let tls = self.tls(own, wanted);
+                known.push((wanted.clone(), tls.clone()));
+                tls
+            });
+            listeners.push(Listener::new(listener.clone(), tls.flatten()));
+        }
+        let all = known.len();
+        let tls: Vec<_> = known.into_iter().filter_map(|(_, tls)| tls).collect();
+        (tls.len() == all).then_some((listeners, tls))
+    }
+
+    /// The certificate of one listener, or of all that have none of their own.
+    fn tls(&mut self, listener: Option<usize>, wanted: &TlsConfig) -> Option<Arc<ServerTls>> {
+        match ServerTls::load(wanted.clone()) {
+            Ok(tls) => {
+                private_file::warn_if_open(&wanted.key, "Private key file");
+                Some(Arc::new(tls))
+            }
+            Err(error) => {
+                let file = if ServerTls::is_fault_of_key(wanted, &error) {
+                    "key"
+                } else {
+                    "certificate"
+                };
+                match listener {
+                    Some(index) => {
+                        self.fault(&["listener", &index.to_string(), "tls", file], &error);
+                    }
+                    None => self.fault(&["tls", file], &error),
+                }
+                None
             }
         }
     }
-    if let Err(error) = target_certificate(config) {
+
+    /// The addresses that somebody listens on already: this gateway, where it runs and is checked.
+    fn ports(&mut self) -> Vec<SocketAddr> {
+        let mut taken = Vec::new();
+        for (index, listener) in self.config.listener.iter().enumerate() {
+            let address = listener.address;
+            match listener::is_ours(address) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => taken.push(address),
+                Err(error) => {
+                    let key = ["listener", &index.to_string(), "address"];
+                    self.fault(&key, &format!("cannot listen on {address}: {error}"));
+                }
+            }
+        }
+        taken
+    }
+
+    /// How inspected sessions meet their targets.
+    fn secure(&mut self) -> Option<SecureConfig> {
+        let config = self.config;
+        let target_certificate = target_certificate(config);
         let key = match config.target.verify {
             VerifyTarget::Ca => "ca",
             VerifyTarget::FirstUse | VerifyTarget::AcceptAny => "pins",
         };
-        fault(&["target", key], &format!("{error:#}"));
-    }
-    if let Some(kerberos) = &config.target.kerberos
-        && let Err(error) = kdc_source(kerberos, config)
-    {
-        fault(&["target", "kerberos"], &format!("{error:#}"));
-    }
-    if let Some(kerberos) = &config.client.kerberos
-        && let Err(error) = read_keytab(&kerberos.keytab)
-    {
-        fault(&["client", "kerberos", "keytab"], &format!("{error:#}"));
-    }
-    match keyring {
-        Some(Ok(keyring)) if errors.is_empty() => {
-            let verifier = keyring.verifier();
-            let (verify, decrypt) = verifier.keys().counts();
-            let skipped = verifier.keys().skipped().iter();
-            Ok(Checked {
-                verify,
-                decrypt,
-                skipped: skipped.map(|key| key.reason.clone()).collect(),
+        let target_certificate = target_certificate.map_err(|error| format!("{error:#}"));
+        let target_certificate = self.of(&["target", key], target_certificate);
+        let kdcs = config.target.kerberos.as_ref().map(|kerberos| {
+            let source = kdc_source(kerberos, config).map_err(|error| format!("{error:#}"));
+            let kdcs = self.of(&["target", "kerberos"], source)?;
+            Some(Kerberos {
+                kdcs,
+                realm: kerberos.realm.clone(),
+                ntlm_fallback: kerberos.ntlm_fallback,
             })
-        }
-        Some(_) | None => Err(ConfigErrors(errors)),
+        });
+        let keytab = config.client.kerberos.as_ref().map(|kerberos| {
+            let keytab = read_keytab(&kerberos.keytab).map_err(|error| format!("{error:#}"));
+            let keytab = self.of(&["client", "kerberos", "keytab"], keytab)?;
+            Some(ClientKerberos {
+                keytab: Arc::new(keytab),
+                ntlm_fallback: kerberos.ntlm_fallback,
+            })
+        });
+        Some(SecureConfig {
+            target_certificate: target_certificate?,
+            kerberos: with_option(kdcs)?,
+            client_kerberos: with_option(keytab)?,
+        })
+    }
+}
+
+/// Nothing where what was asked for is not to be had.
+fn with_option<T>(asked: Option<Option<T>>) -> Option<Option<T>> {
+    match asked {
+        None => Some(None),
+        Some(Some(had)) => Some(Some(had)),
+        Some(None) => None,
     }
 }
 
@@ -479,28 +631,6 @@ fn key_file(key: &KeyFileConfig) -> KeyFile {
         usage: key.usage,
         kid: key.kid.clone(),
     }
-}
-
-/// One [`Listener`] each; listeners with equal TLS settings share them.
-fn make_listeners(config: &Config) -> anyhow::Result<(Vec<Listener>, Vec<Arc<ServerTls>>)> {
-    let mut known: Vec<(TlsConfig, Arc<ServerTls>)> = Vec::new();
-    let mut listeners = Vec::new();
-    for listener in &config.listener {
-        let tls = match config.tls_of(listener) {
-            None => None,
-            Some(wanted) => match known.iter().find(|(config, _)| config == wanted) {
-                Some((_, tls)) => Some(Arc::clone(tls)),
-                None => {
-                    let tls = Arc::new(ServerTls::load(wanted.clone())?);
-                    private_file::warn_if_open(&wanted.key, "Private key file");
-                    known.push((wanted.clone(), Arc::clone(&tls)));
-                    Some(tls)
-                }
-            },
-        };
-        listeners.push(Listener::new(listener.clone(), tls));
-    }
-    Ok((listeners, known.into_iter().map(|(_, tls)| tls).collect()))
 }
 
 /// How certificates of targets are judged.
@@ -523,37 +653,13 @@ fn target_certificate(config: &Config) -> anyhow::Result<TargetCertificate> {
         VerifyTarget::FirstUse => {
             let pins = FilePins::open(&target.pins);
             let pins = pins.with_context(|| target.pins.display().to_string())?;
+            private_file::check_writable(&target.pins)?;
             TargetCertificate::TrustOnFirstUse {
                 pins: Arc::new(pins),
                 tls_only: target.tls_only.iter().cloned().collect(),
             }
         }
         VerifyTarget::AcceptAny => TargetCertificate::AcceptAny,
-    })
-}
-
-/// How inspected sessions meet their targets.
-fn make_secure(config: &Config) -> anyhow::Result<SecureConfig> {
-    let target_certificate = target_certificate(config)?;
-    let kerberos = match &config.target.kerberos {
-        Some(kerberos) => Some(Kerberos {
-            kdcs: kdc_source(kerberos, config)?,
-            realm: kerberos.realm.clone(),
-            ntlm_fallback: kerberos.ntlm_fallback,
-        }),
-        None => None,
-    };
-    let client_kerberos = match &config.client.kerberos {
-        Some(kerberos) => Some(ClientKerberos {
-            keytab: Arc::new(read_keytab(&kerberos.keytab)?),
-            ntlm_fallback: kerberos.ntlm_fallback,
-        }),
-        None => None,
-    };
-    Ok(SecureConfig {
-        target_certificate,
-        kerberos,
-        client_kerberos,
     })
 }
 

@@ -1,12 +1,13 @@
-//! `jetway config check`: everything `serve` would find wrong, without binding a port.
+//! `jetway config check`: everything `serve` would find wrong at its start, as this user, without listening or writing anything.
 
 use std::path::PathBuf;
 
 use anyhow::Context;
 
 use crate::cli::print_line;
-use crate::config::{Config, Flags, Inspect, ListenerConfig};
-use crate::gateway;
+use crate::config::{Config, Flags, Inspect, ListenerConfig, LogConfig, LogFormat};
+use crate::gateway::Prepared;
+use crate::log;
 
 /// Arguments of `jetway config`.
 #[derive(Debug, clap::Args)]
@@ -19,7 +20,7 @@ pub struct Args {
 /// What to do with the configuration.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Read the configuration and every file that it names; say what is wrong
+    /// Read the configuration and every file that it names; say what is wrong for the user who runs this
     Check {
         /// Configuration file
         #[arg(
@@ -62,12 +63,16 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         config: path,
         flags,
     } = &args.command;
-    let config = Config::load(path, flags)?;
-    let gateway::Checked {
-        verify,
-        decrypt,
-        skipped,
-    } = gateway::check_files(&config)?;
+    let reading = Config::read(path, flags);
+    // Warnings, as `serve` logs them; all are written before what follows.
+    let log = log::start(&LogConfig {
+        format: LogFormat::Human,
+        filter: "warn".to_owned(),
+    })?;
+    let prepared = Prepared::read(reading);
+    drop(log);
+    let prepared = prepared?;
+    let config = prepared.config();
     for listener in &config.listener {
         let tls = if config.tls_of(listener).is_some() {
             "with TLS"
@@ -75,13 +80,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             "without TLS"
         };
         print_line(&format!("listener {} {tls}", listener.address))?;
-        print_line(&format!("  {}", shown(&config, listener)))?;
+        print_line(&format!("  {}", shown(config, listener)))?;
     }
+    let (verify, decrypt) = prepared.keys();
     print_line(&format!(
         "token keys: {verify} to verify with, {decrypt} to decrypt with"
     ))?;
-    for reason in skipped {
-        print_line(&format!("note: {reason}"))?;
+    for note in prepared.notes() {
+        print_line(&format!("note: {note}"))?;
     }
     print_line(&format!("{}: good", path.display())).context("standard output")
 }

@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
 use crate::config::{Config, Flags};
-use crate::gateway::{self, Running};
+use crate::gateway::{Prepared, Running};
 use crate::log;
 
 /// Arguments of `jetway serve`.
@@ -31,34 +31,30 @@ pub struct Args {
 /// # Errors
 /// The configuration, a file that it names, or a port cannot be used.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let config = Config::load(&args.config, &args.flags)?;
+    let reading = Config::read(&args.config, &args.flags);
     // Dropped last, so that the lines of an end or of a start that fails are written.
-    let _log = log::start(&config.log)?;
-    raise_descriptor_limit(config.limits.connections);
+    let _log = log::start(&reading.log())?;
+    let prepared = Prepared::read(reading)?;
+    raise_descriptor_limit(prepared.config().limits.connections);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(config))
+    runtime.block_on(serve(prepared))
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+async fn serve(prepared: Prepared) -> anyhow::Result<()> {
     // Before any port is bound, so that no signal finds the process half started.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let written = config.clone();
-    let running = Running::start(config).map_err(|error| match gateway::check_files(&written) {
-        // With the place in the configuration.
-        Err(errors) => errors.into(),
-        Ok(_) => error,
-    })?;
+    let running = Running::start_prepared(prepared)?;
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => {
-                info!("Reading files again");
+                info!("Reading keys, certificates and revocations again; jetway.toml is read at the start alone");
                 running.reload();
             }
         }

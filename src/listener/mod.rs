@@ -99,16 +99,7 @@ impl Listener {
     /// # Errors
     /// The system's: in use, not ours, not allowed.
     pub fn bind(&self) -> io::Result<TcpListener> {
-        let address = self.config.address;
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-        // Without it an IPv6 listener would take the IPv4 port as well, and their settings could not differ.
-        if address.is_ipv6() {
-            socket.set_only_v6(true)?;
-        }
-        #[cfg(unix)]
-        socket.set_reuse_address(true)?;
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
+        let socket = bound(self.config.address)?;
         socket.listen(BACKLOG)?;
         let listener = TcpListener::from_std(socket.into())?;
         let _only = self.bound.set(listener.local_addr()?);
@@ -126,6 +117,27 @@ impl Listener {
             port: self.bound.get()?.port(),
         })
     }
+}
+
+/// Whether this process may listen on `address`, and nobody does: nothing can connect to it meanwhile.
+///
+/// # Errors
+/// The system's: in use, not ours, not allowed.
+pub fn is_ours(address: SocketAddr) -> io::Result<()> {
+    bound(address).map(drop)
+}
+
+fn bound(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    // Without it an IPv6 listener would take the IPv4 port as well, and their settings could not differ.
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    #[cfg(unix)]
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
 }
 
 /// Accepts until the gateway stops.

@@ -2,8 +2,8 @@
 //!
 //! Every write waits for the disk (`fsync`), so writes that arrive together share one transaction.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::mpsc;
@@ -327,6 +327,37 @@ impl Drop for Disk {
 fn closed() -> DiskError {
     DiskError::Write("the store is closed".to_owned())
 }
+
+/// Whether [`Disk::open`] could open the file, or make it where it is not there. Who has it open may be anybody: a gateway that runs
+/// keeps it.
+///
+/// # Errors
+/// It cannot be written, or is no store.
+pub fn check(path: &Path) -> Result<(), DiskError> {
+    let failed = |problem| DiskError::Open {
+        path: path.display().to_string(),
+        problem,
+    };
+    private_file::check_writable(path).map_err(|error| failed(error.to_string()))?;
+    let mut start = Vec::new();
+    let read = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Ok(file) => file.take(MAGIC_BYTES).read_to_end(&mut start),
+        Err(error) => Err(error),
+    };
+    match read {
+        Err(error) => Err(failed(error.to_string())),
+        Ok(0) => Err(failed(EMPTIED.to_owned())),
+        Ok(_) if start != MAGIC => Err(failed("it is no store".to_owned())),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// What redb's files begin with.
+const MAGIC: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";
+
+/// Of [`MAGIC`].
+const MAGIC_BYTES: u64 = 9;
 
 /// Makes a new store. It gets its name when it is complete, so that an empty file of that name is never a store that was just made:
 /// somebody has emptied it.
@@ -710,7 +741,7 @@ mod tests {
         let open: Open = Box::new({
             let full = Arc::clone(&full);
             move || {
-                let file = fs::File::options()
+                let file = File::options()
                     .read(true)
                     .write(true)
                     .create(true)

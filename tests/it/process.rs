@@ -227,6 +227,168 @@ fn every_file_that_cannot_be_used_is_told_at_once_with_line_and_key() {
 }
 
 #[test]
+fn types_values_and_files_are_told_in_one_round() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    fs::write(path("emptied.redb"), "").unwrap();
+    fs::write(path("jetway.pins"), "what is this\n").unwrap();
+    let name = path("jetway.toml");
+    let text = "[[listener]]\naddress = \"192.0.2.7:3389\"\n\n[[listener]]\naddress = \"nowhere\"\n\n\
+                [token]\nleeway_s = \"long\"\nkeys = [{ path = \"${CREDENTIALS_DIRECTORY}/k.pem\" }, { path = \"absent.pem\" }]\n\n\
+                [tickets]\nlifetime_s = 0\n\n[store]\npath = \"emptied.redb\"\n";
+    fs::write(&name, text).unwrap();
+    for command in [&["serve"][..], &["config", "check"]] {
+        let output = Command::new(JETWAY)
+            .args(command)
+            .args(["--config", &name])
+            .env_remove("CREDENTIALS_DIRECTORY")
+            .output()
+            .unwrap();
+        assert!(!output.status.success());
+        let told = String::from_utf8(output.stderr).unwrap();
+        for (line, key, words) in [
+            (2, "listener.0.address", "192.0.2.7:3389"),
+            (5, "listener.1.address", "invalid"),
+            (8, "token.leeway_s", "invalid type"),
+            (9, "token.keys.0.path", "has no CREDENTIALS_DIRECTORY"),
+            (9, "token.keys.1.path", "absent.pem"),
+            (12, "tickets.lifetime_s", "needs a lifetime"),
+            (15, "store.path", "emptied"),
+        ] {
+            let start = format!("{name}:{line}: {key}: ");
+            let of_it: Vec<&str> = told.lines().filter(|told| told.contains(&start)).collect();
+            assert_eq!(of_it.len(), 1, "{start}\n{told}");
+            assert!(of_it[0].contains(words), "{start}{words}\n{told}");
+        }
+        // It is in no line of the file, and wrong all the same.
+        assert!(told.contains(": target.pins: "), "{told}");
+        assert_eq!(told.matches("jetway.toml:").count(), 8, "{told}");
+    }
+}
+
+#[test]
+fn config_check_is_good_beside_a_gateway_that_runs_and_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = configure(folder.path(), "");
+    let files = || {
+        let mut names: Vec<_> = fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        names
+    };
+    let path = folder.path().join("jetway.toml");
+    let check = || jetway(&["config", "check", "--config", path.to_str().unwrap()]);
+    let before = files();
+    let checked = check();
+    assert!(checked.status.success());
+    assert_eq!(files(), before);
+    let _served = Served::start(folder.path(), address, 256);
+    let before = files();
+    let checked = check();
+    let told = String::from_utf8(checked.stdout).unwrap();
+    assert!(checked.status.success(), "{told}");
+    assert!(
+        told.contains(&format!("note: {address} is in use now")),
+        "{told}"
+    );
+    assert_eq!(files(), before);
+    assert!(is_healthy(address));
+}
+
+#[test]
+fn config_check_warns_of_files_that_everybody_can_read_as_serve_does() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let address = configure(folder.path(), "");
+    let certified = rcgen::generate_simple_self_signed(["gw.example".to_owned()]).unwrap();
+    let file = |name: &str| folder.path().join(name);
+    fs::write(file("c.pem"), certified.cert.pem()).unwrap();
+    fs::write(file("k.pem"), certified.signing_key.serialize_pem()).unwrap();
+    let key = mint::generate("ECDH-ES".parse().unwrap()).unwrap();
+    fs::write(file("gw.pem"), key.private_pem().unwrap().as_bytes()).unwrap();
+    let text = format!(
+        "[[listener]]\naddress = \"{address}\"\n[tls]\ncertificate = \"c.pem\"\nkey = \"k.pem\"\n\
+         [token]\nkeys = [{{ path = \"sign.pub.pem\", usage = \"sign\" }}, {{ path = \"gw.pem\", usage = \"encrypt\" }}]\n\
+         [target]\nverify = \"accept-any\"\n"
+    );
+    fs::write(file("jetway.toml"), text).unwrap();
+    let config = file("jetway.toml");
+    let check = || {
+        let output = jetway(&["config", "check", "--config", config.to_str().unwrap()]);
+        assert!(output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    for name in ["k.pem", "gw.pem"] {
+        fs::set_permissions(file(name), fs::Permissions::from_mode(0o644)).unwrap();
+    }
+    let told = check();
+    drop(Served::start(folder.path(), address, 256));
+    for told in [told, log(folder.path())] {
+        let open = told
+            .lines()
+            .filter(|line| line.contains("is open to every user"));
+        assert_eq!(open.count(), 2, "{told}");
+        assert!(told.contains("k.pem") && told.contains("gw.pem"), "{told}");
+        assert!(told.contains("accept-any"), "{told}");
+    }
+    for name in ["k.pem", "gw.pem"] {
+        fs::set_permissions(file(name), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    assert!(!check().contains("open to every user"));
+}
+
+#[test]
+fn a_configuration_named_by_the_environment_is_no_key_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    configure(folder.path(), "");
+    let check = |store: &str| {
+        Command::new(JETWAY)
+            .args(["config", "check"])
+            .env("JETWAY_CONFIG", folder.path().join("jetway.toml"))
+            .env("JETWAY_STORE__PATH", store)
+            .output()
+            .unwrap()
+    };
+    let output = check("jetway.redb");
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{told}");
+    let told = String::from_utf8(check("nowhere/jetway.redb").stderr).unwrap();
+    assert!(
+        told.contains("jetway: JETWAY_STORE__PATH: store.path: "),
+        "{told}"
+    );
+}
+
+#[test]
+fn a_token_goes_into_a_file_that_is_its_owners_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let key = mint::generate("ES256".parse().unwrap()).unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    fs::write(path("k.pem"), key.private_pem().unwrap().as_bytes()).unwrap();
+    fs::write(path("alice.jwt"), "an older one, open to all").unwrap();
+    let (key, out) = (path("k.pem"), path("alice.jwt"));
+    let output = jetway(&[
+        "token",
+        "new",
+        "--sign-key",
+        &key,
+        "--dst-hst",
+        "pc42:3389",
+        "--out",
+        &out,
+    ]);
+    assert!(output.status.success());
+    assert_eq!(output.stdout, b"");
+    let token = fs::read_to_string(&out).unwrap();
+    assert_eq!(token.trim().split('.').count(), 3, "{token}");
+    let mode = fs::metadata(&out).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
 fn running_out_of_descriptors_is_survived() {
     let folder = tempfile::tempdir().unwrap();
     let address = configure(
@@ -256,7 +418,7 @@ fn sigterm_stops_it_cleanly_and_sighup_does_not() {
     let address = configure(folder.path(), "");
     let mut served = Served::start(folder.path(), address, 256);
     served.signal(Signal::HUP);
-    wait_until(|| log(folder.path()).contains("Reading files again"));
+    wait_until(|| log(folder.path()).contains("jetway.toml is read at the start alone"));
     assert!(is_healthy(address));
     served.signal(Signal::TERM);
     let status = served.0.wait().unwrap();
