@@ -2,7 +2,7 @@
 //! GNOME Remote Desktop as targets; pages in Chromium, websockets, wscat, `openssl s_client` and socat as peers of a rendezvous; OpenSSH
 //! and Xvnc as what else is spoken.
 //!
-//! `tests/install.sh peers` installs them. xrdp and network namespaces need root.
+//! `tests/install.sh peers` installs them. xrdp, namespaces and units need root.
 
 mod agent;
 mod behind;
@@ -25,4 +25,5 @@ mod remmina;
 mod shares;
 mod straight;
 mod told;
+mod units;
 mod withholds;
