@@ -1,26 +1,30 @@
 #Requires -Version 7.2
 <#
 .SYNOPSIS
-Mints a token for Jetway: signed (RS256), or signed and then encrypted to the gateway (RSA-OAEP-256, A256GCM).
+Mints a token for Jetway: signed, or signed and then encrypted to the gateway.
 
 .DESCRIPTION
-Uses .NET classes only. The token goes to the pipeline. Verify it with
-`jetway token inspect --key issuer.public.pem`.
+Uses .NET classes only, and takes the PEM files of `jetway keys new`: EC keys (--alg ES256, ES384, ES512; ECDH-ES) and RSA
+keys (RS256; RSA-OAEP-256). .NET has no Ed25519, and a shared secret is no PEM: for those there is mint_token.py.
+The token goes to the pipeline. Verify it with `jetway token inspect --key sign:keys/issuer.public.pem`.
+
+Jetway's own tests have no PowerShell to run this with. What they prove is that the key that these lines derive is the one
+that the gateway derives, with the prefix and suffix that are written here.
 
 .EXAMPLE
-./mint_token.ps1 -SignKey issuer.private.pem -Claims claims/forward.json
+samples/mint_token.ps1 -SignKey keys/issuer.private.pem -Claims samples/claims/forward.json
 
 .EXAMPLE
-./mint_token.ps1 -SignKey issuer.private.pem -EncryptKey gateway.public.pem -DstHst pc1.corp.example:3389 `
-    -Credential (Get-Credential)
+samples/mint_token.ps1 -SignKey keys/issuer.private.pem -EncryptKey keys/gateway.public.pem `
+    -DstHst pc42.corp.example:3389 -Credential (Get-Credential)
 #>
 [CmdletBinding()]
 param(
-    # Private RSA key, PEM
+    # Private EC or RSA key, PEM
     [Parameter(Mandatory)] [string] $SignKey,
     # Id of the signing key
     [string] $Kid,
-    # The gateway's RSA public key, PEM
+    # The gateway's public EC or RSA key, PEM
     [string] $EncryptKey,
     # Id of the encryption key
     [string] $EncryptKid,
@@ -46,10 +50,27 @@ function ConvertTo-JsonBytes([System.Collections.IDictionary] $Value) {
     , [Text.Encoding]::UTF8.GetBytes((ConvertTo-Json -InputObject $Value -Compress -Depth 10))
 }
 
-function Import-RsaKey([string] $Path) {
-    $rsa = [Security.Cryptography.RSA]::Create()
-    $rsa.ImportFromPem([IO.File]::ReadAllText((Resolve-Path -LiteralPath $Path).ProviderPath))
-    $rsa
+# The first class that takes the key: each refuses those of another kind.
+function Import-Key([string] $Path, [type[]] $Kinds) {
+    $pem = [IO.File]::ReadAllText((Resolve-Path -LiteralPath $Path).ProviderPath)
+    foreach ($kind in $Kinds) {
+        $key = $kind::Create()
+        try {
+            $key.ImportFromPem($pem)
+            return $key
+        }
+        catch {
+            $key.Dispose()
+        }
+    }
+    throw "$Path is no PEM file with an EC or RSA key that fits"
+}
+
+# A curve, by the size of its keys: its name, its signature algorithm and the hash of that.
+$curves = @{
+    256 = 'P-256', 'ES256', [Security.Cryptography.HashAlgorithmName]::SHA256
+    384 = 'P-384', 'ES384', [Security.Cryptography.HashAlgorithmName]::SHA384
+    521 = 'P-521', 'ES512', [Security.Cryptography.HashAlgorithmName]::SHA512
 }
 
 $payload = [ordered]@{}
@@ -77,41 +98,81 @@ foreach ($name in $defaults.Keys) {
 }
 
 # RFC 7515, section 3.1: header.payload.signature
-$header = [ordered]@{ alg = 'RS256'; typ = 'JWT' }
-if ($Kid) { $header['kid'] = $Kid }
-$signingInput = '{0}.{1}' -f (ConvertTo-Base64Url (ConvertTo-JsonBytes $header)),
-    (ConvertTo-Base64Url (ConvertTo-JsonBytes $payload))
-$rsa = Import-RsaKey $SignKey
+$key = Import-Key $SignKey ([Security.Cryptography.ECDsa], [Security.Cryptography.RSA])
 try {
-    $signature = $rsa.SignData(
-        [Text.Encoding]::ASCII.GetBytes($signingInput),
-        [Security.Cryptography.HashAlgorithmName]::SHA256,
-        [Security.Cryptography.RSASignaturePadding]::Pkcs1)
+    $isEc = $key -is [Security.Cryptography.ECDsa]
+    $header = [ordered]@{ alg = if ($isEc) { $curves[$key.KeySize][1] } else { 'RS256' }; typ = 'JWT' }
+    if ($Kid) { $header['kid'] = $Kid }
+    $signingInput = '{0}.{1}' -f (ConvertTo-Base64Url (ConvertTo-JsonBytes $header)),
+        (ConvertTo-Base64Url (ConvertTo-JsonBytes $payload))
+    $message = [Text.Encoding]::ASCII.GetBytes($signingInput)
+    if ($isEc) {
+        # Both numbers at full size, as RFC 7518, section 3.4 wants them: the form that .NET writes.
+        $signature = $key.SignData([byte[]] $message, $curves[$key.KeySize][2])
+    }
+    else {
+        $signature = $key.SignData(
+            [byte[]] $message,
+            [Security.Cryptography.HashAlgorithmName]::SHA256,
+            [Security.Cryptography.RSASignaturePadding]::Pkcs1)
+    }
 }
 finally {
-    $rsa.Dispose()
+    $key.Dispose()
 }
 $token = '{0}.{1}' -f $signingInput, (ConvertTo-Base64Url $signature)
 
 if ($EncryptKey) {
-    # RFC 7516, section 3.1: the signed token inside, a random content key encrypted to the gateway.
+    # RFC 7516, section 3.1: the signed token inside, and a content key that the gateway alone can have.
     $header = [ordered]@{ alg = 'RSA-OAEP-256'; enc = 'A256GCM'; cty = 'JWT' }
+    $key = Import-Key $EncryptKey ([Security.Cryptography.ECDiffieHellman], [Security.Cryptography.RSA])
+    try {
+        if ($key -is [Security.Cryptography.ECDiffieHellman]) {
+            # RFC 7518, section 4.6: agreed on by an ephemeral key. One round of the Concat KDF is SHA-256 of the number of the
+            # round, the secret, and what the key is for (its algorithm, no names, 256 bits), which .NET takes as prefix and suffix.
+            $header['alg'] = 'ECDH-ES'
+            $prefix = [byte[]] (0, 0, 0, 1)
+            $suffix = [byte[]] (0, 0, 0, 7) + [Text.Encoding]::ASCII.GetBytes('A256GCM') + [byte[]] (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0)
+            $ephemeral = [Security.Cryptography.ECDiffieHellman]::Create($key.ExportParameters($false).Curve)
+            try {
+                $contentKey = $ephemeral.DeriveKeyFromHash(
+                    $key.PublicKey,
+                    [Security.Cryptography.HashAlgorithmName]::SHA256,
+                    $prefix,
+                    [byte[]] $suffix)
+                $point = $ephemeral.ExportParameters($false).Q
+            }
+            finally {
+                $ephemeral.Dispose()
+            }
+            $header['epk'] = [ordered]@{
+                kty = 'EC'
+                crv = $curves[$key.KeySize][0]
+                x   = ConvertTo-Base64Url $point.X
+                y   = ConvertTo-Base64Url $point.Y
+            }
+            $encryptedKey = [byte[]]::new(0)
+        }
+        else {
+            $contentKey = [Security.Cryptography.RandomNumberGenerator]::GetBytes(32)
+            $encryptedKey = $key.Encrypt($contentKey, [Security.Cryptography.RSAEncryptionPadding]::OaepSHA256)
+        }
+    }
+    finally {
+        $key.Dispose()
+    }
     if ($EncryptKid) { $header['kid'] = $EncryptKid }
     $protected = ConvertTo-Base64Url (ConvertTo-JsonBytes $header)
-    $contentKey = [Security.Cryptography.RandomNumberGenerator]::GetBytes(32)
     $iv = [Security.Cryptography.RandomNumberGenerator]::GetBytes(12)
     $plaintext = [Text.Encoding]::ASCII.GetBytes($token)
     $ciphertext = [byte[]]::new($plaintext.Length)
     $tag = [byte[]]::new(16)
-    $rsa = Import-RsaKey $EncryptKey
     # The constructor with a tag size came with PowerShell 7.4 and replaces this one; the array's length decides here.
     $aes = [Security.Cryptography.AesGcm]::new([byte[]] $contentKey)
     try {
-        $encryptedKey = $rsa.Encrypt($contentKey, [Security.Cryptography.RSAEncryptionPadding]::OaepSHA256)
         $aes.Encrypt($iv, $plaintext, $ciphertext, $tag, [Text.Encoding]::ASCII.GetBytes($protected))
     }
     finally {
-        $rsa.Dispose()
         $aes.Dispose()
         [Array]::Clear($contentKey, 0, $contentKey.Length)
     }

@@ -53,13 +53,17 @@ if ! has xfreerdp || ! has xfreerdp3 || ! has freerdp-shadow-cli || ! has Xvfb; 
     skip "peer tests" "FreeRDP and Xvfb are not installed: run tests/install.sh peers"
 else
     if ! is_root; then
-        tests="$tests & not (binary(peers) & test(/xrdp|^agent::|^gnome::/))"
-        skip "peer tests with xrdp or network namespaces" "xrdp logs users on, which needs root, as namespaces do"
+        tests="$tests & not (binary(peers) & test(/xrdp|^agent::|^gnome::|^units::|^readme::/))"
+        skip "peer tests with xrdp, namespaces or units" "xrdp logs users on, which needs root, as namespaces do"
     fi
     peers=${XDG_CACHE_HOME:-$HOME/.cache}/jetway-peers
     if [ ! -x "$peers/aardwolf/bin/python" ]; then
         tests="$tests & not (binary(peers) & test(aardwolf))"
         skip "peer tests with aardwolf" "it is not installed: run tests/install.sh peers"
+    fi
+    if ! /usr/bin/python3 -c "import cryptography" 2>/dev/null; then
+        tests="$tests & not (binary(peers) & test(/^samples::|^readme::/))"
+        skip "peer tests with mint_token.py" "Python's cryptography is not installed: run tests/install.sh peers"
     fi
     if ! has chromium || ! has certutil || [ ! -d "$peers/node/node_modules/playwright-core" ]; then
         tests="$tests & not (binary(peers) & test(/^pages::/))"

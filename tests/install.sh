@@ -5,7 +5,8 @@
 #   build      what the build needs, and nothing else
 #   (nothing)  what the tests without peers need: cargo-nextest, besides what the build needs
 #   peers      the real clients and targets of tests/peers: FreeRDP 2 and 3, Remmina, rdesktop, aardwolf, xrdp, weston, GNOME
-#              Remote Desktop, krb5kdc, Xvfb, Chromium, websockets, wscat, socat, OpenSSH, Xvnc and the tools around them
+#              Remote Desktop, krb5kdc, Xvfb, Chromium, websockets, wscat, socat, OpenSSH, Xvnc, Python's
+#              cryptography and the tools around them
 #   ci         cargo-deny and cargo-fuzz
 #   bench      what tests/bench compares with: HAProxy, FreeRDP's proxy, PyRDP, websocat, and ws of Node.js where that is
 #              there; its real sessions also need peers
@@ -25,7 +26,7 @@ for part in "$@"; do
             remmina remmina-plugin-rdp openbox
             # GNOME Remote Desktop needs no shell, but a compositor, a place for its pictures and a terminal to show.
             gnome-remote-desktop mutter pipewire wireplumber dbus foot wl-clipboard
-            rdesktop fuse3 pulseaudio pulseaudio-utils weston xwayland python3-venv
+            rdesktop fuse3 pulseaudio pulseaudio-utils weston xwayland python3-venv python3-cryptography curl util-linux
             # They come without a realm, and without one krb5kdc and kadmind do not start.
             krb5-kdc krb5-admin-server krb5-user faketime dnsmasq-base
             chromium libnss3-tools socat

@@ -1,6 +1,7 @@
 //! Jetway between real parts: FreeRDP 2 and 3, Remmina, rdesktop and aardwolf as clients, freerdp-shadow-cli, xrdp, weston and
 //! GNOME Remote Desktop as targets; pages in Chromium, websockets, wscat, `openssl s_client` and socat as peers of a rendezvous; OpenSSH
 //! and Xvnc as what else is spoken.
+//! And what users are told to do: the README, the samples and the units, as printed.
 //!
 //! `tests/install.sh peers` installs them. xrdp, namespaces and units need root.
 
@@ -22,6 +23,7 @@ mod protocols;
 mod redirects;
 mod refuses;
 mod remmina;
+mod samples;
 mod shares;
 mod straight;
 mod told;
