@@ -3,8 +3,8 @@
 //! - The challenge is new for each channel, so an answer holds once.
 //! - Each agent has one channel. A newer one ends the older, unless it yields ([`crate::jet::agent`]).
 //! - A ping goes out every [`PING_EVERY`]; an agent that has sent nothing since the last [`SILENT_PINGS`] of them is gone.
-//! - Close codes ([RFC 6455] 7.4): 1001 where the gateway stops, 1008 for who is not known or was revoked, 4001 where the agent has
-//!   another channel.
+//! - Close codes ([RFC 6455] 7.4): 1001 where the gateway stops, 1008 for who is not known or was revoked, 1013 for who has tried too
+//!   often, 4001 where the agent has another channel.
 //!
 //! [RFC 6455]: https://www.rfc-editor.org/rfc/rfc6455
 
@@ -26,7 +26,9 @@ use tracing::{debug, info, warn};
 use crate::api::held::Connection;
 use crate::clock;
 use crate::gateway::Gateway;
-use crate::jet::agent::{AgentName, FromAgent, FromGateway, RANDOM_BYTES, REPLACED};
+use crate::jet::agent::{
+    AgentName, FromAgent, FromGateway, NOT_KNOWN, RANDOM_BYTES, REPLACED, REVOKED,
+};
 use crate::limits;
 use crate::session::SessionId;
 use crate::store::agents::{Connected, Ended, NoSeat, Ways};
@@ -63,8 +65,9 @@ pub async fn serve(
     let (name, yields) = match log_on.await {
         Ok(Ok(logged_on)) => logged_on,
         Ok(Err(why)) => {
-            warn!(session = %id, %peer, decision = "deny", rule = "agent", reason = why, "Agent refused");
-            close(&mut socket, CloseCode::Policy, "not known").await;
+            warn!(session = %id, %peer, decision = "deny", rule = "agent", reason = %why, "Agent refused");
+            let (code, told) = why.told();
+            close(&mut socket, code, told).await;
             return;
         }
         Err(_elapsed) => {
@@ -79,7 +82,7 @@ pub async fn serve(
     let mut connected = match connected {
         Ok(connected) => connected,
         Err(NoSeat::Revoked) => {
-            close(&mut socket, CloseCode::Policy, "revoked").await;
+            close(&mut socket, CloseCode::Policy, REVOKED).await;
             return;
         }
         Err(NoSeat::Taken) => {
@@ -105,41 +108,68 @@ pub async fn serve(
     drop(connection);
 }
 
+/// Why an agent is not logged on.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+enum NoLogOn {
+    #[error("the system has no randomness")]
+    Randomness,
+    #[error("it left")]
+    Left,
+    #[error("no proof")]
+    NoProof,
+    #[error("too much work")]
+    TooMuchWork,
+    #[error("the statement does not hold, or there is no such agent")]
+    NotKnown,
+}
+
+impl NoLogOn {
+    /// What the agent hears: whether it is worth to come back.
+    fn told(self) -> (CloseCode, &'static str) {
+        match self {
+            Self::Randomness => (CloseCode::Error, "the gateway cannot make a challenge"),
+            Self::Left | Self::NoProof => (CloseCode::Policy, "no proof"),
+            Self::TooMuchWork => (CloseCode::Again, "too many attempts from this address"),
+            Self::NotKnown => (CloseCode::Policy, NOT_KNOWN),
+        }
+    }
+}
+
 /// The challenge and its answer: who it is, and whether it yields.
 async fn log_on(
     gateway: &Gateway,
     socket: &mut WebSocketStream<Stream>,
     peer: SocketAddr,
-) -> Result<(AgentName, bool), &'static str> {
+) -> Result<(AgentName, bool), NoLogOn> {
     let mut random = [0_u8; RANDOM_BYTES];
-    openssl::rand::rand_bytes(&mut random).map_err(|_| "the system has no randomness")?;
+    openssl::rand::rand_bytes(&mut random).map_err(|_| NoLogOn::Randomness)?;
     let nonce = URL_SAFE_NO_PAD.encode(random);
     let challenge = FromGateway::Challenge {
         gateway: gateway.instance().to_owned(),
         nonce: nonce.clone(),
     };
     let sent = send(socket, Message::text(challenge.to_json())).await;
-    sent.map_err(|_| "it left")?;
+    sent.map_err(|_| NoLogOn::Left)?;
     let (statement, yields) = loop {
         match socket.next().await {
             Some(Ok(Message::Text(text))) => match FromAgent::parse(&text) {
                 Ok(FromAgent::Proof { statement, yields }) => break (statement, yields),
                 Ok(FromAgent::Answer { .. } | FromAgent::Declined { .. }) | Err(_) => {
-                    return Err("no proof");
+                    return Err(NoLogOn::NoProof);
                 }
             },
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
             Some(Ok(Message::Binary(_) | Message::Close(_)) | Err(_)) | None => {
-                return Err("no proof");
+                return Err(NoLogOn::NoProof);
             }
         }
     };
     let booked = gateway.book(peer.ip(), StatementKey::cost_us());
-    booked.map_err(|_| "too much work")?;
+    booked.map_err(|_| NoLogOn::TooMuchWork)?;
     let name = gateway
         .agents
         .log_on(&statement, gateway.instance(), &nonce);
-    let name = name.ok_or("the statement does not hold, or there is no such agent")?;
+    let name = name.ok_or(NoLogOn::NotKnown)?;
     Ok((name, yields))
 }
 
@@ -166,7 +196,7 @@ async fn converse(
                         "a newer channel took its place"
                     }
                     Ok(Ended::Revoked) | Err(_) => {
-                        close(socket, CloseCode::Policy, "revoked").await;
+                        close(socket, CloseCode::Policy, REVOKED).await;
                         "revoked"
                     }
                 });

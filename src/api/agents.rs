@@ -11,7 +11,7 @@
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -23,10 +23,10 @@ use crate::api::ApiState;
 use crate::api::associations::{Caller, caller, declined};
 use crate::api::jet::{SUB_PROTOCOL, Upgrade};
 use crate::api::operator::{bearer, operator};
-use crate::api::problem::Problem;
+use crate::api::problem::{Parameter, Problem};
 use crate::clock;
 use crate::config::Inspect;
-use crate::jet::agent::{AgentName, Decline, Enrolment, Unmet};
+use crate::jet::agent::{AgentName, Decline, Enrolment, NotAnEnrolment, Unmet};
 use crate::jet::candidate::{CandidateType, Transport};
 use crate::jet::message::{Answer, Candidate, Offer};
 use crate::jet::rendezvous::{Proof, Refused};
@@ -126,8 +126,9 @@ pub async fn enrol(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
-    let enrolment = bearer(&headers).and_then(|text| Enrolment::parse(text).ok());
-    let enrolment = enrolment.ok_or_else(|| not_enrolled(&state, &EnrolError::Unknown))?;
+    let enrolment = bearer(&headers).ok_or(NotAnEnrolment);
+    let enrolment = enrolment.and_then(Enrolment::parse);
+    let enrolment = enrolment.map_err(|error| not_enrolled(&state, &error.into()))?;
     // A key that is no good does not use the enrolment up.
     let Enrolling { key } = parse(&state, &body)?;
     let booked = state.gateway.book(state.peer.ip(), StatementKey::cost_us());
@@ -174,7 +175,7 @@ pub async fn list(
 /// A problem document: 404 where there is none.
 pub async fn revoke(
     State(state): State<ApiState>,
-    Path(name): Path<String>,
+    Parameter(name): Parameter<String>,
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
     let by = operator(&state, &headers)?;
@@ -221,7 +222,7 @@ pub async fn signal(
 /// is not there or declines.
 pub async fn offer(
     State(state): State<ApiState>,
-    Path(name): Path<String>,
+    Parameter(name): Parameter<String>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Json<Answer>, Problem> {
@@ -359,7 +360,7 @@ fn agent_name(state: &ApiState, text: &str) -> Result<AgentName, Problem> {
 fn not_enrolled(state: &ApiState, error: &EnrolError) -> Problem {
     let status = match error {
         EnrolError::Taken => StatusCode::CONFLICT,
-        EnrolError::Unknown => StatusCode::UNAUTHORIZED,
+        EnrolError::Malformed(_) | EnrolError::Unknown => StatusCode::UNAUTHORIZED,
         EnrolError::Full | EnrolError::Share(_) | EnrolError::Random(_) | EnrolError::Store(_) => {
             StatusCode::SERVICE_UNAVAILABLE
         }

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 use tracing::info;
@@ -33,7 +33,7 @@ use crate::address::AddressGroup;
 use crate::api::ApiState;
 use crate::api::jet::not_admitted;
 use crate::api::operator::{bearer, find_key, operator};
-use crate::api::problem::Problem;
+use crate::api::problem::{Parameter, Problem};
 use crate::application_protocol::ApplicationProtocol;
 use crate::clock;
 use crate::config::JetPeers;
@@ -140,7 +140,7 @@ impl Caller {
 /// A problem document: 400 for what is no UUID, 401 and 403 for who may not, 409 where the id is taken.
 pub async fn create(
     State(state): State<ApiState>,
-    Path(id): Path<String>,
+    Parameter(id): Parameter<String>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<StatusCode, Problem> {
@@ -220,7 +220,7 @@ pub async fn create(
 /// A problem document: 404 where there is none.
 pub async fn read(
     State(state): State<ApiState>,
-    Path(id): Path<String>,
+    Parameter(id): Parameter<String>,
     headers: HeaderMap,
 ) -> Result<Json<Shown>, Problem> {
     let association = association_id(&state, &id)?;
@@ -249,7 +249,7 @@ pub async fn list(
 /// A problem document: 404 where there is none.
 pub async fn delete(
     State(state): State<ApiState>,
-    Path(id): Path<String>,
+    Parameter(id): Parameter<String>,
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
     let association = association_id(&state, &id)?;
@@ -277,7 +277,7 @@ pub async fn delete(
 /// A problem document: 404 where there is no such association.
 pub async fn gather(
     State(state): State<ApiState>,
-    Path(id): Path<String>,
+    Parameter(id): Parameter<String>,
     headers: HeaderMap,
 ) -> Result<Json<Gathered>, Problem> {
     let association = association_id(&state, &id)?;
@@ -302,7 +302,7 @@ pub async fn gather(
 /// A problem document: 404 where it is unknown, 409 where another one was selected or nobody is connected.
 pub async fn complete(
     State(state): State<ApiState>,
-    Path(id): Path<String>,
+    Parameter(id): Parameter<String>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<StatusCode, Problem> {

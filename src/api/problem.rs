@@ -3,11 +3,35 @@
 //! [RFC 9457]: https://www.rfc-editor.org/rfc/rfc9457
 
 use axum::Json;
+use axum::extract::{FromRequestParts, Path};
+use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
+use crate::api::ApiState;
 use crate::session::SessionId;
+
+/// A parameter of the path.
+#[derive(Debug)]
+pub struct Parameter<T>(pub T);
+
+impl<T: DeserializeOwned + Send> FromRequestParts<ApiState> for Parameter<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &ApiState) -> Result<Self, Problem> {
+        match Path::<T>::from_request_parts(parts, state).await {
+            Ok(Path(value)) => Ok(Self(value)),
+            Err(error) => Err(Problem::new(
+                error.status(),
+                "path",
+                error.body_text(),
+                state.id,
+            )),
+        }
+    }
+}
 
 /// A problem document.
 #[derive(Debug, Serialize)]

@@ -7,7 +7,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use serde::Serialize;
 use tracing::info;
@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::api::ApiState;
 use crate::api::operator::operator;
-use crate::api::problem::Problem;
+use crate::api::problem::{Parameter, Problem};
 use crate::clock;
 use crate::jet::agent::AgentName;
 use crate::session::SessionId;
@@ -87,7 +87,7 @@ pub async fn list(
 /// No API key, or no such session.
 pub async fn end(
     State(state): State<ApiState>,
-    Path(id): Path<Uuid>,
+    Parameter(id): Parameter<Uuid>,
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
     let by = operator(&state, &headers)?;

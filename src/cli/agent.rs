@@ -7,8 +7,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use hyper::{Method, Uri};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -17,7 +18,7 @@ use crate::api::agents::Enrolled;
 use crate::cli::keys::write_new;
 use crate::cli::{print_line, secret_file};
 use crate::config::LogConfig;
-use crate::jet::agent::{AgentName, BackOff};
+use crate::jet::agent::{AgentName, BackOff, Enrolment};
 use crate::keyring::read_key_file;
 use crate::log;
 use crate::peer::Site;
@@ -39,6 +40,9 @@ const KEY_FILE: &str = "agent.private.pem";
 
 /// Beside the key: what the gateway called itself at the enrolment.
 const GATEWAY_FILE: &str = "agent.gateway";
+
+/// Beside the key: the name that it was enrolled with.
+const NAME_FILE: &str = "agent.name";
 
 /// Arguments of `jetway agent`.
 #[derive(Debug, clap::Args)]
@@ -74,7 +78,7 @@ pub struct EnrolArgs {
     /// The gateway.
     #[command(flatten)]
     pub gateway: GatewayArgs,
-    /// File with the enrolment; - reads standard input
+    /// File with the enrolment, or with the gateway's whole answer to POST /jet/enrolments; - reads standard input
     #[arg(long, value_name = "FILE")]
     pub enrolment_file: PathBuf,
     /// Folder for the key; made if it is not there
@@ -112,7 +116,7 @@ pub struct RunArgs {
 /// Runs `jetway agent`.
 ///
 /// # Errors
-/// A file cannot be used, or the gateway says no to the enrolment.
+/// A file cannot be used, the gateway says no to the enrolment, or it will never have the agent as it is ([`agent::Hopeless`]).
 pub fn run(args: &Args) -> anyhow::Result<()> {
     match &args.command {
         Command::Enrol(args) => {
@@ -140,7 +144,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 /// # Errors
 /// A key is there already, the gateway says no, or a file cannot be written.
 pub async fn enrol(args: &EnrolArgs) -> anyhow::Result<()> {
-    let enrolment = secret_file::read(&args.enrolment_file, &mut io::stdin().lock())?;
+    let file = secret_file::read(&args.enrolment_file, &mut io::stdin().lock())?;
+    let enrolment = enrolment(&file).with_context(|| args.enrolment_file.display().to_string())?;
     let site = Site::new(&args.gateway.gateway, args.gateway.ca.as_deref())?;
     let mut key = generate(Algorithm::Signature(SignatureAlgorithm::Es256))?;
     key.set_kid(key.thumbprint());
@@ -157,7 +162,7 @@ pub async fn enrol(args: &EnrolArgs) -> anyhow::Result<()> {
     // Before it is enrolled: a key that cannot be kept must not be known to anybody.
     write_new(&path, &pem, true).with_context(|| path.display().to_string())?;
     let body = json!({ "key": Value::Object(jwk) }).to_string();
-    let enrolled = site.request(Method::POST, "/jet/agents", enrolment.trim(), body);
+    let enrolled = site.request(Method::POST, "/jet/agents", enrolment.as_str(), body);
     let enrolled: Enrolled = match enrolled.await {
         Ok(enrolled) => enrolled,
         Err(error) => {
@@ -168,14 +173,50 @@ pub async fn enrol(args: &EnrolArgs) -> anyhow::Result<()> {
     };
     let gateway = args.out.join(GATEWAY_FILE);
     fs::write(&gateway, &enrolled.gateway).with_context(|| gateway.display().to_string())?;
+    let name = args.out.join(NAME_FILE);
+    fs::write(&name, enrolled.name.as_str()).with_context(|| name.display().to_string())?;
     print_line(&format!("name     {}", enrolled.name))?;
     print_line(&format!("key      {}", path.display()))?;
     print_line(&format!("gateway  {}", enrolled.gateway))?;
     Ok(())
 }
 
+/// The enrolment in a file: the text, or the JSON that the gateway has answered to whoever asked for it.
+fn enrolment(file: &str) -> anyhow::Result<Enrolment> {
+    #[derive(Deserialize)]
+    struct Answer<'a> {
+        #[serde(borrow)]
+        enrolment: Option<&'a str>,
+        detail: Option<String>,
+    }
+    let text = file.trim();
+    if !text.starts_with('{') {
+        return Ok(Enrolment::parse(text)?);
+    }
+    let answer: Answer<'_> =
+        serde_json::from_str(text).context("JSON, and not an answer of a gateway")?;
+    match answer {
+        Answer {
+            enrolment: Some(text),
+            ..
+        } => Ok(Enrolment::parse(text)?),
+        Answer {
+            detail: Some(detail),
+            ..
+        } => bail!("the gateway has refused to issue an enrolment: {detail}"),
+        Answer { .. } => bail!("JSON without \"enrolment\""),
+    }
+}
+
 fn settings(args: &RunArgs) -> anyhow::Result<Settings> {
     let name = args.key.display().to_string();
+    if let Some(enrolled) = beside(&args.key, NAME_FILE)? {
+        ensure!(
+            enrolled == args.name.as_str(),
+            "--name {}: the key {name} was enrolled as {enrolled}",
+            args.name
+        );
+    }
     let bytes = read_key_file(&args.key).with_context(|| name.clone())?;
     let document = KeyDocument {
         name: &name,
@@ -206,7 +247,12 @@ fn settings(args: &RunArgs) -> anyhow::Result<Settings> {
 /// # Errors
 /// The file cannot be read.
 pub fn gateway_beside(key: &Path) -> anyhow::Result<Option<String>> {
-    let file = key.with_file_name(GATEWAY_FILE);
+    beside(key, GATEWAY_FILE)
+}
+
+/// What a file in the key's folder says, where it is still there.
+fn beside(key: &Path, file: &str) -> anyhow::Result<Option<String>> {
+    let file = key.with_file_name(file);
     match fs::read_to_string(&file) {
         Ok(name) => Ok(Some(name.trim().to_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -224,7 +270,42 @@ async fn until_told(settings: Settings) -> anyhow::Result<()> {
             _ = interrupt.recv() => {}
         }
         stop.cancel();
+        // It ends by that.
+        std::future::pending::<()>().await;
     };
-    tokio::join!(agent::run(settings, stop.clone()), told);
-    Ok(())
+    tokio::select! {
+        ended = agent::run(settings, stop.clone()) => Ok(ended?),
+        () = told => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_enrolment_is_taken_as_text_and_as_the_answer_of_the_gateway() {
+        let issued = Enrolment::from_random(&[7; 24]);
+        let text = issued.as_str();
+        for file in [
+            format!("{text}\n"),
+            json!({ "enrolment": text, "expires_at": 1, "expires_in_s": 900 }).to_string(),
+            format!("\r\n {{\n  \"enrolment\": \"{text}\"\n}}\r\n"),
+        ] {
+            assert!(enrolment(&file).unwrap() == issued, "{file}");
+        }
+        for (file, words) in [
+            (
+                r#"{"title":"Conflict","detail":"an agent of this name is enrolled"}"#,
+                "is enrolled",
+            ),
+            (r#"{"name":"branch-7"}"#, "without \"enrolment\""),
+            (r#"{"enrolment":"#, "not an answer"),
+            ("<html>", "expected je-"),
+        ] {
+            let error = format!("{:#}", enrolment(file).unwrap_err());
+            assert!(error.contains(words), "{error}");
+            assert!(!error.contains("valid"), "{error}");
+        }
+    }
 }

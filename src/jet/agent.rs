@@ -52,6 +52,12 @@ pub const ACCEPT_TYPE: &str = "jetway-agent-accept+jwt";
 /// [RFC 6455]: https://www.rfc-editor.org/rfc/rfc6455#section-7.4.2
 pub const REPLACED: u16 = 4001;
 
+/// What an agent is told in the close frame whose name and key are not those of an agent of the gateway.
+pub const NOT_KNOWN: &str = "not known";
+
+/// What an agent is told in the close frame that an operator has revoked.
+pub const REVOKED: &str = "revoked";
+
 /// What every enrolment text starts with.
 const ENROLMENT_PREFIX: &str = "je-";
 

@@ -13,7 +13,8 @@
 //! gateway that was taken over cannot have it prove itself to another.
 //!
 //! Sessions do not depend on the channel: it may come and go, and they go on. An agent that has lost its channel to another one with
-//! the same name and key waits until that one is gone: it says so once, and asks as seldom as it asks a gateway that stays away.
+//! the same name and key waits until that one is gone: it says so once, and asks as seldom as it asks a gateway that stays away. One that
+//! its gateway will not have, whenever it comes, says why and ends ([`Hopeless`]).
 //!
 //! [JET-PROTO]: https://github.com/Devolutions/devolutions-gateway
 
@@ -29,6 +30,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use tokio_rustls::rustls::CertificateError;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
@@ -40,7 +42,7 @@ use uuid::Uuid;
 
 use crate::jet::agent::{
     ACCEPT_TYPE, Acceptance, AgentName, BackOff, Decline, FromAgent, FromGateway, LOGON_TYPE,
-    Logon, REPLACED,
+    Logon, NOT_KNOWN, REPLACED, REVOKED,
 };
 use crate::jet::candidate::Transport;
 use crate::jet::exchange::{JetPath, Operation};
@@ -97,8 +99,29 @@ struct Agent {
     choices: Mutex<HashMap<Uuid, oneshot::Sender<Uuid>>>,
 }
 
+/// Why it does not help to come back: somebody has to change something first.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Hopeless {
+    /// Nobody was ever reached whose certificate is trusted.
+    #[error(
+        "the certificate of the gateway is not trusted ({0}): --ca names the authority that has issued it, or is the certificate itself, and --gateway the name that is in it"
+    )]
+    Certificate(String),
+    /// The gateway has no agent of this name and key.
+    #[error(
+        "the gateway knows no agent {0} with this key: --name or --key is not what was enrolled there, or the agent was revoked since"
+    )]
+    NotKnown(AgentName),
+    /// An operator has revoked the agent.
+    #[error("the agent {0} was revoked: to come back it has to be enrolled anew")]
+    Revoked(AgentName),
+}
+
 /// Runs an agent until `stop` fires; then its sessions end, too.
-pub async fn run(settings: Settings, stop: CancellationToken) {
+///
+/// # Errors
+/// Its gateway will never have it as it is.
+pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Hopeless> {
     let gateway = OnceLock::new();
     if let Some(name) = &settings.gateway {
         // It is empty until now.
@@ -114,12 +137,22 @@ pub async fn run(settings: Settings, stop: CancellationToken) {
     });
     let mut failures = 0_u32;
     let mut yields = false;
+    let mut ever_welcomed = false;
+    let mut over = Ok(());
     while !agent.stop.is_cancelled() {
         let mut welcomed = false;
         let end = tokio::select! {
             end = channel(&agent, yields, &mut welcomed) => end,
             () = agent.stop.cancelled() => break,
         };
+        ever_welcomed |= welcomed;
+        if let Err(error) = &end
+            && let Some(hopeless) = hopeless(error, &agent.settings.name, ever_welcomed)
+        {
+            over = Err(hopeless);
+            agent.stop.cancel();
+            break;
+        }
         let was_waiting = yields && !welcomed;
         yields = matches!(&end, Err(error) if error.is::<Replaced>()) || was_waiting;
         failures = if yields {
@@ -150,7 +183,34 @@ pub async fn run(settings: Settings, stop: CancellationToken) {
     }
     agent.tasks.close();
     agent.tasks.wait().await;
+    over
 }
+
+/// Whether `error` comes again whenever the agent does. A certificate that was good once may be again, and one that is out of its time
+/// is replaced.
+fn hopeless(error: &anyhow::Error, name: &AgentName, ever_welcomed: bool) -> Option<Hopeless> {
+    if let Some(refused) = error.downcast_ref::<Refused>() {
+        return match refused.0.as_str() {
+            NOT_KNOWN => Some(Hopeless::NotKnown(name.clone())),
+            REVOKED => Some(Hopeless::Revoked(name.clone())),
+            _ => None,
+        };
+    }
+    let problem = super::untrusted(error)?;
+    let passes = matches!(
+        problem,
+        CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. }
+    );
+    (!passes && !ever_welcomed).then(|| Hopeless::Certificate(problem.to_string()))
+}
+
+/// The gateway has closed the channel to one that it will not have.
+#[derive(Debug, thiserror::Error)]
+#[error("refused: {0}")]
+struct Refused(String);
 
 /// The gateway has closed the channel because the agent has another one.
 #[derive(Debug, thiserror::Error)]
@@ -171,6 +231,8 @@ struct OtherGateway {
 fn closed(frame: &CloseFrame) -> anyhow::Error {
     if frame.code == CloseCode::from(REPLACED) {
         Replaced.into()
+    } else if frame.code == CloseCode::Policy {
+        Refused(frame.reason.as_str().to_owned()).into()
     } else {
         anyhow::anyhow!("closed: {}", frame.reason)
     }

@@ -38,7 +38,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::rustls::{CertificateError, ClientConfig, Error as TlsError, RootCertStore};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -396,6 +396,18 @@ impl Site {
             tls.with_context(|| format!("TLS with {address}"))?,
         ))
     }
+}
+
+/// What is wrong with the certificate of whoever was connected to, where that is what went wrong.
+#[must_use]
+pub fn untrusted(error: &anyhow::Error) -> Option<&CertificateError> {
+    error.chain().find_map(|cause| {
+        let inner = cause.downcast_ref::<io::Error>()?.get_ref()?;
+        let Some(TlsError::InvalidCertificate(problem)) = inner.downcast_ref() else {
+            return None;
+        };
+        Some(problem)
+    })
 }
 
 /// Why a candidate is shown no credential.

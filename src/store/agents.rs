@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use crate::jet::agent::{
     ACCEPT_TYPE, Acceptance, AgentName, Decline, Enrolment, EnrolmentDigest, FromGateway,
-    LOGON_TYPE, Logon, RANDOM_BYTES, Unmet,
+    LOGON_TYPE, Logon, NotAnEnrolment, RANDOM_BYTES, Unmet,
 };
 use crate::jet::candidate::CandidateUrl;
 use crate::jet::exchange::JetPath;
@@ -185,6 +185,9 @@ pub enum EnrolError {
     /// This API key has its share of those that wait.
     #[error("too many enrolments of {0} are waiting to be used")]
     Share(Crowded),
+    /// What was shown has not the form of one.
+    #[error("{0}")]
+    Malformed(#[from] NotAnEnrolment),
     /// Never issued, used, or past its time.
     #[error("the enrolment is not valid, or not any more")]
     Unknown,

@@ -23,6 +23,7 @@ use crate::lab::{
     Lab, SELECTED_TLS, Target, closed, confirm, failure, log, logged, logged_times, path, until,
     within,
 };
+use crate::process::JETWAY;
 
 pub(crate) const OPERATOR: &str = "operator-secret";
 
@@ -345,8 +346,9 @@ async fn a_revoked_agent_is_gone_with_its_sessions_and_stays_gone() {
     let mut rest = Vec::new();
     let _end = within(client.read_to_end(&mut rest)).await;
     assert_eq!(rest, b"");
-    // It keeps asking, and the gateway keeps saying no.
-    logged_times("Agent refused", 2).await;
+    // It may ask again, and the gateway says no.
+    let _stop = site.run(&site.key(), &[target.address]);
+    logged("Agent refused").await;
     assert_eq!(site.agents().await, json!([]));
     let token = site.token(&target, json!({}));
     assert_eq!(failure(&mut site.lab.client(&token).await).await, 3);
@@ -379,11 +381,7 @@ async fn an_enrolment_is_good_once_and_for_its_time() {
     assert!(invited["expires_in_s"].as_u64().unwrap() <= 15 * 60);
     site.enrol_with(&enrolment, "agent").await.unwrap();
     // Again: used. Guessed: nothing. A name that is taken: no.
-    for text in [
-        enrolment.as_str(),
-        "je-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
-        OPERATOR,
-    ] {
+    for text in [enrolment.as_str(), "je-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"] {
         let error = site
             .enrol_with(text, "other")
             .await
@@ -392,6 +390,7 @@ async fn an_enrolment_is_good_once_and_for_its_time() {
         assert!(error.contains("status 401"), "{error}");
         assert!(!path(&site.lab, "other/agent.private.pem").exists());
     }
+    assert_eq!(site.http("POST /jet/agents", OPERATOR, "{}").await.0, 401);
     assert_eq!(site.invite(json!({})).await.0, 409);
     for changes in [
         json!({ "name": "Branch" }),
@@ -431,7 +430,7 @@ async fn another_key_is_not_the_agent() {
     let file = path(&site.lab, "other.pem");
     std::fs::write(&file, other.private_pem().unwrap().as_bytes()).unwrap();
     let _stop = site.run(&file, &[target.address]);
-    logged_times("Agent refused", 2).await;
+    logged("Agent refused").await;
     assert_eq!(site.agents().await[0]["connected"], false);
     let token = site.token(&target, json!({}));
     assert_eq!(failure(&mut site.lab.client(&token).await).await, 3);
@@ -1026,4 +1025,128 @@ async fn a_plain_self_signed_certificate_is_trusted_by_its_own_file_and_no_other
     assert_eq!(asked(&certificate).await.unwrap(), json!([]));
     let refused = format!("{:#}", asked(&other).await.unwrap_err());
     assert!(refused.contains("certificate"), "{refused}");
+}
+
+/// How `jetway agent run` ends by itself, and what it says.
+async fn ended(arguments: Vec<String>) -> (Option<i32>, String) {
+    let run = tokio::task::spawn_blocking(move || {
+        std::process::Command::new(JETWAY)
+            .args(["agent", "run", "--target", "127.0.0.1:9"])
+            .args(arguments)
+            .output()
+            .unwrap()
+    });
+    let output = within(run).await.unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    (output.status.code(), told)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_whose_certificate_name_or_key_is_wrong_says_which_and_ends() {
+    let site = Branch::start();
+    site.enrol(json!({})).await;
+    let gateway = format!("https://{}", site.lab.address());
+    let file = |name: &str| path(&site.lab, name).display().to_string();
+    let with = |gateway: &str, ca: &str, key: &str, name: &str| {
+        let arguments = [
+            "--gateway",
+            gateway,
+            "--ca",
+            ca,
+            "--key",
+            key,
+            "--name",
+            name,
+        ];
+        arguments.map(str::to_owned).to_vec()
+    };
+    let (ca, key) = (file("ca.pem"), file("agent/agent.private.pem"));
+
+    let stranger = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(file("other-ca.pem"), stranger.cert.pem()).unwrap();
+    let (status, told) = ended(with(&gateway, &file("other-ca.pem"), &key, NAME)).await;
+    assert_eq!(status, Some(1), "{told}");
+    assert!(
+        told.contains("certificate of the gateway is not trusted"),
+        "{told}"
+    );
+    assert!(told.contains("--ca"), "{told}");
+
+    // Known beside the key already.
+    let (status, told) = ended(with(&gateway, &ca, &key, "branch-8")).await;
+    assert_eq!(status, Some(1), "{told}");
+    assert!(
+        told.contains("--name branch-8") && told.contains("enrolled as branch-7"),
+        "{told}"
+    );
+    std::fs::remove_file(file("agent/agent.name")).unwrap();
+    let (status, told) = ended(with(&gateway, &ca, &key, "branch-8")).await;
+    assert_eq!(status, Some(1), "{told}");
+    assert!(
+        told.contains("knows no agent branch-8 with this key"),
+        "{told}"
+    );
+
+    let other = mint::generate("ES256".parse().unwrap()).unwrap();
+    let pem = other.private_pem().unwrap();
+    std::fs::write(file("other.pem"), pem.as_bytes()).unwrap();
+    let (status, told) = ended(with(&gateway, &ca, &file("other.pem"), NAME)).await;
+    assert_eq!(status, Some(1), "{told}");
+    assert!(
+        told.contains("knows no agent branch-7 with this key"),
+        "{told}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_revoked_says_so_and_ends() {
+    let site = Branch::start();
+    site.enrol(json!({})).await;
+    let arguments = [
+        "--gateway".to_owned(),
+        format!("https://{}", site.lab.address()),
+        "--ca".to_owned(),
+        path(&site.lab, "ca.pem").display().to_string(),
+        "--key".to_owned(),
+        site.key().display().to_string(),
+        "--name".to_owned(),
+        NAME.to_owned(),
+    ];
+    let run = tokio::spawn(ended(arguments.to_vec()));
+    site.connected(true).await;
+    let (status, _) = site
+        .http(&format!("DELETE /jet/agents/{NAME}"), OPERATOR, "")
+        .await;
+    assert_eq!(status, 200);
+    let (status, told) = within(run).await.unwrap();
+    assert_eq!(status, Some(1), "{told}");
+    assert!(told.contains("branch-7 was revoked"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_enrolment_is_taken_as_the_gateway_has_answered_it() {
+    let site = Branch::start();
+    let (_, invited) = site.invite(json!({})).await;
+    site.enrol_with(&format!("{invited}\n"), "agent")
+        .await
+        .unwrap();
+    assert_eq!(site.agents().await[0]["name"], NAME);
+    // What is no enrolment at all is told as that, and not as one that has become invalid.
+    for (file, words) in [
+        (
+            "{\"detail\": \"an agent of this name is enrolled\"}",
+            "is enrolled",
+        ),
+        ("curl: (7) Failed to connect", "expected je-"),
+    ] {
+        let error = site.enrol_with(file, "other").await.unwrap_err();
+        let error = format!("{error:#}");
+        assert!(error.contains(words) && !error.contains("valid"), "{error}");
+    }
+    let (status, refused) = site
+        .http("POST /jet/agents", "not-an-enrolment", "{}")
+        .await;
+    assert_eq!(status, 401);
+    let detail = refused["detail"].as_str().unwrap();
+    assert!(detail.contains("expected je-"), "{refused}");
 }

@@ -258,3 +258,52 @@ async fn tls_connect(
         .await
         .unwrap()
 }
+
+#[tokio::test]
+async fn a_bad_parameter_of_the_path_is_a_problem_document_as_all_else() {
+    let digest = hex::encode(openssl::sha::sha256(b"operator-secret"));
+    let lab = Lab::start(&format!(
+        "[api]\nkeys = [{{ name = \"desk\", sha256 = \"{digest}\" }}]\n"
+    ));
+    for request in [
+        "DELETE /jet/sessions/7",
+        "DELETE /jet/agents/%ff",
+        "POST /jet/offer/%ff",
+        "POST /jet/association/7",
+        "POST /jet/association/%ff",
+        "GET /jet/association/7",
+        "DELETE /jet/association/%ff",
+        "POST /jet/gather/7",
+        "POST /jet/gather/%ff",
+        "POST /jet/complete/%ff",
+        "GET /jet/accept/7/%ff",
+        "GET /jet/connect/7/8",
+    ] {
+        let mut stream = lab.connect().await;
+        let head = format!(
+            "{request} HTTP/1.1\r\nHost: gw\r\nAuthorization: Bearer operator-secret\r\n\
+             Content-Length: 0\r\nConnection: close\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        within(stream.read_to_string(&mut text)).await.unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 4"), "{request}: {text}");
+        let head = head.to_ascii_lowercase();
+        assert!(
+            head.contains("content-type: application/problem+json"),
+            "{request}: {text}"
+        );
+        let problem: Value = serde_json::from_str(body).unwrap();
+        for member in ["title", "status", "rule", "detail", "session"] {
+            assert!(!problem[member].is_null(), "{request}: {text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn health_is_told_without_a_token() {
+    let lab = Lab::start("");
+    let (status, body) = http(&lab, "GET /jet/health HTTP/1.1", "").await;
+    assert_eq!((status, body.as_str()), (200, "{\"status\":\"ok\"}"));
+}
