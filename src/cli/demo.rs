@@ -1,6 +1,7 @@
 //! `jetway demo`: all of it on this machine.
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -8,7 +9,7 @@ use tempfile::TempDir;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{Config, Flags, LogConfig};
-use crate::demo::show::{Show, Started};
+use crate::demo::show::{Clients, Show, Started};
 use crate::gateway::Running;
 use crate::log;
 
@@ -18,7 +19,11 @@ pub struct Args {
     /// Put everything into this folder and leave it there, instead of a temporary one
     #[arg(long, value_name = "FOLDER")]
     pub dir: Option<PathBuf>,
-    /// Port of the gateway on 127.0.0.1; any free one if not given
+    /// Address of this machine at which the gateway is to be, so that clients on other machines reach it. Whoever has the file that
+    /// is written gets to the demo's desktop by it, and to nothing else
+    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST), value_parser = own_address)]
+    pub listen: IpAddr,
+    /// Port of the gateway; any free one if not given
     #[arg(long, default_value_t = 0)]
     pub port: u16,
     /// End when the picture is there, instead of at Ctrl-C
@@ -51,7 +56,7 @@ async fn demo(args: Args) -> anyhow::Result<()> {
     let mut out = io::stdout();
     let open = Box::pin(Show::open(
         folder.path(),
-        args.port,
+        SocketAddr::new(args.listen, args.port),
         start_gateway,
         &mut out,
     ));
@@ -64,11 +69,31 @@ async fn demo(args: Args) -> anyhow::Result<()> {
         folder.keep();
         return Ok(());
     }
-    super::print_line(&show.invitation())?;
+    super::print_line(&show.invitation(&clients()))?;
     super::print_line(folder.farewell())?;
     told.wait().await;
     show.close().await;
     Ok(())
+}
+
+/// An address that can stand in a `.rdp` file.
+fn own_address(text: &str) -> Result<IpAddr, String> {
+    let address: IpAddr = text.parse().map_err(|_| "not an IP address".to_owned())?;
+    if address.is_unspecified() {
+        return Err("all addresses are none that a client can be told: name the one by which it reaches this machine".to_owned());
+    }
+    Ok(address)
+}
+
+fn clients() -> Clients {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let is_there =
+        |name: &&str| std::env::split_paths(&path).any(|folder| folder.join(name).is_file());
+    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    Clients {
+        freerdp: ["xfreerdp3", "xfreerdp"].into_iter().find(is_there),
+        display: is_set("DISPLAY"),
+    }
 }
 
 fn start_gateway(config: &Path) -> anyhow::Result<Started> {

@@ -45,6 +45,15 @@ impl fmt::Debug for Started {
     }
 }
 
+/// What there is on this machine to look at a desktop with.
+#[derive(Clone, Debug, Default)]
+pub struct Clients {
+    /// FreeRDP's program.
+    pub freerdp: Option<&'static str>,
+    /// Whether it would have a display.
+    pub display: bool,
+}
+
 /// A running demo.
 #[derive(Debug)]
 pub struct Show {
@@ -59,14 +68,14 @@ pub struct Show {
 }
 
 impl Show {
-    /// Runs the demo in `folder`. `port` is the gateway's on 127.0.0.1, zero for a free one; `start_gateway` starts a
+    /// Runs the demo in `folder`. `listen` is where the gateway is to be, port zero for a free one; `start_gateway` starts a
     /// gateway from the configuration file it is given.
     ///
     /// # Errors
     /// Whatever step fails, and a picture that is not the target's.
     pub async fn open(
         folder: &Path,
-        port: u16,
+        listen: SocketAddr,
         start_gateway: impl FnOnce(&Path) -> anyhow::Result<Started>,
         out: &mut impl Write,
     ) -> anyhow::Result<Self> {
@@ -92,7 +101,7 @@ impl Show {
         let config = folder.join(CONFIG);
         write_file(
             &config,
-            configuration(port, target_address.port()).as_bytes(),
+            configuration(listen, target_address.port()).as_bytes(),
             false,
         )?;
         let gateway = start_gateway(&config).context("start the gateway")?;
@@ -135,17 +144,10 @@ impl Show {
         })
     }
 
-    /// How to connect with a client of one's own, while the demo runs.
+    /// How to connect with a client of one's own, while the demo runs; with those that are `at_hand`.
     #[must_use]
-    pub fn invitation(&self) -> String {
-        let file = self.rdp_file.display();
-        format!(
-            "\nConnect to it yourself within the hour, as any user with any password:\n\
-             \n    mstsc \"{file}\"\
-             \n    xfreerdp \"{file}\" /u:{USER} /p:any /cert:ignore\n\
-             \nThe target's certificate is its own, so mstsc asks and FreeRDP is told not to.\n\
-             The same folder holds the keys and the gateway's configuration."
-        )
+    pub fn invitation(&self, at_hand: &Clients) -> String {
+        invitation(self.gateway.address, &self.rdp_file, at_hand)
     }
 
     /// Ends sessions, gateway and target.
@@ -155,6 +157,42 @@ impl Show {
         // It only ends by cancellation, and then without an error.
         let _ended = self.target.await;
     }
+}
+
+/// Commands that work where they are to be typed: here, or on a machine that can reach the gateway.
+fn invitation(gateway: SocketAddr, rdp_file: &Path, at_hand: &Clients) -> String {
+    let file = rdp_file.display();
+    let by_freerdp = |program: &str, file: &str| {
+        format!("\n    {program} \"{file}\" /u:{USER} /p:any /cert:ignore\n")
+    };
+    let ways = if gateway.ip().is_loopback() {
+        let here = match (at_hand.freerdp, at_hand.display) {
+            (Some(program), true) => by_freerdp(program, &file.to_string()),
+            (Some(program), false) => format!(
+                "There is no display here (DISPLAY is not set); from a desktop of this machine:\n{}",
+                by_freerdp(program, &file.to_string())
+            ),
+            (None, _) => String::from(
+                "There is no FreeRDP on this machine (Debian: apt-get install freerdp2-x11).\n",
+            ),
+        };
+        format!(
+            "{here}\nFor mstsc, or a client on another machine, start the demo with --listen and the address by which that\n\
+             machine reaches this one.\n"
+        )
+    } else {
+        format!(
+            "Copy {file}\nto a machine that reaches {gateway}. There, on Windows:\n\
+             \n    mstsc {RDP_FILE}\n\
+             \nor with FreeRDP (its version 3 is xfreerdp3):\n{}",
+            by_freerdp("xfreerdp", RDP_FILE)
+        )
+    };
+    format!(
+        "\nConnect to it yourself within the hour, as any user with any password.\n{ways}\n\
+         The target's certificate is its own, so mstsc asks and FreeRDP is told not to.\n\
+         The same folder holds the keys and the gateway's configuration."
+    )
 }
 
 /// The picture shows the target's desktop, for this user, with what was typed.
@@ -216,12 +254,12 @@ impl Keys {
 }
 
 /// The gateway's configuration.
-fn configuration(port: u16, target_port: u16) -> String {
+fn configuration(listen: SocketAddr, target_port: u16) -> String {
     format!(
         "# Written by `jetway demo`.\n\
          \n\
          [[listener]]\n\
-         address = \"127.0.0.1:{port}\"\n\
+         address = \"{listen}\"\n\
          \n\
          [token]\n\
          # What tokens are signed with, and what they are encrypted to.\n\
@@ -302,3 +340,43 @@ const RDP_FILE: &str = "demo.rdp";
 
 /// As wide as the words before each line.
 const INDENT: &str = "          ";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_commands_that_are_printed_can_work_where_they_are_typed() {
+        let file = Path::new("/tmp/jetway-demo-1/demo.rdp");
+        let invited = |gateway: &str, freerdp, display| {
+            let at_hand = Clients { freerdp, display };
+            invitation(gateway.parse().unwrap(), file, &at_hand)
+        };
+        let here = invited("127.0.0.1:3389", Some("xfreerdp3"), true);
+        let command = "    xfreerdp3 \"/tmp/jetway-demo-1/demo.rdp\" /u:alice";
+        assert!(here.contains(command), "{here}");
+        // Nothing else reaches loopback, and mstsc is on another machine.
+        assert!(
+            here.contains("--listen") && !here.contains("    mstsc"),
+            "{here}"
+        );
+        let headless = invited("127.0.0.1:3389", Some("xfreerdp"), false);
+        assert!(
+            headless.contains("no display") && headless.contains("    xfreerdp "),
+            "{headless}"
+        );
+        let bare = invited("[::1]:3389", None, true);
+        assert!(
+            bare.contains("no FreeRDP") && !bare.contains("/u:"),
+            "{bare}"
+        );
+        let elsewhere = invited("192.0.2.7:3389", None, false);
+        for words in [
+            "reaches 192.0.2.7:3389",
+            "    mstsc demo.rdp\n",
+            "    xfreerdp \"demo.rdp\" /u:",
+        ] {
+            assert!(elsewhere.contains(words), "{elsewhere}");
+        }
+    }
+}

@@ -6,7 +6,7 @@
     reason = "helpers of tests are tests, too"
 )]
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use image::RgbaImage;
 use jetway::demo::canvas::Area;
 use jetway::demo::client::{Capture, Session, Visit, capture};
 use jetway::demo::desktop::Desktop;
-use jetway::demo::show::{Show, Started};
+use jetway::demo::show::{Clients, Show, Started};
 use jetway::demo::target;
 use jetway::rdp::preconnection::{self, PreconnectionPdu};
 use jetway::token::{KeyDocument, KeySet, KeyUsage, TokenRules, Verifier};
@@ -26,6 +26,8 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 const TLS: u32 = 1;
+
+const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 struct Target {
     address: SocketAddr,
@@ -232,7 +234,7 @@ fn stand_in_gateway(config: &Path) -> anyhow::Result<Started> {
 async fn the_demo_leaves_a_picture_and_a_file_to_connect_with() {
     let folder = tempfile::tempdir().unwrap();
     let mut out = Vec::new();
-    let show = Show::open(folder.path(), 0, stand_in_gateway, &mut out)
+    let show = Show::open(folder.path(), ANY_PORT, stand_in_gateway, &mut out)
         .await
         .unwrap();
     let said = String::from_utf8(out).unwrap();
@@ -254,11 +256,15 @@ async fn the_demo_leaves_a_picture_and_a_file_to_connect_with() {
         .lines()
         .find_map(|line| line.strip_prefix("full address:s:"))
         .unwrap();
+    let invitation = show.invitation(&Clients {
+        freerdp: Some("xfreerdp"),
+        display: true,
+    });
     assert!(
-        !said.contains(token) && !show.invitation().contains(token),
+        !said.contains(token) && !invitation.contains(token),
         "a token is a secret"
     );
-    assert!(show.invitation().contains(show.rdp_file.to_str().unwrap()));
+    assert!(invitation.contains(show.rdp_file.to_str().unwrap()));
     let visit = Visit {
         wsz_pcb: Some(token),
         ..Visit::new(address.parse().unwrap(), "visitor", "any")
@@ -288,7 +294,7 @@ async fn a_demo_whose_gateway_leads_nowhere_fails() {
             stop: Box::pin(async {}),
         })
     };
-    let error = Show::open(folder.path(), 0, nowhere, &mut Vec::new())
+    let error = Show::open(folder.path(), ANY_PORT, nowhere, &mut Vec::new())
         .await
         .unwrap_err();
     assert!(
