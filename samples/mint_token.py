@@ -9,7 +9,7 @@ of PEM an EC key is for ES256 (or that of its curve) and ECDH-ES, an RSA key for
     mint_token.py --sign-key keys/issuer.private.pem --encrypt-key keys/gateway.public.pem \\
         --claims samples/claims/forward.json --dst-usr 'CORP\\alice' --dst-pwd-file password.txt
 
-The token goes to standard output. Verify it with `jetway token inspect --key sign:keys/issuer.public.pem`.
+The token goes to standard output, or with --out into a file for its owner alone. Verify it with `jetway token inspect --key sign:keys/issuer.public.pem`.
 """
 
 from __future__ import annotations
@@ -197,6 +197,7 @@ def main() -> None:
     parser.add_argument("--lifetime", type=int, default=120, help="seconds")
     parser.add_argument("--dst-usr", help="user name for the target")
     parser.add_argument("--dst-pwd-file", help="file with the password for the target, - for standard input")
+    parser.add_argument("--out", help="file for the token, readable by its owner only; standard output if not given")
     options = parser.parse_args()
 
     claims = {}
@@ -226,7 +227,12 @@ def main() -> None:
     if options.encrypt_key:
         key, alg, kid = read_key(options.encrypt_key, private=False)
         token = encrypt(token, key, alg, options.encrypt_kid or kid)
-    print(token)
+    if options.out:
+        with os.fdopen(os.open(options.out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            os.fchmod(file.fileno(), 0o600)
+            print(token, file=file)
+    else:
+        print(token)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ mod opens;
 mod others;
 mod pages;
 mod protocols;
+mod readme;
 mod redirects;
 mod refuses;
 mod remmina;
