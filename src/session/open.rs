@@ -361,7 +361,8 @@ async fn read_confirm(
 }
 
 /// Brings the first bytes of each side to the other, once they are those of `protocol` and not before. Which side speaks first is the
-/// protocol's matter, so neither waits for the other here; what follows the first bytes is judged by nobody.
+/// protocol's matter, so neither waits for the other here. What follows the first bytes is judged by nobody and passed on as it comes:
+/// a ClientHello may need more than one segment, and its answer waits for all of it.
 async fn first_words(
     client: &mut Client,
     target: &mut Stream,
@@ -369,72 +370,85 @@ async fn first_words(
     traffic: &Traffic,
 ) -> Result<(), Failure> {
     let deadline = client.establish_by.into();
-    let mut answered = false;
-    let (mut client_spoke, mut target_spoke) = (false, false);
+    let mut said = Said::default();
+    let words = exchange_words(client, target, protocol, traffic, &mut said);
+    let silent = match timeout_at(deadline, words).await {
+        Ok(exchanged) => {
+            return exchanged.map_err(|refusal| Failure {
+                refusal,
+                answered: said.answered,
+            });
+        }
+        Err(_) if said.target => Refusal::Silent,
+        Err(_) => Refusal::Target("accepts connections and is silent".to_owned()),
+    };
+    Err(Failure {
+        refusal: silent,
+        answered: said.answered,
+    })
+}
+
+/// Who has said enough to be heard.
+#[derive(Default)]
+struct Said {
+    client: bool,
+    target: bool,
+    /// The client has got something of it.
+    answered: bool,
+}
+
+async fn exchange_words(
+    client: &mut Client,
+    target: &mut Stream,
+    protocol: &ApplicationProtocol,
+    traffic: &Traffic,
+    said: &mut Said,
+) -> Result<(), Refusal> {
+    let (mut client_ended, mut target_ended) = (false, false);
     loop {
-        if !client_spoke
-            && judged(
-                application_protocol::check_client(protocol, client.stream.buffered()),
-                ("client", protocol),
-            )
-            .map_err(|refusal| Failure { refusal, answered })?
-        {
-            client_spoke = true;
+        if !said.client {
+            let first = application_protocol::check_client(protocol, client.stream.buffered());
+            said.client = client_ended || judged(first, ("client", protocol))?;
+        }
+        if said.client {
             pass_on(&mut client.stream, target.io_mut(), &traffic.to_target)
                 .await
-                .map_err(|error| Failure {
-                    refusal: target_failed(error),
-                    answered,
-                })?;
+                .map_err(target_failed)?;
         }
-        if !target_spoke
-            && judged(
-                application_protocol::check_target(protocol, target.buffered()),
-                ("target", protocol),
-            )
-            .map_err(|refusal| Failure { refusal, answered })?
-        {
-            target_spoke = true;
-            answered |= !target.buffered().is_empty();
+        if !said.target {
+            let first = application_protocol::check_target(protocol, target.buffered());
+            said.target = judged(first, ("target", protocol))?;
+        }
+        if said.target {
+            said.answered |= !target.buffered().is_empty();
             pass_on(target, client.stream.io_mut(), &traffic.to_client)
                 .await
-                .map_err(|error| Failure {
-                    refusal: Refusal::Io(error),
-                    answered,
-                })?;
+                .map_err(Refusal::Io)?;
         }
-        if client_spoke && target_spoke {
+        if said.client && said.target {
             return Ok(());
         }
-        let read = async {
-            tokio::select! {
-                read = client.stream.fill(limits::CONNECTION_REQUEST_BYTES), if !client_spoke => {
-                    match read.map_err(Refusal::Io)? {
-                        // A client that does not like the answer may go; one that breaks off in the middle of a mark has not spoken.
-                        0 if client.stream.buffered().is_empty() => client_spoke = true,
-                        0 => return Err(violated("client", protocol)),
-                        _ => {}
-                    }
+        tokio::select! {
+            read = client.stream.fill(limits::CONNECTION_REQUEST_BYTES), if !client_ended => {
+                match read.map_err(Refusal::Io)? {
+                    // A client that does not like the answer may go; one that breaks off in the middle of a mark has not spoken.
+                    0 if said.client || client.stream.buffered().is_empty() => client_ended = true,
+                    0 => return Err(violated("client", protocol)),
+                    _ => {}
                 }
-                read = target.fill(limits::CONNECTION_REQUEST_BYTES), if !target_spoke => {
-                    if read.map_err(target_failed)? == 0 {
+            }
+            read = target.fill(limits::CONNECTION_REQUEST_BYTES), if !target_ended => {
+                match read.map_err(target_failed)? {
+                    0 if said.target => target_ended = true,
+                    0 => {
                         return Err(Refusal::Target(
                             "closed the connection without an answer".to_owned(),
                         ));
                     }
+                    _ => {}
                 }
             }
-            Ok(())
-        };
-        let silent = if target_spoke {
-            Refusal::Silent
-        } else {
-            Refusal::Target("accepts connections and is silent".to_owned())
-        };
-        timeout_at(deadline, read)
-            .await
-            .unwrap_or(Err(silent))
-            .map_err(|refusal| Failure { refusal, answered })?;
+        }
     }
 }
 

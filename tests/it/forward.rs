@@ -107,6 +107,34 @@ async fn tls_at_once_behind_the_preconnection_pdu_is_negotiated_for_the_client()
 }
 
 #[tokio::test]
+async fn a_client_hello_in_many_segments_reaches_a_target_that_waits_for_all_of_it() {
+    let lab = Lab::start("");
+    let hello = [
+        &[0x16, 3, 1, 0x0f, 0xfb, 1, 0, 0x0f, 0xf7][..],
+        &[7; 0x0ff7],
+    ]
+    .concat();
+    for first in [6, 100, hello.len() - 1] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let token = lab.token(listener.local_addr().unwrap(), json!({}));
+        let mut client = lab.connect().await;
+        let pdu = preconnection::encode_v2(0, &token).unwrap();
+        client.write_all(&pdu).await.unwrap();
+        let (now, later) = hello.split_at(first);
+        client.write_all(now).await.unwrap();
+        let mut target = asked_for_tls(&listener).await;
+        target.write_all(&SELECTED_TLS.encode()).await.unwrap();
+        let mut got = vec![0; hello.len()];
+        within(target.read_exact(&mut got[..first])).await.unwrap();
+        for byte in later.chunks(later.len().div_ceil(8)) {
+            client.write_all(byte).await.unwrap();
+        }
+        within(target.read_exact(&mut got[first..])).await.unwrap();
+        assert!(got == hello, "cut at {first}");
+    }
+}
+
+#[tokio::test]
 async fn where_a_target_has_no_tls_alone_the_log_says_what_a_client_without_negotiation_needs() {
     let lab = Lab::start("");
     for (answer, words) in [
