@@ -34,6 +34,7 @@ use crate::api::ApiState;
 use crate::api::jet::not_admitted;
 use crate::api::operator::{bearer, find_key, operator};
 use crate::api::problem::{Parameter, Problem};
+use crate::api::sessions;
 use crate::application_protocol::ApplicationProtocol;
 use crate::clock;
 use crate::config::JetPeers;
@@ -255,6 +256,7 @@ pub async fn delete(
     let association = association_id(&state, &id)?;
     let caller = caller(&state, &headers)?;
     let meetings = &state.gateway.meetings;
+    let mut ended = None;
     if let Caller::Operator(name) = &caller
         && let Ok(Listed {
             session: Some(session),
@@ -262,12 +264,16 @@ pub async fn delete(
         }) = meetings.view(association, caller.proof())
     {
         session.end(EndCause::Operator(name.clone()));
+        ended = Some(session);
     }
     let deleted = meetings.delete(association, caller.proof());
     deleted.map_err(|refused| declined(&state, refused))?;
     state.gateway.agents.forget_offer(association);
     let by = caller.name();
     info!(session = %state.id, peer = %state.peer, jet_aid = %association, by, "Association deleted");
+    if let Some(session) = ended {
+        sessions::spend(&state, &session).await?;
+    }
     Ok(StatusCode::OK)
 }
 

@@ -10,7 +10,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use serde::Serialize;
-use tracing::info;
+use tracing::{error, info};
 use uuid::Uuid;
 
 use crate::api::ApiState;
@@ -103,7 +103,21 @@ pub async fn end(
     };
     info!(session = %session.id, by, "Ending a session for an operator");
     session.end(EndCause::Operator(by.to_owned()));
+    spend(&state, session).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// What was ended for good stays so, whatever becomes of this process once the operator has the answer.
+///
+/// # Errors
+/// A problem document: the session is over, and the store has failed.
+pub(super) async fn spend(state: &ApiState, session: &Session) -> Result<(), Problem> {
+    let written = state.gateway.usages.spend(&session.token.id).await;
+    written.map_err(|error| {
+        error!(session = %session.id, %error, "That a session was ended could not be written");
+        let detail = format!("the session is ended, and that could not be written: {error}");
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store", detail, state.id)
+    })
 }
 
 fn row(session: &Session, now: UnixTime) -> Row {

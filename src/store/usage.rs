@@ -29,7 +29,7 @@ use crate::listener::reached::Reached;
 use crate::refusal::Refusal;
 use crate::session::SessionId;
 use crate::shares::{Owner, Shares};
-use crate::store::disk::{Disk, Record, Records};
+use crate::store::disk::{Disk, DiskError, Record, Records};
 use crate::time::UnixTime;
 use crate::token::TokenId;
 
@@ -365,6 +365,22 @@ impl Usages {
         ended || table.spent.contains_key(token)
     }
 
+    /// Writes that no window opens behind the session of this token, which is being ended for good; returns when that is on disk, so that
+    /// a process that ends before the session does leaves it so.
+    ///
+    /// # Errors
+    /// The disk failed: it holds for this process alone.
+    pub async fn spend(&self, token: &TokenId) -> Result<(), DiskError> {
+        let known = self.lock().tokens.get(token).cloned();
+        let Some(usage) = known else { return Ok(()) };
+        let record = Record {
+            client: usage.client,
+            keep_until: usage.keep_until,
+            ended_at: Some(LONG_AGO),
+        };
+        self.disk.put(token.clone(), record).await
+    }
+
     /// Drops what no longer needs to be remembered, here and on disk.
     pub fn forget_expired(&self, now: UnixTime) {
         self.lock().forget_expired(now);
@@ -603,6 +619,35 @@ mod tests {
         let later = table.wrong_guess(&other(limits::GUESSED_TOKENS, 1000), UnixTime(101));
         assert!(!later.is_last);
         assert_eq!(table.guesses.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_was_ended_for_good_stays_so_although_the_process_is_killed_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.redb");
+        let now = clock::unix_now();
+        let claim = Claim {
+            keep_until: now.plus(600),
+            ..claim(HERE, 300)
+        };
+        for spend in [false, true] {
+            let (disk, contents) = Disk::open(&path, now).unwrap();
+            let usages = Arc::new(Usages::new(Arc::new(disk), contents.usage, now));
+            let mut reservation = usages.reserve(claim.clone()).await.unwrap();
+            reservation.commit().await.unwrap();
+            if spend {
+                usages.spend(&claim.token).await.unwrap();
+            }
+            // What a killed process does at its end: nothing.
+            std::mem::forget(reservation);
+            let copy = folder.path().join(spend.to_string());
+            std::fs::copy(&path, &copy).unwrap();
+            let (disk, contents) = Disk::open(&copy, now).unwrap();
+            let usages = Arc::new(Usages::new(Arc::new(disk), contents.usage, now));
+            let again = usages.reserve(claim.clone()).await;
+            assert_eq!(matches!(again, Err(Refusal::Replayed)), spend);
+            std::fs::remove_file(&path).unwrap();
+        }
     }
 
     #[tokio::test]
