@@ -170,7 +170,7 @@ impl RdpFile {
                 value: Value::Integer(value),
             });
         }
-        // FreeRDP asks for a password where it has none; mstsc does not know this setting.
+        // FreeRDP 3 asks for a password where it has none; mstsc does not know this setting.
         self.put_text("password", "");
     }
 

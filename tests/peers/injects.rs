@@ -230,7 +230,14 @@ fn the_user_may_be_written_in_another_case(version: Version) -> Result<()> {
         };
         let code = session("another", "JORG")?.exit_code()?;
         ensure!(code == exit::LOGON_FAILURE, "exit code {code}");
-        session("client", "JÖRG")?.wait_for_desktop(place).map(drop)
+        let client = session("client", "JÖRG")?;
+        let opened = the_only(gateway.wait_for(SECURED, 1)?)?;
+        ensure!(
+            opened.field("client_logon").as_deref() == Some("ntlm"),
+            "{opened:?}"
+        );
+        drop(client);
+        Ok(())
     })
 }
 

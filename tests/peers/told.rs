@@ -213,7 +213,10 @@ fn the_readme_is_right_where_a_session_ends(version: Version, end: End, name: &s
         let arguments = [format!("/v:{}", link.address()), format!("/pcb:{token}")];
         let user = stranger(&place);
         let mut client = FreeRdp::start(workspace, "client", version, &arguments, &user)?;
-        client.wait_for_desktop(&place)?;
+        // A limit's time runs whether or not anybody has seen the desktop.
+        if !matches!(end, End::TimeLimit | End::Silence) {
+            client.wait_for_desktop(&place)?;
+        }
         match end {
             End::Operator => gateway.end_session()?,
             End::TargetDies => target.kill(),
@@ -288,8 +291,8 @@ fn what_has_ended_stays_ended(by: By, inside: Inside) -> Result<()> {
         let mut client = through(
             workspace, &gateway, "client", version, &token, &options, &user,
         )?;
-        client.wait_for_desktop(place)?;
         if by == By::Operator {
+            client.wait_for_desktop(place)?;
             gateway.end_session()?;
         }
         let closed = the_only(gateway.wait_for(CLOSED, 1)?)?;
@@ -361,14 +364,17 @@ fn a_written_file_asks_nothing(version: Version) -> Result<()> {
             let file = gateway.rdp_file_with(Some(&token), None, options)?;
             FreeRdp::start_alone(workspace, role, version, &[file.display().to_string()])
         };
-        let mut client = session("asks", &[])?;
-        client.exit_code()?;
         let asked = |client: &FreeRdp| {
             let output = client.output()?;
             let questions = ["Username:", "Domain:", "Password:"];
             anyhow::Ok(questions.into_iter().any(|asked| output.contains(asked)))
         };
-        ensure!(asked(&client)?, "it asks in no case: this proves nothing");
+        // FreeRDP 2 asks for nothing that TLS does not need.
+        if version == Version::Three {
+            let mut client = session("asks", &[])?;
+            client.exit_code()?;
+            ensure!(asked(&client)?, "it asks in no case: this proves nothing");
+        }
         let mut client = session("asks-nothing", &["--gateway-logs-on"])?;
         client.wait_for_desktop(place)?;
         client.type_until_it_arrives(place)?;
@@ -377,6 +383,6 @@ fn a_written_file_asks_nothing(version: Version) -> Result<()> {
     })
 }
 
-/// Long enough for a desktop to be seen.
-const LIMIT_S: u32 = 12;
-const SILENCE_S: u32 = 5;
+/// Long enough for a client to have its desktop on a busy machine, and shorter than it is waited for.
+const LIMIT_S: u32 = 15;
+const SILENCE_S: u32 = 8;
