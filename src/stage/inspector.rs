@@ -1395,6 +1395,8 @@ mod tests {
     use std::sync::mpsc::{self, Receiver};
 
     use super::*;
+    use crate::limits;
+    use crate::rdp::channel::hostile::{clip, file_list};
     use crate::rdp::event::StaticChannel;
 
     #[test]
@@ -1490,6 +1492,68 @@ mod tests {
                 }
             ]
         );
+    }
+
+    #[test]
+    fn what_is_kept_for_records_is_counted_beside_what_channels_remember() {
+        let (to_client, to_target) = (Direction::ToClient, Direction::ToTarget);
+        let files = |count, characters| {
+            let list = file_list(count, characters).into_iter();
+            list.map(|(direction, pdu)| ("cliprdr", direction, pdu))
+        };
+        // The first bytes of a file whose name has 260 characters of three bytes.
+        let mut asked = vec![0; 24];
+        asked[8] = 2;
+        let part = [
+            ("cliprdr", to_target, clip(8, 0, &asked)),
+            ("cliprdr", to_client, clip(9, 1, &[0; 100])),
+        ];
+        let name = [&[0x10, 7][..], &[b'x'; 250], &[0]].concat();
+        let gone = [
+            ("drdynvc", to_client, name),
+            ("drdynvc", to_target, vec![0x10, 7, 0, 0, 0, 0]),
+            ("drdynvc", to_client, vec![0x40, 7]),
+        ];
+        let sizes: Vec<_> = files(1000, 0).collect();
+        let copied: Vec<_> = files(1, 260).chain(part).collect();
+        for (what, least, pdus) in [
+            ("sizes of files", 1000 * 16, sizes),
+            ("a file on its way", 780, copied),
+            ("the name of a channel", 250, gone.to_vec()),
+        ] {
+            let (with, without) = (Budget::default(), Budget::default());
+            let mut inspector = Inspector::new(&with, |_record| {});
+            let mut channels = Channels::new(&without);
+            for (name, direction, pdu) in pdus {
+                inspector.channel_message(name, direction, &pdu).unwrap();
+                channels.feed(name, direction, &pdu).unwrap();
+            }
+            let more = with.held(to_client) - without.held(to_client);
+            assert!(more >= least, "{what}: {more} of {least}");
+            drop(inspector);
+            assert_eq!(with.held(to_client), 0);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_kept_for_records_ends_the_session() {
+        let (to_client, to_target) = (Direction::ToClient, Direction::ToTarget);
+        let create = [&[0x10, 7][..], &[b'x'; 250], &[0]].concat();
+        let answer = [0x10, 7, 0, 0, 0, 0];
+        let budget = Budget::default();
+        let mut channels = Channels::new(&budget);
+        channels.feed("drdynvc", to_client, &create).unwrap();
+        let channel = budget.held(to_client);
+        drop(channels);
+        // Room for the channel, and none for what is kept of it.
+        let others = limits::REMEMBERED_PER_DIRECTION_BYTES - channel;
+        let _others = budget.hold(to_client, others, "others").unwrap();
+        let mut inspector = Inspector::new(&budget, |_record| {});
+        let mut message =
+            |direction, pdu: &[u8]| inspector.channel_message("drdynvc", direction, pdu);
+        message(to_client, &create).unwrap();
+        let refused = message(to_target, &answer).unwrap_err();
+        assert!(matches!(refused, ChannelError::Memory(_)), "{refused}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use Direction::{ToClient, ToTarget};
 
-use super::{ChannelError, Channels};
+use super::{ChannelError, Channels, rdp8_lite};
 use crate::limits;
 use crate::rdp::Direction;
 use crate::rdp::budget::Budget;
@@ -64,6 +64,21 @@ fn what_is_closed_is_given_back_and_may_be_remembered_again() {
             channels.feed("drdynvc", ToTarget, &close).unwrap();
         }
         assert_eq!((budget.held(ToTarget), budget.held(ToClient)), (0, 0));
+    }
+}
+
+/// A budget over everything is one as long as nothing is left out of it, however little it is by itself.
+#[test]
+fn whatever_outlives_its_pdu_is_counted() {
+    for (what, from, least, pdus) in remembered() {
+        let budget = Budget::default();
+        let mut channels = Channels::new(&budget);
+        for (name, direction, pdu) in pdus {
+            let fed = channels.feed(name, direction, &pdu);
+            fed.unwrap_or_else(|error| panic!("{what}: {error}"));
+        }
+        let held = budget.held(from);
+        assert!(held >= least, "{what}: {held} of {least}");
     }
 }
 
@@ -212,6 +227,173 @@ fn ways() -> Vec<(&'static str, Direction, Box<dyn Iterator<Item = Pdu>>)> {
     ]
 }
 
+/// What is remembered, on whose account, at least how many bytes, and what brings it.
+fn remembered() -> Vec<(&'static str, Direction, usize, Vec<Pdu>)> {
+    let rdpdr = |direction, pdu| ("rdpdr", direction, pdu);
+    let cliprdr = |direction, pdu| ("cliprdr", direction, pdu);
+    let files = |count, characters| {
+        let list = file_list(count, characters).into_iter();
+        list.map(move |(direction, pdu)| cliprdr(direction, pdu))
+    };
+    // Of a character of two bytes three are kept.
+    let opened = |characters| {
+        let answer = completion(0, &[7, 0, 0, 0, 1]);
+        [
+            rdpdr(ToClient, open_request(0, characters)),
+            rdpdr(ToTarget, answer),
+        ]
+    };
+    let mut renamed = rename_request(1, 4000);
+    renamed[8] = 7;
+    let mut devices = [&b"rDAD"[..], &256_u32.to_le_bytes()].concat();
+    for id in 0..256_u32 {
+        devices.extend([0x20, id].map(u32::to_le_bytes).as_flattened());
+        devices.extend([0x41; 8]);
+        devices.extend([0; 4]);
+    }
+    let capabilities = file_list(0, 0).into_iter().take(2);
+    let capabilities = capabilities.map(|(direction, pdu)| cliprdr(direction, pdu));
+    let named = [&[1, 0, 0, 0][..], &[0x41; 200], &[0, 0]].concat();
+    let contents = |stream: u32| {
+        let mut request = stream.to_le_bytes().to_vec();
+        request.extend([0, 0, 0, 0, 1, 0, 0, 0]);
+        request.resize(24, 0);
+        cliprdr(ToTarget, clip(8, 0, &request))
+    };
+    let audio = |head: &[u8]| [head, &[0; 1000 * 18]].concat();
+    let sound = audio(
+        &[
+            &[7, 0, 0x64, 0x46][..],
+            &[0; 14],
+            &[0xe8, 0x03],
+            &[0, 6, 0, 0],
+        ]
+        .concat(),
+    );
+    let microphone = audio(&[&[2][..], &1000_u32.to_le_bytes(), &[0; 4]].concat());
+    let long = "x".repeat(250);
+    let lengths = [1_u32, 20_000].map(u32::to_le_bytes);
+    let part = [&[0x2a][..], lengths.as_flattened(), &[7; 12_000]].concat();
+    vec![
+        (
+            "a dynamic channel",
+            ToClient,
+            250,
+            vec![("drdynvc", ToClient, create(1, &long))],
+        ),
+        (
+            "a message that is not whole",
+            ToTarget,
+            12_000,
+            vec![
+                ("drdynvc", ToClient, create(1, "rdpdr")),
+                ("drdynvc", ToTarget, part),
+            ],
+        ),
+        (
+            "a history of compression",
+            ToTarget,
+            rdp8_lite::HELD_BYTES,
+            vec![
+                ("drdynvc", ToClient, create(1, "rdpdr")),
+                ("drdynvc", ToTarget, bomb(1, true)),
+            ],
+        ),
+        (
+            "a request with a path",
+            ToClient,
+            12_000,
+            vec![rdpdr(ToClient, open_request(0, 4000))],
+        ),
+        (
+            "requests without a text",
+            ToClient,
+            1000 * 64,
+            (0..1000)
+                .map(|number| rdpdr(ToClient, io_request(number, 0x1b, 0, &[])))
+                .collect(),
+        ),
+        (
+            "a name to rename to",
+            ToClient,
+            12_000,
+            vec![rdpdr(ToClient, rename_request(1, 4000))],
+        ),
+        ("an open file", ToClient, 12_000, opened(4000).to_vec()),
+        (
+            "a file that was renamed",
+            ToClient,
+            12_000,
+            opened(1)
+                .into_iter()
+                .chain([
+                    rdpdr(ToClient, renamed),
+                    rdpdr(ToTarget, completion(1, &[0; 4])),
+                ])
+                .collect(),
+        ),
+        (
+            "devices",
+            ToTarget,
+            256 * 12,
+            vec![rdpdr(ToTarget, devices)],
+        ),
+        (
+            "names of copied files",
+            ToClient,
+            1000 * 600,
+            files(1000, 200).collect(),
+        ),
+        (
+            "names of formats",
+            ToTarget,
+            300,
+            capabilities
+                .clone()
+                .chain([cliprdr(ToTarget, clip(2, 0, &named))])
+                .collect(),
+        ),
+        (
+            "a request for a format",
+            ToClient,
+            300,
+            capabilities
+                .chain([
+                    cliprdr(ToTarget, clip(2, 0, &named)),
+                    cliprdr(ToClient, clip(4, 0, &[1, 0, 0, 0])),
+                ])
+                .collect(),
+        ),
+        (
+            "requests for contents of files without a name",
+            ToTarget,
+            256 * 32,
+            (0..256).map(contents).collect(),
+        ),
+        (
+            "requests for contents of a file with a name",
+            ToTarget,
+            256 * 700,
+            files(1, 260).chain((0..256).map(contents)).collect(),
+        ),
+        (
+            "formats of sound",
+            ToTarget,
+            1000 * 12,
+            vec![("rdpsnd", ToTarget, sound)],
+        ),
+        (
+            "formats of a microphone",
+            ToTarget,
+            1000 * 12,
+            vec![
+                ("drdynvc", ToClient, create(1, "AUDIO_INPUT")),
+                ("drdynvc", ToTarget, data(1, &microphone)),
+            ],
+        ),
+    ]
+}
+
 /// As many channels as may be open.
 fn ids() -> u32 {
     u32::try_from(limits::DYNAMIC_CHANNELS).unwrap()
@@ -272,14 +454,14 @@ fn completion(completion: u32, body: &[u8]) -> Vec<u8> {
     [b"rDCI", fields.as_flattened(), body].concat()
 }
 
-fn clip(msg_type: u16, flags: u16, body: &[u8]) -> Vec<u8> {
+pub(crate) fn clip(msg_type: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(body.len()).unwrap();
     let head = [msg_type.to_le_bytes(), flags.to_le_bytes()];
     [head.as_flattened(), &length.to_le_bytes(), body].concat()
 }
 
 /// The target offers a list of files, the client asks for it and gets it: so many names of so many characters.
-fn file_list(count: usize, characters: usize) -> Vec<(Direction, Vec<u8>)> {
+pub(crate) fn file_list(count: usize, characters: usize) -> Vec<(Direction, Vec<u8>)> {
     let id = [0x34, 0xc0, 0, 0];
     let mut long = Vec::new();
     for unit in "FileGroupDescriptorW".encode_utf16().chain([0]) {

@@ -43,7 +43,7 @@ pub mod rdpdr;
 pub mod rdpsnd;
 
 #[cfg(test)]
-mod hostile;
+pub(crate) mod hostile;
 
 /// What happened on a virtual channel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -1517,6 +1517,27 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_for_a_verdict_is_counted_until_it_has_left() {
+        let to_client = Direction::ToClient;
+        let mut session = Session::deciding(Verdict::Forward);
+        let budget = session.tracker.settings.budget.clone();
+        let before = budget.held(to_client);
+        let part = vec![7; 16_000];
+        let mut feed = |total, flags, data: &[u8]| {
+            let chunk = channel(to_client, CLIPRDR, total, flags, data);
+            session.feed(to_client, &chunk).unwrap()
+        };
+        assert!(feed(32_000, 1, &part).is_empty());
+        // The message, and the frames that bring it.
+        assert!(budget.held(to_client) - before >= 32_000);
+        let onward = feed(32_000, 2, &part);
+        assert!(onward.len() > 32_000);
+        assert!(budget.held(to_client) - before >= onward.len());
+        feed(1, 3, b"x");
+        assert_eq!(budget.held(to_client), before);
+    }
+
+    #[test]
     fn a_denied_message_is_answered_to_its_sender() {
         let mut session = Session::deciding(Verdict::Deny {
             answers: vec![vec![7; 2000]],
