@@ -680,10 +680,12 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::jet::exchange::Operation;
     use crate::jet::message::Version;
     use crate::token::TokenId;
     use crate::token::algorithm::{Algorithm, SignatureAlgorithm};
-    use crate::token::mint;
+    use crate::token::key::Key;
+    use crate::token::mint::{self, SigningKey};
 
     const NOW: UnixTime = UnixTime(1_800_000_000);
 
@@ -847,6 +849,33 @@ mod tests {
         assert_eq!(agents.dismiss(&name(0)), Some(vec![pending.association]));
     }
 
+    #[test]
+    fn an_offer_that_was_taken_back_is_accepted_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let agents = store(folder.path());
+        let signing = mint::generate(Algorithm::Signature(SignatureAlgorithm::Es256)).unwrap();
+        seat_with(&agents, 0..1, &signing);
+        let _connected = connect(&agents, 0, false);
+        let pending = offer(&agents, 0).unwrap();
+        let path = JetPath {
+            operation: Operation::Accept,
+            association: pending.association,
+            candidate: Uuid::new_v4(),
+        };
+        let acceptance = Acceptance {
+            aud: "gw".to_owned(),
+            sub: name(0),
+            jet_aid: path.association,
+            candidate: path.candidate,
+        };
+        let signing = SigningKey::from_key(&signing, None).unwrap();
+        let statement = statement::sign(&signing, ACCEPT_TYPE, &acceptance).unwrap();
+        let accepts = || agents.accepts(&statement, "gw", path).is_some();
+        assert!(accepts());
+        agents.withdraw(pending.association);
+        assert!(!accepts());
+    }
+
     fn store(folder: &Path) -> Arc<Agents> {
         let (disk, _) = Disk::open(&folder.join("state.redb"), NOW).unwrap();
         Arc::new(Agents::new(Arc::new(disk), &[]))
@@ -854,7 +883,12 @@ mod tests {
 
     /// Agents as if they had enrolled, without the disk.
     fn seat_directly(agents: &Agents, numbers: std::ops::Range<usize>) {
-        let key = Arc::new(key());
+        let key = mint::generate(Algorithm::Signature(SignatureAlgorithm::Es256)).unwrap();
+        seat_with(agents, numbers, &key);
+    }
+
+    fn seat_with(agents: &Agents, numbers: std::ops::Range<usize>, key: &Key) {
+        let key = Arc::new(public(key));
         let mut table = agents.lock();
         for number in numbers {
             let agent = Agent {
@@ -897,7 +931,10 @@ mod tests {
     }
 
     fn key() -> StatementKey {
-        let key = mint::generate(Algorithm::Signature(SignatureAlgorithm::Es256)).unwrap();
+        public(&mint::generate(Algorithm::Signature(SignatureAlgorithm::Es256)).unwrap())
+    }
+
+    fn public(key: &Key) -> StatementKey {
         let jwk = Value::Object(key.public_jwk().unwrap()).to_string();
         StatementKey::parse(jwk.as_bytes()).unwrap()
     }

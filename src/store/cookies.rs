@@ -243,6 +243,27 @@ mod tests {
         assert_eq!((table.entries.len(), table.order.len()), (13, 13));
     }
 
+    #[test]
+    fn an_address_pushes_out_its_own_cookies_and_none_of_another() {
+        let known = KnownCookies::new().unwrap();
+        let digest = |number: usize| {
+            let mut digest = Digest::default();
+            digest[..8].copy_from_slice(&number.to_be_bytes());
+            digest
+        };
+        // Each of an association of its own.
+        let remember = |number: usize, address| {
+            let owner = Owner::new(Some(TokenId::new(number.to_string())), Some(address));
+            known.remember(digest(number), &owner, UnixTime(0));
+        };
+        remember(0, [192, 0, 2, 2].into());
+        for number in 1..=limits::RECONNECT_COOKIES_PER_ADDRESS + 1 {
+            remember(number, HERE);
+        }
+        let kept = [0, 1, 2].map(|number| known.is_known(&digest(number), UnixTime(1)));
+        assert_eq!(kept, [true, false, true]);
+    }
+
     fn cookie(logon_id: u32, verifier: u8) -> ClientCookie {
         ClientCookie {
             logon_id,

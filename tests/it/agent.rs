@@ -486,6 +486,27 @@ async fn channels_that_do_not_log_on_are_bounded_and_closed() {
     within(async { while open().await.is_err() {} }).await;
 }
 
+/// Its handshake is answered, and still it has proved nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_that_has_not_logged_on_makes_room_for_another_address() {
+    use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+
+    let limits = "[limits]\npending_connections = 3\npending_per_address = 3\n";
+    let (site, target) = (Branch::start_with(limits), Target::start().await);
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let request = "ws://gw/jet/agent".into_client_request().unwrap();
+        let stream = site.lab.connect().await;
+        let opened = tokio_tungstenite::client_async(request, stream).await;
+        held.push(opened.unwrap().0);
+    }
+    let token = site.lab.token(target.address, json!({}));
+    drop(site.lab.session_from(2, &token).await);
+    let oldest = &mut held[0];
+    within(async { while let Some(Ok(_)) = oldest.next().await {} }).await;
+    assert!(!log().contains("An agent was silent for too long"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_leads_where_its_own_list_and_its_enrolment_say_and_nowhere_else() {
     let site = Branch::start();
@@ -753,11 +774,30 @@ async fn one_token_has_its_share_of_an_agent_and_others_are_offered_meanwhile() 
         line["who"].as_str().unwrap().starts_with("token "),
         "{line}"
     );
+    // Nor is there more for it as an RDP client.
+    failure(&mut site.lab.client(&greedy).await).await;
+    let refused = logged("Session refused").await;
+    assert_eq!(refused["rule"], "agent");
+    let reason = refused["reason"].as_str().unwrap();
+    assert!(reason.contains("busy"), "{reason}");
     waiting.push(offer(&site.token(&target, json!({}))).await);
     offered().await;
     for waiting in waiting {
         waiting.abort();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_behind_an_agent_leave_no_more_associations_than_their_address_may_have() {
+    let site = Branch::start_with("[limits]\nsessions_per_address = 2\n");
+    let target = Target::start().await;
+    let _stop = site.with_agent(&[target.address]).await;
+    for count in 1..=3 {
+        drop(site.lab.session(&site.token(&target, json!({}))).await);
+        closed(count).await;
+    }
+    let (status, listed) = site.http("GET /jet/association", OPERATOR, "").await;
+    assert_eq!((status, listed.as_array().unwrap().len()), (200, 2));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -438,6 +438,32 @@ async fn one_token_has_its_share_of_the_associations_and_those_that_are_over_go_
     assert_eq!(place.http(&one_more, &greedy, "").await.0, 503);
 }
 
+// J-API-1
+#[tokio::test(flavor = "multi_thread")]
+async fn one_address_has_its_share_of_the_associations_however_many_tokens_it_has() {
+    let place = Place::start("[limits]\nsessions_per_address = 3\n");
+    let bearer = || {
+        let association = Uuid::new_v4();
+        let token = place.token(association, json!({}));
+        (format!("POST /jet/association/{association}"), token)
+    };
+    for expected in [200, 200, 200, 503] {
+        let (create, token) = bearer();
+        assert_eq!(place.http(&create, &token, "").await.0, expected);
+    }
+    let line = logged("A limit was reached").await;
+    assert_eq!(line["limit"], "associations of one token or address");
+    assert_eq!(line["who"], "address 127.0.0.1");
+    // Another address has its own.
+    let (create, token) = bearer();
+    let mut other = place.lab.connect_from(2).await;
+    let request = format!(
+        "{create} HTTP/1.1\r\nHost: gw\r\nAuthorization: Bearer {token}\r\nContent-Length: 0\r\n\r\n"
+    );
+    other.write_all(request.as_bytes()).await.unwrap();
+    assert_eq!(status(&mut other).await, 200);
+}
+
 // J-BIN-1 J-WS-1
 #[tokio::test(flavor = "multi_thread")]
 async fn one_address_and_one_token_have_their_share_of_the_waiting_acceptors() {
