@@ -815,7 +815,9 @@ mod tests {
             far.write_all(b"answer").await.unwrap();
             near.read_exact(&mut [0; 6]).await.unwrap();
         }
+        let silent = Instant::now();
         assert_eq!(bridging.await.unwrap().unwrap(), (8, 18));
+        assert!(silent.elapsed() < Duration::from_secs(limits::HALF_CLOSE_S * 2));
     }
 
     fn site(uri: &str, tls: bool) -> Site {

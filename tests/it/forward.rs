@@ -2,17 +2,21 @@
 
 use std::net::SocketAddr;
 
-use jetway::rdp::connection_request;
+use jetway::demo::target;
+use jetway::rdp::connection_request::{self, PROTOCOL_SSL};
 use jetway::rdp::negotiation::ConnectionConfirm;
 use jetway::rdp::preconnection;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 
+use crate::agent::Branch;
 use crate::lab::{
     CLIENT_HELLO, Lab, SELECTED_TLS, Target, confirm, forget_log, logged, logged_times, request,
     within,
 };
+use crate::proof::{offering, send, tls};
 
 // J-RDP-1 J-CM-1 J-DST-1
 #[tokio::test]
@@ -377,6 +381,42 @@ async fn an_rdp_client_that_has_gone_ends_its_session_although_the_target_stays(
             "the client closed the connection, and the target did not in time"
         );
     }
+}
+
+/// A target with TLS that hears the end of its client, and keeps its side.
+async fn clinging_with_tls() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = [0; 1024];
+        let _count = stream.read(&mut request).await.unwrap();
+        stream.write_all(&SELECTED_TLS.encode()).await.unwrap();
+        let tls = TlsAcceptor::from(target::self_signed().unwrap());
+        let mut stream = tls.accept(stream).await.unwrap();
+        let _end = stream.read_to_end(&mut Vec::new()).await;
+        std::future::pending::<()>().await;
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_rdp_client_that_has_gone_ends_its_inspected_session_although_the_target_stays() {
+    let site =
+        Branch::start_with("[session]\ninspect = \"always\"\n[target]\nverify = \"accept-any\"\n");
+    let token = site.lab.token(clinging_with_tls().await, json!({}));
+    let asks = offering(PROTOCOL_SSL, 0, None);
+    let mut client = send(&site.lab, Some(&token), &asks).await;
+    assert_eq!(confirm(&mut client).await, SELECTED_TLS);
+    let mut client = tls(client).await;
+    logged("Session secured").await;
+    client.shutdown().await.unwrap();
+    let line = logged("Session closed").await;
+    let reason = line["reason"].as_str().unwrap();
+    assert!(
+        reason.starts_with("the client closed the connection"),
+        "{reason}"
+    );
 }
 
 #[tokio::test]

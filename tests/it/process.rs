@@ -515,17 +515,24 @@ fn a_demo_that_is_told_to_end_leaves_no_keys_behind() {
 fn what_the_gateway_writes_is_its_users_alone_and_what_is_open_is_told() {
     use std::os::unix::fs::PermissionsExt as _;
     let folder = tempfile::tempdir().unwrap();
-    let address = configure(folder.path(), "");
+    let address = configure(folder.path(), "[target]\nverify = \"first-use\"\n");
     let store = folder.path().join("jetway.redb");
+    let pins = folder.path().join("jetway.pins");
     drop(Served::start(folder.path(), address, 256));
     assert_eq!(
         fs::metadata(&store).unwrap().permissions().mode() & 0o777,
         0o600
     );
     assert!(!log(folder.path()).contains("open to every user"));
-    fs::set_permissions(&store, fs::Permissions::from_mode(0o644)).unwrap();
+    fs::write(&pins, "").unwrap();
+    for open in [&store, &pins] {
+        fs::set_permissions(open, fs::Permissions::from_mode(0o644)).unwrap();
+    }
     drop(Served::start(folder.path(), address, 256));
-    assert!(log(folder.path()).contains("Store is open to every user"));
+    for told in ["Store", "File of pins"] {
+        let told = format!("{told} is open to every user");
+        assert!(log(folder.path()).contains(&told), "{told}");
+    }
     // Emptied is not new.
     fs::write(&store, "").unwrap();
     let path = folder.path().join("jetway.toml");

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use jetway::jet::exchange::Operation;
-use jetway::limits::PASSWORD_GUESSES;
+use jetway::limits::{PASSWORD_DELAY, PASSWORD_GUESSES};
 use jetway::rdp::connection_request::{
     PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX, PROTOCOL_SSL, RESTRICTED_ADMIN_MODE_REQUIRED,
 };
@@ -16,6 +16,7 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::ClientConfig;
@@ -353,6 +354,21 @@ async fn parallel_guesses_do_not_pass_the_count() {
     };
     let answered = tokio::time::timeout(PATIENCE * 2, guesses).await.unwrap();
     assert_eq!(answered, PASSWORD_GUESSES);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_answer_to_each_wrong_password_is_held_back_for_longer_than_that_to_the_one_before() {
+    let ((site, sealing), target) = (site(), Target::start().await);
+    let token = sealing.token(&site.lab, &Lab::claims(target.address, logon()));
+    let mut delay = PASSWORD_DELAY;
+    for attempt in 1..=2 {
+        // However slow the machine is, it is never faster than this.
+        let asked = Instant::now();
+        let told = log_on(&site.lab, [127, 0, 0, 1], &token, "guess").await;
+        assert_eq!(told.unwrap().unwrap_err(), LOGON_FAILURE);
+        assert!(asked.elapsed() >= delay, "{attempt}: {:?}", asked.elapsed());
+        delay *= 2;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
