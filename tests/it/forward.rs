@@ -409,7 +409,7 @@ async fn an_rdp_client_that_has_gone_ends_its_inspected_session_although_the_tar
     let mut client = send(&site.lab, Some(&token), &asks).await;
     assert_eq!(confirm(&mut client).await, SELECTED_TLS);
     let mut client = tls(client).await;
-    logged("Session secured").await;
+    logged("Session opened").await;
     client.shutdown().await.unwrap();
     let line = logged("Session closed").await;
     let reason = line["reason"].as_str().unwrap();
