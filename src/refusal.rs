@@ -130,6 +130,11 @@ pub enum Refusal {
     /// The operator wants every RDP session inspected, and this one cannot be.
     #[error("sessions are inspected here (session.inspect), and this client does not speak RDP")]
     Uninspectable,
+    /// The operator wants every RDP session inspected, and the token of this one calls it something else.
+    #[error(
+        "RDP is inspected here (session.inspect), and the token announces another protocol: jet_ap must be rdp"
+    )]
+    Disguised,
     /// Nobody vouches for the target of a session by rendezvous as far as the session needs it.
     #[error("rendezvous: {0}")]
     Unvouched(&'static str),
@@ -214,7 +219,7 @@ impl Refusal {
             Self::Pinning => "pinning",
             Self::TargetTls(_) => "target-tls",
             Self::OtherPath(_) => "other-path",
-            Self::Uninspectable => "inspection",
+            Self::Uninspectable | Self::Disguised => "inspection",
             Self::Unvouched(_) => "unvouched",
             Self::TooMuchWork => "too-much-work",
             Self::TooManySessions => "too-many-sessions",
@@ -261,6 +266,7 @@ impl Refusal {
             | Self::Pinning
             | Self::TargetTls(_)
             | Self::Uninspectable
+            | Self::Disguised
             | Self::Unvouched(_) => Some(FailureCode::SslNotAllowed),
             Self::TooMuchWork
             | Self::TooManySessions

@@ -7,7 +7,7 @@ use crate::config::TokenConfig;
 use crate::gateway::Gateway;
 use crate::listener::Listener;
 use crate::policy::permit::Permit;
-use crate::policy::{self, SessionLimits};
+use crate::policy::{self, Inspecting, SessionLimits};
 use crate::rdp::connection_request::{PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX};
 use crate::refusal::Refusal;
 use crate::session::authenticate::{Authenticated, ToTarget};
@@ -124,13 +124,24 @@ fn session_limits(gateway: &Gateway) -> SessionLimits {
 }
 
 /// Whether a client that began so can be let in with this permit: the gateway stands inside of RDP only, and a client
-/// that is to prove itself must offer to.
+/// that is to prove itself must offer to. Where all RDP is inspected, what is known for RDP does not pass as something else.
 ///
 /// # Errors
 /// It cannot.
-pub fn check_opening(permit: &Permit, claims: &Claims, opening: &Opening) -> Result<(), Refusal> {
+pub fn check_opening(
+    permit: &Permit,
+    claims: &Claims,
+    opening: &Opening,
+    inspecting: Inspecting,
+) -> Result<(), Refusal> {
     if permit.inspection().is_none() {
-        return Ok(());
+        return match (opening, inspecting) {
+            (Opening::X224(_), Inspecting::Always) => Err(Refusal::Disguised),
+            (
+                Opening::X224(_) | Opening::DirectTls | Opening::Unread | Opening::Other,
+                Inspecting::Unavailable | Inspecting::WhenNeeded | Inspecting::Always,
+            ) => Ok(()),
+        };
     }
     let offers_nla = match opening {
         Opening::X224(request) => {
@@ -169,7 +180,8 @@ async fn decide(
     let config = &gateway.config;
     let mut permit = permit_for(gateway, &client.listener, &token.claims, to_target)?;
     // Before the token is taken and anybody is contacted for a client that cannot be let in.
-    check_opening(&permit, &token.claims, opening)?;
+    let inspecting = gateway.means_by(&client.listener).inspecting;
+    check_opening(&permit, &token.claims, opening, inspecting)?;
     let session = gateway
         .registry
         .register(client.id, token.clone(), client.peer)?;

@@ -827,7 +827,8 @@ pub async fn meet(gateway: &Gateway, authorized: &mut Authorized) -> Result<Reac
         policy::tighten(&mut claims, &other.claims)?;
         authenticate::check_protocol(&claims, opening, client)?;
         *permit = authorize::permit(gateway, client, &claims)?;
-        authorize::check_opening(permit, &claims, opening)?;
+        let inspecting = gateway.means_by(&client.listener).inspecting;
+        authorize::check_opening(permit, &claims, opening, inspecting)?;
         *protocol = claims.jet_ap;
     }
     // The client has spoken, and its bytes are on their way: that selects the candidate.

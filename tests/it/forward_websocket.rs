@@ -371,7 +371,12 @@ async fn sessions_are_inspected_where_an_operator_says_so() {
     assert_eq!(peer.rest().await, b"");
     refused("inspection").await;
     assert_eq!(target.connections(), 0);
-    // Nor does RDP go by inside of TLS that the gateway speaks.
+    // Nor does RDP go by where nothing is announced.
+    let token = forward(&place, target.address, json!({ "jet_ap": "none" }));
+    let mut client = place.lab.client(&token).await;
+    assert_eq!(crate::lab::failure(&mut client).await, 2);
+    assert_eq!(target.connections(), 0);
+    // Nor inside of TLS that the gateway speaks.
     for announced in [Value::Null, json!("rdp")] {
         let pinned = json!({ "jet_ap": announced, "cert_thumb256": "07".repeat(32) });
         let token = forward(&place, target.address, pinned);
