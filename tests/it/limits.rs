@@ -452,7 +452,10 @@ async fn one_address_has_its_share_of_the_associations_however_many_tokens_it_ha
         assert_eq!(place.http(&create, &token, "").await.0, expected);
     }
     let line = logged("A limit was reached").await;
-    assert_eq!(line["limit"], "associations of one token or address");
+    assert_eq!(
+        line["limit"],
+        "associations of one token, address or API key"
+    );
     assert_eq!(line["who"], "address 127.0.0.1");
     // Another address has its own.
     let (create, token) = bearer();
