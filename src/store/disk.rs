@@ -25,6 +25,9 @@ const USED_TOKENS: TableDefinition<'_, &str, (&str, u64, u64)> =
 /// Id of a token that wrong passwords have spent to the time until which that matters, in Unix seconds.
 const SPENT_TOKENS: TableDefinition<'_, &str, u64> = TableDefinition::new("spent-tokens-v1");
 
+/// Id of a token to the number of its wrong passwords, and the time until which that matters, in Unix seconds.
+const GUESSES: TableDefinition<'_, &str, (u32, u64)> = TableDefinition::new("guesses-v1");
+
 /// Agent's name to what is known of it, as JSON.
 const AGENTS: TableDefinition<'_, &str, &str> = TableDefinition::new("agents-v1");
 
@@ -78,6 +81,8 @@ pub struct Records {
     pub tokens: Vec<(TokenId, Record)>,
     /// Those that wrong passwords have spent, and until when that matters.
     pub spent: Vec<(TokenId, UnixTime)>,
+    /// Wrong passwords of those that they have not spent yet, and until when that matters.
+    pub guesses: Vec<(TokenId, u32, UnixTime)>,
     /// No token that ends later was ever forgotten.
     pub forgotten_until: UnixTime,
 }
@@ -136,6 +141,12 @@ enum Command {
     },
     Spend {
         token: TokenId,
+        keep_until: UnixTime,
+        done: oneshot::Sender<Result<(), String>>,
+    },
+    Guess {
+        token: TokenId,
+        count: u32,
         keep_until: UnixTime,
         done: oneshot::Sender<Result<(), String>>,
     },
@@ -233,6 +244,35 @@ impl Disk {
         commands
             .try_send(Command::Spend {
                 token,
+                keep_until,
+                done,
+            })
+            .map_err(|_| DiskError::Write("too many writes are waiting".to_owned()))?;
+        written
+            .await
+            .map_err(|_| closed())?
+            .map_err(DiskError::Write)
+    }
+
+    /// Writes how many wrong passwords a token has had; returns when that is on disk.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put).
+    ///
+    /// # Cancel safety
+    /// From the first poll on it will be written.
+    pub async fn count_guess(
+        &self,
+        token: TokenId,
+        count: u32,
+        keep_until: UnixTime,
+    ) -> Result<(), DiskError> {
+        let (done, written) = oneshot::channel();
+        let commands = self.commands.as_ref().ok_or_else(closed)?;
+        commands
+            .try_send(Command::Guess {
+                token,
+                count,
                 keep_until,
                 done,
             })
@@ -426,6 +466,7 @@ fn write_all(database: Database, open: &Open, commands: &mpsc::Receiver<Command>
                 done: Some(done), ..
             }
             | Command::Spend { done, .. }
+            | Command::Guess { done, .. }
             | Command::Agent { done, .. } = command
             {
                 // The session may have gone away meanwhile.
@@ -471,6 +512,12 @@ fn read_all(database: &Database) -> Result<Contents, redb::Error> {
         let (token, keep_until) = row?;
         spent.push((TokenId::new(token.value()), UnixTime(keep_until.value())));
     }
+    let mut guesses = Vec::new();
+    for row in transaction.open_table(GUESSES)?.iter()? {
+        let (token, row) = row?;
+        let (count, keep_until) = row.value();
+        guesses.push((TokenId::new(token.value()), count, UnixTime(keep_until)));
+    }
     let mut tickets = Vec::new();
     for row in transaction.open_table(TICKETS)?.iter()? {
         let (digest, row) = row?;
@@ -490,6 +537,7 @@ fn read_all(database: &Database) -> Result<Contents, redb::Error> {
     let usage = Records {
         tokens,
         spent,
+        guesses,
         forgotten_until: UnixTime(forgotten.map_or(0, |until| until.value())),
     };
     Ok(Contents {
@@ -545,6 +593,7 @@ fn write_batch(database: &Database, batch: &[Command]) -> Result<(), redb::Error
     {
         let mut table = transaction.open_table(USED_TOKENS)?;
         let mut spent = transaction.open_table(SPENT_TOKENS)?;
+        let mut guesses = transaction.open_table(GUESSES)?;
         let mut tickets = transaction.open_table(TICKETS)?;
         let mut agents = transaction.open_table(AGENTS)?;
         let mut forgotten = transaction.open_table(FORGOTTEN)?;
@@ -569,6 +618,7 @@ fn write_batch(database: &Database, batch: &[Command]) -> Result<(), redb::Error
                     };
                     table.retain(|_, (_, keep_until, _)| keep(keep_until))?;
                     spent.retain(|_, keep_until| keep(keep_until))?;
+                    guesses.retain(|_, (_, keep_until)| keep_until >= now.0)?;
                     tickets.retain(|_, row| row.1 >= now.0)?;
                     let before = forgotten.get(UNTIL)?.map(|until| until.value());
                     if let Some(until) = last
@@ -581,6 +631,15 @@ fn write_batch(database: &Database, batch: &[Command]) -> Result<(), redb::Error
                     token, keep_until, ..
                 } => {
                     spent.insert(token.as_str(), keep_until.0)?;
+                    guesses.remove(token.as_str())?;
+                }
+                Command::Guess {
+                    token,
+                    count,
+                    keep_until,
+                    ..
+                } => {
+                    guesses.insert(token.as_str(), (*count, keep_until.0))?;
                 }
                 Command::Ticket { digest, record, .. } => match record {
                     Some(record) => insert_ticket(&mut tickets, digest, record)?,

@@ -11,7 +11,7 @@
 //!
 //! Wrong passwords of clients that are to prove themselves are counted here, by token: whoever tries one has the token
 //! reserved, so that there is one attempt at a time whatever the number of connections and addresses. The count lasts as
-//! long as the token does and a right password does not clear it. When it is full the token is spent, which is on disk.
+//! long as the token does, on disk as well, and a right password does not clear it. When it is full the token is spent.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -65,6 +65,8 @@ struct Guesses {
 /// What follows from a wrong password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WrongGuess {
+    /// How many there were, this one among them.
+    pub count: u32,
     /// How long the answer is to be held back.
     pub delay: Duration,
     /// The token is spent.
@@ -238,6 +240,7 @@ impl Table {
             self.guesses.insert(claim.token.clone(), guesses);
         }
         WrongGuess {
+            count,
             delay: limits::PASSWORD_DELAY
                 .saturating_mul(doubled)
                 .min(limits::PASSWORD_DELAY_MAX),
@@ -293,6 +296,11 @@ impl Usages {
     pub fn new(disk: Arc<Disk>, records: Records, now: UnixTime) -> Self {
         let mut table = Table {
             spent: records.spent.into_iter().collect(),
+            guesses: records
+                .guesses
+                .into_iter()
+                .map(|(token, count, keep_until)| (token, Guesses { count, keep_until }))
+                .collect(),
             forgotten_until: records.forgotten_until,
             ..Table::default()
         };
@@ -418,9 +426,8 @@ impl Reservation {
         Ok(())
     }
 
-    /// Counts a wrong password of the client whose attempt this is. It counts from the moment of the call; where it is
-    /// one too many, that is on disk when the future is ready, or the disk has failed and the token is spent until
-    /// the process ends.
+    /// Counts a wrong password of the client whose attempt this is. It counts from the moment of the call, and is on disk when the
+    /// future is ready, or the disk has failed and it counts until the process ends.
     ///
     /// # Cancel safety
     /// Dropping the future undoes nothing.
@@ -429,12 +436,18 @@ impl Reservation {
             .usages
             .lock()
             .wrong_guess(&self.claim, clock::unix_now());
+        let Claim {
+            token, keep_until, ..
+        } = &self.claim;
+        let disk = &self.usages.disk;
         if guess.is_last {
-            let Claim {
-                token, keep_until, ..
-            } = &self.claim;
-            if let Err(error) = self.usages.disk.spend(token.clone(), *keep_until).await {
+            if let Err(error) = disk.spend(token.clone(), *keep_until).await {
                 error!(%token, %error, "That a token is spent could not be written");
+            }
+        } else {
+            let written = disk.count_guess(token.clone(), guess.count, *keep_until);
+            if let Err(error) = written.await {
+                error!(%token, %error, "A wrong password could not be written");
             }
         }
         guess
@@ -619,6 +632,28 @@ mod tests {
         let later = table.wrong_guess(&other(limits::GUESSED_TOKENS, 1000), UnixTime(101));
         assert!(!later.is_last);
         assert_eq!(table.guesses.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn wrong_passwords_are_counted_over_restarts() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.redb");
+        let now = clock::unix_now();
+        let claim = || Claim {
+            keep_until: now.plus(600),
+            ..claim(HERE, 0)
+        };
+        for number in 1..=limits::PASSWORD_GUESSES {
+            let (disk, contents) = Disk::open(&path, now).unwrap();
+            let usages = Arc::new(Usages::new(Arc::new(disk), contents.usage, now));
+            let reservation = usages.reserve(claim()).await.unwrap();
+            let guess = reservation.wrong_guess().await;
+            assert_eq!(guess.count, number);
+            assert_eq!(guess.is_last, number == limits::PASSWORD_GUESSES);
+        }
+        // What does not matter any more is forgotten.
+        let (_disk, contents) = Disk::open(&path, now.plus(601)).unwrap();
+        assert!(contents.usage.guesses.is_empty() && contents.usage.spent.is_empty());
     }
 
     #[tokio::test]
