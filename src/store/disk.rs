@@ -216,19 +216,12 @@ impl Disk {
     /// # Errors
     /// The file cannot be written, or the writes queued before this one are too many.
     pub async fn put(&self, token: TokenId, record: Record) -> Result<(), DiskError> {
-        let (done, written) = oneshot::channel();
-        let commands = self.commands.as_ref().ok_or_else(closed)?;
-        commands
-            .try_send(Command::Put {
-                token,
-                record,
-                done: Some(done),
-            })
-            .map_err(|_| DiskError::Write("too many writes are waiting".to_owned()))?;
-        written
-            .await
-            .map_err(|_| closed())?
-            .map_err(DiskError::Write)
+        self.write(|done| Command::Put {
+            token,
+            record,
+            done: Some(done),
+        })
+        .await
     }
 
     /// Writes that wrong passwords have spent a token; returns when that is on disk.
@@ -239,19 +232,12 @@ impl Disk {
     /// # Cancel safety
     /// From the first poll on it will be written.
     pub async fn spend(&self, token: TokenId, keep_until: UnixTime) -> Result<(), DiskError> {
-        let (done, written) = oneshot::channel();
-        let commands = self.commands.as_ref().ok_or_else(closed)?;
-        commands
-            .try_send(Command::Spend {
-                token,
-                keep_until,
-                done,
-            })
-            .map_err(|_| DiskError::Write("too many writes are waiting".to_owned()))?;
-        written
-            .await
-            .map_err(|_| closed())?
-            .map_err(DiskError::Write)
+        self.write(|done| Command::Spend {
+            token,
+            keep_until,
+            done,
+        })
+        .await
     }
 
     /// Writes how many wrong passwords a token has had; returns when that is on disk.
@@ -267,20 +253,13 @@ impl Disk {
         count: u32,
         keep_until: UnixTime,
     ) -> Result<(), DiskError> {
-        let (done, written) = oneshot::channel();
-        let commands = self.commands.as_ref().ok_or_else(closed)?;
-        commands
-            .try_send(Command::Guess {
-                token,
-                count,
-                keep_until,
-                done,
-            })
-            .map_err(|_| DiskError::Write("too many writes are waiting".to_owned()))?;
-        written
-            .await
-            .map_err(|_| closed())?
-            .map_err(DiskError::Write)
+        self.write(|done| Command::Guess {
+            token,
+            count,
+            keep_until,
+            done,
+        })
+        .await
     }
 
     /// Writes an agent, or removes it; returns when that is on disk.
@@ -288,15 +267,8 @@ impl Disk {
     /// # Errors
     /// As [`put`](Self::put).
     pub async fn put_agent(&self, name: String, record: Option<String>) -> Result<(), DiskError> {
-        let (done, written) = oneshot::channel();
-        let commands = self.commands.as_ref().ok_or_else(closed)?;
-        commands
-            .try_send(Command::Agent { name, record, done })
-            .map_err(|_| DiskError::Write("too many writes are waiting".to_owned()))?;
-        written
+        self.write(|done| Command::Agent { name, record, done })
             .await
-            .map_err(|_| closed())?
-            .map_err(DiskError::Write)
     }
 
     /// Writes a ticket; returns when that is on disk.
@@ -308,19 +280,12 @@ impl Disk {
         digest: TicketDigest,
         record: TicketRecord,
     ) -> Result<(), DiskError> {
-        let (done, written) = oneshot::channel();
-        let commands = self.commands.as_ref().ok_or_else(closed)?;
-        commands
-            .try_send(Command::Ticket {
-                digest,
-                record: Some(Box::new(record)),
-                done: Some(done),
-            })
-            .map_err(|_| DiskError::Write("too many writes are waiting".to_owned()))?;
-        written
-            .await
-            .map_err(|_| closed())?
-            .map_err(DiskError::Write)
+        self.write(|done| Command::Ticket {
+            digest,
+            record: Some(Box::new(record)),
+            done: Some(done),
+        })
+        .await
     }
 
     /// Writes a ticket, or removes it, before whatever is written after this call.
@@ -344,6 +309,22 @@ impl Disk {
     /// Removes what has expired by `now`, when there is time.
     pub fn forget_expired(&self, now: UnixTime) {
         self.send(Command::ForgetExpired { now });
+    }
+
+    /// Hands over a command that tells `done` how its write went; returns when it has.
+    async fn write(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<(), String>>) -> Command,
+    ) -> Result<(), DiskError> {
+        let (done, written) = oneshot::channel();
+        let commands = self.commands.as_ref().ok_or_else(closed)?;
+        commands
+            .try_send(command(done))
+            .map_err(|_| DiskError::Write("too many writes are waiting".to_owned()))?;
+        written
+            .await
+            .map_err(|_| closed())?
+            .map_err(DiskError::Write)
     }
 
     fn send(&self, command: Command) {
