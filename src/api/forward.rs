@@ -19,14 +19,9 @@ use crate::api::ApiState;
 use crate::api::jet::{SUB_PROTOCOLS, Upgrade, check_origin, not_admitted, token};
 use crate::api::problem::Problem;
 use crate::clock;
-use crate::frames::Role;
-use crate::limits;
 use crate::session::authenticate::ToTarget;
 use crate::session::forward;
-use crate::session::identify::Client;
 use crate::session::rendezvous::NotAdmitted;
-use crate::stream::{Io, Stream};
-use crate::websocket::{Ends, HALF_CLOSE_PROTOCOL, WebSocket};
 
 /// Handles a handshake for `/jet/fwd/tcp`.
 ///
@@ -71,10 +66,6 @@ fn websocket(
     })?;
     let text = token(state, headers, request.uri().query());
     let upgrade = Upgrade::of(state, &mut request, SUB_PROTOCOLS)?;
-    let ends = match upgrade.sub_protocol() {
-        Some(HALF_CLOSE_PROTOCOL) => Ends::Apart,
-        Some(_) | None => Ends::Together,
-    };
     let asked = forward::Request {
         id,
         peer,
@@ -87,20 +78,7 @@ fn websocket(
         .map_err(|refusal| not_admitted(id, &NotAdmitted::from(refusal)))?;
     let gateway = Arc::clone(&state.gateway);
     Ok(
-        upgrade.go_on(&state.gateway, move |stream, connection| async move {
-            let socket = WebSocket::new(stream, Role::Server, Vec::new(), ends);
-            let now = clock::now();
-            let client = Client {
-                id,
-                peer,
-                started: connection.started,
-                identify_by: now + limits::IDENTIFY_TIMEOUT,
-                establish_by: now + limits::ESTABLISH_TIMEOUT,
-                listener: connection.listener,
-                routing_token: None,
-                stream: Stream::new(Io::WebSocket(Box::new(socket))),
-                admission: connection.admission,
-            };
+        upgrade.go_on_as_client(&state.gateway, move |client| async move {
             forward::proceed(&gateway, client, shown).await;
         }),
     )

@@ -82,30 +82,13 @@ pub async fn websocket(
         not_admitted(id, &why)
     })?;
     let upgrade = Upgrade::of(&state, &mut request, SUB_PROTOCOLS)?;
-    let ends = match upgrade.sub_protocol {
-        Some(HALF_CLOSE_PROTOCOL) => Ends::Apart,
-        Some(_) | None => Ends::Together,
-    };
     let gateway = Arc::clone(&state.gateway);
     let peer = state.peer;
     let text = text.as_ref().map(|text| text.as_str());
     let judged = rendezvous::judge(&gateway, (id, peer), path, text).await;
     let (shown, admitted) = judged.map_err(|why| not_admitted(id, &why))?;
     Ok(
-        upgrade.go_on(&state.gateway, move |stream, connection| async move {
-            let socket = WebSocket::new(stream, Role::Server, Vec::new(), ends);
-            let now = clock::now();
-            let client = Client {
-                id,
-                peer,
-                started: connection.started,
-                identify_by: now + limits::IDENTIFY_TIMEOUT,
-                establish_by: now + limits::ESTABLISH_TIMEOUT,
-                listener: connection.listener,
-                routing_token: None,
-                stream: Stream::new(Io::WebSocket(Box::new(socket))),
-                admission: connection.admission,
-            };
+        upgrade.go_on_as_client(&state.gateway, move |client| async move {
             rendezvous::proceed(&gateway, client, shown, path.association, admitted).await;
         }),
     )
@@ -151,9 +134,33 @@ impl Upgrade {
         })
     }
 
-    /// What was selected of what the peer offers.
-    pub(super) fn sub_protocol(&self) -> Option<&'static str> {
-        self.sub_protocol
+    /// As [`go_on`](Self::go_on), with the peer as a client whose bytes are those of the WebSocket.
+    pub(super) fn go_on_as_client<N, F>(self, gateway: &Gateway, next: N) -> Response
+    where
+        N: FnOnce(Client) -> F + Send + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (id, peer) = (self.id, self.peer);
+        let ends = match self.sub_protocol {
+            Some(HALF_CLOSE_PROTOCOL) => Ends::Apart,
+            Some(_) | None => Ends::Together,
+        };
+        self.go_on(gateway, move |stream, connection| {
+            let socket = WebSocket::new(stream, Role::Server, Vec::new(), ends);
+            let now = clock::now();
+            let client = Client {
+                id,
+                peer,
+                started: connection.started,
+                identify_by: now + limits::IDENTIFY_TIMEOUT,
+                establish_by: now + limits::ESTABLISH_TIMEOUT,
+                listener: connection.listener,
+                routing_token: None,
+                stream: Stream::new(Io::WebSocket(Box::new(socket))),
+                admission: connection.admission,
+            };
+            next(client)
+        })
     }
 
     /// The answer to the handshake; behind it, `next` goes on with the connection in a task of its own.
