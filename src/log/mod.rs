@@ -1,4 +1,4 @@
-//! The log: lines ([`line`]) to standard error, by a thread of their own ([`queue`]), within limits ([`filter`]), and with nothing in
+//! The log: lines ([`mod@line`]) to standard error, by a thread of their own ([`queue`]), within limits ([`filter`]), and with nothing in
 //! them that a terminal would obey ([`crate::escape`]).
 
 pub mod filter;
