@@ -20,7 +20,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::copy::to_u64;
 use super::gather::Gather;
-use super::gone::{Looks, MayBeGone};
+use super::gone::{Looks, MayBeGone, Stuck};
 use super::{
     Alarm, Clock, Fault, LINGER_TIMEOUT, RelayEnd, RelayLimits, STEPS_PER_POLL, Side, Traffic,
     linger,
@@ -152,7 +152,7 @@ where
                 Alarm::Total => End::Told(RelayEnd::TimeLimit, ERRINFO_LOGON_TIMEOUT),
                 Alarm::LastWords => relay.give_up(),
                 Alarm::AfterEnd => relay.stop_waiting(),
-                Alarm::Look => match relay.gone(&mut looks, traffic) {
+                Alarm::Look => match relay.look(&mut looks, traffic) {
                     Some(end) => end,
                     None => continue,
                 },
@@ -403,13 +403,18 @@ where
         self.to_target.waiting() > 0 || self.to_client.waiting() > 0
     }
 
-    /// The end that follows from a side that has gone behind bytes that the other does not take.
-    fn gone(&mut self, looks: &mut Looks, traffic: &Traffic) -> Option<End> {
+    /// The end that follows from a direction that is stuck, if one does.
+    fn look(&mut self, looks: &mut Looks, traffic: &Traffic) -> Option<End> {
         let client = (self.to_target.waiting() > 0).then_some(&self.client);
         let target = (self.to_client.waiting() > 0).then_some(&self.target);
-        let side = looks.gone(traffic, client, target)?;
-        self.first.get_or_insert(side);
-        Some(self.stop_waiting())
+        match looks.look(traffic, client, target)? {
+            Stuck::Gone(side) => {
+                self.first.get_or_insert(side);
+                Some(self.stop_waiting())
+            }
+            // Cut off and not told: a client that is still there comes back by itself.
+            Stuck::TargetStalled => Some(End::Over(RelayEnd::TargetStalled, None)),
+        }
     }
 
     fn note_end(&mut self, side: Side) {
@@ -730,6 +735,30 @@ mod tests {
                 "{end:?}"
             );
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_target_that_takes_nothing_is_cut_off_with_its_client() {
+        let limits = RelayLimits {
+            after_end: Some(crate::relay::RDP_AFTER_END),
+            ..RelayLimits::default()
+        };
+        let mut lab = Lab::start(limits, Judge::default());
+        lab.play(Phase::Active).await;
+        let inputs = [0x04, 0x04, 0x00, 0x1e].repeat(16);
+        while let Ok(written) = timeout(Duration::from_secs(1), lab.client.write(&inputs)).await {
+            if written.is_err() {
+                break;
+            }
+        }
+        let end = lab.task.await.unwrap();
+        assert!(
+            matches!(end, InspectedEnd::Relay(RelayEnd::TargetStalled)),
+            "{end:?}"
+        );
+        let mut got = Vec::new();
+        lab.client.read_to_end(&mut got).await.unwrap();
+        assert_eq!(got, b"");
     }
 
     #[tokio::test(start_paused = true)]

@@ -30,7 +30,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use self::gone::{LOOK_INTERVAL, Looks};
+use self::gone::{LOOK_INTERVAL, Looks, Stuck};
 use crate::stream::Io;
 use crate::websocket::Farewell;
 
@@ -118,6 +118,8 @@ pub enum RelayEnd {
     ClientFailed(io::Error),
     /// The target's connection broke.
     TargetFailed(io::Error),
+    /// The target took nothing of what the client sends, and said nothing, for too long ([`gone`]).
+    TargetStalled,
     /// No byte moved for the idle limit.
     IdleTimeout,
     /// The total limit passed.
@@ -208,8 +210,9 @@ async fn run_with(
                 Alarm::Total => (RelayEnd::TimeLimit, None),
                 Alarm::LastWords => relay.give_up(),
                 Alarm::AfterEnd => relay.stop_waiting(),
-                Alarm::Look => match relay.gone(&mut looks, traffic) {
-                    Some(side) => (RelayEnd::Ended(side), Some(side.other())),
+                Alarm::Look => match relay.look(&mut looks, traffic) {
+                    Some(Stuck::Gone(side)) => (RelayEnd::Ended(side), Some(side.other())),
+                    Some(Stuck::TargetStalled) => (RelayEnd::TargetStalled, None),
                     None => continue,
                 },
             };
@@ -223,6 +226,11 @@ async fn run_with(
     } = relay;
     match &end {
         RelayEnd::Closed | RelayEnd::Ended(_) => {}
+        RelayEnd::TargetStalled => {
+            client.end_with(Farewell::OtherSideBroke);
+            Box::pin(break_off(client)).await;
+            return end;
+        }
         RelayEnd::ClientFailed(_) => target.end_with(Farewell::OtherSideBroke),
         RelayEnd::TargetFailed(_) => client.end_with(Farewell::OtherSideBroke),
         RelayEnd::IdleTimeout | RelayEnd::TimeLimit | RelayEnd::Cancelled => {
@@ -401,11 +409,11 @@ impl Relay {
         }
     }
 
-    /// The side that has gone behind bytes that the other does not take.
-    fn gone(&self, looks: &mut Looks, traffic: &Traffic) -> Option<Side> {
+    /// Why a direction that is stuck ends the session, if it does.
+    fn look(&self, looks: &mut Looks, traffic: &Traffic) -> Option<Stuck> {
         let client = self.up.is_stuck().then_some(&self.client);
         let target = self.down.is_stuck().then_some(&self.target);
-        looks.gone(traffic, client, target)
+        looks.look(traffic, client, target)
     }
 
     fn from(&mut self, side: Side) -> &mut Direction {
@@ -1061,6 +1069,23 @@ mod tests {
             );
             drop(stays);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_target_that_takes_nothing_ends_a_session_whose_client_may_have_gone_unseen() {
+        let limits = RelayLimits {
+            after_end: Some(RDP_AFTER_END),
+            ..RelayLimits::default()
+        };
+        let mut relay = Fixture::start_narrow(limits).await;
+        // Every buffer on the way is full, so that the client's own system could not send its end.
+        let block = vec![7; 65_536];
+        while let Ok(written) = timeout(Duration::from_secs(1), relay.client.write(&block)).await {
+            written.unwrap();
+        }
+        let end = relay.task.await.unwrap();
+        assert!(matches!(end, RelayEnd::TargetStalled), "{end:?}");
+        assert_eq!(read_all(&mut relay.client).await, b"");
     }
 
     #[tokio::test(start_paused = true)]

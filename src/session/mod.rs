@@ -197,6 +197,7 @@ fn note_limits(session: &Session, end: &RelayEnd) {
         | RelayEnd::Ended(_)
         | RelayEnd::ClientFailed(_)
         | RelayEnd::TargetFailed(_)
+        | RelayEnd::TargetStalled
         | RelayEnd::Cancelled => {}
     }
 }
@@ -220,6 +221,9 @@ fn describe(session: &Session, end: &RelayEnd) -> String {
         }
         (RelayEnd::ClientFailed(error), _) => format!("client: {error}"),
         (RelayEnd::TargetFailed(error), _) => format!("target: {error}"),
+        (RelayEnd::TargetStalled, _) => {
+            "the target took nothing of what the client sent for half a minute".to_owned()
+        }
         (RelayEnd::IdleTimeout, _) => "idle for too long".to_owned(),
         (RelayEnd::TimeLimit, _) => "time limit reached".to_owned(),
         (RelayEnd::Cancelled, None) => "ended".to_owned(),

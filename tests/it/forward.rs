@@ -1,6 +1,7 @@
 //! A valid token leads to its target, whichever way the client carries it.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use jetway::demo::target;
 use jetway::rdp::connection_request::{self, PROTOCOL_SSL};
@@ -9,12 +10,13 @@ use jetway::rdp::preconnection;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use crate::agent::Branch;
 use crate::lab::{
-    CLIENT_HELLO, Lab, SELECTED_TLS, Target, confirm, forget_log, logged, logged_times, request,
-    within,
+    CLIENT_HELLO, Lab, SELECTED_TLS, Target, confirm, forget_log, log, logged, logged_times,
+    request, within,
 };
 use crate::proof::{offering, send, tls};
 
@@ -381,6 +383,31 @@ async fn an_rdp_client_that_has_gone_ends_its_session_although_the_target_stays(
             "the client closed the connection, and the target did not in time"
         );
     }
+}
+
+/// Its end is behind its bytes in its own system, where the gateway cannot see it.
+#[tokio::test]
+async fn a_client_that_leaves_behind_full_buffers_does_not_keep_its_session() {
+    let lab = Lab::start("");
+    let mut client = lab.client(&lab.token(clinging().await, json!({}))).await;
+    assert_eq!(confirm(&mut client).await, SELECTED_TLS);
+    client.write_all(CLIENT_HELLO).await.unwrap();
+    let block = vec![0x17; 1 << 16];
+    while let Ok(written) = timeout(Duration::from_secs(1), client.write(&block)).await {
+        written.unwrap();
+    }
+    drop(client);
+    // Its connection alone would last for two minutes.
+    let closed = timeout(Duration::from_secs(90), async {
+        while !log().contains("Session closed") {
+            sleep(Duration::from_millis(100)).await;
+        }
+    });
+    closed.await.unwrap();
+    assert_eq!(
+        logged("Session closed").await["reason"],
+        "the target took nothing of what the client sent for half a minute"
+    );
 }
 
 /// A target with TLS that hears the end of its client, and keeps its side.
