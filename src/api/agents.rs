@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::time::timeout;
 use tracing::{info, warn};
+use uuid::Uuid;
 
 use crate::api::ApiState;
 use crate::api::associations::{Caller, caller, declined};
@@ -26,7 +27,7 @@ use crate::api::operator::{bearer, operator};
 use crate::api::problem::{Parameter, Problem};
 use crate::clock;
 use crate::config::Inspect;
-use crate::jet::agent::{AgentName, Decline, Enrolment, NotAnEnrolment, Unmet};
+use crate::jet::agent::{AgentName, Decline, Dial, Enrolment, NotAnEnrolment, Unmet};
 use crate::jet::candidate::{CandidateType, Transport};
 use crate::jet::message::{Answer, Candidate, Offer};
 use crate::jet::rendezvous::{Proof, Refused};
@@ -36,6 +37,7 @@ use crate::shares::Owner;
 use crate::signaling;
 use crate::store::agents::{EnrolError, Listed, Ways};
 use crate::time::UnixTime;
+use crate::token::Token;
 use crate::token::claims::AgentTarget;
 use crate::token::statement::StatementKey;
 use crate::token::target::TargetAddr;
@@ -248,9 +250,10 @@ pub async fn offer(
         .iter()
         .filter_map(|candidate| candidate.at(&ways.urls));
     let candidates = candidates.collect();
+    let dial = dial(&state, &caller, association);
     let pending = gateway
         .agents
-        .offer(&name, offer, target, candidates, owner);
+        .offer(&name, offer, (target, dial), candidates, owner);
     let mut pending = pending.map_err(|why| unmet(&state, &why))?;
     let answer = timeout(limits::AGENT_ANSWER_TIMEOUT, pending.answer()).await;
     let answer = answer.unwrap_or(Err(Unmet::Silent(name.clone())));
@@ -292,6 +295,21 @@ pub async fn offer(
         }
     }
     Ok(Json(answer))
+}
+
+/// A client that has to prove itself does so when it has its candidate, and no target hears of it before.
+fn dial(state: &ApiState, caller: &Caller, association: Uuid) -> Dial {
+    let proves = |token: &Token| token.claims.proxy_credentials.is_some();
+    let created = state.gateway.meetings.token_of(association);
+    let shown = match caller {
+        Caller::Token(token) => Some(token.as_ref()),
+        Caller::Operator(_) | Caller::Nobody(_) => None,
+    };
+    if shown.into_iter().chain(created.as_ref()).any(proves) {
+        Dial::AtFirstBytes
+    } else {
+        Dial::BeforeAnswer
+    }
 }
 
 /// Whether an answer's candidate is a relay of this gateway, `known` to the agent by this URL or by the name in `Jet-Instance`. The

@@ -112,6 +112,9 @@ pub enum FromGateway {
         /// Where to accept.
         #[serde(deserialize_with = "crate::jet::message::bounded_candidates")]
         candidates: Vec<Candidate>,
+        /// When the target is to be contacted.
+        #[serde(default, skip_serializing_if = "Dial::is_before_answer")]
+        dial: Dial,
     },
     /// The client has chosen.
     Complete {
@@ -120,6 +123,23 @@ pub enum FromGateway {
         /// Its choice.
         complete: Complete,
     },
+}
+
+/// When an agent contacts the target of an offer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Dial {
+    /// Before it answers, so that a target that cannot be reached is told in the answer.
+    #[default]
+    BeforeAnswer,
+    /// When the first bytes are there: the client has yet to prove itself to the gateway (`prx_usr`), which lets nothing pass before.
+    AtFirstBytes,
+}
+
+impl Dial {
+    fn is_before_answer(&self) -> bool {
+        *self == Self::BeforeAnswer
+    }
 }
 
 /// What an agent says on the signaling channel.
@@ -404,12 +424,14 @@ mod tests {
             offer: Offer::new(id, Version::V3, Some(vec![Transport::Wss])),
             target: "pc:3389".parse().unwrap(),
             candidates: Vec::new(),
+            dial: Dial::AtFirstBytes,
         };
         let expected = json!({
             "type": "offer",
             "offer": { "id": id, "role": "client", "transports": "wss", "version": 3 },
             "target": "pc:3389",
             "candidates": [],
+            "dial": "at-first-bytes",
         });
         let text = message.to_json();
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();

@@ -3,7 +3,8 @@
 //! For each offer, in this order:
 //!
 //! 1. Is the target on the agent's own list? The list is the agent's: no token and no gateway leads elsewhere.
-//! 2. Does the target answer? If not, the client is told now, and not by a silent session.
+//! 2. Does the target answer? If not, the client is told now, and not by a silent session. Where the client has yet to prove itself to
+//!    the gateway ([`Dial`]), the target is contacted with the first bytes and not before.
 //! 3. Accept on every relay candidate that the offer admits and that is on the gateway's own host. Where the gateway is reached over
 //!    TLS, that is those with TLS.
 //! 4. Answer with the candidates on which that went well.
@@ -41,7 +42,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 use uuid::Uuid;
 
 use crate::jet::agent::{
-    ACCEPT_TYPE, Acceptance, AgentName, BackOff, Decline, FromAgent, FromGateway, LOGON_TYPE,
+    ACCEPT_TYPE, Acceptance, AgentName, BackOff, Decline, Dial, FromAgent, FromGateway, LOGON_TYPE,
     Logon, NOT_KNOWN, REPLACED, REVOKED,
 };
 use crate::jet::candidate::Transport;
@@ -325,6 +326,7 @@ async fn heard(
             offer,
             target,
             candidates,
+            dial,
         } => {
             let id = offer.id;
             let Ok(permit) = Arc::clone(&agent.sessions).try_acquire_owned() else {
@@ -337,6 +339,7 @@ async fn heard(
                 gateway: gateway.to_owned(),
                 offer,
                 target,
+                dial,
                 candidates,
                 outbox: outbox.clone(),
             };
@@ -364,6 +367,10 @@ async fn heard(
 }
 
 impl Agent {
+    fn leads_to(&self, target: &TargetAddr) -> bool {
+        self.settings.targets.contains(target)
+    }
+
     fn choices(&self) -> std::sync::MutexGuard<'_, HashMap<Uuid, oneshot::Sender<Uuid>>> {
         self.choices.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -374,6 +381,7 @@ struct Session {
     gateway: String,
     offer: Offer,
     target: TargetAddr,
+    dial: Dial,
     candidates: Vec<Candidate>,
     outbox: mpsc::Sender<FromAgent>,
 }
@@ -385,11 +393,34 @@ struct Carrier {
     early: Vec<u8>,
 }
 
+impl Carrier {
+    /// Connects to the target once the first bytes for it are there.
+    async fn reach(&mut self, agent: &Agent, target: &TargetAddr) -> Result<TcpStream, String> {
+        if self.early.is_empty() {
+            let first = timeout(CHOICE_TIMEOUT, self.stream.read_buf(&mut self.early)).await;
+            match first {
+                Ok(Ok(1..)) => {}
+                Ok(Ok(0)) => return Err("the client was not let in".to_owned()),
+                Ok(Err(error)) => return Err(error.to_string()),
+                Err(_elapsed) => return Err("the client has said nothing".to_owned()),
+            }
+        }
+        reach(agent, target)
+            .await
+            .map_err(|reason| reason.to_string())
+    }
+}
+
 impl Session {
     async fn meet(mut self, agent: &Arc<Agent>, chosen: oneshot::Receiver<Uuid>) {
         let target = self.target.clone();
-        let mut stream = match reach(agent, &target).await {
-            Ok(stream) => stream,
+        let reached = match self.dial {
+            Dial::BeforeAnswer => reach(agent, &target).await.map(Some),
+            Dial::AtFirstBytes if agent.leads_to(&target) => Ok(None),
+            Dial::AtFirstBytes => Err(Decline::Target),
+        };
+        let reached = match reached {
+            Ok(reached) => reached,
             Err(reason) => {
                 info!(%target, reason = %reason, "Offer declined");
                 decline(&self.outbox, self.offer.id, reason).await;
@@ -409,6 +440,16 @@ impl Session {
         let Ok(Some(mut carrier)) = carrier.await else {
             debug!(%target, "Nobody came");
             return;
+        };
+        let mut stream = match reached {
+            Some(stream) => stream,
+            None => match carrier.reach(agent, &target).await {
+                Ok(stream) => stream,
+                Err(reason) => {
+                    info!(%target, reason, "Session not opened");
+                    return;
+                }
+            },
         };
         info!(%target, candidate = %carrier.id, "Session opened");
         let ended = bridge(&mut *carrier.stream, &mut stream, &carrier.early).await;
@@ -524,7 +565,7 @@ impl Session {
 }
 
 async fn reach(agent: &Agent, target: &TargetAddr) -> Result<TcpStream, Decline> {
-    if !agent.settings.targets.contains(target) {
+    if !agent.leads_to(target) {
         return Err(Decline::Target);
     }
     let connect = TcpStream::connect((target.host.as_str(), target.port));

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::clock;
 use crate::gateway::Gateway;
-use crate::jet::agent::{AgentName, Decline, Unmet};
+use crate::jet::agent::{AgentName, Decline, Dial, Unmet};
 use crate::jet::candidate::Transport;
 use crate::jet::message::{Offer, Version};
 use crate::jet::rendezvous::{Access, Proof, Refused};
@@ -137,9 +137,11 @@ async fn offer(
     let candidates = candidates.collect();
     let message = Offer::new(association, Version::V3, Some(transports));
     let owner = Owner::new(Some(token.id.clone()), Some(client.peer.ip()));
+    // A client of the gateway has proved itself by now, if it has to.
+    let target = (target.clone(), Dial::BeforeAnswer);
     let mut pending = gateway
         .agents
-        .offer(name, message, target.clone(), candidates, owner)?;
+        .offer(name, message, target, candidates, owner)?;
     let now = clock::now();
     let patience = now.checked_add(limits::AGENT_ANSWER_TIMEOUT).unwrap_or(now);
     let deadline = patience.min(client.establish_by).into();

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::jet::agent::{
-    ACCEPT_TYPE, Acceptance, AgentName, Decline, Enrolment, EnrolmentDigest, FromGateway,
+    ACCEPT_TYPE, Acceptance, AgentName, Decline, Dial, Enrolment, EnrolmentDigest, FromGateway,
     LOGON_TYPE, Logon, NotAnEnrolment, RANDOM_BYTES, Unmet,
 };
 use crate::jet::candidate::CandidateUrl;
@@ -441,7 +441,7 @@ impl Agents {
         &self,
         name: &AgentName,
         offer: Offer,
-        target: TargetAddr,
+        (target, dial): (TargetAddr, Dial),
         candidates: Vec<Candidate>,
         owner: Owner,
     ) -> Result<Pending, Unmet> {
@@ -468,6 +468,7 @@ impl Agents {
             offer,
             target: target.clone(),
             candidates,
+            dial,
         };
         table.send(name, message)?;
         let offered = Offered {
@@ -923,7 +924,8 @@ mod tests {
     fn offer_of(agents: &Agents, number: usize, owner: Owner) -> Result<Pending, Unmet> {
         let offer = Offer::new(Uuid::new_v4(), Version::V3, None);
         let target = "pc:3389".parse().unwrap();
-        agents.offer(&name(number), offer, target, Vec::new(), owner)
+        let dial = Dial::default();
+        agents.offer(&name(number), offer, (target, dial), Vec::new(), owner)
     }
 
     fn name(number: usize) -> AgentName {

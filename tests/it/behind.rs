@@ -384,7 +384,7 @@ pub(crate) fn behind(
 }
 
 /// A port of the user's machine that leads behind the agent, as `jetway connect --listen` has it.
-async fn local_port(site: &Branch, token: String) -> SocketAddr {
+pub(crate) async fn local_port(site: &Branch, token: String) -> SocketAddr {
     let arguments = site.gateway();
     let peer = Arc::new(Site::new(&arguments.gateway, arguments.ca.as_deref()).unwrap());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

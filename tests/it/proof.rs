@@ -23,8 +23,8 @@ use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
 use uuid::Uuid;
 
-use crate::agent::Branch;
-use crate::behind::{Desk, Meeting, behind};
+use crate::agent::{Branch, NAME};
+use crate::behind::{Desk, Meeting, behind, local_port};
 use crate::lab::{
     CLIENT_HELLO, Lab, PATIENCE, Sealing, Target, confirm, failure, log, logged_times, opened,
     request, within,
@@ -170,6 +170,40 @@ async fn who_cannot_prove_themselves_are_refused_before_an_agent_hears_of_them()
     assert_eq!(target.connections(), 0);
 }
 
+/// By `jetway connect` the agent is offered the session before its client has said a word.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_cannot_prove_themselves_are_refused_before_the_agents_target_is_contacted() {
+    let sealing = Sealing::new();
+    let target = Target::start().await;
+    let tls_only = format!("agent {NAME} {}", target.address);
+    let further = format!("{}[target]\ntls_only = [{tls_only:?}]\n", sealing.table);
+    let site = Branch::start_with(&further);
+    let _stop = site.with_agent(&[target.address]).await;
+    let token = || behind(&site, &sealing, target.address, logon());
+    for (refused, protocols) in WITHOUT_NLA.into_iter().enumerate() {
+        let mut client = TcpStream::connect(local_port(&site, token()).await)
+            .await
+            .unwrap();
+        let asks = offering(protocols, 0, None);
+        client.write_all(&asks).await.unwrap();
+        assert_eq!(failure(&mut client).await, PROVE_YOURSELF);
+        unproven(refused + 1).await;
+    }
+    let mut client = TcpStream::connect(local_port(&site, token()).await)
+        .await
+        .unwrap();
+    client.write_all(CLIENT_HELLO).await.unwrap();
+    is_alerted(client).await;
+    assert_eq!(target.connections(), 0);
+    // Who can leads there all the same.
+    let client = TcpStream::connect(local_port(&site, token()).await)
+        .await
+        .unwrap();
+    let proven = prove(client, "visitor", PROXY_PASSWORD).await;
+    assert!(proven.unwrap().is_ok());
+    assert_eq!(target.connections(), 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_cannot_prove_themselves_meet_no_acceptor() {
     let meeting = Meeting::start("");
@@ -261,9 +295,19 @@ async fn log_on_as(
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(SocketAddr::from((from, 0))).unwrap();
     let mut stream = socket.connect(lab.address()).await.unwrap();
-    let mut bytes = preconnection::encode_v2(0, token).unwrap();
-    bytes.extend(offering(PROTOCOL_SSL | PROTOCOL_HYBRID, 0, None));
-    stream.write_all(&bytes).await.unwrap();
+    let pdu = preconnection::encode_v2(0, token).unwrap();
+    stream.write_all(&pdu).await.unwrap();
+    prove(stream, user, password).await
+}
+
+/// The same on a connection of which the gateway knows the token.
+async fn prove(
+    mut stream: TcpStream,
+    user: &str,
+    password: &str,
+) -> Option<Result<TlsStream<TcpStream>, u32>> {
+    let asks = offering(PROTOCOL_SSL | PROTOCOL_HYBRID, 0, None);
+    stream.write_all(&asks).await.unwrap();
     match format!("{:?}", confirm(&mut stream).await) {
         refused if refused.contains("Failure") => {
             assert!(refused.contains("code: 5"), "{refused}");
