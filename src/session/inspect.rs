@@ -27,7 +27,7 @@ use crate::session::registry::{EndCause, Inside, Session};
 use crate::session::secure::{
     self, ClientTls, Failed, Legs, Remaining, SecureError, SecureRequest, Secured, TargetTls,
 };
-use crate::session::{Live, SessionId, describe, log_opened, note_limits};
+use crate::session::{Live, SessionId, describe, log_opened, spend_behind_limit};
 use crate::stage::Pipeline;
 use crate::stage::inspector::{AuditEvent, AuditSink, Inspector, Recorded};
 use crate::store::cookies::{SessionCookies, association};
@@ -210,7 +210,9 @@ impl Inspected {
         } = *self;
         let limits = RelayLimits {
             idle: permit.idle_timeout(),
-            total: permit.time_limit(),
+            total: permit
+                .time_limit()
+                .map(|limit| live.reservation.left_of(limit)),
             after_end: Some(RDP_AFTER_END),
             ..RelayLimits::default()
         };
@@ -236,7 +238,7 @@ impl Inspected {
         let reason = match &end {
             InspectedEnd::Closed { by, orderly } => closed(*by, *orderly).to_owned(),
             InspectedEnd::Relay(end) => {
-                note_limits(&live.session, end);
+                spend_behind_limit(&live, end).await;
                 describe(&live.session, end)
             }
             InspectedEnd::Session(error) => error.to_string(),

@@ -189,10 +189,12 @@ impl Live {
     }
 }
 
-/// What a limit has ended stays ended, however long its token's reconnect window is.
-fn note_limits(session: &Session, end: &RelayEnd) {
+/// What a limit has ended stays ended, however long its token's reconnect window is, and though the process be killed behind the log's
+/// line of it.
+async fn spend_behind_limit(live: &Live, end: &RelayEnd) {
     match end {
-        RelayEnd::IdleTimeout | RelayEnd::TimeLimit => session.spent().set(),
+        // In a box: a live session is not to be larger for it.
+        RelayEnd::IdleTimeout | RelayEnd::TimeLimit => Box::pin(live.reservation.spend()).await,
         RelayEnd::Closed
         | RelayEnd::Ended(_)
         | RelayEnd::ClientFailed(_)

@@ -31,7 +31,7 @@ use crate::session::connect::{Connected, Reached};
 use crate::session::identify::{Client, Opening};
 use crate::session::refuse::Refused;
 use crate::session::registry::Registered;
-use crate::session::{Live, describe, log_opened, note_limits};
+use crate::session::{Live, describe, log_opened, spend_behind_limit};
 use crate::store::usage::Reservation;
 use crate::stream::{Io, Stream};
 
@@ -65,13 +65,15 @@ impl Opened {
         } = *self;
         let limits = RelayLimits {
             idle: permit.idle_timeout(),
-            total: permit.time_limit(),
+            total: permit
+                .time_limit()
+                .map(|limit| live.reservation.left_of(limit)),
             half_close: half_closes(protocol.as_ref()),
             after_end: Some(after_end),
         };
         let cancel = live.session.cancelled().clone();
         let end = relay::run(client, target, &live.session.traffic, limits, cancel).await;
-        note_limits(&live.session, &end);
+        spend_behind_limit(&live, &end).await;
         let reason = describe(&live.session, &end);
         live.close(&reason);
     }

@@ -22,6 +22,9 @@ use crate::token::TokenId;
 const USED_TOKENS: TableDefinition<'_, &str, (&str, u64, u64)> =
     TableDefinition::new("used-tokens-v1");
 
+/// Token id to what its sessions have lasted together, seconds, and the time until which that matters, in Unix seconds.
+const LASTED: TableDefinition<'_, &str, (u64, u64)> = TableDefinition::new("lasted-v1");
+
 /// Id of a token that wrong passwords have spent to the time until which that matters, in Unix seconds.
 const SPENT_TOKENS: TableDefinition<'_, &str, u64> = TableDefinition::new("spent-tokens-v1");
 
@@ -72,6 +75,8 @@ pub struct Record {
     pub keep_until: UnixTime,
     /// End of its last session; `None` while it runs, or where the process ended first.
     pub ended_at: Option<UnixTime>,
+    /// What its sessions have lasted that are over, seconds.
+    pub lasted_s: u64,
 }
 
 /// What the file holds of tokens.
@@ -476,6 +481,7 @@ fn write_or_reopen(
 fn read_all(database: &Database) -> Result<Contents, redb::Error> {
     let transaction = database.begin_read()?;
     let table = transaction.open_table(USED_TOKENS)?;
+    let lasted = transaction.open_table(LASTED)?;
     let mut tokens = Vec::new();
     for row in table.iter()? {
         let (token, value) = row?;
@@ -485,6 +491,9 @@ fn read_all(database: &Database) -> Result<Contents, redb::Error> {
             client: client.parse().unwrap_or(IpAddr::from([0, 0, 0, 0])),
             keep_until: UnixTime(keep_until),
             ended_at: (ended_at != NOT_ENDED).then_some(UnixTime(ended_at)),
+            lasted_s: lasted
+                .get(token.value())?
+                .map_or(0, |lasted| lasted.value().0),
         };
         tokens.push((TokenId::new(token.value()), record));
     }
@@ -573,6 +582,7 @@ fn write_batch(database: &Database, batch: &[Command]) -> Result<(), redb::Error
     let transaction = database.begin_write()?;
     {
         let mut table = transaction.open_table(USED_TOKENS)?;
+        let mut lasted = transaction.open_table(LASTED)?;
         let mut spent = transaction.open_table(SPENT_TOKENS)?;
         let mut guesses = transaction.open_table(GUESSES)?;
         let mut tickets = transaction.open_table(TICKETS)?;
@@ -587,6 +597,10 @@ fn write_batch(database: &Database, batch: &[Command]) -> Result<(), redb::Error
                         token.as_str(),
                         (client.as_str(), record.keep_until.0, ended_at),
                     )?;
+                    if record.lasted_s > 0 {
+                        let row = (record.lasted_s, record.keep_until.0);
+                        lasted.insert(token.as_str(), row)?;
+                    }
                 }
                 Command::ForgetExpired { now } => {
                     let mut last = None;
@@ -598,6 +612,7 @@ fn write_batch(database: &Database, batch: &[Command]) -> Result<(), redb::Error
                         keep
                     };
                     table.retain(|_, (_, keep_until, _)| keep(keep_until))?;
+                    lasted.retain(|_, (_, keep_until)| keep_until >= now.0)?;
                     spent.retain(|_, keep_until| keep(keep_until))?;
                     guesses.retain(|_, (_, keep_until)| keep_until >= now.0)?;
                     tickets.retain(|_, row| row.1 >= now.0)?;
@@ -654,6 +669,7 @@ mod tests {
             client: "2001:db8::1".parse().unwrap(),
             keep_until: UnixTime(keep_until),
             ended_at: ended_at.map(UnixTime),
+            lasted_s: ended_at.map_or(0, |_| 7),
         }
     }
 

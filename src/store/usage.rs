@@ -5,6 +5,9 @@
 //! target has answered, the use is on disk before a byte is relayed. Within a reconnect window the same token may open
 //! another session for the same address, never two at one time; not where an operator or a limit has ended the last one.
 //!
+//! What a token's sessions have lasted together is remembered, too: a time limit (`jet_ttl`) is one of all of them, so that to come
+//! back within the window gains no time. A process that is killed loses what its last session has lasted.
+//!
 //! A token that has expired is forgotten, since its age refuses it. A clock that was set forward and back would make it young again, so
 //! the latest end of all that were forgotten is remembered, here and on disk: a token that ends no later is refused when it is not
 //! known. A clock that only goes forward never sees that.
@@ -45,6 +48,8 @@ struct Usage {
     client: IpAddr,
     keep_until: UnixTime,
     state: State,
+    /// What its sessions have lasted that are over, seconds.
+    lasted_s: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,6 +172,7 @@ impl Table {
             client: claim.client,
             keep_until: claim.keep_until,
             state: State::Live(claim.session),
+            lasted_s: previous.as_ref().map_or(0, |usage| usage.lasted_s),
         };
         self.put(&claim.token, Some(usage));
         Ok(previous)
@@ -204,11 +210,14 @@ impl Table {
         self.put(token, previous);
     }
 
-    /// The token's session is over.
-    fn end(&mut self, token: &TokenId, now: UnixTime) {
-        if let Some(usage) = self.tokens.get_mut(token) {
-            usage.state = State::Ended(now);
-        }
+    /// The token's session is over, after so many seconds; what all of its sessions have lasted.
+    fn end(&mut self, token: &TokenId, now: UnixTime, lasted_s: u64) -> u64 {
+        let Some(usage) = self.tokens.get_mut(token) else {
+            return lasted_s;
+        };
+        usage.state = State::Ended(now);
+        usage.lasted_s = usage.lasted_s.saturating_add(lasted_s);
+        usage.lasted_s
     }
 
     fn remembered(&self) -> usize {
@@ -309,6 +318,7 @@ impl Usages {
                 client: record.client,
                 keep_until: record.keep_until,
                 state: State::Ended(record.ended_at.unwrap_or(now)),
+                lasted_s: record.lasted_s,
             };
             table.put(&token, Some(usage));
         }
@@ -357,7 +367,7 @@ impl Usages {
             usages: Arc::clone(self),
             claim,
             previous,
-            committed: false,
+            opened_at: None,
         })
     }
 
@@ -385,6 +395,7 @@ impl Usages {
             client: usage.client,
             keep_until: usage.keep_until,
             ended_at: Some(LONG_AGO),
+            lasted_s: usage.lasted_s,
         };
         self.disk.put(token.clone(), record).await
     }
@@ -407,7 +418,8 @@ pub struct Reservation {
     usages: Arc<Usages>,
     claim: Claim,
     previous: Option<Usage>,
-    committed: bool,
+    /// Since when the use is permanent.
+    opened_at: Option<UnixTime>,
 }
 
 impl Reservation {
@@ -416,14 +428,34 @@ impl Reservation {
     /// # Errors
     /// The disk failed: the session must not start.
     pub async fn commit(&mut self) -> Result<(), Refusal> {
-        let record = self.record(None);
+        let record = self.record(None, self.lasted_s());
         self.usages
             .disk
             .put(self.claim.token.clone(), record)
             .await
             .map_err(|error| Refusal::Store(error.to_string()))?;
-        self.committed = true;
+        self.opened_at = Some(clock::unix_now());
         Ok(())
+    }
+
+    /// What is left of a time limit that holds for all sessions of the token together.
+    #[must_use]
+    pub fn left_of(&self, limit: Duration) -> Duration {
+        limit.saturating_sub(Duration::from_secs(self.lasted_s()))
+    }
+
+    /// What the token's earlier sessions have lasted, seconds.
+    fn lasted_s(&self) -> u64 {
+        self.previous.as_ref().map_or(0, |usage| usage.lasted_s)
+    }
+
+    /// A limit has ended the session: the token is spent, and that is on disk when this returns.
+    pub async fn spend(&self) {
+        self.claim.spent.set();
+        let token = &self.claim.token;
+        if let Err(error) = self.usages.spend(token).await {
+            error!(%token, %error, "That a token is spent could not be written");
+        }
     }
 
     /// Counts a wrong password of the client whose attempt this is. It counts from the moment of the call, and is on disk when the
@@ -453,11 +485,12 @@ impl Reservation {
         guess
     }
 
-    fn record(&self, ended_at: Option<UnixTime>) -> Record {
+    fn record(&self, ended_at: Option<UnixTime>, lasted_s: u64) -> Record {
         Record {
             client: self.claim.client,
             keep_until: self.claim.keep_until,
             ended_at,
+            lasted_s,
         }
     }
 }
@@ -465,13 +498,14 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         let spent = self.claim.spent.is_set();
-        if self.committed || spent {
+        if self.opened_at.is_some() || spent {
+            let now = clock::unix_now();
             // Every window that began then is over.
-            let ended = if spent { LONG_AGO } else { clock::unix_now() };
-            self.usages.lock().end(&self.claim.token, ended);
-            self.usages
-                .disk
-                .put_later(self.claim.token.clone(), self.record(Some(ended)));
+            let ended = if spent { LONG_AGO } else { now };
+            let lasted_s = self.opened_at.map_or(0, |opened_at| now.since(opened_at));
+            let lasted_s = self.usages.lock().end(&self.claim.token, ended, lasted_s);
+            let record = self.record(Some(ended), lasted_s);
+            self.usages.disk.put_later(self.claim.token.clone(), record);
         } else {
             self.usages
                 .lock()
@@ -514,10 +548,25 @@ mod tests {
     }
 
     #[test]
+    fn sessions_of_one_token_add_up_whatever_fails_between() {
+        let (mut table, token) = (Table::default(), TokenId::new("t1"));
+        for (now, lasted_s) in [(1, 30), (2, 60)] {
+            table.reserve(&claim(HERE, 60), UnixTime(now)).unwrap();
+            assert_eq!(table.end(&token, UnixTime(now), 30), lasted_s);
+        }
+        // A set-up that fails has lasted nothing, and forgets nothing.
+        let previous = table.reserve(&claim(HERE, 60), UnixTime(3)).unwrap();
+        assert_eq!(previous.as_ref().map(|usage| usage.lasted_s), Some(60));
+        table.give_back(&token, previous);
+        let previous = table.reserve(&claim(HERE, 60), UnixTime(4)).unwrap();
+        assert_eq!(previous.map(|usage| usage.lasted_s), Some(60));
+    }
+
+    #[test]
     fn a_used_token_is_refused_for_good_without_a_window() {
         let mut table = Table::default();
         table.reserve(&claim(HERE, 0), UnixTime(1)).unwrap();
-        table.end(&TokenId::new("t1"), UnixTime(5));
+        table.end(&TokenId::new("t1"), UnixTime(5), 0);
         for now in [5, 6, 100] {
             let again = table.reserve(&claim(HERE, 0), UnixTime(now));
             assert!(matches!(again, Err(Refusal::Replayed)), "{now}");
@@ -528,11 +577,11 @@ mod tests {
     fn the_same_address_may_reconnect_within_the_window() {
         let mut table = Table::default();
         table.reserve(&claim(HERE, 30), UnixTime(1)).unwrap();
-        table.end(&TokenId::new("t1"), UnixTime(100));
+        table.end(&TokenId::new("t1"), UnixTime(100), 0);
         let other = table.reserve(&claim(ELSEWHERE, 30), UnixTime(101));
         assert!(matches!(other, Err(Refusal::OtherAddress)));
         table.reserve(&claim(HERE, 30), UnixTime(129)).unwrap();
-        table.end(&TokenId::new("t1"), UnixTime(200));
+        table.end(&TokenId::new("t1"), UnixTime(200), 0);
         let late = table.reserve(&claim(HERE, 30), UnixTime(230));
         assert!(matches!(late, Err(Refusal::Replayed)));
     }
@@ -545,7 +594,7 @@ mod tests {
         table.give_back(&token, previous);
         assert!(table.tokens.is_empty());
         table.reserve(&claim(HERE, 30), UnixTime(2)).unwrap();
-        table.end(&token, UnixTime(10));
+        table.end(&token, UnixTime(10), 0);
         let previous = table.reserve(&claim(HERE, 30), UnixTime(20)).unwrap();
         table.give_back(&token, previous);
         let late = table.reserve(&claim(HERE, 30), UnixTime(40));
@@ -561,7 +610,7 @@ mod tests {
         table.reserve(&claim(HERE, 0), UnixTime(1)).unwrap();
         table.forget_expired(UnixTime(5000));
         assert_eq!(table.tokens.len(), 1);
-        table.end(&TokenId::new("t1"), UnixTime(5001));
+        table.end(&TokenId::new("t1"), UnixTime(5001), 0);
         table.forget_expired(UnixTime(5002));
         assert!(table.tokens.is_empty());
     }
@@ -605,7 +654,7 @@ mod tests {
         let (token, now) = (TokenId::new("t1"), UnixTime(1));
         for attempt in 1..=limits::PASSWORD_GUESSES {
             table.reserve(&claim(HERE, 60), now).unwrap();
-            table.end(&token, now);
+            table.end(&token, now, 0);
             let previous = table.reserve(&claim(HERE, 60), now).unwrap();
             let guess = table.wrong_guess(&claim(HERE, 60), now);
             assert_eq!(guess.is_last, attempt == limits::PASSWORD_GUESSES);
@@ -715,7 +764,7 @@ mod tests {
         let mut table = Table::default();
         let used = claim(HERE, 0);
         table.reserve(&used, UnixTime(1)).unwrap();
-        table.end(&used.token, UnixTime(5));
+        table.end(&used.token, UnixTime(5), 0);
         // Far ahead, and back to where the token is valid.
         table.forget_expired(UnixTime(1_000_000));
         assert!(table.tokens.is_empty());
@@ -729,7 +778,7 @@ mod tests {
         };
         table.reserve(&later, UnixTime(10)).unwrap();
         // Nor is any of those that are still known held for one of them.
-        table.end(&later.token, UnixTime(11));
+        table.end(&later.token, UnixTime(11), 0);
         let again = table.reserve(&later, UnixTime(12));
         assert!(matches!(again, Err(Refusal::Replayed)), "{again:?}");
     }
@@ -766,7 +815,7 @@ mod tests {
         };
         for number in 0..REMEMBERED_TOKENS_PER_ADDRESS {
             table.reserve(&used(HERE, number), UnixTime(1)).unwrap();
-            table.end(&TokenId::new(number.to_string()), UnixTime(1));
+            table.end(&TokenId::new(number.to_string()), UnixTime(1), 0);
         }
         let next = REMEMBERED_TOKENS_PER_ADDRESS;
         let refused = table.reserve(&used(HERE, next), UnixTime(1)).unwrap_err();
@@ -782,7 +831,7 @@ mod tests {
             ..used(HERE, next)
         };
         table.reserve(&later, UnixTime(1001)).unwrap();
-        table.end(&later.token, UnixTime(1001));
+        table.end(&later.token, UnixTime(1001), 0);
         table.forget_expired(UnixTime(2001));
         assert!(table.tokens.is_empty() && table.shares.is_empty());
     }

@@ -1,10 +1,13 @@
 //! One token, one live session; used for good, except within a reconnect window.
 
+use std::time::Duration;
+
 use jetway::rdp::negotiation::ConnectionConfirm;
 use jetway::rdp::preconnection;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket};
+use tokio::time::timeout;
 
 use crate::api::{sessions, ticket};
 use crate::lab::{
@@ -150,6 +153,37 @@ async fn what_a_limit_ends_stays_ended() {
         );
         assert_eq!(target.connections(), 1);
     }
+}
+
+#[tokio::test]
+async fn to_come_back_within_the_window_gains_no_time() {
+    let mut lab = Lab::start(&format!(
+        "[session]\ntime_limit_s = 4\n[token]\n{KEYS}reconnect_window_s = 60\n"
+    ));
+    let target = Target::start().await;
+    let token = lab.token(target.address, json!({}));
+    let mut sessions = 0;
+    let last = loop {
+        let mut client = lab.session(&token).await;
+        sessions += 1;
+        assert!(sessions < 8, "sessions of more than a second each");
+        // A session that lasts its time, unless the limit ends it.
+        let mut rest = [0];
+        let _end = timeout(Duration::from_millis(1_100), client.read(&mut rest)).await;
+        drop(client);
+        let reason = logged_times("Session closed", sessions)
+            .await
+            .remove(sessions - 1);
+        if reason["reason"] == "time limit reached" {
+            break sessions;
+        }
+        if sessions == 2 {
+            // Nor by a restart.
+            lab.restart().await;
+        }
+    };
+    assert!(last > 2, "the first had time left");
+    assert_eq!(failure(&mut lab.client(&token).await).await, TOKEN);
 }
 
 /// A gateway that can read encrypted tokens, and has a revocation list.
