@@ -58,7 +58,7 @@ impl ApplicationProtocol {
     /// are read here, too.
     #[must_use]
     pub fn default_port(&self) -> Option<u16> {
-        match self.as_str() {
+        match self.as_str().to_ascii_lowercase().as_str() {
             "rdp" => Some(3389),
             "vnc" | "ard" => Some(5900),
             "ssh" | "sftp" | "scp" => Some(22),
@@ -77,7 +77,8 @@ impl ApplicationProtocol {
 
 impl From<String> for ApplicationProtocol {
     fn from(name: String) -> Self {
-        match name.as_str() {
+        // In any case: what an issuer writes as "RDP" is not to pass as another protocol.
+        match name.to_ascii_lowercase().as_str() {
             "none" => Self::None,
             "wayk" => Self::Wayk,
             "rdp" => Self::Rdp,
@@ -129,6 +130,17 @@ pub fn check_client(ap: &ApplicationProtocol, bytes: &[u8]) -> FirstBytes {
         ApplicationProtocol::None | ApplicationProtocol::Wayk | ApplicationProtocol::Other(_) => {
             FirstBytes::Conforms
         }
+    }
+}
+
+/// Judges what the client of a protocol says first that [`check_client`] cannot tell, where no RDP may pass as another protocol. TLS at
+/// once stays what the token calls it.
+#[must_use]
+pub fn check_no_rdp(bytes: &[u8]) -> FirstBytes {
+    match any(bytes, &[X224_CONNECTION_REQUEST]) {
+        FirstBytes::Conforms => FirstBytes::Violates,
+        FirstBytes::NeedMore => FirstBytes::NeedMore,
+        FirstBytes::Violates => FirstBytes::Conforms,
     }
 }
 
@@ -215,7 +227,7 @@ mod tests {
             "ssh",
             "vnc",
             "winrm-http-pwsh",
-            "RDP",
+            "Telnet",
             "",
         ] {
             let protocol: ApplicationProtocol = name.parse().unwrap();
@@ -232,6 +244,26 @@ mod tests {
             "ard".parse(),
             Ok(ApplicationProtocol::Other("ard".to_owned()))
         );
+    }
+
+    #[test]
+    fn known_names_are_read_in_any_case() {
+        for name in ["RDP", "Rdp", "SSH", "Vnc", "NONE", "Wayk"] {
+            let protocol: ApplicationProtocol = name.parse().unwrap();
+            assert_eq!(protocol.to_string(), name.to_ascii_lowercase());
+        }
+    }
+
+    #[test]
+    fn a_connection_request_is_known_wherever_it_is_not_to_be() {
+        let request = [3, 0, 0, 11, 6, 0xe0, 0];
+        for end in 0..6 {
+            assert_eq!(check_no_rdp(&request[..end]), FirstBytes::NeedMore);
+        }
+        assert_eq!(check_no_rdp(&request), FirstBytes::Violates);
+        for other in [&b"USER you"[..], b"\x03\x01", &[22, 3, 1, 0, 5, 1]] {
+            assert_eq!(check_no_rdp(other), FirstBytes::Conforms);
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ use tokio::time::timeout_at;
 use crate::application_protocol::{self, ApplicationProtocol, FirstBytes};
 use crate::gateway::Gateway;
 use crate::limits;
+use crate::policy::Inspecting;
 use crate::policy::permit::Permit;
 use crate::rdp::connection_request::{ConnectionRequest, NegotiationRequest, PROTOCOL_SSL};
 use crate::rdp::negotiation::{self, ConnectionConfirm, FailureCode};
@@ -134,11 +135,16 @@ pub async fn open(gateway: &Gateway, connected: Connected) -> Result<Opened, Box
             ..
         },
     } = connected;
+    let inspecting = gateway.means_by(&client.listener).inspecting;
+    let announced = protocol.as_ref().map(|protocol| Announced {
+        protocol,
+        no_rdp: inspecting == Inspecting::Always,
+    });
     let exchange = exchange(
         &mut client,
         &opening,
         &session,
-        (&mut reservation, protocol.as_ref()),
+        (&mut reservation, announced),
         &mut target,
     );
     let cancelled = session.cancelled().cancelled();
@@ -185,6 +191,33 @@ pub async fn open(gateway: &Gateway, connected: Connected) -> Result<Opened, Box
     })
 }
 
+/// What the token announces.
+#[derive(Clone, Copy, Debug)]
+struct Announced<'a> {
+    protocol: &'a ApplicationProtocol,
+    /// All RDP is inspected, and none passes as another protocol.
+    no_rdp: bool,
+}
+
+impl Announced<'_> {
+    /// Whether the client has said enough to be heard.
+    fn judge_client(self, bytes: &[u8]) -> Result<bool, Refusal> {
+        let protocol = self.protocol;
+        if !judged(
+            application_protocol::check_client(protocol, bytes),
+            ("client", protocol),
+        )? {
+            return Ok(false);
+        }
+        match application_protocol::check_no_rdp(bytes) {
+            _ if !self.no_rdp || *protocol == ApplicationProtocol::Rdp => Ok(true),
+            FirstBytes::Conforms => Ok(true),
+            FirstBytes::NeedMore => Ok(false),
+            FirstBytes::Violates => Err(Refusal::Disguised),
+        }
+    }
+}
+
 /// What went wrong, and whether the client had heard from the target by then.
 struct Failure {
     refusal: Refusal,
@@ -211,9 +244,10 @@ async fn exchange(
     client: &mut Client,
     opening: &Opening,
     session: &Registered,
-    (reservation, protocol): (&mut Reservation, Option<&ApplicationProtocol>),
+    (reservation, announced): (&mut Reservation, Option<Announced<'_>>),
     target: &mut Stream,
 ) -> Result<(), Failure> {
+    let protocol = announced.map(|announced| announced.protocol);
     if let Opening::X224(request) = opening {
         let request = request
             .encode()
@@ -234,8 +268,8 @@ async fn exchange(
             negotiated.map_err(Failure::before_answer)?;
         }
         reservation.commit().await.map_err(Failure::before_answer)?;
-        if let Some(protocol) = protocol {
-            first_words(client, target, protocol, &session.traffic).await?;
+        if let Some(announced) = announced {
+            first_words(client, target, announced, &session.traffic).await?;
         }
     }
     let read_ahead = client.stream.buffered();
@@ -368,12 +402,12 @@ async fn read_confirm(
 async fn first_words(
     client: &mut Client,
     target: &mut Stream,
-    protocol: &ApplicationProtocol,
+    announced: Announced<'_>,
     traffic: &Traffic,
 ) -> Result<(), Failure> {
     let deadline = client.establish_by.into();
     let mut said = Said::default();
-    let words = exchange_words(client, target, protocol, traffic, &mut said);
+    let words = exchange_words(client, target, announced, traffic, &mut said);
     let silent = match timeout_at(deadline, words).await {
         Ok(exchanged) => {
             return exchanged.map_err(|refusal| Failure {
@@ -402,15 +436,15 @@ struct Said {
 async fn exchange_words(
     client: &mut Client,
     target: &mut Stream,
-    protocol: &ApplicationProtocol,
+    announced: Announced<'_>,
     traffic: &Traffic,
     said: &mut Said,
 ) -> Result<(), Refusal> {
+    let protocol = announced.protocol;
     let (mut client_ended, mut target_ended) = (false, false);
     loop {
         if !said.client {
-            let first = application_protocol::check_client(protocol, client.stream.buffered());
-            said.client = client_ended || judged(first, ("client", protocol))?;
+            said.client = client_ended || announced.judge_client(client.stream.buffered())?;
         }
         if said.client {
             pass_on(&mut client.stream, target.io_mut(), &traffic.to_target)

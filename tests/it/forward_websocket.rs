@@ -361,6 +361,50 @@ async fn what_is_to_be_inspected_is_inspected_or_refused() {
     assert!(!log().contains("correct horse"));
 }
 
+/// Whatever a token calls it, and however long the client waits with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_rdp_passes_as_another_protocol_where_all_rdp_is_inspected() {
+    let place = Place::start("[session]\ninspect = \"always\"\n");
+    let target = crate::agent::greeter().await;
+    let asks = request(None).encode().unwrap();
+    for (count, announced) in ["none", "wayk", "ftp"].into_iter().enumerate() {
+        let token = forward(&place, target, json!({ "jet_ap": announced }));
+        let mut client = place.lab.connect().await;
+        let pdu = jetway::rdp::preconnection::encode_v2(0, &token).unwrap();
+        client.write_all(&pdu).await.unwrap();
+        let mut banner = [0; 15];
+        within(client.read_exact(&mut banner)).await.unwrap();
+        assert_eq!(&banner, b"SSH-2.0-hello\r\n");
+        for part in asks.chunks(3) {
+            client.write_all(part).await.unwrap();
+            client.flush().await.unwrap();
+        }
+        // The target would echo it.
+        let mut rest = Vec::new();
+        let _end = within(client.read_to_end(&mut rest)).await;
+        assert_eq!(rest, b"", "{announced}");
+        let lines = logged_times("Session refused", count + 1).await;
+        assert_eq!(lines[count]["rule"], "inspection", "{announced}");
+    }
+    // What is none goes on.
+    let token = forward(&place, target, json!({ "jet_ap": "ftp" }));
+    let mut client = place.lab.connect().await;
+    let pdu = jetway::rdp::preconnection::encode_v2(0, &token).unwrap();
+    client.write_all(&pdu).await.unwrap();
+    client.write_all(b"USER you").await.unwrap();
+    let mut said = [0; 15 + 8];
+    within(client.read_exact(&mut said)).await.unwrap();
+    assert_eq!(&said, b"SSH-2.0-hello\r\nUSER you");
+    // RDP is RDP in any case.
+    let target = Target::start().await;
+    let token = forward(&place, target.address, json!({ "jet_ap": "RDP" }));
+    let mut peer = open(&place.lab, &token).await;
+    peer.send(b"anything but RDP").await;
+    assert_eq!(peer.rest().await, b"");
+    refused("protocol").await;
+    assert_eq!(target.connections(), 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_are_inspected_where_an_operator_says_so() {
     let place = Place::start("[session]\ninspect = \"always\"\n");
