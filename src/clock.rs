@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use uuid::Uuid;
+
 use crate::time::UnixTime;
 
 /// Wall-clock time in whole seconds; the epoch itself where the system's clock is set before it.
@@ -30,4 +32,16 @@ pub fn since_epoch() -> Duration {
 )]
 pub fn now() -> Instant {
     Instant::now()
+}
+
+/// A new UUID of version 7 ([RFC 9562] 5.7): such UUIDs sort by the time of their making.
+///
+/// [RFC 9562]: https://www.rfc-editor.org/rfc/rfc9562#section-5.7
+#[must_use]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a UUID of version 7 begins with the wall clock"
+)]
+pub fn new_uuid() -> Uuid {
+    Uuid::now_v7()
 }

@@ -191,6 +191,7 @@
 // Core: bytes and `now` in, values out.
 pub mod address;
 pub mod application_protocol;
+pub mod base;
 pub mod carrier;
 pub mod escape;
 pub mod jet;

@@ -24,13 +24,13 @@ use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
 use tracing::{debug, info, warn};
 
 use crate::api::held::Connection;
+use crate::base::session_id::SessionId;
 use crate::clock;
 use crate::gateway::Gateway;
 use crate::jet::agent::{
     AgentName, FromAgent, FromGateway, NOT_KNOWN, RANDOM_BYTES, REPLACED, REVOKED,
 };
 use crate::limits;
-use crate::session::SessionId;
 use crate::store::agents::{Connected, Ended, NoSeat, Ways};
 use crate::stream::Stream;
 use crate::token::statement::StatementKey;

@@ -36,6 +36,7 @@ use crate::api::operator::{bearer, find_key, operator};
 use crate::api::problem::{Parameter, Problem};
 use crate::api::sessions;
 use crate::application_protocol::ApplicationProtocol;
+use crate::base::session_id::SessionId;
 use crate::clock;
 use crate::config::JetPeers;
 use crate::jet::candidate::Transport;
@@ -45,7 +46,6 @@ use crate::jet::rendezvous::{Access, CandidateState, Proof, Refused};
 use crate::meeting::{Creator, Listed};
 use crate::policy::{self, SessionLimits};
 use crate::refusal::Refusal;
-use crate::session::SessionId;
 use crate::session::registry::EndCause;
 use crate::session::rendezvous::{self, NotAdmitted};
 use crate::time::UnixTime;
@@ -388,7 +388,14 @@ fn of_operator(name: &str, association: Uuid, wanted: Wanted) -> Token {
         Some(Test::Close) => ConnectionTest::Close,
         Some(Test::Keep) | None => ConnectionTest::Keep,
     };
-    Token::of_operator(name, Uuid::now_v7(), association, jet_ap, jet_ct, validity)
+    Token::of_operator(
+        name,
+        clock::new_uuid(),
+        association,
+        jet_ap,
+        jet_ct,
+        validity,
+    )
 }
 
 pub(super) fn declined(state: &ApiState, refused: Refused) -> Problem {

@@ -30,12 +30,12 @@ use tracing::{debug, warn};
 
 use crate::api::held::{Connection, Held};
 use crate::api::problem::Problem;
+use crate::base::session_id::SessionId;
 use crate::gateway::Gateway;
 use crate::jet::candidate::CandidateUrl;
 use crate::jet::exchange;
 use crate::limits;
 use crate::listener::Listener;
-use crate::session::SessionId;
 use crate::session::identify::Client;
 use crate::token::target::TargetAddr;
 

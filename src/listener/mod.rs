@@ -14,14 +14,15 @@ use tokio_rustls::rustls::ServerConfig;
 use tracing::field::Empty;
 use tracing::{Instrument, debug, info_span, warn};
 
+use crate::base::session_id::SessionId;
 use crate::clock;
 use crate::config::{Arrival, Inspect, ListenerConfig};
 use crate::gateway::Gateway;
 use crate::limits;
 use crate::listener::admission::Admission;
 use crate::policy::Inspecting;
+use crate::session;
 use crate::session::identify::Client;
-use crate::session::{self, SessionId};
 use crate::stream::{Io, Stream};
 use crate::tls::ServerTls;
 use crate::token::target::TargetAddr;
@@ -194,7 +195,7 @@ fn spawn(
     }
     let started = clock::now();
     let client = Client {
-        id: SessionId::new(),
+        id: SessionId::from(clock::new_uuid()),
         peer: SocketAddr::new(peer.ip().to_canonical(), peer.port()),
         started,
         identify_by: started + limits::IDENTIFY_TIMEOUT,

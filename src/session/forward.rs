@@ -13,6 +13,7 @@ use tracing::info;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
+use crate::base::session_id::SessionId;
 use crate::gateway::Gateway;
 use crate::listener::Listener;
 use crate::refusal::Refusal;
@@ -22,7 +23,7 @@ use crate::session::connect;
 use crate::session::identify::Client;
 use crate::session::refuse::{self, Refused};
 use crate::session::rendezvous::NotAdmitted;
-use crate::session::{Ready, SessionId, run, secure_or_open};
+use crate::session::{Ready, run, secure_or_open};
 use crate::token::Token;
 use crate::token::claims::ConnectionMode;
 

@@ -12,6 +12,7 @@ use tokio_rustls::TlsAcceptor;
 use zeroize::Zeroizing;
 
 use crate::application_protocol::{self, ApplicationProtocol, FirstBytes};
+use crate::base::session_id::SessionId;
 use crate::carrier::{self, Credential};
 use crate::clock;
 use crate::config::Arrival;
@@ -23,7 +24,6 @@ use crate::proxy_protocol;
 use crate::rdp::connection_request::{self, ConnectionRequest};
 use crate::rdp::preconnection::{self, PreconnectionPdu};
 use crate::refusal::Refusal;
-use crate::session::SessionId;
 use crate::session::refuse::Refused;
 use crate::stream::{Io, Stream};
 use crate::token::claims::Claims;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
+use crate::base::session_id::SessionId;
 use crate::clock;
 use crate::gateway::Gateway;
 use crate::log_limit::RecordLimiter;
@@ -20,14 +21,17 @@ use crate::rdp::session::{Settings, Tracker};
 use crate::refusal::Refusal;
 use crate::relay::inspected::{self, Cancel, CancelWay, InspectedEnd, Leg};
 use crate::relay::{RDP_AFTER_END, RelayLimits, Side};
+use crate::session::Live;
 use crate::session::connect::{Connected, Reached};
+use crate::session::describe;
 use crate::session::identify::Opening;
+use crate::session::log_opened;
 use crate::session::refuse::Refused;
 use crate::session::registry::{EndCause, Inside, Session};
 use crate::session::secure::{
     self, ClientTls, Failed, Legs, Remaining, SecureError, SecureRequest, Secured, TargetTls,
 };
-use crate::session::{Live, SessionId, describe, log_opened, spend_behind_limit};
+use crate::session::spend_behind_limit;
 use crate::stage::Pipeline;
 use crate::stage::inspector::{AuditEvent, AuditSink, Inspector, Recorded};
 use crate::store::cookies::{SessionCookies, association};
@@ -484,7 +488,10 @@ mod tests {
             .finish();
         let floods = 60_000;
         let statistics = tracing::subscriber::with_default(subscriber, || {
-            let mut inspector = Inspector::new(&Budget::default(), AuditLog::new(SessionId::new()));
+            let mut inspector = Inspector::new(
+                &Budget::default(),
+                AuditLog::new(SessionId::from(clock::new_uuid())),
+            );
             let statistics = inspector.statistics();
             let mut message = |name: &str, direction, data: &[u8]| {
                 inspector

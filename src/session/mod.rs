@@ -25,14 +25,11 @@ pub mod registry;
 pub mod rendezvous;
 pub mod secure;
 
-use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
-use serde::Serialize;
 use tracing::{debug, info};
-use uuid::Uuid;
 
 use crate::api;
 use crate::clock;
@@ -50,32 +47,6 @@ use crate::session::secure::{Secured, TlsFacts};
 use crate::store::usage::Reservation;
 use crate::stream::Io;
 use crate::target_certificate::Remembered;
-
-/// The correlation id of one connection: in every line it causes, in its refusal's log line and in its record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(transparent)]
-pub struct SessionId(Uuid);
-
-impl SessionId {
-    /// A new id; ids sort by the time of their making.
-    #[must_use]
-    #[expect(clippy::new_without_default, reason = "every call gives another value")]
-    pub fn new() -> Self {
-        Self(Uuid::now_v7())
-    }
-
-    /// The id as others know it.
-    #[must_use]
-    pub fn as_uuid(self) -> Uuid {
-        self.0
-    }
-}
-
-impl fmt::Display for SessionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
 
 /// Carries one connection from its first byte to its last.
 pub async fn handle(gateway: Arc<Gateway>, client: Client) {

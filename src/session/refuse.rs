@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
+use crate::base::session_id::SessionId;
 use crate::clock;
 use crate::gateway::Gateway;
 use crate::limits;
@@ -18,7 +19,6 @@ use crate::preamble::{Preamble, Recognition, recognise_behind};
 use crate::rdp::connection_request;
 use crate::rdp::negotiation::{self, FailureCode};
 use crate::refusal::Refusal;
-use crate::session::SessionId;
 use crate::session::identify::Opening;
 use crate::session::millis_since;
 use crate::session::registry::Session;

@@ -8,12 +8,12 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
+use crate::base::session_id::SessionId;
 use crate::clock;
 use crate::limits;
 use crate::listener::reached::Reached;
 use crate::refusal::Refusal;
 use crate::relay::Traffic;
-use crate::session::SessionId;
 use crate::session::secure::Legs;
 use crate::shares::{Owner, Shares};
 use crate::stage::inspector::SharedStatistics;

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Span, debug, info};
 use uuid::Uuid;
 
+use crate::base::session_id::SessionId;
 use crate::clock;
 use crate::gateway::Gateway;
 use crate::jet::agent::{ACCEPT_TYPE, Acceptance, AgentName, Unmet};
@@ -39,7 +40,7 @@ use crate::session::connect::{self, Reached};
 use crate::session::identify::{Client, Expected, Opening};
 use crate::session::refuse::{self, Refused};
 use crate::session::registry::{EndCause, Registered, Session};
-use crate::session::{Ready, SessionId, run, secure_or_open};
+use crate::session::{Ready, run, secure_or_open};
 use crate::stream::{Io, Stream};
 use crate::target_name::TargetName;
 use crate::token::claims::{Claims, ConnectionMode};

@@ -8,9 +8,9 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
+use crate::base::session_id::SessionId;
 use crate::limits;
 use crate::rdp::negotiation::FailureCode;
-use crate::session::SessionId;
 use crate::shares::{Owner, Shares};
 
 /// A refusal that is remembered for its address.
@@ -108,12 +108,18 @@ impl Refusals {
 )]
 mod tests {
     use super::*;
+    use crate::clock;
 
     #[test]
     fn a_retry_meets_the_first_reason_for_a_while() {
         let refusals = Refusals::default();
         let (client, start) = (IpAddr::from([192, 0, 2, 1]), Instant::now());
-        refusals.remember(client, FailureCode::SslNotAllowed, SessionId::new(), start);
+        refusals.remember(
+            client,
+            FailureCode::SslNotAllowed,
+            SessionId::from(clock::new_uuid()),
+            start,
+        );
         let recalled = refusals.recall(client, start).unwrap();
         assert_eq!(recalled.code, FailureCode::SslNotAllowed);
         assert!(
@@ -134,7 +140,12 @@ mod tests {
         let start = Instant::now();
         for n in 0..u32::try_from(limits::REFUSAL_MEMORY_ENTRIES).unwrap() * 2 {
             let client = IpAddr::from(n.to_be_bytes());
-            refusals.remember(client, FailureCode::SslNotAllowed, SessionId::new(), start);
+            refusals.remember(
+                client,
+                FailureCode::SslNotAllowed,
+                SessionId::from(clock::new_uuid()),
+                start,
+            );
         }
         let table = refusals.table.lock().unwrap();
         assert!(table.order.len() <= limits::REFUSAL_MEMORY_ENTRIES);
@@ -146,7 +157,12 @@ mod tests {
         let refusals = Refusals::default();
         let (victim, start) = (IpAddr::from([192, 0, 2, 1]), Instant::now());
         let remember = |client| {
-            refusals.remember(client, FailureCode::SslNotAllowed, SessionId::new(), start);
+            refusals.remember(
+                client,
+                FailureCode::SslNotAllowed,
+                SessionId::from(clock::new_uuid()),
+                start,
+            );
         };
         remember(victim);
         for number in 0..u32::try_from(limits::REFUSAL_MEMORY_ENTRIES).unwrap() * 2 {

@@ -26,11 +26,11 @@ use tokio::sync::Notify;
 use tracing::error;
 
 use crate::address::AddressGroup;
+use crate::base::session_id::SessionId;
 use crate::clock;
 use crate::limits;
 use crate::listener::reached::Reached;
 use crate::refusal::Refusal;
-use crate::session::SessionId;
 use crate::shares::{Owner, Shares};
 use crate::store::disk::{Disk, DiskError, Record, Records};
 use crate::time::UnixTime;
@@ -525,7 +525,7 @@ mod tests {
     fn claim(client: IpAddr, reconnect_window_s: u64) -> Claim {
         Claim {
             token: TokenId::new("t1"),
-            session: SessionId::new(),
+            session: SessionId::from(clock::new_uuid()),
             client,
             reconnect_window_s,
             keep_until: UnixTime(1000),
