@@ -27,12 +27,11 @@ use crate::api::held::Connection;
 use crate::base::session_id::SessionId;
 use crate::clock;
 use crate::gateway::Gateway;
-use crate::jet::agent::{
-    AgentName, FromAgent, FromGateway, NOT_KNOWN, RANDOM_BYTES, REPLACED, REVOKED,
-};
+use crate::jet::agent::{FromAgent, FromGateway, NOT_KNOWN, RANDOM_BYTES, REPLACED, REVOKED};
 use crate::limits;
 use crate::store::agents::{Connected, Ended, NoSeat, Ways};
 use crate::stream::Stream;
+use crate::token::agent_name::AgentName;
 use crate::token::statement::StatementKey;
 use crate::websocket::{PING_EVERY, SILENT_PINGS};
 

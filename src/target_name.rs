@@ -12,7 +12,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::jet::agent::AgentName;
+use crate::token::agent_name::AgentName;
 use crate::token::target::TargetAddr;
 
 /// A target, with how it is reached.

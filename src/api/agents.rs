@@ -27,7 +27,7 @@ use crate::api::operator::{bearer, operator};
 use crate::api::problem::{Parameter, Problem};
 use crate::clock;
 use crate::config::Inspect;
-use crate::jet::agent::{AgentName, Decline, Dial, Enrolment, NotAnEnrolment, Unmet};
+use crate::jet::agent::{Decline, Dial, Enrolment, NotAnEnrolment, Unmet};
 use crate::jet::candidate::{CandidateType, Transport};
 use crate::jet::message::{Answer, Candidate, Offer};
 use crate::jet::rendezvous::{Proof, Refused};
@@ -38,6 +38,7 @@ use crate::signaling;
 use crate::store::agents::{EnrolError, Listed, Ways};
 use crate::time::UnixTime;
 use crate::token::Token;
+use crate::token::agent_name::AgentName;
 use crate::token::claims::AgentTarget;
 use crate::token::statement::StatementKey;
 use crate::token::target::TargetAddr;
@@ -370,9 +371,10 @@ fn parse<'a, T: Deserialize<'a>>(state: &ApiState, body: &'a [u8]) -> Result<T, 
 }
 
 fn agent_name(state: &ApiState, text: &str) -> Result<AgentName, Problem> {
-    text.parse().map_err(|error: crate::jet::agent::NotAName| {
-        Problem::new(StatusCode::BAD_REQUEST, "name", error.to_string(), state.id)
-    })
+    text.parse()
+        .map_err(|error: crate::token::agent_name::NotAName| {
+            Problem::new(StatusCode::BAD_REQUEST, "name", error.to_string(), state.id)
+        })
 }
 
 fn not_enrolled(state: &ApiState, error: &EnrolError) -> Problem {

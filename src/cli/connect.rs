@@ -30,10 +30,10 @@ use zeroize::Zeroizing;
 use crate::cli::agent::GatewayArgs;
 use crate::cli::{print_line, secret_file};
 use crate::config::LogConfig;
-use crate::jet::agent::AgentName;
 use crate::log;
 use crate::peer::connect::{Connection, connect};
 use crate::peer::{Duplex, Site, bridge};
+use crate::token::agent_name::AgentName;
 
 /// Arguments of `jetway connect`.
 #[derive(Debug, clap::Args)]

@@ -15,9 +15,9 @@ use hyper::{Method, Uri};
 use crate::api::tickets::Created;
 use crate::cli::{secret_file, token};
 use crate::clock;
-use crate::jet::agent::AgentName;
 use crate::peer::Site;
 use crate::rdp_file::{RdpFile, Setting};
+use crate::token::agent_name::AgentName;
 use crate::token::target::TargetAddr;
 
 /// Write a .rdp file that leads through the gateway

@@ -28,7 +28,6 @@
 //! [JET-PROTO]: https://github.com/Devolutions/devolutions-gateway
 
 use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -39,6 +38,7 @@ use zeroize::Zeroizing;
 
 use crate::jet::message::{Answer, Candidate, Complete, MessageError, Offer};
 use crate::limits;
+use crate::token::agent_name::AgentName;
 use crate::token::target::TargetAddr;
 
 /// `typ` of the statement that answers a challenge.
@@ -63,19 +63,6 @@ const ENROLMENT_PREFIX: &str = "je-";
 
 /// Random bytes of an enrolment text and of a nonce.
 pub const RANDOM_BYTES: usize = 24;
-
-/// Characters of a name, as of a label in the DNS.
-const NAME_CHARS: usize = 63;
-
-/// An agent's name: 1 to 63 of `a` to `z`, `0` to `9` and `-`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct AgentName(String);
-
-/// A text is no agent's name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a name has 1 to {NAME_CHARS} characters of a-z, 0-9 and -")]
-pub struct NotAName;
 
 /// The text by which an agent enrols, once.
 #[derive(Clone, PartialEq, Eq)]
@@ -266,47 +253,6 @@ impl BackOff {
     }
 }
 
-impl AgentName {
-    /// The name as text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for AgentName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl FromStr for AgentName {
-    type Err = NotAName;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let known = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
-        if (1..=NAME_CHARS).contains(&text.len()) && text.bytes().all(known) {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(NotAName)
-        }
-    }
-}
-
-impl TryFrom<String> for AgentName {
-    type Error = NotAName;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
-impl From<AgentName> for String {
-    fn from(name: AgentName) -> Self {
-        name.0
-    }
-}
-
 impl Enrolment {
     /// The enrolment made of `random`, which the caller took from the system's generator.
     #[must_use]
@@ -395,16 +341,6 @@ mod tests {
     use super::*;
     use crate::jet::candidate::Transport;
     use crate::jet::message::Version;
-
-    #[test]
-    fn a_name_is_a_label() {
-        for name in ["a", "branch-7", "0", &"x".repeat(63)] {
-            assert_eq!(name.parse::<AgentName>().unwrap().as_str(), name);
-        }
-        for name in ["", "A", "a b", "a.b", "a_b", "ä", &"x".repeat(64)] {
-            assert_eq!(name.parse::<AgentName>(), Err(NotAName), "{name}");
-        }
-    }
 
     #[test]
     fn an_enrolment_is_read_back_and_never_printed() {

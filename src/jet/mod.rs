@@ -5,7 +5,7 @@
 //! | [`packet`] | `JET_PACKET`, the frame of the binary protocol |
 //! | [`exchange`] | the request and the response inside it, and the paths that WebSocket shares |
 //! | [`candidate`] | candidate URLs |
-//! | [`agent`] | agents: their names, and what they and the gateway tell each other |
+//! | [`agent`] | what agents and the gateway tell each other |
 //! | [`frame`] | WebSocket frames |
 //! | [`message`] | offer, answer, complete: what peers tell each other over their signaling channel |
 //! | [`rendezvous`] | associations, their candidates, and who may meet whom |

@@ -42,8 +42,8 @@ use tracing::{Instrument, debug, info, info_span, warn};
 use uuid::Uuid;
 
 use crate::jet::agent::{
-    ACCEPT_TYPE, Acceptance, AgentName, BackOff, Decline, Dial, FromAgent, FromGateway, LOGON_TYPE,
-    Logon, NOT_KNOWN, REPLACED, REVOKED,
+    ACCEPT_TYPE, Acceptance, BackOff, Decline, Dial, FromAgent, FromGateway, LOGON_TYPE, Logon,
+    NOT_KNOWN, REPLACED, REVOKED,
 };
 use crate::jet::candidate::Transport;
 use crate::jet::exchange::{JetPath, Operation};
@@ -51,6 +51,7 @@ use crate::jet::message::{Answer, Candidate, Offer};
 use crate::limits;
 use crate::peer::host::{self, HostCandidate};
 use crate::peer::{Duplex, Granted, Site, bridge};
+use crate::token::agent_name::AgentName;
 use crate::token::mint::SigningKey;
 use crate::token::statement;
 use crate::token::target::TargetAddr;

@@ -19,11 +19,11 @@ use tracing::debug;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::jet::agent::AgentName;
 use crate::jet::candidate::{CandidateType, Transport};
 use crate::jet::exchange::{JetPath, Operation};
 use crate::jet::message::{Answer, Candidate, Complete, Offer, Version};
 use crate::peer::{Duplex, Site};
+use crate::token::agent_name::AgentName;
 
 /// After the first candidate that works, how long better ones are waited for.
 const SETTLE: Duration = Duration::from_millis(500);

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::clock;
 use crate::gateway::Gateway;
-use crate::jet::agent::{AgentName, Decline, Dial, Unmet};
+use crate::jet::agent::{Decline, Dial, Unmet};
 use crate::jet::candidate::Transport;
 use crate::jet::message::{Offer, Version};
 use crate::jet::rendezvous::{Access, Proof, Refused};
@@ -26,6 +26,7 @@ use crate::session::registry::Registered;
 use crate::session::rendezvous::{leads_to, readable_at, together};
 use crate::shares::Owner;
 use crate::token::Token;
+use crate::token::agent_name::AgentName;
 use crate::token::target::TargetAddr;
 
 /// Meets the agent, for the first of the targets that it reaches.

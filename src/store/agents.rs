@@ -16,8 +16,8 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::jet::agent::{
-    ACCEPT_TYPE, Acceptance, AgentName, Decline, Dial, Enrolment, EnrolmentDigest, FromGateway,
-    LOGON_TYPE, Logon, NotAnEnrolment, RANDOM_BYTES, Unmet,
+    ACCEPT_TYPE, Acceptance, Decline, Dial, Enrolment, EnrolmentDigest, FromGateway, LOGON_TYPE,
+    Logon, NotAnEnrolment, RANDOM_BYTES, Unmet,
 };
 use crate::jet::candidate::CandidateUrl;
 use crate::jet::exchange::JetPath;
@@ -27,6 +27,7 @@ use crate::listener::reached::Reached;
 use crate::shares::{Crowded, Owner, Shares};
 use crate::store::disk::{Disk, DiskError};
 use crate::time::UnixTime;
+use crate::token::agent_name::AgentName;
 use crate::token::statement::{self, StatementKey};
 use crate::token::target::TargetAddr;
 

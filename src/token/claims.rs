@@ -21,9 +21,9 @@ use super::target::{TargetAddr, TargetAddrError};
 use super::validity::Validity;
 use super::{TokenError, TokenRules, as_uuid};
 use crate::application_protocol::ApplicationProtocol;
-use crate::jet::agent::AgentName;
 use crate::limits;
 use crate::time::UnixTime;
+use crate::token::agent_name::AgentName;
 
 /// Claims that only an encrypted token may have ([JET-PROTO] 2.2.3.3).
 pub const SECRET_CLAIMS: [&str; 4] = ["dst_usr", "dst_pwd", "prx_usr", "prx_pwd"];

@@ -8,6 +8,7 @@
 //! log line made here repeats the text of a token or any part of a key; where the signature held, an error may say which gateway the
 //! token is for, and [`About`] whose it is and where it leads.
 
+pub mod agent_name;
 pub mod algorithm;
 pub mod claims;
 mod jose;
