@@ -7,11 +7,11 @@ use std::fmt;
 use std::ops::Range;
 use std::time::Duration;
 
-use zeroize::Zeroizing;
-
 use super::Direction;
 use super::client_info::ClientInfo;
 use super::gcc::{ClientData, ServerData};
+use super::input::Input;
+use super::logon::{AutoReconnectCookie, Logon};
 use super::redirection::Redirection;
 use super::share::CapabilitySets;
 
@@ -288,111 +288,6 @@ pub enum Unknown {
         /// Bytes with its header.
         bytes: usize,
     },
-}
-
-/// Keyboard and pointer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Input {
-    /// A key by its scan code.
-    ScanCode {
-        /// Released rather than pressed.
-        release: bool,
-        /// With prefix E0.
-        extended: bool,
-        /// With prefix E1.
-        extended1: bool,
-        /// The scan code.
-        code: u8,
-    },
-    /// A key by its character.
-    Unicode {
-        /// Released rather than pressed.
-        release: bool,
-        /// UTF-16 unit.
-        unit: u16,
-    },
-    /// The pointer, with `PTRFLAGS_*`.
-    Mouse {
-        /// `pointerFlags`.
-        flags: u16,
-        /// Column.
-        x: u16,
-        /// Row.
-        y: u16,
-    },
-    /// The pointer's further buttons, with `PTRXFLAGS_*`.
-    ExtendedMouse {
-        /// `pointerFlags`.
-        flags: u16,
-        /// Column.
-        x: u16,
-        /// Row.
-        y: u16,
-    },
-    /// The pointer, by movement.
-    RelativeMouse {
-        /// `pointerFlags`.
-        flags: u16,
-        /// Columns.
-        dx: i16,
-        /// Rows.
-        dy: i16,
-    },
-    /// Toggle keys.
-    Synchronize {
-        /// `TS_SYNC_*`.
-        toggles: u8,
-    },
-    /// A time stamp of the client for the target's statistics.
-    QoeTimestamp(u32),
-    /// What is no event that anybody knows, with all that follows it in the same PDU: there may be further events in
-    /// it. A stage that must see every key has to deny it.
-    Unknown {
-        /// `eventCode` or `messageType`; `None` for bytes behind the last event.
-        code: Option<u16>,
-        /// Bytes, without the header.
-        bytes: usize,
-    },
-}
-
-/// Save Session Info ([MS-RDPBCGR] 2.2.10.1.1).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Logon {
-    /// Somebody logged on, by name.
-    User {
-        /// Domain.
-        domain: String,
-        /// User.
-        user: String,
-        /// Session of the target.
-        session_id: u32,
-    },
-    /// Somebody logged on; the target does not say who.
-    Plain,
-    /// Logon errors and notices: `ErrorNotificationType` and `ErrorNotificationData`.
-    Notice {
-        /// Kind.
-        kind: u32,
-        /// Detail.
-        data: u32,
-    },
-}
-
-/// `ARC_SC_PRIVATE_PACKET`: what lets a client come back to its session without a password.
-#[derive(Clone, PartialEq, Eq)]
-pub struct AutoReconnectCookie {
-    /// The session that it reconnects to.
-    pub logon_id: u32,
-    /// The secret.
-    pub random_bits: Zeroizing<[u8; 16]>,
-}
-
-impl fmt::Debug for AutoReconnectCookie {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AutoReconnectCookie")
-            .field("logon_id", &self.logon_id)
-            .finish_non_exhaustive()
-    }
 }
 
 /// What becomes of what an event tells.

@@ -2,7 +2,7 @@
 //! target's output begin and end.
 
 use super::bytes::Reader;
-use super::event::Input;
+use super::input::Input;
 
 /// One update of a fast-path output PDU, as it came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

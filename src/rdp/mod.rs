@@ -20,6 +20,8 @@ pub mod farewell;
 pub mod fast_path;
 pub mod frame;
 pub mod gcc;
+pub mod input;
+pub mod logon;
 pub mod mcs;
 pub mod negotiation;
 pub mod nt_status;

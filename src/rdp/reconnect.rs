@@ -16,7 +16,7 @@ use openssl::sign::Signer;
 use zeroize::Zeroizing;
 
 use super::bytes::{Reader, u32_at};
-use super::event::AutoReconnectCookie;
+use super::logon::AutoReconnectCookie;
 
 /// 2.2.4.3 Client Auto-Reconnect Packet (ARC_CS_PRIVATE_PACKET).
 #[derive(Clone, PartialEq, Eq)]

@@ -6,8 +6,9 @@ use std::ops::Range;
 use zeroize::Zeroizing;
 
 use super::bytes::{Reader, shifted, u16_at, u32_at, utf16};
-use super::event::{AutoReconnectCookie, Input, Logon};
 use super::fast_path::signed;
+use super::input::Input;
+use super::logon::{AutoReconnectCookie, Logon};
 
 /// `pduType` of the share control header.
 pub mod pdu_type {

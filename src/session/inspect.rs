@@ -427,7 +427,8 @@ mod tests {
 
     use crate::limits;
     use crate::rdp::Direction;
-    use crate::rdp::event::{AutoReconnectCookie, Phase};
+    use crate::rdp::event::Phase;
+    use crate::rdp::logon::AutoReconnectCookie;
     use crate::rdp::reconnect::ClientCookie;
     use crate::session::secure::TlsFacts;
     use crate::store::cookies::KnownCookies;
