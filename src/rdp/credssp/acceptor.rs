@@ -23,9 +23,9 @@ use sspi::{
 };
 use subtle::ConstantTimeEq;
 
+use super::cause::Cause;
 use super::client::principal;
 use super::keytab::Keytab;
-use super::server::Cause;
 use super::spnego::{self, KERBEROS, MS_KERBEROS, Response, State as NegState};
 use super::ticket::{Envelope, Holder};
 use super::wrap::{CLIENT_TO_SERVER, NONCE_VERSION, SERVER_TO_CLIENT, key_hash, open, seal};

@@ -26,9 +26,10 @@ use sspi::ntlm::NtlmConfig;
 use sspi::{AuthIdentity, ErrorKind, KerberosConfig, Username, UsernameParts};
 use zeroize::Zeroizing;
 
+use super::cause::Cause;
 use super::kerberos::{Initiator, TICKET_NOT_TAKEN, Work};
 use super::krb_error::KrbError;
-use super::server::{Cause, decode, encode};
+use super::ts_request::{decode, encode};
 use super::{COMPUTER_NAME, Panicked, TS_REQUESTS, TsRequestError, contained};
 use crate::rdp::nt_status::NtStatus;
 

@@ -15,6 +15,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 #[cfg(feature = "credssp")]
 mod acceptor;
 #[cfg(feature = "credssp")]
+pub mod cause;
+#[cfg(feature = "credssp")]
 pub mod client;
 #[cfg(feature = "credssp")]
 mod kerberos;
@@ -27,6 +29,8 @@ pub mod server;
 mod spnego;
 #[cfg(feature = "credssp")]
 mod ticket;
+#[cfg(feature = "credssp")]
+mod ts_request;
 #[cfg(feature = "credssp")]
 mod user_name;
 #[cfg(feature = "credssp")]
@@ -349,8 +353,9 @@ mod tests {
 mod glued {
     use secrecy::SecretString;
 
+    use super::cause::Cause;
     use super::client::{Client, LogonError, Package, Progress};
-    use super::server::{Cause, Progress as Served, Server};
+    use super::server::{Progress as Served, Server};
     use super::*;
 
     const KEY: &[u8] = b"the bits of a public key";

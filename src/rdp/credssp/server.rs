@@ -18,13 +18,13 @@ use sspi::credssp::{
 };
 use sspi::ntlm::NtlmConfig;
 use sspi::{AuthIdentity, ErrorKind, NegotiateConfig, Username, UsernameParts};
-use zeroize::Zeroizing;
 
 use super::acceptor::{self, Acceptor, Step};
+use super::cause::Cause;
 use super::keytab::Keytab;
+use super::ts_request::{decode, encode};
 use super::{
-    COMPUTER_NAME, Mechanism, Panicked, TS_REQUESTS, TsRequestError, contained, frame_length,
-    user_name,
+    COMPUTER_NAME, Mechanism, Panicked, TS_REQUESTS, TsRequestError, contained, user_name,
 };
 
 /// What a client's `TSRequest` leads to.
@@ -44,62 +44,6 @@ pub struct Denied {
     pub reply: Option<Vec<u8>>,
     /// Why.
     pub cause: Cause,
-}
-
-/// Why a client did not prove itself.
-#[derive(Debug, thiserror::Error)]
-pub enum Cause {
-    /// Wrong user name or password.
-    #[error("wrong user name or password")]
-    WrongCredentials,
-    /// The client saw another TLS key than ours: somebody is between, or does not know the password.
-    #[error("the client's proof does not fit this TLS connection")]
-    PublicKey,
-    /// Not a `TSRequest` that is accepted.
-    #[error(transparent)]
-    TsRequest(#[from] TsRequestError),
-    /// A first token that is neither NTLM nor SPNEGO.
-    #[error("the first token is neither NTLM nor SPNEGO")]
-    Mechanism,
-    /// The client shows no ticket where nothing else counts.
-    #[error("the client shows no Kerberos ticket, and NTLM is not allowed")]
-    NoTicket,
-    /// The ticket cannot be read, is not good now, or was not shown by the one who got it.
-    #[error("the client's Kerberos ticket: {0}")]
-    Ticket(String),
-    /// A good ticket of a user whom the token does not name.
-    #[error("the client's Kerberos ticket is another user's")]
-    AnotherUser,
-    /// Somebody changed which mechanisms the client offers.
-    #[error("the client's list of mechanisms is not protected")]
-    List,
-    /// A message that does not belong there.
-    #[error("a message that is not due")]
-    Sequence,
-    /// A version that binds the TLS key without a nonce.
-    #[error("the client speaks CredSSP {0}, and 5 is the least that is safe")]
-    Version(u32),
-    /// Another fault that the security package found.
-    #[error("{0}")]
-    Package(String),
-}
-
-impl Cause {
-    /// Whether it may be the answer to a guessed password: all that is found behind the client's first message, where
-    /// that was NTLM. Nobody guesses a ticket.
-    #[must_use]
-    pub fn is_guess(&self) -> bool {
-        match self {
-            Self::WrongCredentials | Self::PublicKey | Self::Sequence | Self::Package(_) => true,
-            Self::TsRequest(_)
-            | Self::Mechanism
-            | Self::NoTicket
-            | Self::Ticket(_)
-            | Self::AnotherUser
-            | Self::List
-            | Self::Version(_) => false,
-        }
-    }
 }
 
 /// The CredSSP server of one connection.
@@ -278,27 +222,6 @@ impl Server {
 
 fn silently(cause: Cause) -> Denied {
     Denied { reply: None, cause }
-}
-
-/// A whole frame, decoded.
-pub(super) fn decode(frame: &[u8]) -> Result<TsRequest, TsRequestError> {
-    match frame_length(frame)? {
-        Some(length) if length == frame.len() => {}
-        _ => return Err(TsRequestError::Malformed),
-    }
-    contained(|| TsRequest::from_buffer(frame))
-        .map_err(|Panicked| TsRequestError::Malformed)?
-        .map_err(|_| TsRequestError::Malformed)
-}
-
-pub(super) fn encode(request: &TsRequest) -> Result<Zeroizing<Vec<u8>>, Cause> {
-    let failed = |error: &dyn fmt::Display| Cause::Package(error.to_string());
-    let length = request.buffer_len().map_err(|error| failed(&error))?;
-    let mut frame = Zeroizing::new(Vec::with_capacity(length.into()));
-    request
-        .encode_ts_request(&mut *frame)
-        .map_err(|error| failed(&error))?;
-    Ok(frame)
 }
 
 fn ntlm_mode(mechanism: Mechanism) -> ServerMode {

@@ -34,11 +34,12 @@ use self::client_leg::{ClientSelection, client_leg};
 use self::target_leg::{negotiate, target_leg};
 use self::transfer::{READ_BYTES, drain};
 use crate::rdp::connection_request::ConnectionRequest;
+use crate::rdp::credssp::cause::Cause;
 use crate::rdp::credssp::client::LogonError;
 use crate::rdp::credssp::krb_error::{
     KDC_ERR_ETYPE_NOSUPP, KDC_ERR_S_PRINCIPAL_UNKNOWN, KDC_ERR_WRONG_REALM,
 };
-use crate::rdp::credssp::server::{Cause, Kerberos as ClientKerberos};
+use crate::rdp::credssp::server::Kerberos as ClientKerberos;
 use crate::rdp::farewell::{Farewell, FarewellError, Reason};
 use crate::rdp::negotiation::{FailureCode, failure_name};
 use crate::read_ahead::ReadAhead;
