@@ -10,6 +10,15 @@ use std::time::Duration;
 use super::canvas::{Area, Canvas, Colour, Text};
 use super::font::Segment;
 
+/// The desktop of a client that names no usable size.
+pub const DEFAULT_DESKTOP: (u16, u16) = (1024, 768);
+
+/// The largest desktop; a client that asks for more gets this much.
+pub const LARGEST_DESKTOP: (u16, u16) = (2560, 1600);
+
+/// The planar codec is for 32 bits per pixel.
+pub(super) const BITS_PER_PIXEL: u16 = 32;
+
 /// Longest user name that is drawn, characters.
 const USER_CHARS: usize = 28;
 

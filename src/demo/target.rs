@@ -1,6 +1,7 @@
 //! The demo's RDP server: TLS, the connection sequence of [MS-RDPBCGR] 1.3.1.1, and a [`Desktop`] sent as bitmap updates.
 //!
-//! Every session has a desktop of its own, of the size the client asks for (up to [`LARGEST_DESKTOP`]). Every user
+//! Every session has a desktop of its own, of the size the client asks for (up to
+//! [`LARGEST_DESKTOP`](super::desktop::LARGEST_DESKTOP)). Every user
 //! name and password is welcome. Security protocol is TLS (`PROTOCOL_SSL`), also for clients that offer NLA with it;
 //! no virtual channel is opened, and the desktop is not resized while a session runs.
 //!
@@ -41,7 +42,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, debug, debug_span, warn};
 
 use super::canvas::{Area, Canvas};
-use super::desktop::{Desktop, KEYS_CHARS, Live};
+use super::desktop::{BITS_PER_PIXEL, Desktop, KEYS_CHARS, Live};
 use super::frames::{Frames, is_fast_path};
 use super::keyboard::{self, Key};
 use super::sequence::server::{Accepted, Server, Step};
@@ -49,12 +50,6 @@ use crate::clock;
 use crate::rdp::connection_request::{self, PROTOCOL_SSL};
 use crate::rdp::negotiation::{ConnectionConfirm, FailureCode, encode_failure};
 use crate::rdp::welcome::IO_CHANNEL;
-
-/// The desktop of a client that names no usable size.
-pub const DEFAULT_DESKTOP: (u16, u16) = (1024, 768);
-
-/// The largest desktop; a client that asks for more gets this much.
-pub const LARGEST_DESKTOP: (u16, u16) = (2560, 1600);
 
 /// A TLS configuration with a fresh self-signed certificate for `localhost`, and nothing to trust it by.
 ///
@@ -652,9 +647,6 @@ const TILE_BYTES: usize = 3 * 4096 + 2;
 
 /// Bitmaps in one update: below 16 KiB, which every client takes in one piece.
 const UPDATE_BYTES: usize = 15 * 1024;
-
-/// The planar codec is for 32 bits per pixel.
-pub(super) const BITS_PER_PIXEL: u16 = 32;
 
 #[cfg(test)]
 mod tests {

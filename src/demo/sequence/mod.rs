@@ -16,6 +16,9 @@ use ironrdp_pdu::rdp::headers::{
 
 use crate::rdp::welcome::WelcomeError;
 
+/// Frames kept for the session that arrive before the Font List.
+const EARLY_FRAMES: usize = 64;
+
 /// Why a connection sequence cannot go on; the other side's fault, but for [`Encode`](Self::Encode).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum SequenceError {
@@ -26,7 +29,7 @@ pub(super) enum SequenceError {
     #[error(transparent)]
     Welcome(#[from] WelcomeError),
     /// More input than is kept before the Font List.
-    #[error("more than {} frames before the Font List", server::EARLY_FRAMES)]
+    #[error("more than {} frames before the Font List", EARLY_FRAMES)]
     TooEarly,
     /// The server is over with it.
     #[error("the server ended the session: {0}")]
@@ -133,10 +136,10 @@ mod tests {
     fn a_desktop_is_as_large_as_asked_for_within_limits() {
         for (asked, given) in [
             ((200, 200), (200, 200)),
-            ((199, 500), super::super::target::DEFAULT_DESKTOP),
-            ((0, 0), super::super::target::DEFAULT_DESKTOP),
+            ((199, 500), super::super::desktop::DEFAULT_DESKTOP),
+            ((0, 0), super::super::desktop::DEFAULT_DESKTOP),
             ((8000, 700), (2560, 700)),
-            ((u16::MAX, u16::MAX), super::super::target::LARGEST_DESKTOP),
+            ((u16::MAX, u16::MAX), super::super::desktop::LARGEST_DESKTOP),
         ] {
             let wishes = Wishes {
                 size: asked,

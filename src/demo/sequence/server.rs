@@ -27,8 +27,8 @@ use ironrdp_pdu::rdp::finalization_messages::{
 use ironrdp_pdu::rdp::headers::{ShareControlHeader, ShareControlPdu, ShareDataPdu};
 use ironrdp_pdu::x224::X224;
 
-use super::{SequenceError, share_data};
-use crate::demo::target::{BITS_PER_PIXEL, DEFAULT_DESKTOP, LARGEST_DESKTOP};
+use super::{EARLY_FRAMES, SequenceError, share_data};
+use crate::demo::desktop::{BITS_PER_PIXEL, DEFAULT_DESKTOP, LARGEST_DESKTOP};
 use crate::rdp::client_info;
 use crate::rdp::gcc::ClientData;
 use crate::rdp::welcome::{self, IO_CHANNEL, SERVER_CHANNEL, USER_CHANNEL, Welcome};
@@ -300,6 +300,3 @@ const SHARE_ID: u32 = 0x0001_03ea;
 
 /// The protocol's lower bound for both edges of a desktop ([MS-RDPBCGR] 2.2.1.3.2).
 const SMALLEST_EDGE: u16 = 200;
-
-/// Frames kept for the session that arrive before the Font List.
-pub(super) const EARLY_FRAMES: usize = 64;

@@ -105,7 +105,7 @@ impl Server {
         matches!(self.inner, Some(Inner::Kerberos(_)))
     }
 
-    /// Takes one whole `TSRequest` (see [`frame_length`]).
+    /// Takes one whole `TSRequest` (see [`frame_length`](super::frame_length)).
     ///
     /// # Errors
     /// The client is denied; the connection is to be closed after the reply.
