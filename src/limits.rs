@@ -5,8 +5,6 @@
 
 use std::time::Duration;
 
-use crate::log_limit::Rate;
-
 /// Largest RDP preconnection PDU, bytes. A 16 KiB token takes 32 KiB in UTF-16; twice that leaves room.
 pub const PRECONNECTION_PDU_BYTES: usize = 64 * 1024;
 
@@ -233,6 +231,15 @@ pub const REDIRECTIONS_PER_ADDRESS: usize = REDIRECTIONS / 4;
 /// Default for the silence of a side whose other side has ended, seconds: time to compute an answer to a question that is complete,
 /// and far less than a session that nobody ends.
 pub const HALF_CLOSE_S: u64 = 600;
+
+/// What may be spent at once, and what comes back each second. The unit is the caller's: lines or bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// At once.
+    pub burst: u64,
+    /// In the long run.
+    pub per_s: u64,
+}
 
 /// Log lines of one kind that one address (IPv6: one /64) may cause that has proved nothing: a room full of users whose tokens have
 /// expired, at once; then one each second.

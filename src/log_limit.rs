@@ -10,16 +10,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::address::AddressGroup;
-use crate::limits;
-
-/// What may be spent at once, and what comes back each second. The unit is the caller's: lines or bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
-    /// At once.
-    pub burst: u64,
-    /// In the long run.
-    pub per_s: u64,
-}
+use crate::limits::{self, Rate};
 
 /// What is left of one budget, in thousandths of its unit.
 #[derive(Clone, Copy, Debug)]
