@@ -61,6 +61,10 @@ else
         tests="$tests & not (binary(peers) & test(aardwolf))"
         skip "peer tests with aardwolf" "it is not installed: run tests/install.sh peers"
     fi
+    if [ ! -x "$peers/guacd/run" ]; then
+        tests="$tests & not (binary(peers) & test(guacd))"
+        skip "peer tests with guacd" "it is not unpacked: run tests/install.sh peers"
+    fi
     if ! /usr/bin/python3 -c "import cryptography" 2>/dev/null; then
         tests="$tests & not (binary(peers) & test(/^samples::|^readme::/))"
         skip "peer tests with mint_token.py" "Python's cryptography is not installed: run tests/install.sh peers"

@@ -4,8 +4,8 @@
 # usage: tests/install.sh [build] [peers] [ci] [bench]
 #   build      what the build needs, and nothing else
 #   (nothing)  what the tests without peers need: cargo-nextest, besides what the build needs
-#   peers      the real clients and targets of tests/peers: FreeRDP 2 and 3, Remmina, rdesktop, aardwolf, xrdp, weston, GNOME
-#              Remote Desktop, krb5kdc, Xvfb, Chromium, websockets, wscat, socat, OpenSSH, Xvnc, Python's
+#   peers      the real clients and targets of tests/peers: FreeRDP 2 and 3, Remmina, guacd, rdesktop, aardwolf, xrdp,
+#              weston, GNOME Remote Desktop, krb5kdc, Xvfb, Chromium, websockets, wscat, socat, OpenSSH, Xvnc, Python's
 #              cryptography and the tools around them
 #   ci         cargo-deny and cargo-fuzz
 #   bench      what tests/bench compares with: HAProxy, FreeRDP's proxy, PyRDP, websocat, and ws of Node.js where that is
@@ -15,6 +15,7 @@ set -euo pipefail
 packages=(gcc libssl-dev pkg-config)
 tools=(cargo-nextest)
 environments=()
+unpacked=()
 locked=()
 modules=()
 for part in "$@"; do
@@ -26,6 +27,8 @@ for part in "$@"; do
             remmina remmina-plugin-rdp openbox
             # GNOME Remote Desktop needs no shell, but a compositor, a place for its pictures and a terminal to show.
             gnome-remote-desktop mutter pipewire wireplumber dbus foot wl-clipboard
+            # What guacd needs of this release, besides FreeRDP 2.
+            libcairo2 libgcrypt20 libjpeg62-turbo libpng16-16 libssh2-1
             rdesktop fuse3 pulseaudio pulseaudio-utils weston xwayland python3-venv python3-cryptography curl util-linux
             # They come without a realm, and without one krb5kdc and kadmind do not start.
             krb5-kdc krb5-admin-server krb5-user faketime dnsmasq-base
@@ -34,6 +37,7 @@ for part in "$@"; do
         # Node.js often comes from elsewhere, and with its own npm.
         command -v node >/dev/null && command -v npm >/dev/null || packages+=(nodejs npm)
         environments+=(aardwolf websockets)
+        unpacked=(guacd libguac19 libguac-client-rdp0 libssl1.1 libwebp6 libossp-uuid16)
         locked=(node)
         ;;
     ci) tools+=(cargo-deny cargo-fuzz) ;;
@@ -65,24 +69,68 @@ apt_get() {
     root env DEBIAN_FRONTEND=noninteractive apt-get -o Acquire::Retries=3 -o DPkg::Lock::Timeout=120 -qq -o Dpkg::Use-Pty=0 "$@" >/dev/null
 }
 
-# FreeRDP 3 is not in Debian 12 itself but in its backports, which the machine's own mirror also serves.
-add_backports() {
-    local codename mirror
-    codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+
+# source_of SUITE: an apt source of another suite of Debian, which the machine's own mirror also serves.
+source_of() {
+    local mirror
     mirror=$(apt-get indextargets --format '$(ORIGIN) $(RELEASE) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
         awk -v release="$codename" '$1 == "Debian" && $2 == release && $3 == "main" { print $4; exit }')
     if [ -z "$mirror" ]; then
-        echo "install.sh: no apt source of Debian $codename to derive its backports from" >&2
+        echo "install.sh: no apt source of Debian $codename to derive that of $1 from" >&2
         return 1
     fi
-    root tee /etc/apt/sources.list.d/jetway-backports.sources >/dev/null <<SOURCE
+    cat <<SOURCE
 Types: deb
 URIs: $mirror
-Suites: $codename-backports
+Suites: $1
 Components: main
 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 SOURCE
+}
+
+# FreeRDP 3 is not in Debian 12 itself but in its backports.
+add_backports() {
+    local source
+    source=$(source_of "$codename-backports")
+    root tee /etc/apt/sources.list.d/jetway-backports.sources >/dev/null <<<"$source"
     apt_get update
+}
+
+# unpack FOLDER PACKAGE...: packages of Debian 11 that Debian 12 has no more, unpacked and not installed; the first is a
+# server, which FOLDER/run starts. apt works in FOLDER alone, and checks their signatures as ever.
+unpack() {
+    local folder=$1 server=$2 apt=$1/apt package missing
+    shift
+    mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" "$folder/root"
+    source_of bullseye >"$apt/bullseye.sources"
+    cat >"$apt/apt.conf" <<CONF
+Dir::Etc::sourcelist "$apt/bullseye.sources";
+Dir::Etc::sourceparts "-";
+Dir::State::lists "$apt/lists";
+Dir::Cache "$apt/cache";
+Acquire::Languages "none";
+Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
+Acquire::Retries "3";
+APT::Sandbox::User "$(id -un)";
+CONF
+    APT_CONFIG=$apt/apt.conf apt-get -qq update
+    (cd "$apt" && APT_CONFIG=$apt/apt.conf apt-get -qq download "$@")
+    for package in "$apt"/*.deb; do
+        dpkg -x "$package" "$folder/root"
+    done
+    rm -rf "$apt"
+    cat >"$folder/run" <<RUN
+#!/bin/sh
+LD_LIBRARY_PATH=\$(echo $folder/root/usr/lib/*-linux-gnu) exec $folder/root/usr/sbin/$server "\$@"
+RUN
+    chmod 755 "$folder/run"
+    missing=$(LD_LIBRARY_PATH=$(echo "$folder"/root/usr/lib/*-linux-gnu) ldd "$folder/root/usr/sbin/$server" \
+        "$folder"/root/usr/lib/*-linux-gnu/*.so.* | grep 'not found' || true)
+    if [ -n "$missing" ]; then
+        echo "install.sh: $server lacks:" "$missing" >&2
+        return 1
+    fi
 }
 
 installed=$(dpkg-query --show --showformat='${db:Status-Status} ${Package}\n' "${packages[@]}" 2>/dev/null |
@@ -114,6 +162,17 @@ for environment in "${environments[@]}"; do
         cp "$requirements" "$folder/requirements.txt"
     fi
 done
+# Apache Guacamole's daemon is in Debian 11 and not in 12.
+if [ ${#unpacked[@]} -gt 0 ]; then
+    folder=$cache/${unpacked[0]}
+    if ! cmp --silent "$folder/packages" - <<<"${unpacked[*]}" || [ ! -x "$folder/run" ]; then
+        echo "install.sh: unpacking ${unpacked[*]}"
+        rm -rf "$folder"
+        unpack "$folder" "${unpacked[@]}"
+        # Written when all of it is there.
+        echo "${unpacked[*]}" >"$folder/packages"
+    fi
+fi
 for name in "${locked[@]}"; do
     folder=$cache/$name
     lock=$(dirname "$0")/peers/$name/package-lock.json

@@ -3,11 +3,13 @@
 use anyhow::{Result, ensure};
 use serde_json::json;
 
-use crate::injects::{stranger, through};
+use crate::guacamole::Carrier;
+use crate::injects::{SECURED, stranger, through};
 use crate::lab::clipboard::{self, Copied};
 use crate::lab::freerdp::{FreeRdp, Version};
 use crate::lab::gateway::{Gateway, Grant, Protection};
 use crate::lab::grd::GnomeRemoteDesktop;
+use crate::lab::guacd::Guacd;
 use crate::lab::link::Link;
 use crate::lab::log::{CLOSED, REFUSED};
 use crate::lab::target::Target;
@@ -97,3 +99,29 @@ fn freerdp3_without_negotiation_is_logged_on_to_gnome_remote_desktop() -> Result
         client.type_until_it_arrives(place)
     })
 }
+
+/// Where it makes a monitor for each client it demands the graphics pipeline, which guacd 1.3 does not have.
+#[test]
+fn guacd_without_the_graphics_pipeline_is_refused_by_gnome_remote_desktop_as_without_a_gateway()
+-> Result<()> {
+    workspace::run(|workspace| {
+        let target = GnomeRemoteDesktop::start(workspace)?;
+        let place = target.place();
+        let guacd = Guacd::start(workspace)?;
+        let direct = guacd.connect(&place.address(), place, &[("security", "nla")])?;
+        let refused = direct.error()?;
+        target.wait_for(DEMANDS_PIPELINE, 1)?;
+        let gateway = Gateway::start_inside_for(workspace, &target)?;
+        let grant = Grant::logon(&place.user, &place.password);
+        let token = gateway.token_with(&place.address(), &grant)?;
+        let parameters = Carrier::Token.parameters(&token, "");
+        let client = guacd.connect(&gateway.address(), &stranger(place), &parameters)?;
+        let told = client.error()?;
+        gateway.wait_for(SECURED, 1)?;
+        target.wait_for(DEMANDS_PIPELINE, 2)?;
+        ensure!(told.0 == refused.0, "{told:?}, not {refused:?}");
+        Ok(())
+    })
+}
+
+const DEMANDS_PIPELINE: &str = "require the Graphics Pipeline, closing connection";

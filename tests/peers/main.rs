@@ -1,4 +1,4 @@
-//! Jetway between real parts: FreeRDP 2 and 3, Remmina, rdesktop and aardwolf as clients, freerdp-shadow-cli, xrdp, weston and
+//! Jetway between real parts: FreeRDP 2 and 3, Remmina, guacd, rdesktop and aardwolf as clients, freerdp-shadow-cli, xrdp, weston and
 //! GNOME Remote Desktop as targets; pages in Chromium, websockets, wscat, `openssl s_client` and socat as peers of a rendezvous; OpenSSH
 //! and Xvnc as what else is spoken.
 //! And what users are told to do: the README, the samples and the units, as printed.
@@ -10,6 +10,7 @@ mod behind;
 mod differs;
 mod direct;
 mod gnome;
+mod guacamole;
 mod injects;
 mod kerberos;
 mod lab;

@@ -76,7 +76,7 @@ fn shows(client: &mut FreeRdp, version: Version, name: &str) -> Result<()> {
 }
 
 /// A target that answers the Connection Request and goes.
-fn halfway(place: &Place) -> Result<Place> {
+pub(crate) fn halfway(place: &Place) -> Result<Place> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let port = listener.local_addr()?.port();
     thread::spawn(move || {

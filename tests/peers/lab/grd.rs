@@ -21,7 +21,7 @@ use super::workspace::Workspace;
 /// Fields are dropped in order: who uses the session first, its bus and its network last.
 #[derive(Debug)]
 pub(crate) struct GnomeRemoteDesktop {
-    _server: Process,
+    server: Process,
     _terminals: Process,
     _compositor: Process,
     _media: [Process; 2],
@@ -138,7 +138,7 @@ impl GnomeRemoteDesktop {
                 .then_some(()))
         })?;
         Ok(Self {
-            _server: server,
+            server,
             _terminals: terminals,
             _compositor: compositor,
             _media: [manager, media],
@@ -147,6 +147,14 @@ impl GnomeRemoteDesktop {
             place,
             _wire: wire,
             _network: network,
+        })
+    }
+
+    /// Waits until it has logged `message` `count` times.
+    pub(crate) fn wait_for(&self, message: &str, count: usize) -> Result<()> {
+        until(&format!("{message:?}, {count} times"), PATIENCE, || {
+            let logged = self.server.output()?.matches(message).count();
+            Ok((logged >= count).then_some(()))
         })
     }
 

@@ -18,6 +18,7 @@ pub(crate) mod forge;
 pub(crate) mod freerdp;
 pub(crate) mod gateway;
 pub(crate) mod grd;
+pub(crate) mod guacd;
 pub(crate) mod kdc;
 pub(crate) mod keyboard;
 pub(crate) mod link;

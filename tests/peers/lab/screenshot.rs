@@ -23,6 +23,19 @@ impl Picture {
         Self::from_xwd(&tool(display.command("xwd").args(["-root", "-silent"]))?)
     }
 
+    /// A picture of `width` pixels a line.
+    pub(crate) fn new(width: usize, pixels: Vec<Colour>) -> Self {
+        Self {
+            width,
+            height: pixels.len() / width.max(1),
+            pixels,
+        }
+    }
+
+    pub(crate) fn size(&self) -> (usize, usize) {
+        (self.width, self.height)
+    }
+
     /// Reads the X Window Dump format (XWDFile.h): 25 big-endian words, the colour table, the lines.
     fn from_xwd(dump: &[u8]) -> Result<Self> {
         let word = |index: usize| -> Result<usize> {
