@@ -94,6 +94,7 @@ pub(crate) fn wait_for_desktop(
     mut take: impl FnMut() -> Result<Option<Picture>>,
 ) -> Result<Picture> {
     let mut last = None;
+    let mut shows_desktop = false;
     let mut still = 0;
     until(
         "the target's desktop on the client's screen",
@@ -102,13 +103,13 @@ pub(crate) fn wait_for_desktop(
             let Some(picture) = take()? else {
                 return Ok(None);
             };
-            let shows_desktop = picture.share_of(place.background) >= BACKGROUND_SHARE
-                && picture.share_of(PAPER) >= TERMINAL_SHARE;
-            still = if shows_desktop && last.as_ref() == Some(&picture) {
-                still + 1
-            } else {
-                0
-            };
+            let same = last.as_ref() == Some(&picture);
+            // To compare takes much less than to count.
+            if !same {
+                shows_desktop = picture.share_of(place.background) >= BACKGROUND_SHARE
+                    && picture.share_of(PAPER) >= TERMINAL_SHARE;
+            }
+            still = if shows_desktop && same { still + 1 } else { 0 };
             last = Some(picture);
             Ok((still >= STILL_PICTURES).then(|| last.take()).flatten())
         },
