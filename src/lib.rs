@@ -132,7 +132,9 @@
 //!   themselves may be refused here as well: empty slow-path updates, updates that are cut off, bytes behind a share PDU or an MCS
 //!   PDU, Save Session Info and Set Error Info that are cut off.
 //! - **RDP has no half-close**: who ends has gone, so the session ends within seconds, while other protocols may finish what they say
-//!   ([`relay::AfterEnd`]).
+//!   ([`relay::AfterEnd`]). A target that takes nothing and says nothing for half a minute ends it, too, since the end of its client
+//!   could not get past what is not taken ([`relay::gone`]).
+//! - **A time limit is that of all sessions of a token** ([`store::usage`]): else to reconnect would begin it anew.
 //! - **A token that was forgotten is refused as long as a clock that was set back makes it valid again** ([`store::usage`]).
 //! - **Bulk is spliced, small talk is copied**: see [`relay`] for the figures behind that.
 //! - **The reader of an inspected session sleeps through the middle of a large message** ([`low_water`]): its receiver can use nothing
