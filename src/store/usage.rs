@@ -20,7 +20,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use tracing::error;
@@ -418,8 +418,8 @@ pub struct Reservation {
     usages: Arc<Usages>,
     claim: Claim,
     previous: Option<Usage>,
-    /// Since when the use is permanent.
-    opened_at: Option<UnixTime>,
+    /// Since when the use is permanent; no clock that is set changes how long the session lasts.
+    opened_at: Option<Instant>,
 }
 
 impl Reservation {
@@ -434,7 +434,7 @@ impl Reservation {
             .put(self.claim.token.clone(), record)
             .await
             .map_err(|error| Refusal::Store(error.to_string()))?;
-        self.opened_at = Some(clock::unix_now());
+        self.opened_at = Some(clock::now());
         Ok(())
     }
 
@@ -499,10 +499,11 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         let spent = self.claim.spent.is_set();
         if self.opened_at.is_some() || spent {
-            let now = clock::unix_now();
             // Every window that began then is over.
-            let ended = if spent { LONG_AGO } else { now };
-            let lasted_s = self.opened_at.map_or(0, |opened_at| now.since(opened_at));
+            let ended = if spent { LONG_AGO } else { clock::unix_now() };
+            let lasted_s = self.opened_at.map_or(0, |opened_at| {
+                clock::now().saturating_duration_since(opened_at).as_secs()
+            });
             let lasted_s = self.usages.lock().end(&self.claim.token, ended, lasted_s);
             let record = self.record(Some(ended), lasted_s);
             self.usages.disk.put_later(self.claim.token.clone(), record);

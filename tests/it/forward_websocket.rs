@@ -370,7 +370,7 @@ async fn no_rdp_passes_as_another_protocol_where_all_rdp_is_inspected() {
     for (count, announced) in ["none", "wayk", "ftp"].into_iter().enumerate() {
         let token = forward(&place, target, json!({ "jet_ap": announced }));
         let mut client = place.lab.connect().await;
-        let pdu = jetway::rdp::preconnection::encode_v2(0, &token).unwrap();
+        let pdu = preconnection::encode_v2(0, &token).unwrap();
         client.write_all(&pdu).await.unwrap();
         let mut banner = [0; 15];
         within(client.read_exact(&mut banner)).await.unwrap();
@@ -389,7 +389,7 @@ async fn no_rdp_passes_as_another_protocol_where_all_rdp_is_inspected() {
     // What is none goes on.
     let token = forward(&place, target, json!({ "jet_ap": "ftp" }));
     let mut client = place.lab.connect().await;
-    let pdu = jetway::rdp::preconnection::encode_v2(0, &token).unwrap();
+    let pdu = preconnection::encode_v2(0, &token).unwrap();
     client.write_all(&pdu).await.unwrap();
     client.write_all(b"USER you").await.unwrap();
     let mut said = [0; 15 + 8];

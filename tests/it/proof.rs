@@ -387,7 +387,7 @@ async fn parallel_guesses_do_not_pass_the_count() {
     let guesses = async {
         let mut answered = 0;
         while !log().contains("\"rule\":\"guessed\"") {
-            let attempt = || log_on(&site.lab, [127, 0, 0, 1], &token, "guess");
+            let attempt = || Box::pin(log_on(&site.lab, [127, 0, 0, 1], &token, "guess"));
             let told = tokio::join!(attempt(), attempt(), attempt(), attempt());
             for told in [told.0, told.1, told.2, told.3].into_iter().flatten() {
                 assert_eq!(told.unwrap_err(), LOGON_FAILURE);
