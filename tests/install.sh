@@ -24,7 +24,8 @@ for part in "$@"; do
     peers)
         packages+=(iproute2 xvfb xauth xdotool xclip x11-utils x11-apps x11-xserver-utils xterm openssl
             freerdp2-x11 freerdp2-shadow-x11 winpr-utils freerdp3-x11 freerdp3-shadow-x11 xrdp xorgxrdp
-            remmina remmina-plugin-rdp openbox
+            # What Remmina shows is read as assistive technologies read it.
+            remmina remmina-plugin-rdp openbox at-spi2-core gir1.2-atspi-2.0 python3-gi
             # GNOME Remote Desktop needs no shell, but a compositor, a place for its pictures and a terminal to show.
             gnome-remote-desktop mutter pipewire wireplumber dbus foot wl-clipboard
             # What guacd needs of this release, besides FreeRDP 2.

@@ -42,42 +42,55 @@ fn freerdp3_reaches_gnome_remote_desktop_opaquely_and_comes_back_over_a_cut_link
 }
 
 #[test]
-fn freerdp2_is_logged_on_to_gnome_remote_desktop_with_clipboard_and_resizing() -> Result<()> {
+fn freerdp2_is_at_home_in_gnome_remote_desktop_logged_on_and_opaquely() -> Result<()> {
     workspace::run(|workspace| {
         let target = GnomeRemoteDesktop::start(workspace)?;
         let place = target.place();
         let gateway = Gateway::start_inside_for(workspace, &target)?;
         let grant = Grant::logon(&place.user, &place.password);
-        let token = gateway.token_with(&place.address(), &grant)?;
-        let options = ["+clipboard", "/dynamic-resolution"];
-        let user = stranger(place);
-        let version = Version::Two;
-        let mut client = through(
-            workspace, &gateway, "client", version, &token, &options, &user,
-        )?;
-        client.wait_for_desktop(place)?;
-        client.type_until_it_arrives(place)?;
+        let logged_on = gateway.token_with(&place.address(), &grant)?;
+        let opaque = gateway.token(&place.address(), Protection::Signed)?;
+        for (count, token, user) in [
+            (1, &logged_on, &stranger(place)),
+            // Its user knows the password.
+            (2, &opaque, place),
+        ] {
+            let options = ["+clipboard", "/dynamic-resolution"];
+            let (version, role) = (Version::Two, format!("client-{count}"));
+            let mut client = through(workspace, &gateway, &role, version, token, &options, user)?;
+            client.wait_for_desktop(place)?;
+            client.type_until_it_arrives(place)?;
 
-        let to_target = "to the target: é 漢";
-        let copied = Copied::text(workspace, "copy-here", client.command("xclip"), to_target)?;
-        target.wait_for_text(to_target)?;
-        drop(copied);
-        let to_client = "to the client: ß 字";
-        let copied = target.copy(workspace, to_client)?;
-        clipboard::wait_for_text(to_client, || Ok(client.command("xclip")))?;
-        drop(copied);
+            let to_target = format!("to the target, {count}: é 漢");
+            let copied = Copied::text(workspace, "copy-here", client.command("xclip"), &to_target)?;
+            target.wait_for_text(&to_target)?;
+            drop(copied);
+            let to_client = format!("to the client, {count}: ß 字");
+            let copied = target.copy(workspace, &to_client)?;
+            clipboard::wait_for_text(&to_client, || Ok(client.command("xclip")))?;
+            drop(copied);
 
-        let before = target.terminal_size()?;
-        let (width, height) = (800, 600);
-        client.resize(width, height)?;
-        let monitor = json!({ "width": width, "height": height });
+            let before = target.terminal_size()?;
+            client.resize(800, 600)?;
+            until("the desktop is smaller", PATIENCE, || {
+                let (rows, columns) = target.terminal_size()?;
+                Ok((rows < before.0 && columns < before.1).then_some(()))
+            })?;
+            client.type_until_it_arrives(place)?;
+            client.end();
+            gateway.wait_for(CLOSED, count)?;
+            gateway.keeps_secret(&[token, &place.password, &to_target, &to_client])?;
+        }
+        let opened = gateway.logged(SECURED)?;
+        let modes: Vec<_> = opened
+            .iter()
+            .filter_map(|line| line.field("mode"))
+            .collect();
+        ensure!(modes == ["inspected", "opaque"], "{opened:?}");
+        let monitor = json!({ "width": 800, "height": 600 });
         gateway.wait_for_audit(&json!({ "event": "monitors_requested", "monitors": [monitor] }))?;
-        until("the desktop is smaller", PATIENCE, || {
-            let (rows, columns) = target.terminal_size()?;
-            Ok((rows < before.0 && columns < before.1).then_some(()))
-        })?;
-        client.type_until_it_arrives(place)?;
-        gateway.keeps_secret(&[&token, &place.password, to_target, to_client])
+        ensure!(gateway.logged(REFUSED)?.is_empty(), "nothing was refused");
+        Ok(())
     })
 }
 

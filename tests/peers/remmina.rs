@@ -3,8 +3,7 @@
 use anyhow::{Result, ensure};
 
 use crate::injects::SECURED;
-use crate::lab::clipboard::{self, Copied};
-use crate::lab::gateway::{Gateway, Grant};
+use crate::lab::gateway::{Gateway, Grant, Protection};
 use crate::lab::link::Link;
 use crate::lab::log::{CLOSED, REFUSED};
 use crate::lab::remmina::Remmina;
@@ -12,34 +11,46 @@ use crate::lab::target::Target;
 use crate::lab::workspace;
 use crate::lab::xrdp::Xrdp;
 
+/// Log on, keys, the clipboard both ways, a link that is cut, after which it is back by itself, and another size.
 #[test]
-fn remmina_with_a_ticket_is_logged_on_to_xrdp_and_comes_back_over_a_cut_link() -> Result<()> {
+fn remmina_with_a_ticket_is_at_home_in_xrdp_logged_on_and_opaquely() -> Result<()> {
     workspace::run(|workspace| {
         let target = Xrdp::start(workspace)?;
         let place = target.place();
         let gateway = Gateway::start_inside_to_restart(workspace, &target)?;
-        let grant = Grant::logon(&place.user, &place.password);
-        let token = gateway.token_with(&place.address(), &grant)?;
         let link = Link::start(&gateway.address())?;
-        let mut client = Remmina::start(workspace, link.address(), &gateway.ticket(&token)?)?;
-        gateway.wait_for(SECURED, 1)?;
-        client.wait_for_desktop(place)?;
-        client.type_until_it_arrives(place)?;
+        let grant = Grant::logon(&place.user, &place.password);
+        let logged_on = gateway.token_with(&place.address(), &grant)?;
+        let opaque = gateway.token(&place.address(), Protection::Signed)?;
+        let mut sessions = 0;
+        for (role, token, user) in [
+            ("inspected", &logged_on, None),
+            ("opaque", &opaque, Some(place)),
+        ] {
+            let ticket = gateway.ticket(token)?;
+            let mut client = Remmina::start(workspace, role, link.address(), &ticket, user)?;
+            client.wait_for_desktop(place)?;
+            client.type_until_it_arrives(place)?;
+            target.shares_its_clipboard(workspace, &format!("{role}-clipboard"), &client)?;
 
-        let to_target = "to the target: é 漢";
-        let copied = Copied::text(workspace, "copy-here", client.command("xclip"), to_target)?;
-        clipboard::wait_for_text(to_target, || target.command("xclip"))?;
-        drop(copied);
-        let to_client = "to the client: ß 字";
-        let copied = Copied::text(workspace, "copy-there", target.command("xclip")?, to_client)?;
-        clipboard::wait_for_text(to_client, || Ok(client.command("xclip")))?;
-        drop(copied);
+            link.cut();
+            sessions += 2;
+            gateway.wait_for(CLOSED, sessions - 1)?;
+            let opened = gateway.wait_for(SECURED, sessions)?;
+            for line in &opened[sessions - 2..] {
+                ensure!(line.field("mode").as_deref() == Some(role), "{opened:?}");
+            }
+            client.wait_for_desktop(place)?;
+            client.type_until_it_arrives(place)?;
 
-        link.cut();
-        gateway.wait_for(CLOSED, 1)?;
-        gateway.wait_for(SECURED, 2)?;
-        client.wait_for_desktop(place)?;
-        client.type_until_it_arrives(place)?;
+            client.leave_the_full_screen()?;
+            client.resize(800, 600)?;
+            target.wait_for_size(|width, height| (width, height) == (800, 600))?;
+            client.type_until_it_arrives(place)?;
+            drop(client);
+            gateway.wait_for(CLOSED, sessions)?;
+            gateway.keeps_secret(&[token, &ticket, &place.password])?;
+        }
         ensure!(gateway.logged(REFUSED)?.is_empty(), "nothing was refused");
         Ok(())
     })

@@ -2,9 +2,11 @@
 
 use anyhow::{Result, ensure};
 
+use crate::injects::{SECURED, stranger};
 use crate::lab::freerdp::{FreeRdp, Version};
 use crate::lab::gateway::{Gateway, Grant, Protection};
-use crate::lab::log::REFUSED;
+use crate::lab::link::Link;
+use crate::lab::log::{CLOSED, REFUSED};
 use crate::lab::shadow::{Program, Security, Shadow};
 use crate::lab::target::Target;
 use crate::lab::workspace::{self, Workspace};
@@ -20,13 +22,6 @@ fn freerdp2_without_negotiation_reaches_the_tls_desktop_opaquely() -> Result<()>
 }
 
 #[test]
-fn freerdp3_without_negotiation_reaches_xrdp_opaquely() -> Result<()> {
-    reaches_the_desktop(Version::Three, false, |workspace| {
-        Ok(Box::new(Xrdp::start(workspace)?))
-    })
-}
-
-#[test]
 fn freerdp3_without_negotiation_is_logged_on_to_the_nla_desktop() -> Result<()> {
     reaches_the_desktop(Version::Three, true, |workspace| {
         let target = Shadow::start_program(workspace, Program::Three, Security::Nla)?;
@@ -34,10 +29,54 @@ fn freerdp3_without_negotiation_is_logged_on_to_the_nla_desktop() -> Result<()> 
     })
 }
 
+/// Log on, keys, the clipboard both ways, a link that is cut, after which it is back by itself, and another size.
 #[test]
-fn freerdp3_without_negotiation_is_logged_on_to_xrdp() -> Result<()> {
-    reaches_the_desktop(Version::Three, true, |workspace| {
-        Ok(Box::new(Xrdp::start(workspace)?))
+fn freerdp3_without_negotiation_is_at_home_in_xrdp_logged_on_and_opaquely() -> Result<()> {
+    workspace::run(|workspace| {
+        let target = Xrdp::start(workspace)?;
+        let place = target.place();
+        let gateway = Gateway::start_inside_to_restart(workspace, &target)?;
+        let link = Link::start(&gateway.address())?;
+        let grant = Grant::logon(&place.user, &place.password);
+        let logged_on = gateway.token_with(&place.address(), &grant)?;
+        let opaque = gateway.token(&place.address(), Protection::Signed)?;
+        let mut sessions = 0;
+        for (role, token, user) in [
+            ("inspected", &logged_on, &stranger(place)),
+            ("opaque", &opaque, place),
+        ] {
+            let arguments = [
+                &format!("/v:{}", link.address()),
+                &format!("/pcb:{token}"),
+                "-nego",
+                "/sec:tls",
+                "+clipboard",
+                "/dynamic-resolution",
+                "+auto-reconnect",
+            ]
+            .map(str::to_owned);
+            let mut client = FreeRdp::start(workspace, role, Version::Three, &arguments, user)?;
+            client.wait_for_desktop(place)?;
+            client.type_until_it_arrives(place)?;
+            target.shares_its_clipboard(workspace, &format!("{role}-clipboard"), &client)?;
+            link.cut();
+            sessions += 2;
+            gateway.wait_for(CLOSED, sessions - 1)?;
+            let opened = gateway.wait_for(SECURED, sessions)?;
+            for line in &opened[sessions - 2..] {
+                ensure!(line.field("mode").as_deref() == Some(role), "{opened:?}");
+            }
+            client.wait_for_desktop(place)?;
+            client.type_until_it_arrives(place)?;
+            client.resize(800, 600)?;
+            target.wait_for_size(|width, height| (width, height) == (800, 600))?;
+            client.type_until_it_arrives(place)?;
+            client.end();
+            gateway.wait_for(CLOSED, sessions)?;
+            gateway.keeps_secret(&[token, &place.password])?;
+        }
+        ensure!(gateway.logged(REFUSED)?.is_empty(), "nothing was refused");
+        Ok(())
     })
 }
 

@@ -50,7 +50,9 @@ pub(crate) fn resize(display: &Display, class: &str, width: u16, height: u16) ->
     tool(
         display
             .command("xdotool")
-            .args(["windowsize", &window, &width, &height]),
+            .args(["windowsize", &window, &width, &height])
+            // A manager of windows may have put it elsewhere.
+            .args(["windowmove", &window, "0", "0"]),
     )
     .map(drop)
 }

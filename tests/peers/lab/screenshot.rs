@@ -43,9 +43,10 @@ impl Picture {
             Ok(usize::try_from(u32::from_be_bytes(bytes.try_into()?))?)
         };
         let (width, height, stride) = (word(4)?, word(5)?, word(12)?);
+        let pixels = (word(7)?, word(11)?, word(14)?, word(16)?);
         ensure!(
-            (word(7)?, word(11)?, word(14)?, word(16)?) == (0, 32, 0xff_0000, 0xff),
-            "xwd: only little-endian pixels of 32 bits are expected of Xvfb"
+            pixels == (0, 32, 0xff_0000, 0xff),
+            "xwd: only little-endian pixels of 32 bits are expected of Xvfb, and not {pixels:?} {width}x{height} {stride}"
         );
         let start = word(0)? + word(19)? * COLOUR_TABLE_ENTRY;
         let lines = dump.get(start..).context("xwd colour table")?;

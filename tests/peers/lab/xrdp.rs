@@ -12,11 +12,13 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use uuid::Uuid;
 
+use super::clipboard::{self, Copied};
 use super::desktop::{TERMINAL, colour_name, shell_script};
 use super::port::{Port, is_listening};
 use super::process::{Process, signal_pid, tool};
 use super::target::{Place, Target};
 use super::wait::{PATIENCE, soon, until};
+use super::window::Window;
 use super::workspace::Workspace;
 
 /// Fields are dropped in order: the servers first, then the user with its session, the lock last.
@@ -120,6 +122,36 @@ impl Xrdp {
     pub(crate) fn shell(&self, script: &str) -> Result<String> {
         let printed = tool(self.command("sh")?.args(["-c", script]))?;
         Ok(String::from_utf8(printed)?)
+    }
+
+    /// What is copied in the session called `role` can be pasted in `client`, and the other way round.
+    pub(crate) fn shares_its_clipboard(
+        &self,
+        workspace: &Workspace,
+        role: &str,
+        client: &Window,
+    ) -> Result<()> {
+        let to_target = format!("to the target of {role}: é 漢");
+        let copied = Copied::text(workspace, role, client.command("xclip"), &to_target)?;
+        clipboard::wait_for_text(&to_target, || self.command("xclip"))?;
+        drop(copied);
+        let to_client = format!("to the client of {role}: ß 字");
+        let _copied = Copied::text(workspace, role, self.command("xclip")?, &to_client)?;
+        clipboard::wait_for_text(&to_client, || Ok(client.command("xclip")))
+    }
+
+    /// Waits until width and height of the desktop are what `accept` takes.
+    pub(crate) fn wait_for_size(&self, accept: impl Fn(u16, u16) -> bool) -> Result<()> {
+        until("another size of the desktop", PATIENCE, || {
+            let facts = self.shell("xdpyinfo")?;
+            let size = facts
+                .lines()
+                .find_map(|line| line.trim().strip_prefix("dimensions:"))
+                .and_then(|line| line.split_whitespace().next())
+                .context(facts.clone())?;
+            let (width, height) = size.split_once('x').context("two numbers")?;
+            Ok(accept(width.parse()?, height.parse()?).then_some(()))
+        })
     }
 
     /// The user's home.
