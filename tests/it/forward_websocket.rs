@@ -42,6 +42,40 @@ async fn speaker(banner: &'static [u8]) -> SocketAddr {
     address
 }
 
+/// A target that speaks TLS: it says something, and what it hears after that; and the thumbprint of its certificate.
+async fn tls_speaker() -> (SocketAddr, String) {
+    let certified = rcgen::generate_simple_self_signed(["inside.test".to_owned()]).unwrap();
+    let certificate = certified.cert.der().clone();
+    let thumbprint = hex::encode(openssl::sha::sha256(&certificate));
+    let key = PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
+    let tls = ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key.into())
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                // A handshake that the gateway gives up is none.
+                let Ok(mut tls) = acceptor.accept(tcp).await else {
+                    return;
+                };
+                tls.write_all(b"in TLS ").await.unwrap();
+                let mut heard = [0; 5];
+                tls.read_exact(&mut heard).await.unwrap();
+                tls.write_all(&heard).await.unwrap();
+                tls.shutdown().await.unwrap();
+                let _end = tls.read(&mut [0]).await;
+            });
+        }
+    });
+    (target, thumbprint)
+}
+
 fn asked(leg: &str, association: Uuid) -> Request {
     format!("ws://gw.test/jet/fwd/{leg}/{association}")
         .into_client_request()
@@ -432,35 +466,7 @@ async fn sessions_are_inspected_where_an_operator_says_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_gateway_speaks_tls_to_a_target_with_the_certificate_that_is_pinned() {
     let place = Place::start("");
-    let certified = rcgen::generate_simple_self_signed(["inside.test".to_owned()]).unwrap();
-    let certificate = certified.cert.der().clone();
-    let thumbprint = hex::encode(openssl::sha::sha256(&certificate));
-    let key = PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
-    let tls = ServerConfig::builder()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate], key.into())
-        .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(tls));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let target = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        loop {
-            let (tcp, _) = listener.accept().await.unwrap();
-            let acceptor = acceptor.clone();
-            tokio::spawn(async move {
-                // A handshake that the gateway gives up is none.
-                let Ok(mut tls) = acceptor.accept(tcp).await else {
-                    return;
-                };
-                tls.write_all(b"in TLS ").await.unwrap();
-                let mut heard = [0; 5];
-                tls.read_exact(&mut heard).await.unwrap();
-                tls.write_all(&heard).await.unwrap();
-                tls.shutdown().await.unwrap();
-                let _end = tls.read(&mut [0]).await;
-            });
-        }
-    });
+    let (target, thumbprint) = tls_speaker().await;
     let pinned = |pin: &str| {
         let changes = json!({ "jet_ap": "none", "cert_thumb256": pin });
         forward(&place, target, changes)
@@ -489,6 +495,33 @@ async fn the_gateway_speaks_tls_to_a_target_with_the_certificate_that_is_pinned(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_further_destination_is_reached_where_the_first_does_not_answer() {
+    let place = Place::start("");
+    let server = speaker(b"SSH-2.0-server\r\n").await;
+    let alternatives = |protocol: &str, target: SocketAddr| json!({ "jet_ap": protocol, "dst_hst": "127.0.0.1:1", "dst_alt": [format!("tcp://{target}")] });
+    let token = forward(&place, server, alternatives("ssh", server));
+    let mut peer = open(&place.lab, &token).await;
+    assert_eq!(peer.receive(16).await, b"SSH-2.0-server\r\n");
+    peer.send(b"SSH-2.0-client\r\n").await;
+    assert_eq!(peer.receive(16).await, b"SSH-2.0-client\r\n");
+    peer.finish().await;
+    let line = closed(1).await.pop().unwrap();
+    assert_eq!(line["address"], server.to_string(), "{line}");
+    // And with TLS, by which the pinned certificate is shown.
+    let (target, thumbprint) = tls_speaker().await;
+    let mut changes = alternatives("none", target);
+    changes["cert_thumb256"] = json!(thumbprint);
+    let token = forward(&place, target, changes);
+    let opened = open_on(place.lab.connect().await, "tls", &token).await;
+    let mut peer = opened.ok().unwrap();
+    assert_eq!(peer.receive(7).await, b"in TLS ");
+    peer.send(b"plain").await;
+    assert_eq!(peer.rest().await, b"plain");
+    let line = closed(2).await.pop().unwrap();
+    assert_eq!(line["address"], target.to_string(), "{line}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn egress_rules_hold() {
     let place =
         Place::start("[egress]\nallow = [{ cidr = \"127.0.0.0/8\", ports = \"1-1023\" }]\n");
@@ -497,6 +530,14 @@ async fn egress_rules_hold() {
     let peer = open(&place.lab, &token).await;
     assert_eq!(peer.rest().await, b"");
     refused("egress").await;
+    assert_eq!(target.connections(), 0);
+    // And for each further destination.
+    let changes = json!({
+        "jet_ap": null, "dst_hst": "127.0.0.1:1", "dst_alt": [target.address.to_string()],
+    });
+    let peer = open(&place.lab, &forward(&place, target.address, changes)).await;
+    assert_eq!(peer.rest().await, b"");
+    logged_times("Session refused", 2).await;
     assert_eq!(target.connections(), 0);
 }
 

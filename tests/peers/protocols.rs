@@ -71,16 +71,24 @@ fn a_vnc_client_reaches_xvnc_that_the_gateway_dials_by_jetway_connect() -> Resul
 }
 
 #[test]
+fn freerdp2_reaches_an_nla_desktop_by_jetway_connect_with_nothing_of_the_gateway() -> Result<()> {
+    freerdp_reaches_an_nla_desktop_by_jetway_connect(Version::Two, false)
+}
+
+#[test]
 fn freerdp3_reaches_an_nla_desktop_by_jetway_connect_with_nothing_of_the_gateway() -> Result<()> {
-    freerdp3_reaches_an_nla_desktop_by_jetway_connect(false)
+    freerdp_reaches_an_nla_desktop_by_jetway_connect(Version::Three, false)
 }
 
 #[test]
 fn freerdp3_reaches_an_nla_desktop_by_jetway_connect_and_a_token_of_its_own() -> Result<()> {
-    freerdp3_reaches_an_nla_desktop_by_jetway_connect(true)
+    freerdp_reaches_an_nla_desktop_by_jetway_connect(Version::Three, true)
 }
 
-fn freerdp3_reaches_an_nla_desktop_by_jetway_connect(own_token: bool) -> Result<()> {
+fn freerdp_reaches_an_nla_desktop_by_jetway_connect(
+    version: Version,
+    own_token: bool,
+) -> Result<()> {
     workspace::run(|workspace| {
         let target = target::start(workspace, TargetKind::ShadowNla)?;
         let place = target.place();
@@ -91,11 +99,56 @@ fn freerdp3_reaches_an_nla_desktop_by_jetway_connect(own_token: bool) -> Result<
         if own_token {
             arguments.push(format!("/pcb:{token}"));
         }
-        let mut client = FreeRdp::start(workspace, "client", Version::Three, &arguments, place)?;
+        let mut client = FreeRdp::start(workspace, "client", version, &arguments, place)?;
         client.wait_for_desktop(place)?;
         client.type_until_it_arrives(place)?;
         client.end();
         all_went_well(&gateway)
+    })
+}
+
+/// TLS is between the gateway and the server that the token pins, and the client speaks without.
+#[test]
+fn curl_reads_a_page_of_an_https_server_by_jetway_connect_and_target_tls() -> Result<()> {
+    workspace::run(|workspace| {
+        let gateway = Gateway::start(workspace)?;
+        let certified = rcgen::generate_simple_self_signed(vec!["inside.test".to_owned()])?;
+        let certificate = workspace.write("https.pem", certified.cert.pem())?;
+        let key = workspace.write("https.key", certified.signing_key.serialize_pem())?;
+        let port = Port::free()?;
+        let address = format!("127.0.0.1:{}", port.number());
+        let mut server = Process::start(
+            workspace,
+            "https",
+            Command::new("openssl")
+                .args(["s_server", "-www", "-accept", &address, "-cert"])
+                .arg(certificate)
+                .arg("-key")
+                .arg(key),
+        )?;
+        port.wait_for_listener(|| server.expect_alive())?;
+        let read = |pin: &str| -> Result<Output> {
+            let claims = ["--jet-cm", "fwd", "--jet-ap", "none", "--dst-hst", &address];
+            let token = token(&gateway, &[&claims[..], &["--cert-thumb256", pin]].concat())?;
+            let options = ["--target-tls"];
+            let (_connect, local) = connect_listening_with(workspace, &gateway, &token, &options)?;
+            let url = format!("http://127.0.0.1:{}/", local.number());
+            let mut curl = Command::new("curl");
+            curl.args(["--silent", "--noproxy", "*", "--max-time", PATIENCE_S, &url]);
+            curl.output().context("start curl")
+        };
+        let page = read(&hex::encode(openssl::sha::sha256(certified.cert.der())))?;
+        let text = String::from_utf8_lossy(&page.stdout).into_owned();
+        ensure!(page.status.success(), "{page:?}");
+        ensure!(text.contains("Protocol  : TLSv1.3"), "{text}");
+        all_went_well(&gateway)?;
+        // Another server than the one that is pinned is told nothing.
+        let page = read(&"5a".repeat(32))?;
+        ensure!(page.stdout.is_empty(), "{page:?}");
+        let refused = gateway.wait_for(REFUSED, 1)?;
+        let rule = refused[0].field("rule");
+        ensure!(rule.as_deref() == Some("target-certificate"), "{refused:?}");
+        Ok(())
     })
 }
 
@@ -104,6 +157,16 @@ fn connect_listening(
     workspace: &Workspace,
     gateway: &Gateway,
     token: &str,
+) -> Result<(Process, Port)> {
+    connect_listening_with(workspace, gateway, token, &[])
+}
+
+/// The same with further options.
+fn connect_listening_with(
+    workspace: &Workspace,
+    gateway: &Gateway,
+    token: &str,
+    options: &[&str],
 ) -> Result<(Process, Port)> {
     let local = Port::free()?;
     let token = workspace.write("user.jwt", token)?;
@@ -118,7 +181,8 @@ fn connect_listening(
             ])
             .arg("--token-file")
             .arg(&token)
-            .args(["--listen", &format!("127.0.0.1:{}", local.number())]),
+            .args(["--listen", &format!("127.0.0.1:{}", local.number())])
+            .args(options),
     )?;
     local.wait_for_listener(|| connect.expect_alive())?;
     Ok((connect, local))

@@ -361,16 +361,29 @@ fn user_token(machine: &Machine, folder: &Path) -> Result<String> {
 
 /// One session to a desktop that echoes.
 pub(crate) fn session(machine: &Machine, token: &str) -> Result<()> {
-    first_flight(machine, &preconnection::encode_v2(0, token)?, None)
+    let pdu = preconnection::encode_v2(0, token)?;
+    first_flight(machine, GATEWAY, &pdu, None)
 }
 
 /// The same by a ticket, as a routing token.
 pub(crate) fn session_by_ticket(machine: &Machine, ticket: &str) -> Result<()> {
-    first_flight(machine, &[], Some(ticket))
+    first_flight(machine, GATEWAY, &[], Some(ticket))
 }
 
-fn first_flight(machine: &Machine, preconnection: &[u8], ticket: Option<&str>) -> Result<()> {
-    let mut client = machine.connect("127.0.0.1:3389")?;
+/// The same at `address`, with nothing to show.
+pub(crate) fn session_at(machine: &Machine, address: &str) -> Result<()> {
+    first_flight(machine, address, &[], None)
+}
+
+const GATEWAY: &str = "127.0.0.1:3389";
+
+fn first_flight(
+    machine: &Machine,
+    address: &str,
+    preconnection: &[u8],
+    ticket: Option<&str>,
+) -> Result<()> {
+    let mut client = machine.connect(address)?;
     client.write_all(preconnection)?;
     let request = ConnectionRequest {
         routing_token: ticket.map(|ticket| ticket.as_bytes().to_vec().into()),
