@@ -27,6 +27,7 @@ mod refuses;
 mod remmina;
 mod samples;
 mod shares;
+mod shown;
 mod straight;
 mod told;
 mod units;
