@@ -43,11 +43,14 @@ impl Picture {
             Ok(usize::try_from(u32::from_be_bytes(bytes.try_into()?))?)
         };
         let (width, height, stride) = (word(4)?, word(5)?, word(12)?);
-        let pixels = (word(7)?, word(11)?, word(14)?, word(16)?);
+        let pixels = (word(7)?, stride, word(14)?, word(16)?);
         ensure!(
-            pixels == (0, 32, 0xff_0000, 0xff),
-            "xwd: only little-endian pixels of 32 bits are expected of Xvfb, and not {pixels:?} {width}x{height} {stride}"
+            pixels == (0, 4 * width, 0xff_0000, 0xff),
+            "xwd: only little-endian pixels of 32 bits are expected of Xvfb, and not {pixels:?}"
         );
+        // Of what it puts together of windows of several visuals xwd says that a pixel has 24 bits, and gives it 32 all the same.
+        let bits = word(11)?;
+        ensure!([24, 32].contains(&bits), "xwd: {bits} bits a pixel");
         let start = word(0)? + word(19)? * COLOUR_TABLE_ENTRY;
         let lines = dump.get(start..).context("xwd colour table")?;
         ensure!(lines.len() >= stride * height, "xwd: lines are missing");
