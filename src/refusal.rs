@@ -16,6 +16,7 @@ use crate::application_protocol::ApplicationProtocol;
 use crate::carrier::CarrierError;
 use crate::jet::agent::Unmet;
 use crate::jet::rendezvous::Refused;
+use crate::policy::denial::Denial;
 use crate::proxy_protocol::ProxyProtocolError;
 use crate::rdp::connection_request::ConnectionRequestError;
 use crate::rdp::negotiation::FailureCode;
@@ -94,36 +95,12 @@ pub enum Refusal {
     /// The agent does not lead to the target.
     #[error("{0}")]
     Agent(#[from] Unmet),
-    /// `prx_usr` and `prx_pwd` are to be proven, and the client does not offer what they are proven by.
-    #[error(
-        "the client is to prove itself (prx_usr, prx_pwd), and offers no NLA by which it could"
-    )]
-    Unproven,
+    /// The token asks for what cannot be had, or contradicts another one.
+    #[error("{0}")]
+    Policy(#[from] Denial),
     /// Too many wrong passwords were shown with the token.
     #[error("the token was spent by wrong passwords (prx_pwd)")]
     Guessed,
-    /// `jet_rec` asks for what cannot be delivered.
-    #[error("the token demands a recording, which this gateway cannot make")]
-    Recording,
-    /// `jet_rec: stream`: the client would record itself.
-    #[error("the token asks for a recording made by the client, which a gateway cannot vouch for")]
-    ClientRecording,
-    /// `jetflt` asks for what cannot be delivered.
-    #[error("the token demands filtering, which this gateway cannot do")]
-    Filtering,
-    /// `dst_usr`, `dst_pwd`, `prx_usr` or `prx_pwd` ask for what cannot be delivered.
-    #[error(
-        "the token carries credentials, which cannot be injected: the listener has no certificate ([tls]), or the protocol is not RDP"
-    )]
-    Injection,
-    /// `cert_thumb256` asks for what cannot be delivered.
-    #[error(
-        "the token pins the target's certificate, which cannot be judged: the listener has no certificate ([tls]), or the protocol is not RDP"
-    )]
-    Pinning,
-    /// The gateway is to speak TLS to the target, and cannot as the token says.
-    #[error("the gateway's own TLS to the target: {0}")]
-    TargetTls(&'static str),
     /// The token is not for the path at which it was shown.
     #[error("{0}")]
     OtherPath(&'static str),
@@ -135,9 +112,6 @@ pub enum Refusal {
         "RDP is inspected here (session.inspect), and the token announces another protocol: jet_ap must be rdp"
     )]
     Disguised,
-    /// Nobody vouches for the target of a session by rendezvous as far as the session needs it.
-    #[error("rendezvous: {0}")]
-    Unvouched(&'static str),
     /// One address asks for too much.
     #[error("too many tokens from this address")]
     TooMuchWork,
@@ -210,17 +184,10 @@ impl Refusal {
             Self::OtherAddress => "other-address",
             Self::Rendezvous(_) => "rendezvous",
             Self::Agent(_) => "agent",
-            Self::Unproven => "client-proof",
+            Self::Policy(denial) => denial.rule(),
             Self::Guessed => "guessed",
-            Self::Recording => "recording",
-            Self::ClientRecording => "client-recording",
-            Self::Filtering => "filtering",
-            Self::Injection => "injection",
-            Self::Pinning => "pinning",
-            Self::TargetTls(_) => "target-tls",
             Self::OtherPath(_) => "other-path",
             Self::Uninspectable | Self::Disguised => "inspection",
-            Self::Unvouched(_) => "unvouched",
             Self::TooMuchWork => "too-much-work",
             Self::TooManySessions => "too-many-sessions",
             Self::Store(_) => "store",
@@ -257,17 +224,19 @@ impl Refusal {
             | Self::Replayed
             | Self::InUse
             | Self::OtherAddress
-            | Self::Unproven
             | Self::Guessed => Some(FailureCode::HybridRequired),
-            Self::Recording
-            | Self::ClientRecording
-            | Self::Filtering
-            | Self::Injection
-            | Self::Pinning
-            | Self::TargetTls(_)
-            | Self::Uninspectable
-            | Self::Disguised
-            | Self::Unvouched(_) => Some(FailureCode::SslNotAllowed),
+            Self::Policy(denial) => Some(match denial {
+                Denial::Unproven => FailureCode::HybridRequired,
+                Denial::OtherTerms => FailureCode::SslCertNotOnServer,
+                Denial::Recording
+                | Denial::ClientRecording
+                | Denial::Filtering
+                | Denial::Injection
+                | Denial::Pinning
+                | Denial::TargetTls(_)
+                | Denial::Unvouched(_) => FailureCode::SslNotAllowed,
+            }),
+            Self::Uninspectable | Self::Disguised => Some(FailureCode::SslNotAllowed),
             Self::TooMuchWork
             | Self::TooManySessions
             | Self::Store(_)

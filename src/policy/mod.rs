@@ -3,6 +3,7 @@
 //! Nothing else makes a [`Permit`]. A token that demands what cannot be delivered is refused here, before the target
 //! hears of it.
 
+pub mod denial;
 pub mod egress;
 pub mod permit;
 pub mod work;
@@ -10,9 +11,8 @@ pub mod work;
 use std::time::Duration;
 
 use crate::application_protocol::ApplicationProtocol;
-use crate::jet::rendezvous::Refused;
+use crate::policy::denial::Denial;
 use crate::policy::permit::{Inspection, Permit};
-use crate::refusal::Refusal;
 use crate::token::claims::{Claims, ConnectionMode, RecordingPolicy};
 
 /// Time limits that hold for every session, whatever its token says.
@@ -49,14 +49,14 @@ pub struct Means {
 ///
 /// # Errors
 /// The claim that cannot be honoured.
-pub fn decide(claims: &Claims, limits: SessionLimits, means: Means) -> Result<Permit, Refusal> {
+pub fn decide(claims: &Claims, limits: SessionLimits, means: Means) -> Result<Permit, Denial> {
     match claims.jet_rec {
         RecordingPolicy::None => {}
-        RecordingPolicy::Proxy => return Err(Refusal::Recording),
-        RecordingPolicy::Stream => return Err(Refusal::ClientRecording),
+        RecordingPolicy::Proxy => return Err(Denial::Recording),
+        RecordingPolicy::Stream => return Err(Denial::ClientRecording),
     }
     if claims.jet_flt {
-        return Err(Refusal::Filtering);
+        return Err(Denial::Filtering);
     }
     Ok(Permit {
         targets: claims.targets.clone(),
@@ -83,20 +83,20 @@ pub fn decide_with_target_tls(
     claims: &Claims,
     limits: SessionLimits,
     means: Means,
-) -> Result<Permit, Refusal> {
+) -> Result<Permit, Denial> {
     let Some(pin) = claims.cert_thumb256 else {
-        return Err(Refusal::TargetTls(
+        return Err(Denial::TargetTls(
             "the token pins no certificate to verify (cert_thumb256)",
         ));
     };
     if claims.has_credentials() {
-        return Err(Refusal::TargetTls(
+        return Err(Denial::TargetTls(
             "credentials are injected into RDP only, which begins without TLS",
         ));
     }
     let may_be_rdp = matches!(claims.jet_ap, None | Some(ApplicationProtocol::Rdp));
     if may_be_rdp && means.inspecting == Inspecting::Always {
-        return Err(Refusal::TargetTls(
+        return Err(Denial::TargetTls(
             "RDP is inspected here (session.inspect), and begins without TLS",
         ));
     }
@@ -111,12 +111,12 @@ pub fn decide_with_target_tls(
 }
 
 /// What the token wants done inside the session.
-fn inspection(claims: &Claims, means: Means) -> Result<Option<Inspection>, Refusal> {
+fn inspection(claims: &Claims, means: Means) -> Result<Option<Inspection>, Denial> {
     let is_rdp = matches!(claims.jet_ap, None | Some(ApplicationProtocol::Rdp));
     let needed = if claims.has_credentials() {
-        Err(Refusal::Injection)
+        Err(Denial::Injection)
     } else if claims.cert_thumb256.is_some() {
-        Err(Refusal::Pinning)
+        Err(Denial::Pinning)
     } else {
         Ok(())
     };
@@ -137,7 +137,7 @@ fn inspection(claims: &Claims, means: Means) -> Result<Option<Inspection>, Refus
 
 /// Whether it will be known whom the gateway speaks TLS to. Of a target that it dials, the name and the configuration say
 /// enough; one that is met may be anybody who could accept.
-fn vouched(claims: &Claims, verifies_targets: bool) -> Result<(), Refusal> {
+fn vouched(claims: &Claims, verifies_targets: bool) -> Result<(), Denial> {
     if claims.jet_cm == ConnectionMode::Fwd || claims.cert_thumb256.is_some() {
         return Ok(());
     }
@@ -145,10 +145,10 @@ fn vouched(claims: &Claims, verifies_targets: bool) -> Result<(), Refusal> {
         Some(_) if verifies_targets => Ok(()),
         // Asked for by the name of accept-any, as for targets that are dialled.
         _ if !verifies_targets && claims.target_credentials.is_none() => Ok(()),
-        Some(_) => Err(Refusal::Unvouched(
+        Some(_) => Err(Denial::Unvouched(
             "credentials go through an agent only to a target whose certificate is verified, and this gateway accepts any",
         )),
-        None => Err(Refusal::Unvouched(
+        None => Err(Denial::Unvouched(
             "whoever accepts has no name to verify a certificate by: the token needs cert_thumb256, or jet_agent_id",
         )),
     }
@@ -158,9 +158,9 @@ fn vouched(claims: &Claims, verifies_targets: bool) -> Result<(), Refusal> {
 ///
 /// # Errors
 /// Credentials would go to somebody who knows two UUIDs and no more.
-pub fn may_inject(inspection: &Inspection, acceptor_proven: bool) -> Result<(), Refusal> {
+pub fn may_inject(inspection: &Inspection, acceptor_proven: bool) -> Result<(), Denial> {
     if inspection.target_credentials.is_some() && !acceptor_proven {
-        return Err(Refusal::Unvouched(
+        return Err(Denial::Unvouched(
             "credentials are not sent to an acceptor that has shown no token of the association",
         ));
     }
@@ -174,13 +174,13 @@ pub fn may_inject(inspection: &Inspection, acceptor_proven: bool) -> Result<(), 
 ///
 /// # Errors
 /// It is to, and cannot.
-pub fn can_prove(permit: &Permit, offers_nla: bool) -> Result<(), Refusal> {
+pub fn can_prove(permit: &Permit, offers_nla: bool) -> Result<(), Denial> {
     let wanted = permit
         .inspection
         .as_ref()
         .is_some_and(|inspection| inspection.proxy_credentials.is_some());
     if wanted && !offers_nla {
-        return Err(Refusal::Unproven);
+        return Err(Denial::Unproven);
     }
     Ok(())
 }
@@ -190,9 +190,9 @@ pub fn can_prove(permit: &Permit, offers_nla: bool) -> Result<(), Refusal> {
 ///
 /// # Errors
 /// They contradict each other, or the other one has credentials: those are for its own bearer.
-pub fn tighten(claims: &mut Claims, other: &Claims) -> Result<(), Refusal> {
+pub fn tighten(claims: &mut Claims, other: &Claims) -> Result<(), Denial> {
     if other.has_credentials() {
-        return Err(Refusal::Unvouched(
+        return Err(Denial::Unvouched(
             "another token of this association has credentials: they belong into that of the client",
         ));
     }
@@ -216,9 +216,9 @@ fn named(protocol: &Option<ApplicationProtocol>) -> Option<&ApplicationProtocol>
         .filter(|protocol| **protocol != ApplicationProtocol::None)
 }
 
-fn agree<T: PartialEq>(one: Option<T>, other: Option<T>) -> Result<Option<T>, Refusal> {
+fn agree<T: PartialEq>(one: Option<T>, other: Option<T>) -> Result<Option<T>, Denial> {
     match (one, other) {
-        (Some(one), Some(other)) if one != other => Err(Refused::OtherTerms.into()),
+        (Some(one), Some(other)) if one != other => Err(Denial::OtherTerms),
         (one, other) => Ok(one.or(other)),
     }
 }

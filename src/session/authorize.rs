@@ -6,6 +6,7 @@ use crate::application_protocol::ApplicationProtocol;
 use crate::config::TokenConfig;
 use crate::gateway::Gateway;
 use crate::listener::Listener;
+use crate::policy::denial::Denial;
 use crate::policy::permit::Permit;
 use crate::policy::{self, Inspecting, SessionLimits};
 use crate::rdp::connection_request::{PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX};
@@ -94,7 +95,8 @@ pub async fn authorize(
 /// They demand what cannot be delivered.
 pub fn permit(gateway: &Gateway, client: &Client, claims: &Claims) -> Result<Permit, Refusal> {
     let limits = session_limits(gateway);
-    policy::decide(claims, limits, gateway.means_by(&client.listener))
+    let permit = policy::decide(claims, limits, gateway.means_by(&client.listener))?;
+    Ok(permit)
 }
 
 /// The same for a client whose request asks for more than its bytes to be passed on.
@@ -109,10 +111,11 @@ pub fn permit_for(
 ) -> Result<Permit, Refusal> {
     let limits = session_limits(gateway);
     let means = gateway.means_by(listener);
-    match to_target {
+    let permit = match to_target {
         ToTarget::AsIs => policy::decide(claims, limits, means),
         ToTarget::InTls => policy::decide_with_target_tls(claims, limits, means),
-    }
+    };
+    Ok(permit?)
 }
 
 fn session_limits(gateway: &Gateway) -> SessionLimits {
@@ -151,15 +154,16 @@ pub fn check_opening(
         Opening::DirectTls => false,
         Opening::Unread | Opening::Other => {
             return Err(if claims.has_credentials() {
-                Refusal::Injection
+                Denial::Injection.into()
             } else if claims.wants_inside() {
-                Refusal::Pinning
+                Denial::Pinning.into()
             } else {
                 Refusal::Uninspectable
             });
         }
     };
-    policy::can_prove(permit, offers_nla)
+    policy::can_prove(permit, offers_nla)?;
+    Ok(())
 }
 
 /// How long after its last session a token may open another one.

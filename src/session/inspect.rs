@@ -12,6 +12,7 @@ use crate::clock;
 use crate::gateway::Gateway;
 use crate::log_limit::RecordLimiter;
 use crate::policy;
+use crate::policy::denial::Denial;
 use crate::policy::permit::{Inspection, Permit};
 use crate::rdp::budget::Budget;
 use crate::rdp::client_info::Logon;
@@ -73,8 +74,10 @@ pub async fn inspect(
         // The legs are secured by what RDP says first, and nothing else passes.
         protocol: _,
     } = connected;
-    if let Err(refusal) = policy::may_inject(inspection, reached.is_proven()) {
-        return Err(client.refused(refusal, opening).with_session(&session));
+    if let Err(denial) = policy::may_inject(inspection, reached.is_proven()) {
+        return Err(client
+            .refused(denial.into(), opening)
+            .with_session(&session));
     }
     let Reached {
         stream: target,
@@ -93,7 +96,7 @@ pub async fn inspect(
     let direct = matches!(opening, secure::Opening::DirectTls);
     let Some(server_tls) = client.listener.tls() else {
         return Err(client
-            .refused(Refusal::Injection, Opening::Other)
+            .refused(Denial::Injection.into(), Opening::Other)
             .with_session(&session));
     };
     let redirected = gateway.returning.of(&session.token.id);
