@@ -204,7 +204,6 @@ pub mod preamble;
 pub mod proxy_protocol;
 pub mod rdp;
 pub mod rdp_file;
-pub mod refusal;
 pub mod shares;
 pub mod stage;
 pub mod target_name;
@@ -247,6 +246,8 @@ pub mod peer;
 pub mod private_file;
 #[cfg(feature = "shell")]
 pub mod read_ahead;
+#[cfg(feature = "shell")]
+pub mod refusal;
 #[cfg(feature = "shell")]
 pub mod relay;
 #[cfg(feature = "shell")]

@@ -21,6 +21,7 @@ use crate::proxy_protocol::ProxyProtocolError;
 use crate::rdp::connection_request::ConnectionRequestError;
 use crate::rdp::negotiation::FailureCode;
 use crate::rdp::preconnection::PreconnectionError;
+use crate::store::usage::UsageError;
 use crate::token::{About, Rejected, Token};
 
 /// Why a connection was turned away.
@@ -80,15 +81,9 @@ pub enum Refusal {
     /// A revocation rule matches the token.
     #[error("the token was revoked by its {0}")]
     Revoked(String),
-    /// The token opened its session already.
-    #[error("the token was used already")]
-    Replayed,
-    /// The token has a live session.
-    #[error("the token has a live session")]
-    InUse,
-    /// The token was used from another address.
-    #[error("the token was used already, from another address")]
-    OtherAddress,
+    /// The token cannot be used, or not now.
+    #[error("{0}")]
+    Usage(#[from] UsageError),
     /// The peer cannot be met.
     #[error("rendezvous: {0}")]
     Rendezvous(#[from] Refused),
@@ -98,9 +93,6 @@ pub enum Refusal {
     /// The token asks for what cannot be had, or contradicts another one.
     #[error("{0}")]
     Policy(#[from] Denial),
-    /// Too many wrong passwords were shown with the token.
-    #[error("the token was spent by wrong passwords (prx_pwd)")]
-    Guessed,
     /// The token is not for the path at which it was shown.
     #[error("{0}")]
     OtherPath(&'static str),
@@ -118,7 +110,7 @@ pub enum Refusal {
     /// One address, or one token, has too many sessions.
     #[error("too many sessions from this address, or of this token")]
     TooManySessions,
-    /// The store cannot say whether the token was used: refused rather than risked.
+    /// The store cannot keep what it must.
     #[error("the store failed: {0}")]
     Store(String),
     /// An operator ended the session.
@@ -179,13 +171,10 @@ impl Refusal {
             Self::Ticket => "ticket",
             Self::Token(rejected) => rejected.error.rule(),
             Self::Revoked(_) => "revoked",
-            Self::Replayed => "replayed",
-            Self::InUse => "in-use",
-            Self::OtherAddress => "other-address",
+            Self::Usage(error) => error.rule(),
             Self::Rendezvous(_) => "rendezvous",
             Self::Agent(_) => "agent",
             Self::Policy(denial) => denial.rule(),
-            Self::Guessed => "guessed",
             Self::OtherPath(_) => "other-path",
             Self::Uninspectable | Self::Disguised => "inspection",
             Self::TooMuchWork => "too-much-work",
@@ -220,11 +209,14 @@ impl Refusal {
             | Self::Carrier(_)
             | Self::Ticket
             | Self::Token(_)
-            | Self::Revoked(_)
-            | Self::Replayed
-            | Self::InUse
-            | Self::OtherAddress
-            | Self::Guessed => Some(FailureCode::HybridRequired),
+            | Self::Revoked(_) => Some(FailureCode::HybridRequired),
+            Self::Usage(error) => Some(match error {
+                UsageError::Replayed
+                | UsageError::InUse
+                | UsageError::OtherAddress
+                | UsageError::Guessed => FailureCode::HybridRequired,
+                UsageError::Store(_) => FailureCode::SslCertNotOnServer,
+            }),
             Self::Policy(denial) => Some(match denial {
                 Denial::Unproven => FailureCode::HybridRequired,
                 Denial::OtherTerms => FailureCode::SslCertNotOnServer,

@@ -139,8 +139,8 @@ pub async fn inspect(
             return Err(refused(unsecured(&error), answer, admission));
         }
     };
-    if let Err(refusal) = reservation.commit().await {
-        return Err(refused(refusal, None, admission));
+    if let Err(error) = reservation.commit().await {
+        return Err(refused(error.into(), None, admission));
     }
     note(&session, gateway, &secured);
     admission.proven();

@@ -254,7 +254,10 @@ async fn exchange(
             .map_err(|error| Failure::before_answer(error.into()))?;
         let answer = ask(client, &request, &session.traffic, protocol, target).await;
         let answer = answer.map_err(Failure::before_answer)?;
-        reservation.commit().await.map_err(Failure::before_answer)?;
+        reservation
+            .commit()
+            .await
+            .map_err(|error| Failure::before_answer(error.into()))?;
         write(client.stream.io_mut(), &answer)
             .await
             .map_err(|error| Failure::after_answer(Refusal::Io(error)))?;
@@ -267,7 +270,10 @@ async fn exchange(
             let negotiated = negotiate_tls(client, &session.traffic, protocol, target).await;
             negotiated.map_err(Failure::before_answer)?;
         }
-        reservation.commit().await.map_err(Failure::before_answer)?;
+        reservation
+            .commit()
+            .await
+            .map_err(|error| Failure::before_answer(error.into()))?;
         if let Some(announced) = announced {
             first_words(client, target, announced, &session.traffic).await?;
         }

@@ -30,7 +30,6 @@ use crate::base::session_id::SessionId;
 use crate::clock;
 use crate::limits;
 use crate::listener::reached::Reached;
-use crate::refusal::Refusal;
 use crate::shares::{Owner, Shares};
 use crate::store::disk::{Disk, DiskError, Record, Records};
 use crate::time::UnixTime;
@@ -65,6 +64,40 @@ enum State {
 struct Guesses {
     count: u32,
     keep_until: UnixTime,
+}
+
+/// Why a token cannot be used now.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UsageError {
+    /// The token opened its session already.
+    #[error("the token was used already")]
+    Replayed,
+    /// The token has a live session.
+    #[error("the token has a live session")]
+    InUse,
+    /// The token was used from another address.
+    #[error("the token was used already, from another address")]
+    OtherAddress,
+    /// Too many wrong passwords were shown with the token.
+    #[error("the token was spent by wrong passwords (prx_pwd)")]
+    Guessed,
+    /// The store cannot say whether the token was used: refused rather than risked.
+    #[error("the store failed: {0}")]
+    Store(String),
+}
+
+impl UsageError {
+    /// The name of the rule, for the log: stable, one word, safe to count by.
+    #[must_use]
+    pub fn rule(&self) -> &'static str {
+        match self {
+            Self::Replayed => "replayed",
+            Self::InUse => "in-use",
+            Self::OtherAddress => "other-address",
+            Self::Guessed => "guessed",
+            Self::Store(_) => "store",
+        }
+    }
 }
 
 /// What follows from a wrong password.
@@ -144,24 +177,24 @@ impl Spent {
 
 impl Table {
     /// Takes the token for a session. Returns what was known before, for [`Table::give_back`].
-    fn reserve(&mut self, claim: &Claim, now: UnixTime) -> Result<Option<Usage>, Refusal> {
+    fn reserve(&mut self, claim: &Claim, now: UnixTime) -> Result<Option<Usage>, UsageError> {
         if self.spent.contains_key(&claim.token) {
-            return Err(Refusal::Guessed);
+            return Err(UsageError::Guessed);
         }
         let previous = self.tokens.get(&claim.token).cloned();
         if let Some(usage) = &previous {
             match usage.state {
-                State::Live(_) => return Err(Refusal::InUse),
+                State::Live(_) => return Err(UsageError::InUse),
                 State::Ended(_) if AddressGroup::from(usage.client) != claim.client.into() => {
-                    return Err(Refusal::OtherAddress);
+                    return Err(UsageError::OtherAddress);
                 }
                 State::Ended(at) if now.since(at) >= claim.reconnect_window_s => {
-                    return Err(Refusal::Replayed);
+                    return Err(UsageError::Replayed);
                 }
                 State::Ended(_) => {}
             }
         } else if claim.keep_until <= self.forgotten_until {
-            return Err(Refusal::Store(
+            return Err(UsageError::Store(
                 "the clock was set back, and whether this token was used is not known any more"
                     .to_owned(),
             ));
@@ -178,12 +211,12 @@ impl Table {
         Ok(previous)
     }
 
-    fn make_room(&mut self, client: IpAddr, now: UnixTime) -> Result<(), Refusal> {
+    fn make_room(&mut self, client: IpAddr, now: UnixTime) -> Result<(), UsageError> {
         let owner = Owner::new(None, Some(client));
         if self.remembered() >= REMEMBERED_TOKENS || self.shares.check(&owner).is_err() {
             self.forget_expired(now);
         }
-        let too_many = |whose| Refusal::Store(format!("too many tokens remembered{whose}"));
+        let too_many = |whose| UsageError::Store(format!("too many tokens remembered{whose}"));
         if self.remembered() >= REMEMBERED_TOKENS {
             return Err(too_many(String::new()));
         }
@@ -337,7 +370,7 @@ impl Usages {
     ///
     /// # Cancel safety
     /// Dropping the future takes nothing.
-    pub async fn reserve(self: &Arc<Self>, claim: Claim) -> Result<Reservation, Refusal> {
+    pub async fn reserve(self: &Arc<Self>, claim: Claim) -> Result<Reservation, UsageError> {
         let deadline = tokio::time::sleep(HANDOVER);
         tokio::pin!(deadline);
         loop {
@@ -346,7 +379,7 @@ impl Usages {
             // Listening starts before the question, so that no end is missed between the two.
             ended.as_mut().enable();
             match self.try_reserve(claim.clone()) {
-                Err(Refusal::InUse) if claim.reconnect_window_s > 0 => {}
+                Err(UsageError::InUse) if claim.reconnect_window_s > 0 => {}
                 result => return result,
             }
             tokio::select! {
@@ -356,10 +389,10 @@ impl Usages {
         }
     }
 
-    fn try_reserve(self: &Arc<Self>, claim: Claim) -> Result<Reservation, Refusal> {
+    fn try_reserve(self: &Arc<Self>, claim: Claim) -> Result<Reservation, UsageError> {
         let reserved = self.lock().reserve(&claim, clock::unix_now());
         let previous = reserved.inspect_err(|refusal| {
-            if matches!(refusal, Refusal::Store(_)) {
+            if matches!(refusal, UsageError::Store(_)) {
                 self.reached.by(refusal);
             }
         })?;
@@ -427,13 +460,13 @@ impl Reservation {
     ///
     /// # Errors
     /// The disk failed: the session must not start.
-    pub async fn commit(&mut self) -> Result<(), Refusal> {
+    pub async fn commit(&mut self) -> Result<(), UsageError> {
         let record = self.record(None, self.lasted_s());
         self.usages
             .disk
             .put(self.claim.token.clone(), record)
             .await
-            .map_err(|error| Refusal::Store(error.to_string()))?;
+            .map_err(|error| UsageError::Store(error.to_string()))?;
         self.opened_at = Some(clock::now());
         Ok(())
     }
@@ -540,11 +573,11 @@ mod tests {
         table.reserve(&claim(HERE, 60), UnixTime(1)).unwrap();
         assert!(matches!(
             table.reserve(&claim(HERE, 60), UnixTime(2)),
-            Err(Refusal::InUse)
+            Err(UsageError::InUse)
         ));
         assert!(matches!(
             table.reserve(&claim(ELSEWHERE, 60), UnixTime(2)),
-            Err(Refusal::InUse)
+            Err(UsageError::InUse)
         ));
     }
 
@@ -570,7 +603,7 @@ mod tests {
         table.end(&TokenId::new("t1"), UnixTime(5), 0);
         for now in [5, 6, 100] {
             let again = table.reserve(&claim(HERE, 0), UnixTime(now));
-            assert!(matches!(again, Err(Refusal::Replayed)), "{now}");
+            assert!(matches!(again, Err(UsageError::Replayed)), "{now}");
         }
     }
 
@@ -580,11 +613,11 @@ mod tests {
         table.reserve(&claim(HERE, 30), UnixTime(1)).unwrap();
         table.end(&TokenId::new("t1"), UnixTime(100), 0);
         let other = table.reserve(&claim(ELSEWHERE, 30), UnixTime(101));
-        assert!(matches!(other, Err(Refusal::OtherAddress)));
+        assert!(matches!(other, Err(UsageError::OtherAddress)));
         table.reserve(&claim(HERE, 30), UnixTime(129)).unwrap();
         table.end(&TokenId::new("t1"), UnixTime(200), 0);
         let late = table.reserve(&claim(HERE, 30), UnixTime(230));
-        assert!(matches!(late, Err(Refusal::Replayed)));
+        assert!(matches!(late, Err(UsageError::Replayed)));
     }
 
     #[test]
@@ -600,7 +633,7 @@ mod tests {
         table.give_back(&token, previous);
         let late = table.reserve(&claim(HERE, 30), UnixTime(40));
         assert!(
-            matches!(late, Err(Refusal::Replayed)),
+            matches!(late, Err(UsageError::Replayed)),
             "the window counts from the session's end"
         );
     }
@@ -626,7 +659,7 @@ mod tests {
             let client = if attempt % 2 == 0 { HERE } else { ELSEWHERE };
             let previous = table.reserve(&claim(client, 0), now).unwrap();
             let parallel = table.reserve(&claim(HERE, 0), now);
-            assert!(matches!(parallel, Err(Refusal::InUse)));
+            assert!(matches!(parallel, Err(UsageError::InUse)));
             let guess = table.wrong_guess(&claim(client, 0), now);
             assert_eq!(guess.is_last, attempt == limits::PASSWORD_GUESSES);
             delays.push(guess.delay);
@@ -643,7 +676,7 @@ mod tests {
         );
         for client in [HERE, ELSEWHERE] {
             let again = table.reserve(&claim(client, 60), now);
-            assert!(matches!(again, Err(Refusal::Guessed)));
+            assert!(matches!(again, Err(UsageError::Guessed)));
         }
         table.forget_expired(UnixTime(1001));
         assert!(table.spent.is_empty() && table.guesses.is_empty());
@@ -730,7 +763,7 @@ mod tests {
             let (disk, contents) = Disk::open(&copy, now).unwrap();
             let usages = Arc::new(Usages::new(Arc::new(disk), contents.usage, now));
             let again = usages.reserve(claim.clone()).await;
-            assert_eq!(matches!(again, Err(Refusal::Replayed)), spend);
+            assert_eq!(matches!(again, Err(UsageError::Replayed)), spend);
             std::fs::remove_file(&path).unwrap();
         }
     }
@@ -756,7 +789,7 @@ mod tests {
             let (disk, contents) = Disk::open(&path, when).unwrap();
             let usages = Arc::new(Usages::new(Arc::new(disk), contents.usage, when));
             let again = usages.reserve(claim()).await;
-            assert_eq!(matches!(again, Err(Refusal::Guessed)), spent);
+            assert_eq!(matches!(again, Err(UsageError::Guessed)), spent);
         }
     }
 
@@ -770,7 +803,7 @@ mod tests {
         table.forget_expired(UnixTime(1_000_000));
         assert!(table.tokens.is_empty());
         let again = table.reserve(&used, UnixTime(10));
-        assert!(matches!(again, Err(Refusal::Store(_))), "{again:?}");
+        assert!(matches!(again, Err(UsageError::Store(_))), "{again:?}");
         // One that ends later cannot be among the forgotten, however far ahead the clock was.
         let later = Claim {
             token: TokenId::new("t2"),
@@ -781,7 +814,7 @@ mod tests {
         // Nor is any of those that are still known held for one of them.
         table.end(&later.token, UnixTime(11), 0);
         let again = table.reserve(&later, UnixTime(12));
-        assert!(matches!(again, Err(Refusal::Replayed)), "{again:?}");
+        assert!(matches!(again, Err(UsageError::Replayed)), "{again:?}");
     }
 
     #[tokio::test]
@@ -857,7 +890,7 @@ mod tests {
         let usages = Arc::new(Usages::new(Arc::new(disk), contents.usage, now));
         assert!(matches!(
             usages.reserve(claim(0)).await,
-            Err(Refusal::Replayed)
+            Err(UsageError::Replayed)
         ));
         let _reservation = usages.reserve(claim(60)).await.unwrap();
     }

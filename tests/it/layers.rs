@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// What the core is made of, below `src/`.
-const CORE: [&str; 20] = [
+const CORE: [&str; 19] = [
     "address.rs",
     "application_protocol.rs",
     "base",
@@ -17,7 +17,6 @@ const CORE: [&str; 20] = [
     "proxy_protocol.rs",
     "rdp",
     "rdp_file.rs",
-    "refusal.rs",
     "shares.rs",
     "stage",
     "target_name.rs",
