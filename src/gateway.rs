@@ -19,11 +19,11 @@ use crate::config::{
     self, Arrival, Config, ConfigError, ConfigErrors, JetPeers, KerberosConfig, KeyFileConfig,
     Reading, TlsConfig, VerifyTarget,
 };
+use crate::io::reached::Reached;
 use crate::jet::candidate::{CandidateType, CandidateUrl, TRANSPORTS};
 use crate::jet::rendezvous::RendezvousLimits;
 use crate::keyring::{KeyFile, Keyring, ReloadOutcome};
 use crate::listener::admission::Door;
-use crate::listener::reached::Reached;
 use crate::listener::{self, Listener};
 use crate::meeting::MeetingPlace;
 use crate::policy::work::WorkLimiter;

@@ -61,7 +61,7 @@
 //!    target ([`store::usage`]). Revocation ends live sessions, too, and what an operator or a limit has ended is not opened again.
 //! 4. **Bounded.** Whatever an unproven peer can make us hold or wait for is named in [`limits`] or in the
 //!    configuration. What a proven peer can fill has a share for each token, each address and each API key ([`shares`]), and a limit that
-//!    is reached is said once a minute with who has reached it ([`listener::reached`]). A place among the connections is held as
+//!    is reached is said once a minute with who has reached it ([`io::reached`]). A place among the connections is held as
 //!    long as the socket is ([`api::held`]); when those that have proved nothing are too many, the oldest of the
 //!    address that has the most makes room ([`listener::admission`]). What both sides of an inspected session can make us
 //!    remember has one budget ([`rdp::budget`]), however many channels and tables they use. Log lines have budgets by address and
@@ -230,6 +230,8 @@ pub mod file_stamp;
 pub mod frames;
 #[cfg(feature = "shell")]
 pub mod gateway;
+#[cfg(feature = "shell")]
+pub mod io;
 #[cfg(feature = "shell")]
 pub mod keyring;
 #[cfg(feature = "shell")]

@@ -14,13 +14,13 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::clock;
+use crate::io::reached::Reached;
 use crate::jet::candidate::Transport;
 use crate::jet::rendezvous::{
     self, Access, AssociationView, CandidateView, Now, PeerId, Proof, Refused, Rendezvous,
     RendezvousLimits, Terms,
 };
 use crate::limits;
-use crate::listener::reached::Reached;
 use crate::session::identify::Client;
 use crate::session::registry::Session;
 use crate::session::rendezvous::Shown;

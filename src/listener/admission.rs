@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::address::AddressGroup;
-use crate::listener::reached::Reached;
+use crate::io::reached::Reached;
 use crate::shares::{Crowded, Owner, Shares};
 
 /// Counts connections.

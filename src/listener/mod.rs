@@ -1,7 +1,6 @@
 //! Ports: accept, limits, spawn. Nothing here waits for a client.
 
 pub mod admission;
-pub mod reached;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};

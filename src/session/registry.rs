@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::base::session_id::SessionId;
 use crate::clock;
+use crate::io::reached::Reached;
 use crate::limits;
-use crate::listener::reached::Reached;
 use crate::refusal::Refusal;
 use crate::relay::Traffic;
 use crate::session::secure::Legs;

@@ -15,6 +15,7 @@ use tracing::warn;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
+use crate::io::reached::Reached;
 use crate::jet::agent::{
     ACCEPT_TYPE, Acceptance, Decline, Dial, Enrolment, EnrolmentDigest, FromGateway, LOGON_TYPE,
     Logon, NotAnEnrolment, RANDOM_BYTES, Unmet,
@@ -23,7 +24,6 @@ use crate::jet::candidate::CandidateUrl;
 use crate::jet::exchange::JetPath;
 use crate::jet::message::{Answer, Candidate, Complete, Offer};
 use crate::limits;
-use crate::listener::reached::Reached;
 use crate::shares::{Crowded, Owner, Shares};
 use crate::store::disk::{Disk, DiskError};
 use crate::time::UnixTime;

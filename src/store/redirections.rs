@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
 use crate::clock;
+use crate::io::reached::Reached;
 use crate::limits;
-use crate::listener::reached::Reached;
 use crate::rdp::redirection::{Redirection, Redirections};
 use crate::shares::{Owner, Shares};
 use crate::token::TokenId;

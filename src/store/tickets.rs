@@ -18,8 +18,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use zeroize::Zeroizing;
 
 use crate::address::AddressGroup;
+use crate::io::reached::Reached;
 use crate::limits;
-use crate::listener::reached::Reached;
 use crate::shares::{Crowded, Owner, Shares};
 use crate::store::disk::{Disk, TicketRecord};
 use crate::ticket::{RANDOM_BYTES, SealError, Ticket, TicketDigest};

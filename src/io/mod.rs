@@ -1,0 +1,3 @@
+//! What the shell gets from the system, and how it tells an administrator.
+
+pub mod reached;
