@@ -116,7 +116,7 @@
 //! - **An association leads to one target**: an agent that has accepted for one offer is not met as the target of another
 //!   ([`store::agents`]).
 //! - **What `jetway config check` finds good, `jetway serve` starts with**: both read, and try what will be written and listened on,
-//!   by the same code and as the user who runs them ([`gateway::Prepared`]). Nothing but the store's lock and the ports is left to
+//!   by the same code and as the user who runs them ([`gateway::build::Prepared`]). Nothing but the store's lock and the ports is left to
 //!   the start. A configuration with errors is looked at without the values at fault, so that all are told at once
 //!   ([`config::Reading`]).
 //! - **An agent that its gateway will never have as it is ends**, with the reason; one whose gateway is gone comes back

@@ -26,7 +26,7 @@ use tracing::{debug, info, warn};
 use crate::api::held::Connection;
 use crate::base::session_id::SessionId;
 use crate::clock;
-use crate::gateway::Gateway;
+use crate::gateway::state::Gateway;
 use crate::jet::agent::{FromAgent, FromGateway, NOT_KNOWN, RANDOM_BYTES, REPLACED, REVOKED};
 use crate::limits;
 use crate::store::agents::{Connected, Ended, NoSeat, Ways};

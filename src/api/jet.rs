@@ -34,7 +34,7 @@ use crate::api::problem::Problem;
 use crate::base::session_id::SessionId;
 use crate::clock;
 use crate::frames::Role;
-use crate::gateway::Gateway;
+use crate::gateway::state::Gateway;
 use crate::jet::exchange::JetPath;
 use crate::limits;
 use crate::refusal::Refusal;

@@ -31,7 +31,7 @@ use tracing::{debug, warn};
 use crate::api::held::{Connection, Held};
 use crate::api::problem::Problem;
 use crate::base::session_id::SessionId;
-use crate::gateway::Gateway;
+use crate::gateway::state::Gateway;
 use crate::jet::candidate::CandidateUrl;
 use crate::jet::exchange;
 use crate::limits;

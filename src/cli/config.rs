@@ -6,7 +6,7 @@ use anyhow::Context;
 
 use crate::cli::print_line;
 use crate::config::{Config, Flags, Inspect, ListenerConfig, LogConfig, LogFormat};
-use crate::gateway::Prepared;
+use crate::gateway::build::Prepared;
 use crate::log;
 
 /// Arguments of `jetway config`.

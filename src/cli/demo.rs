@@ -10,7 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{Config, Flags, LogConfig};
 use crate::demo::show::{Clients, Show, Started};
-use crate::gateway::Running;
+use crate::gateway::run::Running;
 use crate::log;
 
 /// Arguments of `jetway demo`.

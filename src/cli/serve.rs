@@ -7,7 +7,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
 use crate::config::{Config, Flags};
-use crate::gateway::{Prepared, Running};
+use crate::gateway::build::Prepared;
+use crate::gateway::run::Running;
 use crate::log;
 
 /// Arguments of `jetway serve`.

@@ -16,7 +16,7 @@ use tracing::{Instrument, debug, info_span, warn};
 use crate::base::session_id::SessionId;
 use crate::clock;
 use crate::config::{Arrival, Inspect, ListenerConfig};
-use crate::gateway::Gateway;
+use crate::gateway::state::Gateway;
 use crate::limits;
 use crate::listener::admission::Admission;
 use crate::policy::Inspecting;

@@ -11,7 +11,7 @@ use tokio::time::sleep_until;
 use uuid::Uuid;
 
 use crate::clock;
-use crate::gateway::Gateway;
+use crate::gateway::state::Gateway;
 use crate::jet::agent::{Decline, Dial, Unmet};
 use crate::jet::candidate::Transport;
 use crate::jet::message::{Offer, Version};

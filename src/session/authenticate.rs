@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 use crate::application_protocol::{self, ApplicationProtocol, FirstBytes};
 use crate::carrier::{self, Credential};
 use crate::clock;
-use crate::gateway::Gateway;
+use crate::gateway::state::Gateway;
 use crate::refusal::Refusal;
 use crate::session::identify::{Before, Client, Expected, Opening, RdpClient};
 use crate::session::refuse::Refused;

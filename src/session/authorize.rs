@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::application_protocol::ApplicationProtocol;
 use crate::config::TokenConfig;
-use crate::gateway::Gateway;
+use crate::gateway::state::Gateway;
 use crate::listener::Listener;
 use crate::policy::denial::Denial;
 use crate::policy::permit::Permit;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::application_protocol::ApplicationProtocol;
 use crate::clock;
-use crate::gateway::Gateway;
+use crate::gateway::state::Gateway;
 use crate::policy::permit::Permit;
 use crate::refusal::Refusal;
 use crate::session::agent;

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::base::session_id::SessionId;
-use crate::gateway::Gateway;
+use crate::gateway::state::Gateway;
 use crate::listener::Listener;
 use crate::refusal::Refusal;
 use crate::session::authenticate::{self, ShownBefore, ToTarget};

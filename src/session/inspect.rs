@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use crate::base::session_id::SessionId;
 use crate::clock;
-use crate::gateway::Gateway;
+use crate::gateway::state::Gateway;
 use crate::log_limit::RecordLimiter;
 use crate::policy;
 use crate::policy::denial::Denial;

@@ -33,7 +33,7 @@ use tracing::{debug, info};
 
 use crate::api;
 use crate::clock;
-use crate::gateway::Gateway;
+use crate::gateway::state::Gateway;
 use crate::listener::admission::Admission;
 use crate::refusal::Refusal;
 use crate::relay::{RelayEnd, Side};

@@ -20,7 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout_at;
 
 use crate::application_protocol::{self, ApplicationProtocol, FirstBytes};
-use crate::gateway::Gateway;
+use crate::gateway::state::Gateway;
 use crate::limits;
 use crate::policy::Inspecting;
 use crate::policy::permit::Permit;

@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use crate::base::session_id::SessionId;
 use crate::clock;
-use crate::gateway::Gateway;
+use crate::gateway::state::Gateway;
 use crate::limits;
 use crate::listener::admission::Admission;
 use crate::preamble::{Preamble, Recognition, recognise_behind};

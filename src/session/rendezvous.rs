@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use crate::base::session_id::SessionId;
 use crate::clock;
-use crate::gateway::Gateway;
+use crate::gateway::state::Gateway;
 use crate::jet::agent::{ACCEPT_TYPE, Acceptance, Unmet};
 use crate::jet::exchange::{JetPath, Operation, Request, Response, Status};
 use crate::jet::message::Version;

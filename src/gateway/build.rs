@@ -1,395 +1,49 @@
-//! What all connections of a process share, and the process's own life: start, upkeep, drain, stop.
+//! From a configuration to a gateway: every file that it names is read and found good before anything listens.
 
 use std::fs;
 use std::io::{self, Read};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
 use tokio_rustls::rustls::RootCertStore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info, warn};
+use tracing::warn;
 use zeroize::Zeroizing;
 
 use crate::clock;
 use crate::config::{
-    self, Arrival, Config, ConfigError, ConfigErrors, JetPeers, KerberosConfig, KeyFileConfig,
-    Reading, TlsConfig, VerifyTarget,
+    self, Config, ConfigError, ConfigErrors, JetPeers, KerberosConfig, KeyFileConfig, Reading,
+    TlsConfig, VerifyTarget,
 };
+use crate::gateway::state::Gateway;
 use crate::io::reached::Reached;
-use crate::jet::candidate::{CandidateType, CandidateUrl, TRANSPORTS};
 use crate::jet::rendezvous::RendezvousLimits;
-use crate::keyring::{KeyFile, Keyring, ReloadOutcome};
+use crate::keyring::{KeyFile, Keyring};
 use crate::listener::admission::Door;
 use crate::listener::{self, Listener};
 use crate::meeting::MeetingPlace;
 use crate::policy::work::WorkLimiter;
-use crate::policy::{Inspecting, Means};
 use crate::private_file;
 use crate::rdp::credssp::keytab::{self, Keytab};
 use crate::rdp::credssp::server::Kerberos as ClientKerberos;
-use crate::refusal::Refusal;
 use crate::session::kdc::{KdcLookup, KdcSource};
-use crate::session::registry::{EndCause, Registry};
+use crate::session::registry::Registry;
 use crate::session::secure::{Kerberos, SecureConfig};
 use crate::store::agents::Agents;
 use crate::store::cookies::KnownCookies;
 use crate::store::disk::{self, Disk};
-use crate::store::redirections::Returning;
 use crate::store::refusals::Refusals;
 use crate::store::revoked::Revoked;
 use crate::store::tickets::Tickets;
 use crate::store::usage::Usages;
 use crate::target_certificate::{FilePins, TargetCertificate};
 use crate::tls::{self, ServerTls};
-use crate::token::{Protection, Token, UnsignedJwe};
+use crate::token::UnsignedJwe;
 use crate::upstream;
-
-/// How often files are looked at for changes.
-const UPKEEP: Duration = Duration::from_secs(1);
-
-/// How often what has expired is dropped, in upkeeps.
-const FORGET_EVERY: u32 = 60;
-
-/// After live sessions were told to end: how long they are waited for.
-const END_GRACE: Duration = Duration::from_secs(2);
-
-/// What all connections share.
-#[derive(Debug)]
-pub struct Gateway {
-    /// As loaded; a changed file needs a restart.
-    pub config: Config,
-    /// The keys in force.
-    pub keyring: Keyring,
-    /// The revocations in force.
-    pub revoked: Revoked,
-    /// Agents.
-    pub agents: Arc<Agents>,
-    /// Tickets.
-    pub tickets: Tickets,
-    /// Which tokens were used.
-    pub usages: Arc<Usages>,
-    /// What refused clients were told.
-    pub refusals: Refusals,
-    /// The live sessions.
-    pub registry: Arc<Registry>,
-    /// Auto-reconnect cookies of targets.
-    pub cookies: Arc<KnownCookies>,
-    /// How many connections there may be.
-    pub door: Door,
-    /// Fires when no more connections are taken.
-    pub stopping: CancellationToken,
-    /// Every connection's task.
-    pub connections: TaskTracker,
-    /// The tasks that accept and look after files.
-    chores: TaskTracker,
-    /// How inspected sessions meet their targets.
-    pub secure: SecureConfig,
-    /// Where targets have sent clients that come back.
-    pub returning: Arc<Returning>,
-    /// Where the peers of rendezvous wait for each other.
-    pub meetings: Arc<MeetingPlace>,
-    /// The ports.
-    pub listeners: Vec<Arc<Listener>>,
-    work: Mutex<WorkLimiter>,
-    work_reached: Reached,
-    tls: Vec<Arc<ServerTls>>,
-}
-
-/// A gateway that listens.
-#[derive(Debug)]
-pub struct Running {
-    gateway: Arc<Gateway>,
-    addresses: Vec<SocketAddr>,
-}
-
-impl Gateway {
-    /// Verifies a token that `client` has shown, after booking the work that takes.
-    ///
-    /// # Errors
-    /// The address has shown too many tokens, or this one does not hold.
-    pub fn verify_token(&self, text: &str, client: IpAddr) -> Result<Token, Refusal> {
-        let verifier = self.keyring.verifier();
-        let cost = verifier.cost_us(text);
-        self.book(client, cost)?;
-        let token = verifier.judge(text, clock::unix_now())?;
-        if token.protection == Protection::None {
-            // Anybody can make it, so it is no `token` that speaks for its bearer.
-            warn!(unsigned = %token.id, peer = %client, "Accepted an unsigned token (development.accept_unsigned_tokens)");
-        }
-        Ok(token)
-    }
-
-    /// With what a session through any of the listeners could be inspected.
-    #[must_use]
-    pub fn means(&self) -> Means {
-        self.means_of(if self.tls.is_empty() {
-            Inspecting::Unavailable
-        } else {
-            Inspecting::WhenNeeded
-        })
-    }
-
-    /// With what a session through one listener can be inspected.
-    #[must_use]
-    pub fn means_by(&self, listener: &Listener) -> Means {
-        self.means_of(listener.inspecting(self.config.session.inspect))
-    }
-
-    fn means_of(&self, inspecting: Inspecting) -> Means {
-        Means {
-            inspecting,
-            verifies_targets: !matches!(
-                self.secure.target_certificate,
-                TargetCertificate::AcceptAny
-            ),
-        }
-    }
-
-    /// One candidate URL for each transport that some listener has, for a `peer` that knows the gateway as `host`. The listener by
-    /// which it came goes first: that one it can reach.
-    #[must_use]
-    pub fn candidate_urls(
-        &self,
-        peer: SocketAddr,
-        host: Option<&str>,
-        came_by: &Arc<Listener>,
-    ) -> Vec<CandidateUrl> {
-        let plain_http = self.config.api.allows_plain_http(peer);
-        let urls = TRANSPORTS.into_iter().filter_map(|transport| {
-            let mut listeners = std::iter::once(came_by).chain(&self.listeners);
-            let listener = listeners.find(|listener| {
-                let tls = !transport.is_tls()
-                    || (listener.tls().is_some() && listener.accepts(Arrival::Tls));
-                let inner = if transport.is_websocket() {
-                    listener.accepts(Arrival::Http) && (transport.is_tls() || plain_http)
-                } else {
-                    listener.accepts(Arrival::Jet)
-                };
-                tls && inner
-            })?;
-            Some(CandidateUrl {
-                transport,
-                address: listener.external(host)?,
-                ctype: Some(CandidateType::Relay),
-            })
-        });
-        urls.collect()
-    }
-
-    /// `Jet-Instance`.
-    #[must_use]
-    pub fn instance(&self) -> &str {
-        self.config.jet.instance.as_deref().unwrap_or_default()
-    }
-
-    /// Books work that `client` causes.
-    ///
-    /// # Errors
-    /// The address has caused too much.
-    pub fn book(&self, client: IpAddr, cost_us: u32) -> Result<(), Refusal> {
-        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
-        let booked = work.book(client, cost_us, clock::now());
-        drop(work);
-        booked.map_err(|_| {
-            self.work_reached.by(&client);
-            Refusal::TooMuchWork
-        })
-    }
-
-    /// Reads changed files again.
-    fn reload(&self) {
-        match self.keyring.reload_if_changed() {
-            // The keyring itself tells what it did.
-            ReloadOutcome::Unchanged | ReloadOutcome::Reloaded | ReloadOutcome::Kept(_) => {}
-        }
-        match self.revoked.reload_if_changed() {
-            Ok(false) => {}
-            Ok(true) => {
-                info!("Revocation list reloaded");
-                let rules = self.revoked.rules();
-                // The sessions first: what ends them is what is told of their end.
-                for (session, token, rule) in self.registry.end_revoked(&rules) {
-                    info!(%session, %token, rule, "Ending a session whose token was revoked");
-                }
-                for (association, token, rule) in self.meetings.close_revoked(&rules) {
-                    info!(jet_aid = %association, %token, rule, "Closing a peer whose token was revoked");
-                }
-                for (association, rule) in self.meetings.end_revoked(&rules) {
-                    info!(jet_aid = %association, rule, "Removed an association whose token was revoked");
-                }
-            }
-            Err(error) => warn!(%error, "The revocation list was not reloaded, the old one stays"),
-        }
-        for tls in &self.tls {
-            match tls.reload_if_changed() {
-                Ok(false) => {}
-                Ok(true) => {
-                    info!(certificate = %tls.certificate().display(), "Certificate reloaded")
-                }
-                Err(error) => warn!(%error, "The certificate was not reloaded, the old one stays"),
-            }
-        }
-    }
-
-    /// Looks after files and tables until the gateway stops.
-    async fn upkeep(self: Arc<Self>) {
-        let mut turns = 0_u32;
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(UPKEEP) => {}
-                () = self.stopping.cancelled() => return,
-            }
-            self.reload();
-            for association in self.meetings.expire() {
-                debug!(jet_aid = %association, "Association forgotten");
-            }
-            self.agents.forget_offers(|id| self.meetings.is_live(id));
-            turns = turns.wrapping_add(1);
-            if turns.is_multiple_of(FORGET_EVERY) {
-                let now = clock::unix_now();
-                self.usages.forget_expired(now);
-                // Who was sent on by its target comes back, whatever its token's window.
-                self.tickets.forget(now, |token, window_s| {
-                    self.returning.of(token).is_none() && self.usages.is_over(token, window_s, now)
-                });
-            }
-        }
-    }
-}
-
-impl Running {
-    /// Reads what the configuration names, opens the store and listens.
-    ///
-    /// # Errors
-    /// Whatever of these fails; no port is bound before all files have been read.
-    pub fn start(config: Config) -> anyhow::Result<Self> {
-        Self::start_prepared(Prepared::read(Reading::from(config))?)
-    }
-
-    /// Opens the store and listens.
-    ///
-    /// # Errors
-    /// Another process has the store, or a port.
-    pub fn start_prepared(prepared: Prepared) -> anyhow::Result<Self> {
-        let Prepared {
-            mut config,
-            keyring,
-            revoked,
-            listeners,
-            tls,
-            secure,
-            ..
-        } = prepared;
-        let now = clock::unix_now();
-        let (disk, contents) = Disk::open(&config.store.path, now)?;
-        let disk = Arc::new(disk);
-        let agents = Arc::new(Agents::new(Arc::clone(&disk), &contents.agents));
-        let tickets = Tickets::new(Arc::clone(&disk), contents.tickets);
-        let usages = Arc::new(Usages::new(disk, contents.usage, now));
-        config.jet.instance.get_or_insert_with(machine_name);
-        let limits = &config.limits;
-        let listeners: Vec<Arc<Listener>> = listeners.into_iter().map(Arc::new).collect();
-        let gateway = Arc::new(Gateway {
-            keyring,
-            revoked,
-            agents,
-            tickets,
-            usages,
-            refusals: Refusals::default(),
-            cookies: Arc::new(KnownCookies::new()?),
-            secure,
-            returning: Arc::default(),
-            meetings: Arc::new(MeetingPlace::new(
-                RendezvousLimits {
-                    associations: config.jet.associations,
-                    unused: Duration::from_secs(config.jet.unused_timeout_s),
-                    ended: Duration::from_secs(config.jet.ended_s),
-                },
-                config.jet.associations_per_address,
-                limits.sessions_per_address,
-            )),
-            listeners,
-            registry: Arc::new(Registry::new(limits.sessions_per_address)),
-            door: Door::new(
-                limits.connections,
-                limits.pending_connections,
-                limits.pending_per_address,
-            ),
-            stopping: CancellationToken::new(),
-            connections: TaskTracker::new(),
-            chores: TaskTracker::new(),
-            work: Mutex::new(WorkLimiter::new(
-                limits.token_work_us_per_s,
-                limits.token_work_burst_us,
-            )),
-            work_reached: Reached::new("limits.token_work_us_per_s"),
-            tls,
-            config,
-        });
-        let mut sockets = Vec::new();
-        for listener in &gateway.listeners {
-            let socket = listener
-                .bind()
-                .with_context(|| format!("cannot listen on {}", listener.address()))?;
-            sockets.push((Arc::clone(listener), socket));
-        }
-        let mut addresses = Vec::new();
-        for (listener, socket) in sockets {
-            let address = socket.local_addr()?;
-            info!(%address, "Listening");
-            addresses.push(address);
-            gateway
-                .chores
-                .spawn(listener::accept_all(Arc::clone(&gateway), listener, socket));
-        }
-        gateway.chores.spawn(Arc::clone(&gateway).upkeep());
-        Ok(Self { gateway, addresses })
-    }
-
-    /// The bound addresses, in the order of the configuration.
-    #[must_use]
-    pub fn addresses(&self) -> &[SocketAddr] {
-        &self.addresses
-    }
-
-    /// What connections share.
-    #[must_use]
-    pub fn gateway(&self) -> &Arc<Gateway> {
-        &self.gateway
-    }
-
-    /// Reads changed files again, now.
-    pub fn reload(&self) {
-        self.gateway.reload();
-    }
-
-    /// Stops in two steps: no new connections, and live ones may finish for the configured time; then all are ended.
-    pub async fn stop(self) {
-        let Self { gateway, .. } = self;
-        gateway.stopping.cancel();
-        gateway.chores.close();
-        gateway.chores.wait().await;
-        gateway.registry.close();
-        gateway.connections.close();
-        let drain = Duration::from_secs(gateway.config.session.drain_s);
-        let live = gateway.connections.len();
-        if live > 0 {
-            info!(live, drain_s = drain.as_secs(), "Waiting for live sessions");
-        }
-        if tokio::time::timeout(drain, gateway.connections.wait())
-            .await
-            .is_err()
-        {
-            gateway.registry.end_all(&EndCause::Shutdown);
-            let _ended = tokio::time::timeout(END_GRACE, gateway.connections.wait()).await;
-        }
-        info!("Stopped");
-    }
-}
 
 /// What a gateway starts with: a configuration, and every file that it names, read and found good. `jetway config check` ends
 /// here, and `jetway serve` goes on.
@@ -452,6 +106,67 @@ impl Prepared {
             }
             _ => Err(ConfigErrors(errors)),
         }
+    }
+
+    /// Opens the store and makes what connections share; nothing listens yet.
+    ///
+    /// # Errors
+    /// Another process has the store, or what is in it cannot be read.
+    pub(super) fn open(self) -> anyhow::Result<Gateway> {
+        let Prepared {
+            mut config,
+            keyring,
+            revoked,
+            listeners,
+            tls,
+            secure,
+            ..
+        } = self;
+        let now = clock::unix_now();
+        let (disk, contents) = Disk::open(&config.store.path, now)?;
+        let disk = Arc::new(disk);
+        let agents = Arc::new(Agents::new(Arc::clone(&disk), &contents.agents));
+        let tickets = Tickets::new(Arc::clone(&disk), contents.tickets);
+        let usages = Arc::new(Usages::new(disk, contents.usage, now));
+        config.jet.instance.get_or_insert_with(machine_name);
+        let limits = &config.limits;
+        let listeners: Vec<Arc<Listener>> = listeners.into_iter().map(Arc::new).collect();
+        Ok(Gateway {
+            keyring,
+            revoked,
+            agents,
+            tickets,
+            usages,
+            refusals: Refusals::default(),
+            cookies: Arc::new(KnownCookies::new()?),
+            secure,
+            returning: Arc::default(),
+            meetings: Arc::new(MeetingPlace::new(
+                RendezvousLimits {
+                    associations: config.jet.associations,
+                    unused: Duration::from_secs(config.jet.unused_timeout_s),
+                    ended: Duration::from_secs(config.jet.ended_s),
+                },
+                config.jet.associations_per_address,
+                limits.sessions_per_address,
+            )),
+            listeners,
+            registry: Arc::new(Registry::new(limits.sessions_per_address)),
+            door: Door::new(
+                limits.connections,
+                limits.pending_connections,
+                limits.pending_per_address,
+            ),
+            stopping: CancellationToken::new(),
+            connections: TaskTracker::new(),
+            work: Mutex::new(WorkLimiter::new(
+                limits.token_work_us_per_s,
+                limits.token_work_burst_us,
+            )),
+            work_reached: Reached::new("limits.token_work_us_per_s"),
+            tls,
+            config,
+        })
     }
 
     /// The configuration.

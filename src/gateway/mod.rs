@@ -1,0 +1,16 @@
+//! The server: what its connections share, and its own life.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`run`] | start, reload, drain, stop |
+//! | [`build`] | from a configuration to the parts of a gateway |
+//! | [`upkeep`] | what is done while it runs |
+//! | [`state`] | what connections share |
+
+pub mod build;
+pub mod run;
+pub mod state;
+mod upkeep;
+
+pub use self::build::Prepared;
+pub use self::run::Running;

@@ -1,0 +1,109 @@
+//! The life of a gateway: start, reload, drain, stop.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio_util::task::TaskTracker;
+use tracing::info;
+
+use crate::config::{Config, Reading};
+use crate::gateway::build::Prepared;
+use crate::gateway::state::Gateway;
+use crate::gateway::upkeep;
+use crate::listener;
+use crate::session::registry::EndCause;
+
+/// After live sessions were told to end: how long they are waited for.
+const END_GRACE: Duration = Duration::from_secs(2);
+
+/// A gateway that listens.
+#[derive(Debug)]
+pub struct Running {
+    gateway: Arc<Gateway>,
+    /// The tasks that accept and look after files.
+    chores: TaskTracker,
+    addresses: Vec<SocketAddr>,
+}
+
+impl Running {
+    /// Reads what the configuration names, opens the store and listens.
+    ///
+    /// # Errors
+    /// Whatever of these fails; no port is bound before all files have been read.
+    pub fn start(config: Config) -> anyhow::Result<Self> {
+        Self::start_prepared(Prepared::read(Reading::from(config))?)
+    }
+
+    /// Opens the store and listens.
+    ///
+    /// # Errors
+    /// Another process has the store, or a port.
+    pub fn start_prepared(prepared: Prepared) -> anyhow::Result<Self> {
+        let gateway = Arc::new(prepared.open()?);
+        let chores = TaskTracker::new();
+        let mut sockets = Vec::new();
+        for listener in &gateway.listeners {
+            let socket = listener
+                .bind()
+                .with_context(|| format!("cannot listen on {}", listener.address()))?;
+            sockets.push((Arc::clone(listener), socket));
+        }
+        let mut addresses = Vec::new();
+        for (listener, socket) in sockets {
+            let address = socket.local_addr()?;
+            info!(%address, "Listening");
+            addresses.push(address);
+            chores.spawn(listener::accept_all(Arc::clone(&gateway), listener, socket));
+        }
+        chores.spawn(upkeep::run(Arc::clone(&gateway)));
+        Ok(Self {
+            gateway,
+            chores,
+            addresses,
+        })
+    }
+
+    /// The bound addresses, in the order of the configuration.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// What connections share.
+    #[must_use]
+    pub fn gateway(&self) -> &Arc<Gateway> {
+        &self.gateway
+    }
+
+    /// Reads changed files again, now.
+    pub fn reload(&self) {
+        upkeep::reload(&self.gateway);
+    }
+
+    /// Stops in two steps: no new connections, and live ones may finish for the configured time; then all are ended.
+    pub async fn stop(self) {
+        let Self {
+            gateway, chores, ..
+        } = self;
+        gateway.stopping.cancel();
+        chores.close();
+        chores.wait().await;
+        gateway.registry.close();
+        gateway.connections.close();
+        let drain = Duration::from_secs(gateway.config.session.drain_s);
+        let live = gateway.connections.len();
+        if live > 0 {
+            info!(live, drain_s = drain.as_secs(), "Waiting for live sessions");
+        }
+        if tokio::time::timeout(drain, gateway.connections.wait())
+            .await
+            .is_err()
+        {
+            gateway.registry.end_all(&EndCause::Shutdown);
+            let _ended = tokio::time::timeout(END_GRACE, gateway.connections.wait()).await;
+        }
+        info!("Stopped");
+    }
+}

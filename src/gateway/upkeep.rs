@@ -1,0 +1,79 @@
+//! What is done while a gateway runs, whoever connects: files that have changed are read again, and what has expired is forgotten.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::{debug, info, warn};
+
+use crate::clock;
+use crate::gateway::state::Gateway;
+use crate::keyring::ReloadOutcome;
+
+/// How often files are looked at for changes.
+const UPKEEP: Duration = Duration::from_secs(1);
+
+/// How often what has expired is dropped, in upkeeps.
+const FORGET_EVERY: u32 = 60;
+
+/// Reads changed files again.
+pub(super) fn reload(gateway: &Gateway) {
+    match gateway.keyring.reload_if_changed() {
+        // The keyring itself tells what it did.
+        ReloadOutcome::Unchanged | ReloadOutcome::Reloaded | ReloadOutcome::Kept(_) => {}
+    }
+    match gateway.revoked.reload_if_changed() {
+        Ok(false) => {}
+        Ok(true) => {
+            info!("Revocation list reloaded");
+            let rules = gateway.revoked.rules();
+            // The sessions first: what ends them is what is told of their end.
+            for (session, token, rule) in gateway.registry.end_revoked(&rules) {
+                info!(%session, %token, rule, "Ending a session whose token was revoked");
+            }
+            for (association, token, rule) in gateway.meetings.close_revoked(&rules) {
+                info!(jet_aid = %association, %token, rule, "Closing a peer whose token was revoked");
+            }
+            for (association, rule) in gateway.meetings.end_revoked(&rules) {
+                info!(jet_aid = %association, rule, "Removed an association whose token was revoked");
+            }
+        }
+        Err(error) => warn!(%error, "The revocation list was not reloaded, the old one stays"),
+    }
+    for tls in &gateway.tls {
+        match tls.reload_if_changed() {
+            Ok(false) => {}
+            Ok(true) => {
+                info!(certificate = %tls.certificate().display(), "Certificate reloaded")
+            }
+            Err(error) => warn!(%error, "The certificate was not reloaded, the old one stays"),
+        }
+    }
+}
+
+/// Looks after files and tables until the gateway stops.
+pub(super) async fn run(gateway: Arc<Gateway>) {
+    let mut turns = 0_u32;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(UPKEEP) => {}
+            () = gateway.stopping.cancelled() => return,
+        }
+        reload(&gateway);
+        for association in gateway.meetings.expire() {
+            debug!(jet_aid = %association, "Association forgotten");
+        }
+        gateway
+            .agents
+            .forget_offers(|id| gateway.meetings.is_live(id));
+        turns = turns.wrapping_add(1);
+        if turns.is_multiple_of(FORGET_EVERY) {
+            let now = clock::unix_now();
+            gateway.usages.forget_expired(now);
+            // Who was sent on by its target comes back, whatever its token's window.
+            gateway.tickets.forget(now, |token, window_s| {
+                gateway.returning.of(token).is_none()
+                    && gateway.usages.is_over(token, window_s, now)
+            });
+        }
+    }
+}
