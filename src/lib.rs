@@ -16,7 +16,7 @@
 //! | where is the token? | [`rdp::preconnection`], [`rdp::connection_request`], [`carrier`] | a token or a [`ticket`] |
 //! | does it hold? | [`session::authenticate`], [`token`] | verified [`Claims`](token::Claims) |
 //! | may it? | [`session::authorize`], [`policy`] | a [`Permit`](policy::permit::Permit), the token reserved, the session [registered](session::registry) |
-//! | where to? | [`session::connect`], [`upstream`] | a target, dialled within the [egress rules](policy::egress) |
+//! | where to? | [`session::connect`], [`gateway::upstream`] | a target, dialled within the [egress rules](policy::egress) |
 //! | do both speak it? | [`session::open`], [`application_protocol`] | the first exchange done, the token's use on disk |
 //! | relay | [`relay`] | bytes both ways until the end, and one closing log line |
 //!
@@ -71,7 +71,7 @@
 //!    told the first reason again ([`store::refusals`]).
 //! 6. **No secret leaves.** Tokens, tickets and passwords are in no log line, no error, no `Debug` output and no process
 //!    list.
-//! 7. Nothing makes a `Permit` but [`policy`]; nothing dials but [`upstream`], and [`peer`], which is not part of the gateway;
+//! 7. Nothing makes a `Permit` but [`policy`]; nothing dials but [`gateway::upstream`], and [`peer`], which is not part of the gateway;
 //!    nothing reads a clock but [`clock`].
 //!
 //! # Decisions a reader may wonder about
@@ -264,7 +264,5 @@ pub mod stream;
 pub mod target_certificate;
 #[cfg(feature = "shell")]
 pub mod tls;
-#[cfg(feature = "shell")]
-pub mod upstream;
 #[cfg(feature = "shell")]
 pub mod websocket;

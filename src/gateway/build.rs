@@ -20,6 +20,8 @@ use crate::config::{
     TlsConfig, VerifyTarget,
 };
 use crate::gateway::state::Gateway;
+use crate::gateway::upstream;
+use crate::gateway::upstream::kdc::{KdcLookup, KdcSource};
 use crate::io::reached::Reached;
 use crate::jet::rendezvous::RendezvousLimits;
 use crate::keyring::{KeyFile, Keyring};
@@ -30,7 +32,6 @@ use crate::policy::work::WorkLimiter;
 use crate::private_file;
 use crate::rdp::credssp::keytab::{self, Keytab};
 use crate::rdp::credssp::server::Kerberos as ClientKerberos;
-use crate::session::kdc::{KdcLookup, KdcSource};
 use crate::session::registry::Registry;
 use crate::session::secure::{Kerberos, SecureConfig};
 use crate::store::agents::Agents;
@@ -43,7 +44,6 @@ use crate::store::usage::Usages;
 use crate::target_certificate::{FilePins, TargetCertificate};
 use crate::tls::{self, ServerTls};
 use crate::token::UnsignedJwe;
-use crate::upstream;
 
 /// What a gateway starts with: a configuration, and every file that it names, read and found good. `jetway config check` ends
 /// here, and `jetway serve` goes on.

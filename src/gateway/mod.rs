@@ -6,11 +6,13 @@
 //! | [`build`] | from a configuration to the parts of a gateway |
 //! | [`upkeep`] | what is done while it runs |
 //! | [`state`] | what connections share |
+//! | [`upstream`] | targets and KDCs, dialled |
 
 pub mod build;
 pub mod run;
 pub mod state;
 mod upkeep;
+pub mod upstream;
 
 pub use self::build::Prepared;
 pub use self::run::Running;

@@ -17,6 +17,7 @@ use crate::base::session_id::SessionId;
 use crate::clock;
 use crate::config::{Arrival, Inspect, ListenerConfig};
 use crate::gateway::state::Gateway;
+use crate::gateway::upstream;
 use crate::limits;
 use crate::listener::admission::Admission;
 use crate::policy::Inspecting;
@@ -25,7 +26,6 @@ use crate::session::identify::Client;
 use crate::stream::{Io, Stream};
 use crate::tls::ServerTls;
 use crate::token::target::TargetAddr;
-use crate::upstream;
 
 /// Connections the kernel holds for us while we are busy. The kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::application_protocol::ApplicationProtocol;
 use crate::clock;
 use crate::gateway::state::Gateway;
+use crate::gateway::upstream::{self, ConnectClass, SystemResolver};
 use crate::policy::permit::Permit;
 use crate::refusal::Refusal;
 use crate::session::agent;
@@ -18,7 +19,6 @@ use crate::store::usage::Reservation;
 use crate::stream::{Io, Stream};
 use crate::target_name::TargetName;
 use crate::token::claims::ConnectionMode;
-use crate::upstream::{self, ConnectClass, SystemResolver};
 
 /// A client and its target.
 #[derive(Debug)]

@@ -18,7 +18,6 @@ pub mod connect;
 pub mod forward;
 pub mod identify;
 pub mod inspect;
-pub mod kdc;
 pub mod open;
 pub mod refuse;
 pub mod registry;

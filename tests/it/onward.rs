@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use jetway::upstream;
+use jetway::gateway::upstream;
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 

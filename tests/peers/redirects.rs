@@ -10,9 +10,9 @@ use anyhow::{Context, Result, ensure};
 use ironrdp_core::encode_vec;
 use ironrdp_pdu::mcs::SendDataIndication;
 use ironrdp_pdu::x224::X224;
+use jetway::gateway::upstream;
 use jetway::rdp::connection_request;
 use jetway::rdp::welcome::{IO_CHANNEL, SERVER_CHANNEL, Step, Welcome};
-use jetway::upstream;
 use openssl::ssl::SslStream;
 
 use crate::injects::{SECURED, stranger, through};

@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 
 use super::transfer::{fill, read_ts_request, within};
 use super::{Kerberos, Logon, SecureError, SecureRequest, Step, TargetTls};
+use crate::gateway::upstream::kdc::Kdcs;
 use crate::rdp::connection_request::{
     ConnectionRequest, NegotiationRequest, PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX, PROTOCOL_SSL,
 };
@@ -27,7 +28,6 @@ use crate::rdp::credssp::{EarlyUserAuth, SubjectPublicKeyInfo};
 use crate::rdp::negotiation::{ConnectionConfirm, FailureCode, decode_confirm};
 use crate::rdp::nt_status::NtStatus;
 use crate::read_ahead::ReadAhead;
-use crate::session::kdc::Kdcs;
 use crate::stream::Stream;
 use crate::target_certificate::{
     CertificateRefusal, Remembered, Stakes, TargetCertificate, Verifier, thumbprint,

@@ -23,9 +23,9 @@ use hickory_resolver::proto::rr::{Name, RData};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 
+use crate::gateway::upstream;
 use crate::policy::egress::EgressRules;
 use crate::rdp::credssp::client::Question;
-use crate::upstream;
 
 /// Where the KDCs are.
 #[derive(Clone, Debug)]
@@ -38,7 +38,7 @@ pub enum KdcSource {
 
 impl KdcSource {
     /// `host:port`, in the order to ask; an error that says why there is none.
-    pub(super) async fn addresses(&self, deadline: Instant) -> Result<Vec<String>, String> {
+    pub(crate) async fn addresses(&self, deadline: Instant) -> Result<Vec<String>, String> {
         match self {
             Self::Listed(addresses) => Ok(addresses.clone()),
             Self::Dns(lookup) => {
@@ -169,14 +169,14 @@ pub enum LookupError {
 
 /// The KDCs of one logon.
 #[derive(Debug)]
-pub(super) struct Kdcs {
+pub(crate) struct Kdcs {
     /// `host:port`, in the order to ask.
     addresses: Vec<String>,
     failure: Option<String>,
 }
 
 impl Kdcs {
-    pub(super) fn new(addresses: Vec<String>) -> Self {
+    pub(crate) fn new(addresses: Vec<String>) -> Self {
         Self {
             addresses,
             failure: None,
@@ -184,12 +184,12 @@ impl Kdcs {
     }
 
     /// Why there was no answer to the last question, where there was none.
-    pub(super) fn failure(&self) -> Option<&str> {
+    pub(crate) fn failure(&self) -> Option<&str> {
         self.failure.as_deref()
     }
 
     /// The answer, its length in front as over TCP.
-    pub(super) async fn ask(&mut self, question: &Question, deadline: Instant) -> Option<Vec<u8>> {
+    pub(crate) async fn ask(&mut self, question: &Question, deadline: Instant) -> Option<Vec<u8>> {
         let referred = question.referred_to.as_slice();
         let addresses = if referred.is_empty() {
             &self.addresses

@@ -8,6 +8,8 @@
 //!
 //! [RFC 8305]: https://www.rfc-editor.org/rfc/rfc8305
 
+pub mod kdc;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::{Future, poll_fn};
