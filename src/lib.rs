@@ -15,7 +15,7 @@
 //! | which protocol? | [`preamble`], [`session::identify`] | PROXY header and TLS taken off; RDP, HTTP or JET |
 //! | where is the token? | [`rdp::preconnection`], [`rdp::connection_request`], [`carrier`] | a token or a [`ticket`] |
 //! | does it hold? | [`session::authenticate`], [`token`] | verified [`Claims`](token::Claims) |
-//! | may it? | [`session::authorize`], [`policy`] | a [`Permit`](policy::permit::Permit), the token reserved, the session [registered](session::registry) |
+//! | may it? | [`session::authorize`], [`policy`] | a [`Permit`](policy::permit::Permit), the token reserved, the session [registered](gateway::live::registry) |
 //! | where to? | [`session::connect`], [`gateway::upstream`] | a target, dialled within the [egress rules](policy::egress) |
 //! | do both speak it? | [`session::open`], [`application_protocol`] | the first exchange done, the token's use on disk |
 //! | relay | [`relay`] | bytes both ways until the end, and one closing log line |

@@ -18,7 +18,7 @@ use crate::api::operator::operator;
 use crate::api::problem::{Parameter, Problem};
 use crate::base::session_id::SessionId;
 use crate::clock;
-use crate::session::registry::{EndCause, Inside, Session, SessionPhase};
+use crate::gateway::live::registry::{EndCause, Inside, Session, SessionPhase};
 use crate::stage::inspector::SessionStatistics;
 use crate::time::UnixTime;
 use crate::token::agent_name::AgentName;

@@ -19,6 +19,7 @@ use crate::config::{
     self, Config, ConfigError, ConfigErrors, JetPeers, KerberosConfig, KeyFileConfig, Reading,
     TlsConfig, VerifyTarget,
 };
+use crate::gateway::live::registry::Registry;
 use crate::gateway::state::Gateway;
 use crate::gateway::upstream;
 use crate::gateway::upstream::kdc::{KdcLookup, KdcSource};
@@ -32,7 +33,6 @@ use crate::policy::work::WorkLimiter;
 use crate::private_file;
 use crate::rdp::credssp::keytab::{self, Keytab};
 use crate::rdp::credssp::server::Kerberos as ClientKerberos;
-use crate::session::registry::Registry;
 use crate::session::secure::{Kerberos, SecureConfig};
 use crate::store::agents::Agents;
 use crate::store::cookies::KnownCookies;

@@ -6,9 +6,11 @@
 //! | [`build`] | from a configuration to the parts of a gateway |
 //! | [`upkeep`] | what is done while it runs |
 //! | [`state`] | what connections share |
+//! | [`live`] | live sessions |
 //! | [`upstream`] | targets and KDCs, dialled |
 
 pub mod build;
+pub mod live;
 pub mod run;
 pub mod state;
 mod upkeep;

@@ -10,10 +10,10 @@ use tracing::info;
 
 use crate::config::{Config, Reading};
 use crate::gateway::build::Prepared;
+use crate::gateway::live::registry::EndCause;
 use crate::gateway::state::Gateway;
 use crate::gateway::upkeep;
 use crate::listener;
-use crate::session::registry::EndCause;
 
 /// After live sessions were told to end: how long they are waited for.
 const END_GRACE: Duration = Duration::from_secs(2);

@@ -9,6 +9,7 @@ use tracing::warn;
 
 use crate::clock;
 use crate::config::{Arrival, Config};
+use crate::gateway::live::registry::Registry;
 use crate::io::reached::Reached;
 use crate::jet::candidate::{CandidateType, CandidateUrl, TRANSPORTS};
 use crate::keyring::Keyring;
@@ -18,7 +19,6 @@ use crate::meeting::MeetingPlace;
 use crate::policy::work::WorkLimiter;
 use crate::policy::{Inspecting, Means};
 use crate::refusal::Refusal;
-use crate::session::registry::Registry;
 use crate::session::secure::SecureConfig;
 use crate::store::agents::Agents;
 use crate::store::cookies::KnownCookies;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::application_protocol::ApplicationProtocol;
 use crate::config::TokenConfig;
+use crate::gateway::live::registry::Registered;
 use crate::gateway::state::Gateway;
 use crate::listener::Listener;
 use crate::policy::denial::Denial;
@@ -15,7 +16,6 @@ use crate::session::authenticate::{Authenticated, ToTarget};
 use crate::session::connect::{Connected, Reached};
 use crate::session::identify::{Client, Opening};
 use crate::session::refuse::Refused;
-use crate::session::registry::Registered;
 use crate::store::redirections::RETURN_WINDOW;
 use crate::store::usage::{Claim, Reservation};
 use crate::token::Token;

@@ -9,6 +9,8 @@ use tracing::{info, warn};
 
 use crate::base::session_id::SessionId;
 use crate::clock;
+use crate::gateway::live::legs::Legs;
+use crate::gateway::live::registry::{EndCause, Inside, Session};
 use crate::gateway::state::Gateway;
 use crate::log_limit::RecordLimiter;
 use crate::policy;
@@ -28,9 +30,8 @@ use crate::session::describe;
 use crate::session::identify::Opening;
 use crate::session::log_opened;
 use crate::session::refuse::Refused;
-use crate::session::registry::{EndCause, Inside, Session};
 use crate::session::secure::{
-    self, ClientTls, Failed, Legs, Remaining, SecureError, SecureRequest, Secured, TargetTls,
+    self, ClientTls, Failed, Remaining, SecureError, SecureRequest, Secured, TargetTls,
 };
 use crate::session::spend_behind_limit;
 use crate::stage::Pipeline;
@@ -428,12 +429,12 @@ fn audit(id: SessionId, audit: &str) {
 mod tests {
     use std::sync::Arc;
 
+    use crate::gateway::live::legs::TlsFacts;
     use crate::limits;
     use crate::rdp::Direction;
     use crate::rdp::event::Phase;
     use crate::rdp::logon::AutoReconnectCookie;
     use crate::rdp::reconnect::ClientCookie;
-    use crate::session::secure::TlsFacts;
     use crate::store::cookies::KnownCookies;
 
     use super::*;

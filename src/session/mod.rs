@@ -20,7 +20,6 @@ pub mod identify;
 pub mod inspect;
 pub mod open;
 pub mod refuse;
-pub mod registry;
 pub mod rendezvous;
 pub mod secure;
 
@@ -32,6 +31,8 @@ use tracing::{debug, info};
 
 use crate::api;
 use crate::clock;
+use crate::gateway::live::legs::TlsFacts;
+use crate::gateway::live::registry::{EndCause, Registered, Session};
 use crate::gateway::state::Gateway;
 use crate::listener::admission::Admission;
 use crate::refusal::Refusal;
@@ -41,8 +42,7 @@ use crate::session::identify::{Client, Identified};
 use crate::session::inspect::Inspected;
 use crate::session::open::Opened;
 use crate::session::refuse::Refused;
-use crate::session::registry::{EndCause, Registered, Session};
-use crate::session::secure::{Secured, TlsFacts};
+use crate::session::secure::Secured;
 use crate::store::usage::Reservation;
 use crate::stream::Io;
 use crate::target_certificate::Remembered;

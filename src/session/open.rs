@@ -20,6 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout_at;
 
 use crate::application_protocol::{self, ApplicationProtocol, FirstBytes};
+use crate::gateway::live::registry::Registered;
 use crate::gateway::state::Gateway;
 use crate::limits;
 use crate::policy::Inspecting;
@@ -28,11 +29,13 @@ use crate::rdp::connection_request::{ConnectionRequest, NegotiationRequest, PROT
 use crate::rdp::negotiation::{self, ConnectionConfirm, FailureCode};
 use crate::refusal::Refusal;
 use crate::relay::{self, AfterEnd, RDP_AFTER_END, RelayLimits, Traffic};
+use crate::session::Live;
 use crate::session::connect::{Connected, Reached};
+use crate::session::describe;
 use crate::session::identify::{Client, Opening};
+use crate::session::log_opened;
 use crate::session::refuse::Refused;
-use crate::session::registry::Registered;
-use crate::session::{Live, describe, log_opened, spend_behind_limit};
+use crate::session::spend_behind_limit;
 use crate::store::usage::Reservation;
 use crate::stream::{Io, Stream};
 

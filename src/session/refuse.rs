@@ -12,6 +12,7 @@ use tracing::{debug, info, warn};
 
 use crate::base::session_id::SessionId;
 use crate::clock;
+use crate::gateway::live::registry::Session;
 use crate::gateway::state::Gateway;
 use crate::limits;
 use crate::listener::admission::Admission;
@@ -21,7 +22,6 @@ use crate::rdp::negotiation::{self, FailureCode};
 use crate::refusal::Refusal;
 use crate::session::identify::Opening;
 use crate::session::millis_since;
-use crate::session::registry::Session;
 use crate::stream::{Io, Stream};
 use crate::token::{About, Token};
 use crate::websocket::Farewell;

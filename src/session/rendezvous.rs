@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use crate::base::session_id::SessionId;
 use crate::clock;
+use crate::gateway::live::registry::{EndCause, Registered, Session};
 use crate::gateway::state::Gateway;
 use crate::jet::agent::{ACCEPT_TYPE, Acceptance, Unmet};
 use crate::jet::exchange::{JetPath, Operation, Request, Response, Status};
@@ -39,7 +40,6 @@ use crate::session::authorize::{self, Authorized};
 use crate::session::connect::{self, Reached};
 use crate::session::identify::{Client, Expected, Opening};
 use crate::session::refuse::{self, Refused};
-use crate::session::registry::{EndCause, Registered, Session};
 use crate::session::{Ready, run, secure_or_open};
 use crate::stream::{Io, Stream};
 use crate::target_name::TargetName;

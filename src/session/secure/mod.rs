@@ -26,13 +26,14 @@ use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
-use tokio_rustls::rustls::{self, ServerConfig};
+use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::{client, server};
 use zeroize::Zeroizing;
 
 use self::client_leg::{ClientSelection, client_leg};
 use self::target_leg::{negotiate, target_leg};
 use self::transfer::{READ_BYTES, drain};
+use crate::gateway::live::legs::{Legs, Logon, TlsFacts};
 use crate::gateway::upstream::kdc::KdcSource;
 use crate::rdp::connection_request::ConnectionRequest;
 use crate::rdp::credssp::cause::Cause;
@@ -142,71 +143,6 @@ pub struct Secured<C> {
     pub target_certificate: Thumbprint,
     /// What became of it where trust on first use is the policy.
     pub remembered: Remembered,
-}
-
-/// What was agreed on both legs: the GCC data of each has to say the same.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Legs {
-    /// `requestedProtocols` of the client: goes back to it in the server core data.
-    pub client_requested: u32,
-    /// `selectedProtocol` that the client was told.
-    pub client_selected: u32,
-    /// `requestedProtocols` that the target was told.
-    pub target_requested: u32,
-    /// `selectedProtocol` of the target: goes back to it in the client core data.
-    pub target_selected: u32,
-    /// How the client proved itself.
-    pub client_logon: Logon,
-    /// How the gateway logged on to the target.
-    pub target_logon: Logon,
-    /// TLS to the client.
-    pub client_tls: TlsFacts,
-    /// TLS to the target.
-    pub target_tls: TlsFacts,
-}
-
-/// How somebody proved who they are, in CredSSP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Logon {
-    /// Not at all: TLS alone.
-    None,
-    /// By a password.
-    Ntlm,
-    /// By a ticket.
-    Kerberos,
-}
-
-impl Logon {
-    /// Its name, for logs and API.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Ntlm => "ntlm",
-            Self::Kerberos => "kerberos",
-        }
-    }
-}
-
-/// Version and cipher of a TLS connection, for people.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TlsFacts {
-    /// For example `TLSv1_3`.
-    pub version: String,
-    /// For example `TLS13_AES_256_GCM_SHA384`.
-    pub cipher: String,
-}
-
-impl TlsFacts {
-    fn of(connection: &rustls::CommonState) -> Self {
-        let unknown = || "unknown".to_owned();
-        let version = connection.protocol_version();
-        let suite = connection.negotiated_cipher_suite();
-        Self {
-            version: version.map_or_else(unknown, |version| format!("{version:?}")),
-            cipher: suite.map_or_else(unknown, |suite| format!("{:?}", suite.suite())),
-        }
-    }
 }
 
 /// A failure, and what can still be done for the client.

@@ -10,11 +10,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::base::session_id::SessionId;
 use crate::clock;
+use crate::gateway::live::legs::Legs;
 use crate::io::reached::Reached;
 use crate::limits;
 use crate::refusal::Refusal;
 use crate::relay::Traffic;
-use crate::session::secure::Legs;
 use crate::shares::{Owner, Shares};
 use crate::stage::inspector::SharedStatistics;
 use crate::store::usage::Spent;

@@ -1,0 +1,4 @@
+//! Live sessions: which there are, and what is known of them.
+
+pub mod legs;
+pub mod registry;
