@@ -21,6 +21,8 @@ use crate::config::{
 };
 use crate::gateway::live::registry::Registry;
 use crate::gateway::state::Gateway;
+use crate::gateway::trust::target_logon::Kerberos;
+use crate::gateway::trust::target_logon::SecureConfig;
 use crate::gateway::upstream;
 use crate::gateway::upstream::kdc::{KdcLookup, KdcSource};
 use crate::io::reached::Reached;
@@ -33,7 +35,6 @@ use crate::policy::work::WorkLimiter;
 use crate::private_file;
 use crate::rdp::credssp::keytab::{self, Keytab};
 use crate::rdp::credssp::server::Kerberos as ClientKerberos;
-use crate::session::secure::{Kerberos, SecureConfig};
 use crate::store::agents::Agents;
 use crate::store::cookies::KnownCookies;
 use crate::store::disk::{self, Disk};

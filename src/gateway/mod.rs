@@ -7,13 +7,15 @@
 //! | [`upkeep`] | what is done while it runs |
 //! | [`state`] | what connections share |
 //! | [`live`] | live sessions |
+//! | [`trust`] | keys, certificates, logons |
 //! | [`upstream`] | targets and KDCs, dialled |
 
 pub mod build;
 pub mod live;
 pub mod run;
 pub mod state;
-mod upkeep;
+pub mod trust;
+pub mod upkeep;
 pub mod upstream;
 
 pub use self::build::Prepared;

@@ -16,7 +16,7 @@ const UPKEEP: Duration = Duration::from_secs(1);
 const FORGET_EVERY: u32 = 60;
 
 /// Reads changed files again.
-pub(super) fn reload(gateway: &Gateway) {
+pub fn reload(gateway: &Gateway) {
     match gateway.keyring.reload_if_changed() {
         // The keyring itself tells what it did.
         ReloadOutcome::Unchanged | ReloadOutcome::Reloaded | ReloadOutcome::Kept(_) => {}
@@ -51,7 +51,7 @@ pub(super) fn reload(gateway: &Gateway) {
 }
 
 /// Looks after files and tables until the gateway stops.
-pub(super) async fn run(gateway: Arc<Gateway>) {
+pub async fn run(gateway: Arc<Gateway>) {
     let mut turns = 0_u32;
     loop {
         tokio::select! {

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use jetway::gateway::trust::target_logon::SecureConfig;
 use jetway::rdp::connection_request::{
     self, ConnectionRequest, NegotiationRequest, PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX, PROTOCOL_SSL,
 };
 use jetway::rdp::farewell::Reason;
 use jetway::rdp::negotiation::decode_confirm;
 use jetway::session::secure::{
-    Class, Failed, Opening, Remaining, SecureConfig, SecureError, SecureRequest, Secured,
-    say_farewell, secure,
+    Class, Failed, Opening, Remaining, SecureError, SecureRequest, Secured, say_farewell, secure,
 };
 use jetway::target_certificate::{FilePins, Remembered, Stakes, TargetCertificate, TlsOnly};
 use jetway::target_name::TargetName;

@@ -12,7 +12,8 @@ use tokio_rustls::rustls::sign::CertifiedKey;
 
 use super::target_leg::Negotiated;
 use super::transfer::{drain, fill, read_ts_request, within};
-use super::{ClientTls, Logon, Opening, SecureError, SecureRequest, Step};
+use super::{ClientTls, Opening, SecureError, SecureRequest, Step};
+use crate::gateway::live::legs::Logon;
 use crate::rdp::connection_request::{
     self, NegotiationRequest, PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX, PROTOCOL_SSL,
     REDIRECTED_AUTHENTICATION_MODE_REQUIRED, RESTRICTED_ADMIN_MODE_REQUIRED,

@@ -34,14 +34,13 @@ use self::client_leg::{ClientSelection, client_leg};
 use self::target_leg::{negotiate, target_leg};
 use self::transfer::{READ_BYTES, drain};
 use crate::gateway::live::legs::{Legs, Logon, TlsFacts};
-use crate::gateway::upstream::kdc::KdcSource;
+use crate::gateway::trust::target_logon::SecureConfig;
 use crate::rdp::connection_request::ConnectionRequest;
 use crate::rdp::credssp::cause::Cause;
 use crate::rdp::credssp::client::LogonError;
 use crate::rdp::credssp::krb_error::{
     KDC_ERR_ETYPE_NOSUPP, KDC_ERR_S_PRINCIPAL_UNKNOWN, KDC_ERR_WRONG_REALM,
 };
-use crate::rdp::credssp::server::Kerberos as ClientKerberos;
 use crate::rdp::farewell::{Farewell, FarewellError, Reason};
 use crate::rdp::negotiation::{FailureCode, failure_name};
 use crate::read_ahead::ReadAhead;
@@ -50,30 +49,6 @@ use crate::stream::Stream;
 use crate::target_certificate::{CertificateRefusal, Remembered, Stakes, TargetCertificate};
 use crate::target_name::TargetName;
 use crate::token::claims::{Credentials, Thumbprint};
-
-/// What an operator configures for the target leg.
-#[derive(Clone, Debug)]
-pub struct SecureConfig {
-    /// How certificates of targets are judged, unless a token pins one.
-    pub target_certificate: TargetCertificate,
-    /// Kerberos to the target; NTLM without it.
-    pub kerberos: Option<Kerberos>,
-    /// Kerberos from clients, in the place of `prx_pwd`.
-    pub client_kerberos: Option<ClientKerberos>,
-}
-
-/// Kerberos to targets that were named, not addressed: there is no ticket for an IP address.
-#[derive(Clone, Debug)]
-pub struct Kerberos {
-    /// Where the KDCs are.
-    pub kdcs: KdcSource,
-    /// The realm of user names that name none.
-    pub realm: Option<String>,
-    /// Whether NTLM may be used where there is no ticket: no KDC answers or has the right time, the KDC does not know
-    /// the target, the target has no name, the user belongs to no realm. Wrong credentials never lead to a second
-    /// attempt, and neither does a target that does not take a ticket.
-    pub ntlm_fallback: bool,
-}
 
 /// What one session needs.
 #[derive(Clone, Debug)]

@@ -14,7 +14,9 @@ use tracing::warn;
 use zeroize::Zeroizing;
 
 use super::transfer::{fill, read_ts_request, within};
-use super::{Kerberos, Logon, SecureError, SecureRequest, Step, TargetTls};
+use super::{SecureError, SecureRequest, Step, TargetTls};
+use crate::gateway::live::legs::Logon;
+use crate::gateway::trust::target_logon::Kerberos;
 use crate::gateway::upstream::kdc::Kdcs;
 use crate::rdp::connection_request::{
     ConnectionRequest, NegotiationRequest, PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX, PROTOCOL_SSL,

@@ -11,6 +11,8 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::transfer::{fill, read_ts_request};
 use super::*;
+use crate::gateway::trust::target_logon::Kerberos;
+use crate::gateway::upstream::kdc::KdcSource;
 use crate::rdp::connection_request::{
     self, NegotiationRequest, PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX, PROTOCOL_SSL,
     REDIRECTED_AUTHENTICATION_MODE_REQUIRED, RESTRICTED_ADMIN_MODE_REQUIRED,

@@ -1,0 +1,3 @@
+//! What the gateway trusts, and by what it is trusted.
+
+pub mod target_logon;

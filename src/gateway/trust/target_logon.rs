@@ -1,0 +1,29 @@
+//! How the gateway logs on to targets, and what proves clients: what an operator configures for both legs of an inspected session.
+
+use crate::gateway::upstream::kdc::KdcSource;
+use crate::rdp::credssp::server::Kerberos as ClientKerberos;
+use crate::target_certificate::TargetCertificate;
+
+/// What an operator configures for the target leg.
+#[derive(Clone, Debug)]
+pub struct SecureConfig {
+    /// How certificates of targets are judged, unless a token pins one.
+    pub target_certificate: TargetCertificate,
+    /// Kerberos to the target; NTLM without it.
+    pub kerberos: Option<Kerberos>,
+    /// Kerberos from clients, in the place of `prx_pwd`.
+    pub client_kerberos: Option<ClientKerberos>,
+}
+
+/// Kerberos to targets that were named, not addressed: there is no ticket for an IP address.
+#[derive(Clone, Debug)]
+pub struct Kerberos {
+    /// Where the KDCs are.
+    pub kdcs: KdcSource,
+    /// The realm of user names that name none.
+    pub realm: Option<String>,
+    /// Whether NTLM may be used where there is no ticket: no KDC answers or has the right time, the KDC does not know
+    /// the target, the target has no name, the user belongs to no realm. Wrong credentials never lead to a second
+    /// attempt, and neither does a target that does not take a ticket.
+    pub ntlm_fallback: bool,
+}
