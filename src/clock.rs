@@ -34,6 +34,12 @@ pub fn now() -> Instant {
     Instant::now()
 }
 
+/// Whole milliseconds since `start`.
+#[must_use]
+pub fn millis_since(start: Instant) -> u64 {
+    u64::try_from(now().saturating_duration_since(start).as_millis()).unwrap_or(u64::MAX)
+}
+
 /// A new UUID of version 7 ([RFC 9562] 5.7): such UUIDs sort by the time of their making.
 ///
 /// [RFC 9562]: https://www.rfc-editor.org/rfc/rfc9562#section-5.7

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::clock;
+use crate::gateway::connection::Client;
 use crate::gateway::live::registry::Session;
 use crate::io::reached::Reached;
 use crate::jet::candidate::Transport;
@@ -22,7 +23,6 @@ use crate::jet::rendezvous::{
     RendezvousLimits, Terms,
 };
 use crate::limits;
-use crate::session::identify::Client;
 use crate::session::rendezvous::Shown;
 use crate::shares::{Owner, Shares};
 use crate::token::revocation::Revocations;

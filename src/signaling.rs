@@ -23,9 +23,9 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
 use tracing::{debug, info, warn};
 
-use crate::api::held::Connection;
 use crate::base::session_id::SessionId;
 use crate::clock;
+use crate::gateway::connection::Connection;
 use crate::gateway::state::Gateway;
 use crate::jet::agent::{FromAgent, FromGateway, NOT_KNOWN, RANDOM_BYTES, REPLACED, REVOKED};
 use crate::limits;

@@ -5,26 +5,12 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::listener::Listener;
-use crate::listener::admission::Admission;
+use crate::gateway::connection::Connection;
 use crate::stream::Stream;
-
-/// What an HTTP connection is besides its bytes.
-#[derive(Debug)]
-pub struct Connection {
-    /// When it was accepted.
-    pub started: Instant,
-    /// The port it came in by.
-    pub listener: Arc<Listener>,
-    /// Its place among the connections.
-    pub admission: Admission,
-}
 
 /// A stream that holds its place.
 #[derive(Debug)]

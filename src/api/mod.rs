@@ -28,15 +28,15 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::api::held::{Connection, Held};
+use crate::api::held::Held;
 use crate::api::problem::Problem;
 use crate::base::session_id::SessionId;
+use crate::gateway::connection::{Client, Connection};
 use crate::gateway::state::Gateway;
 use crate::jet::candidate::CandidateUrl;
 use crate::jet::exchange;
 use crate::limits;
 use crate::listener::Listener;
-use crate::session::identify::Client;
 use crate::token::target::TargetAddr;
 
 /// An HTTP connection lasts no longer, whatever it does.

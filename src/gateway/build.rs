@@ -21,8 +21,7 @@ use crate::config::{
 };
 use crate::gateway::live::registry::Registry;
 use crate::gateway::state::Gateway;
-use crate::gateway::trust::target_logon::Kerberos;
-use crate::gateway::trust::target_logon::SecureConfig;
+use crate::gateway::trust::target_logon::{Kerberos, SecureConfig};
 use crate::gateway::upstream;
 use crate::gateway::upstream::kdc::{KdcLookup, KdcSource};
 use crate::io::reached::Reached;

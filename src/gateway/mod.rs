@@ -6,11 +6,13 @@
 //! | [`build`] | from a configuration to the parts of a gateway |
 //! | [`upkeep`] | what is done while it runs |
 //! | [`state`] | what connections share |
+//! | [`connection`] | an accepted connection, until it is a session |
 //! | [`live`] | live sessions |
 //! | [`trust`] | keys, certificates, logons |
 //! | [`upstream`] | targets and KDCs, dialled |
 
 pub mod build;
+pub mod connection;
 pub mod live;
 pub mod run;
 pub mod state;

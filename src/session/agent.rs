@@ -11,6 +11,7 @@ use tokio::time::sleep_until;
 use uuid::Uuid;
 
 use crate::clock;
+use crate::gateway::connection::Client;
 use crate::gateway::live::registry::Registered;
 use crate::gateway::state::Gateway;
 use crate::jet::agent::{Decline, Dial, Unmet};
@@ -22,7 +23,6 @@ use crate::meeting::{Creator, Met};
 use crate::refusal::Refusal;
 use crate::session::authorize::Authorized;
 use crate::session::connect::Reached;
-use crate::session::identify::Client;
 use crate::session::rendezvous::{leads_to, readable_at, together};
 use crate::shares::Owner;
 use crate::token::Token;

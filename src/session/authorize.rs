@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::application_protocol::ApplicationProtocol;
 use crate::config::TokenConfig;
+use crate::gateway::connection::{Client, Opening};
 use crate::gateway::live::registry::Registered;
 use crate::gateway::state::Gateway;
 use crate::listener::Listener;
@@ -14,7 +15,6 @@ use crate::rdp::connection_request::{PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX};
 use crate::refusal::Refusal;
 use crate::session::authenticate::{Authenticated, ToTarget};
 use crate::session::connect::{Connected, Reached};
-use crate::session::identify::{Client, Opening};
 use crate::session::refuse::Refused;
 use crate::store::redirections::RETURN_WINDOW;
 use crate::store::usage::{Claim, Reservation};

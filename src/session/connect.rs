@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::application_protocol::ApplicationProtocol;
 use crate::clock;
+use crate::gateway::connection::{Client, Opening};
 use crate::gateway::live::registry::Registered;
 use crate::gateway::state::Gateway;
 use crate::gateway::upstream::{self, ConnectClass, SystemResolver};
@@ -11,7 +12,6 @@ use crate::policy::permit::Permit;
 use crate::refusal::Refusal;
 use crate::session::agent;
 use crate::session::authorize::Authorized;
-use crate::session::identify::{Client, Opening};
 use crate::session::refuse::Refused;
 use crate::session::rendezvous::{self, Together};
 use crate::session::{inspect, secure};

@@ -14,13 +14,13 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::base::session_id::SessionId;
+use crate::gateway::connection::Client;
 use crate::gateway::state::Gateway;
 use crate::listener::Listener;
 use crate::refusal::Refusal;
 use crate::session::authenticate::{self, ShownBefore, ToTarget};
 use crate::session::authorize;
 use crate::session::connect;
-use crate::session::identify::Client;
 use crate::session::refuse::{self, Refused};
 use crate::session::rendezvous::NotAdmitted;
 use crate::session::{Ready, run, secure_or_open};

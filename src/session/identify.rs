@@ -3,22 +3,16 @@
 //! The same question is asked again after a PROXY protocol header, after a TLS handshake and after a preconnection PDU.
 
 use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::time::timeout_at;
 use tokio_rustls::TlsAcceptor;
-use zeroize::Zeroizing;
 
 use crate::application_protocol::{self, ApplicationProtocol, FirstBytes};
-use crate::base::session_id::SessionId;
 use crate::carrier::{self, Credential};
 use crate::clock;
 use crate::config::Arrival;
+use crate::gateway::connection::{Client, Opening};
 use crate::limits;
-use crate::listener::Listener;
-use crate::listener::admission::Admission;
 use crate::preamble::{Preamble, Recognition, recognise, recognise_behind};
 use crate::proxy_protocol;
 use crate::rdp::connection_request::{self, ConnectionRequest};
@@ -27,42 +21,6 @@ use crate::refusal::Refusal;
 use crate::session::refuse::Refused;
 use crate::stream::{Io, Stream};
 use crate::token::claims::Claims;
-
-/// A connection on its way to being a session.
-#[derive(Debug)]
-pub struct Client {
-    /// Correlation id.
-    pub id: SessionId,
-    /// The other end of the socket, or the client that a trusted balancer names.
-    pub peer: SocketAddr,
-    /// When the connection was accepted.
-    pub started: Instant,
-    /// Identified by then, or dropped.
-    pub identify_by: Instant,
-    /// Relayed by then, or refused.
-    pub establish_by: Instant,
-    /// The port it came in by.
-    pub listener: Arc<Listener>,
-    /// What it showed as routing token, taken from its Connection Request.
-    pub routing_token: Option<Zeroizing<Vec<u8>>>,
-    /// Its bytes.
-    pub stream: Stream,
-    /// Its place among the connections.
-    pub admission: Admission,
-}
-
-/// How the RDP part of the connection begins, as far as it was read.
-#[derive(Debug)]
-pub enum Opening {
-    /// Nothing was read behind the preconnection PDU yet.
-    Unread,
-    /// X.224 Connection Request, taken from the stream.
-    X224(ConnectionRequest),
-    /// TLS at once, without X.224 before it; still in the stream.
-    DirectTls,
-    /// Some other protocol; still in the stream.
-    Other,
-}
 
 /// What a token announces that its client will speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -211,36 +169,6 @@ async fn read(mut client: Client) -> Result<Identified, Box<Refused>> {
 }
 
 impl Client {
-    /// Turns the client away.
-    #[must_use]
-    pub fn refused(self, refusal: Refusal, opening: Opening) -> Box<Refused> {
-        let opening = match (&refusal, opening) {
-            // It may be RDP that came where something else was announced, and RDP clients can be told.
-            (Refusal::Protocol { side: "client", .. }, Opening::Other) => Opening::Unread,
-            (_, opening) => opening,
-        };
-        Box::new(Refused {
-            id: self.id,
-            peer: self.peer,
-            started: self.started,
-            refusal,
-            about: None,
-            answer: Some((self.stream, opening)),
-            admission: Some(self.admission),
-        })
-    }
-
-    /// Turns away a client whose Connection Request is malformed: it is answered all the same, as it speaks RDP.
-    fn refused_request(self, refusal: Refusal) -> Box<Refused> {
-        let answerable = matches!(refusal, Refusal::ConnectionRequest(_));
-        let opening = if answerable {
-            Opening::X224(ConnectionRequest::default())
-        } else {
-            Opening::Unread
-        };
-        self.refused(refusal, opening)
-    }
-
     async fn preamble(&mut self) -> Result<Preamble, Refusal> {
         loop {
             match recognise(self.stream.buffered()) {

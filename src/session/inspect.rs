@@ -9,6 +9,7 @@ use tracing::{info, warn};
 
 use crate::base::session_id::SessionId;
 use crate::clock;
+use crate::gateway::connection::Opening;
 use crate::gateway::live::legs::Legs;
 use crate::gateway::live::registry::{EndCause, Inside, Session};
 use crate::gateway::state::Gateway;
@@ -27,7 +28,6 @@ use crate::relay::{RDP_AFTER_END, RelayLimits, Side};
 use crate::session::Live;
 use crate::session::connect::{Connected, Reached};
 use crate::session::describe;
-use crate::session::identify::Opening;
 use crate::session::log_opened;
 use crate::session::refuse::Refused;
 use crate::session::secure::{

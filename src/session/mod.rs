@@ -31,6 +31,7 @@ use tracing::{debug, info};
 
 use crate::api;
 use crate::clock;
+use crate::gateway::connection::Client;
 use crate::gateway::live::legs::TlsFacts;
 use crate::gateway::live::registry::{EndCause, Registered, Session};
 use crate::gateway::state::Gateway;
@@ -38,7 +39,7 @@ use crate::listener::admission::Admission;
 use crate::refusal::Refusal;
 use crate::relay::{RelayEnd, Side};
 use crate::session::connect::{Connected, Met};
-use crate::session::identify::{Client, Identified};
+use crate::session::identify::Identified;
 use crate::session::inspect::Inspected;
 use crate::session::open::Opened;
 use crate::session::refuse::Refused;
@@ -262,12 +263,7 @@ fn log_end(session: &Session, reason: &str, started: Instant) {
         bytes_to_client = session.traffic.to_client.load(Ordering::Relaxed),
         audit_records = records.map(|(records, _)| records),
         audit_suppressed = records.map(|(_, suppressed)| suppressed),
-        duration_ms = millis_since(started),
+        duration_ms = clock::millis_since(started),
         "Session closed"
     );
-}
-
-/// Whole milliseconds since `start`.
-fn millis_since(start: Instant) -> u64 {
-    u64::try_from(clock::now().saturating_duration_since(start).as_millis()).unwrap_or(u64::MAX)
 }

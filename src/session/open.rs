@@ -20,6 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout_at;
 
 use crate::application_protocol::{self, ApplicationProtocol, FirstBytes};
+use crate::gateway::connection::{Client, Opening};
 use crate::gateway::live::registry::Registered;
 use crate::gateway::state::Gateway;
 use crate::limits;
@@ -32,7 +33,6 @@ use crate::relay::{self, AfterEnd, RDP_AFTER_END, RelayLimits, Traffic};
 use crate::session::Live;
 use crate::session::connect::{Connected, Reached};
 use crate::session::describe;
-use crate::session::identify::{Client, Opening};
 use crate::session::log_opened;
 use crate::session::refuse::Refused;
 use crate::session::spend_behind_limit;

@@ -12,16 +12,15 @@ use tracing::{debug, info, warn};
 
 use crate::base::session_id::SessionId;
 use crate::clock;
+use crate::gateway::connection::{Client, Opening};
 use crate::gateway::live::registry::Session;
 use crate::gateway::state::Gateway;
 use crate::limits;
 use crate::listener::admission::Admission;
 use crate::preamble::{Preamble, Recognition, recognise_behind};
-use crate::rdp::connection_request;
+use crate::rdp::connection_request::{self, ConnectionRequest};
 use crate::rdp::negotiation::{self, FailureCode};
 use crate::refusal::Refusal;
-use crate::session::identify::Opening;
-use crate::session::millis_since;
 use crate::stream::{Io, Stream};
 use crate::token::{About, Token};
 use crate::websocket::Farewell;
@@ -96,7 +95,7 @@ impl Refused {
             ..
         } = self;
         let about = about.as_ref().or_else(|| refusal.about());
-        let duration_ms = millis_since(*started);
+        let duration_ms = clock::millis_since(*started);
         let rule = refusal.rule();
         // Who has shown a valid token is no scan, and its user may ask.
         if refusal.is_noise() && about.is_none() {
@@ -115,6 +114,38 @@ impl Refused {
             duration_ms,
             "Session refused"
         );
+    }
+}
+
+impl Client {
+    /// Turns the client away.
+    #[must_use]
+    pub fn refused(self, refusal: Refusal, opening: Opening) -> Box<Refused> {
+        let opening = match (&refusal, opening) {
+            // It may be RDP that came where something else was announced, and RDP clients can be told.
+            (Refusal::Protocol { side: "client", .. }, Opening::Other) => Opening::Unread,
+            (_, opening) => opening,
+        };
+        Box::new(Refused {
+            id: self.id,
+            peer: self.peer,
+            started: self.started,
+            refusal,
+            about: None,
+            answer: Some((self.stream, opening)),
+            admission: Some(self.admission),
+        })
+    }
+
+    /// Turns away a client whose Connection Request is malformed: it is answered all the same, as it speaks RDP.
+    pub(super) fn refused_request(self, refusal: Refusal) -> Box<Refused> {
+        let answerable = matches!(refusal, Refusal::ConnectionRequest(_));
+        let opening = if answerable {
+            Opening::X224(ConnectionRequest::default())
+        } else {
+            Opening::Unread
+        };
+        self.refused(refusal, opening)
     }
 }
 
@@ -182,9 +213,7 @@ async fn read_opening(stream: &mut Stream) -> std::io::Result<Opening> {
                     Ok(Some((request, _))) => return Ok(Opening::X224(request)),
                     Ok(None) => {}
                     Err(_) => {
-                        return Ok(Opening::X224(
-                            connection_request::ConnectionRequest::default(),
-                        ));
+                        return Ok(Opening::X224(ConnectionRequest::default()));
                     }
                 }
             }

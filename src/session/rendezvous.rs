@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use crate::base::session_id::SessionId;
 use crate::clock;
+use crate::gateway::connection::{Client, Opening};
 use crate::gateway::live::registry::{EndCause, Registered, Session};
 use crate::gateway::state::Gateway;
 use crate::jet::agent::{ACCEPT_TYPE, Acceptance, Unmet};
@@ -38,7 +39,7 @@ use crate::refusal::{Denied, Refusal};
 use crate::session::authenticate::{self, Authenticated, ToTarget};
 use crate::session::authorize::{self, Authorized};
 use crate::session::connect::{self, Reached};
-use crate::session::identify::{Client, Expected, Opening};
+use crate::session::identify::Expected;
 use crate::session::refuse::{self, Refused};
 use crate::session::{Ready, run, secure_or_open};
 use crate::stream::{Io, Stream};

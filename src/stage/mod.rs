@@ -14,8 +14,7 @@ pub use self::pipeline::Pipeline;
 pub use crate::rdp::Direction;
 pub use crate::rdp::event::{Event, Interest, Phase, StaticChannel, Unknown, Verdict};
 pub use crate::rdp::input::Input;
-pub use crate::rdp::logon::AutoReconnectCookie;
-pub use crate::rdp::logon::Logon;
+pub use crate::rdp::logon::{AutoReconnectCookie, Logon};
 pub use crate::rdp::redirection::Redirection;
 
 /// One observer or judge of a session.

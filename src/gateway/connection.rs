@@ -1,0 +1,60 @@
+//! An accepted connection, until it is a session.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use zeroize::Zeroizing;
+
+use crate::base::session_id::SessionId;
+use crate::listener::Listener;
+use crate::listener::admission::Admission;
+use crate::rdp::connection_request::ConnectionRequest;
+use crate::stream::Stream;
+
+/// A connection on its way to being a session.
+#[derive(Debug)]
+pub struct Client {
+    /// Correlation id.
+    pub id: SessionId,
+    /// The other end of the socket, or the client that a trusted balancer names.
+    pub peer: SocketAddr,
+    /// When the connection was accepted.
+    pub started: Instant,
+    /// Identified by then, or dropped.
+    pub identify_by: Instant,
+    /// Relayed by then, or refused.
+    pub establish_by: Instant,
+    /// The port it came in by.
+    pub listener: Arc<Listener>,
+    /// What it showed as routing token, taken from its Connection Request.
+    pub routing_token: Option<Zeroizing<Vec<u8>>>,
+    /// Its bytes.
+    pub stream: Stream,
+    /// Its place among the connections.
+    pub admission: Admission,
+}
+
+/// How the RDP part of the connection begins, as far as it was read.
+#[derive(Debug)]
+pub enum Opening {
+    /// Nothing was read behind the preconnection PDU yet.
+    Unread,
+    /// X.224 Connection Request, taken from the stream.
+    X224(ConnectionRequest),
+    /// TLS at once, without X.224 before it; still in the stream.
+    DirectTls,
+    /// Some other protocol; still in the stream.
+    Other,
+}
+
+/// What an accepted connection is besides its bytes, where another part has those.
+#[derive(Debug)]
+pub struct Connection {
+    /// When it was accepted.
+    pub started: Instant,
+    /// The port it came in by.
+    pub listener: Arc<Listener>,
+    /// Its place among the connections.
+    pub admission: Admission,
+}
