@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`run`] | start, reload, drain, stop |
+//! | [`arrival`] | what arrived, and who serves it |
 //! | [`build`] | from a configuration to the parts of a gateway |
 //! | [`upkeep`] | what is done while it runs |
 //! | [`state`] | what connections share |
@@ -11,6 +12,7 @@
 //! | [`trust`] | keys, certificates, logons |
 //! | [`upstream`] | targets and KDCs, dialled |
 
+pub mod arrival;
 pub mod build;
 pub mod connection;
 pub mod live;

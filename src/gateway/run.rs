@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 use tracing::info;
 
 use crate::config::{Config, Reading};
+use crate::gateway::arrival;
 use crate::gateway::build::Prepared;
 use crate::gateway::live::registry::EndCause;
 use crate::gateway::state::Gateway;
@@ -55,7 +56,14 @@ impl Running {
             let address = socket.local_addr()?;
             info!(%address, "Listening");
             addresses.push(address);
-            chores.spawn(listener::accept_all(Arc::clone(&gateway), listener, socket));
+            let gateway = Arc::clone(&gateway);
+            chores.spawn(async move {
+                let (door, stopping) = (&gateway.door, &gateway.stopping);
+                let serve = |stream, peer, admission| {
+                    arrival::spawn(&gateway, &listener, stream, peer, admission);
+                };
+                listener::accept_all(&listener, socket, door, stopping, serve).await;
+            });
         }
         chores.spawn(upkeep::run(Arc::clone(&gateway)));
         Ok(Self {

@@ -1,4 +1,4 @@
-//! Ports: accept, limits, spawn. Nothing here waits for a client.
+//! Ports: accept, limits. Nothing here waits for a client.
 
 pub mod admission;
 
@@ -10,20 +10,13 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::rustls::ServerConfig;
-use tracing::field::Empty;
-use tracing::{Instrument, debug, info_span, warn};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
 
-use crate::base::session_id::SessionId;
 use crate::clock;
 use crate::config::{Arrival, Inspect, ListenerConfig};
-use crate::gateway::connection::Client;
-use crate::gateway::state::Gateway;
-use crate::gateway::upstream;
-use crate::limits;
-use crate::listener::admission::Admission;
+use crate::listener::admission::{Admission, Door};
 use crate::policy::Inspecting;
-use crate::session;
-use crate::stream::{Io, Stream};
 use crate::tls::ServerTls;
 use crate::token::target::TargetAddr;
 
@@ -140,28 +133,34 @@ fn bound(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Accepts until the gateway stops.
+/// Accepts as many connections as `door` has places for, until `stopping` fires, and hands each with its place to `serve`.
 ///
 /// # Cancel safety
-/// Ends by itself when the gateway's shutdown fires; a connection that was accepted is always handed over or closed.
-pub async fn accept_all(gateway: Arc<Gateway>, listener: Arc<Listener>, socket: TcpListener) {
+/// Ends by itself when `stopping` fires; a connection that was accepted is always handed over or closed.
+pub async fn accept_all(
+    listener: &Listener,
+    socket: TcpListener,
+    door: &Door,
+    stopping: &CancellationToken,
+    serve: impl Fn(TcpStream, SocketAddr, Admission),
+) {
     let mut reported: Option<Instant> = None;
     loop {
         // At the limit nothing is accepted: the kernel's queue is the waiting room.
         let connection = tokio::select! {
-            connection = gateway.door.connection() => connection,
-            () = gateway.stopping.cancelled() => return,
+            connection = door.connection() => connection,
+            () = stopping.cancelled() => return,
         };
         let accepted = tokio::select! {
             accepted = socket.accept() => accepted,
-            () = gateway.stopping.cancelled() => return,
+            () = stopping.cancelled() => return,
         };
         match accepted {
             Ok((stream, peer)) => {
                 // A trusted balancer's connections are counted for the clients that it names.
                 let counted = (!listener.trusts_proxy(peer.ip())).then_some(peer.ip());
-                match gateway.door.admit(connection, counted) {
-                    Some(admission) => spawn(&gateway, &listener, stream, peer, admission),
+                match door.admit(connection, counted) {
+                    Some(admission) => serve(stream, peer, admission),
                     None => {
                         debug!(%peer, "Too many unproven connections of its address; closed one")
                     }
@@ -179,34 +178,4 @@ pub async fn accept_all(gateway: Arc<Gateway>, listener: Arc<Listener>, socket: 
             }
         }
     }
-}
-
-fn spawn(
-    gateway: &Arc<Gateway>,
-    listener: &Arc<Listener>,
-    stream: TcpStream,
-    peer: SocketAddr,
-    admission: Admission,
-) {
-    if let Err(error) = upstream::tune(&stream) {
-        debug!(%peer, %error, "The client was gone at once");
-        return;
-    }
-    let started = clock::now();
-    let client = Client {
-        id: SessionId::from(clock::new_uuid()),
-        peer: SocketAddr::new(peer.ip().to_canonical(), peer.port()),
-        started,
-        identify_by: started + limits::IDENTIFY_TIMEOUT,
-        establish_by: started + limits::ESTABLISH_TIMEOUT,
-        listener: Arc::clone(listener),
-        routing_token: None,
-        stream: Stream::new(Io::Tcp(stream)),
-        admission,
-    };
-    // Whatever happens on the way to the closing line can be found by the connection's id, called as in lines that have it themselves.
-    let span = info_span!("session", session = %client.id, %peer, jet_aid = Empty, jet_ap = Empty);
-    gateway
-        .connections
-        .spawn(session::handle(Arc::clone(gateway), client).instrument(span));
 }

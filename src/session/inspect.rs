@@ -25,15 +25,12 @@ use crate::rdp::session::{Settings, Tracker};
 use crate::refusal::Refusal;
 use crate::relay::inspected::{self, Cancel, CancelWay, InspectedEnd, Leg};
 use crate::relay::{RDP_AFTER_END, RelayLimits, Side};
-use crate::session::Live;
+use crate::session::account::{Live, describe, log_opened, spend_behind_limit};
 use crate::session::connect::{Connected, Reached};
-use crate::session::describe;
-use crate::session::log_opened;
 use crate::session::refuse::Refused;
 use crate::session::secure::{
     self, ClientTls, Failed, Remaining, SecureError, SecureRequest, Secured, TargetTls,
 };
-use crate::session::spend_behind_limit;
 use crate::stage::Pipeline;
 use crate::stage::inspector::{AuditEvent, AuditSink, Inspector, Recorded};
 use crate::store::cookies::{SessionCookies, association};
@@ -429,7 +426,7 @@ fn audit(id: SessionId, audit: &str) {
 mod tests {
     use std::sync::Arc;
 
-    use crate::gateway::live::legs::TlsFacts;
+    use crate::gateway::live::legs::{Logon, TlsFacts};
     use crate::limits;
     use crate::rdp::Direction;
     use crate::rdp::event::Phase;
@@ -569,8 +566,8 @@ mod tests {
             client_selected: 1,
             target_requested: 3,
             target_selected: 1,
-            client_logon: secure::Logon::None,
-            target_logon: secure::Logon::None,
+            client_logon: Logon::None,
+            target_logon: Logon::None,
             client_tls: tls.clone(),
             target_tls: tls,
         };

@@ -1,4 +1,4 @@
-//! The conductor: from an accepted connection to its outcome, one step a file, read from top to bottom.
+//! The steps from an accepted connection to its outcome, one a file; [`arrival`](crate::gateway::arrival) takes them in this order.
 //!
 //! 1. [`identify`]: what do the first bytes begin? Read-ahead travels with the stream.
 //! 2. [`authenticate`]: the token behind the carrier, verified, not revoked.
@@ -9,8 +9,9 @@
 //!    [secured](secure), then PDUs past the stages.
 //!
 //! Each step takes the one before it by value, so a step that was skipped does not compile. A step that fails returns a
-//! [`Refusal`]; [`refuse`] tells the client.
+//! [`Refusal`](crate::refusal::Refusal); [`refuse`] tells the client. [`account`] has what a session holds until its end.
 
+pub mod account;
 pub mod agent;
 pub mod authenticate;
 pub mod authorize;
@@ -23,50 +24,14 @@ pub mod refuse;
 pub mod rendezvous;
 pub mod secure;
 
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
-use std::time::Instant;
-
-use tracing::{debug, info};
-
-use crate::api;
-use crate::clock;
-use crate::gateway::connection::Client;
-use crate::gateway::live::legs::TlsFacts;
-use crate::gateway::live::registry::{EndCause, Registered, Session};
 use crate::gateway::state::Gateway;
-use crate::listener::admission::Admission;
-use crate::refusal::Refusal;
-use crate::relay::{RelayEnd, Side};
-use crate::session::connect::{Connected, Met};
-use crate::session::identify::Identified;
+use crate::session::connect::Connected;
 use crate::session::inspect::Inspected;
 use crate::session::open::Opened;
 use crate::session::refuse::Refused;
-use crate::session::secure::Secured;
-use crate::store::usage::Reservation;
-use crate::stream::Io;
-use crate::target_certificate::Remembered;
 
-/// Carries one connection from its first byte to its last.
-pub async fn handle(gateway: Arc<Gateway>, client: Client) {
-    let (id, peer, evicted) = (client.id, client.peer, client.admission.evicted());
-    // Setting up needs far more memory than relaying, so it has a box of its own, gone before the relay starts.
-    let ready = tokio::select! {
-        biased;
-        // Wherever it is: in a handshake, in a request, or while it reads its refusal. Once it has proved itself, never.
-        () = evicted.cancelled() => {
-            debug!(session = %id, %peer, "Made room for another connection");
-            None
-        }
-        ready = Box::pin(establish(&gateway, client)) => ready,
-    };
-    if let Some(ready) = ready {
-        run(ready).await;
-    }
-}
-
-async fn run(ready: Ready) {
+/// Runs a session to its end and accounts for it.
+pub async fn run(ready: Ready) {
     match ready {
         Ready::Opaque(opened) => opened.run().await,
         // In a box of its own: it needs three times the memory of an opaque one.
@@ -74,41 +39,14 @@ async fn run(ready: Ready) {
     }
 }
 
-/// Steps 1 to 5, bounded in time. `None`: the connection has had its answer.
-async fn establish(gateway: &Arc<Gateway>, client: Client) -> Option<Ready> {
-    let client = match identify::identify(client).await {
-        Ok(Identified::Rdp(client)) => client,
-        Ok(Identified::Http { client, tls }) => {
-            api::serve(gateway, *client, tls).await;
-            return None;
-        }
-        Ok(Identified::Jet { client }) => {
-            rendezvous::serve(gateway, *client).await;
-            return None;
-        }
-        Err(refused) => {
-            refuse::refuse(gateway, *refused).await;
-            return None;
-        }
-    };
-    let ready = async {
-        let authenticated = authenticate::authenticate(gateway, *client).await?;
-        let authenticated = rendezvous::agree(gateway, authenticated)?;
-        let authorized = authorize::authorize(gateway, authenticated).await?;
-        let connected = connect::connect(gateway, authorized).await?;
-        secure_or_open(gateway, connected).await
-    };
-    match ready.await {
-        Ok(ready) => Some(ready),
-        Err(refused) => {
-            refuse::refuse(gateway, *refused).await;
-            None
-        }
-    }
-}
-
 /// Step 5.
-async fn secure_or_open(gateway: &Gateway, connected: Connected) -> Result<Ready, Box<Refused>> {
+///
+/// # Errors
+/// The legs cannot be secured, or the first exchange fails.
+pub async fn secure_or_open(
+    gateway: &Gateway,
+    connected: Connected,
+) -> Result<Ready, Box<Refused>> {
     match connected.permit.inspection().cloned() {
         None => open::open(gateway, connected)
             .await
@@ -120,150 +58,10 @@ async fn secure_or_open(gateway: &Gateway, connected: Connected) -> Result<Ready
 }
 
 /// A session that can run.
-enum Ready {
+#[derive(Debug)]
+pub enum Ready {
     /// Its bytes are passed on as they come.
     Opaque(Box<Opened>),
     /// Its PDUs are moved past the stages.
     Inspected(Box<Inspected>),
-}
-
-/// What every live session holds until its end.
-#[derive(Debug)]
-pub struct Live {
-    /// Its entry in the registry.
-    pub session: Registered,
-    /// Its token, used.
-    pub reservation: Reservation,
-    /// When the connection was accepted.
-    pub started: Instant,
-    /// Its place among the connections.
-    pub admission: Admission,
-    /// Of a rendezvous: the places of both peers, and the acceptor's among the connections.
-    pub met: Option<Met>,
-}
-
-impl Live {
-    /// The session is over: gives everything back and writes the one line.
-    fn close(self, reason: &str) {
-        let Self {
-            session,
-            reservation,
-            started,
-            admission,
-            met,
-        } = self;
-        // An association is over before the token of its client is free for the next session.
-        drop(met);
-        // The reconnect window starts no later than the log says so.
-        drop(reservation);
-        log_end(&session, reason, started);
-        drop(admission);
-    }
-}
-
-/// What a limit has ended stays ended, however long its token's reconnect window is, and though the process be killed behind the log's
-/// line of it.
-async fn spend_behind_limit(live: &Live, end: &RelayEnd) {
-    match end {
-        // In a box: a live session is not to be larger for it.
-        RelayEnd::IdleTimeout | RelayEnd::TimeLimit => Box::pin(live.reservation.spend()).await,
-        RelayEnd::Closed
-        | RelayEnd::Ended(_)
-        | RelayEnd::ClientFailed(_)
-        | RelayEnd::TargetFailed(_)
-        | RelayEnd::TargetStalled
-        | RelayEnd::Cancelled => {}
-    }
-}
-
-/// Why a relay ended, in words.
-fn describe(session: &Session, end: &RelayEnd) -> String {
-    match (end, session.end_cause()) {
-        (RelayEnd::Cancelled, Some(EndCause::Revoked(rule))) => {
-            format!("the token was revoked by its {rule}")
-        }
-        (RelayEnd::Cancelled, Some(EndCause::Operator(name))) => {
-            Refusal::Ended(name.clone()).to_string()
-        }
-        (RelayEnd::Cancelled, Some(EndCause::Shutdown)) => Refusal::ShuttingDown.to_string(),
-        (RelayEnd::Closed, _) => "closed by both sides".to_owned(),
-        (RelayEnd::Ended(Side::Client), _) => {
-            "the client closed the connection, and the target did not in time".to_owned()
-        }
-        (RelayEnd::Ended(Side::Target), _) => {
-            "the target closed the connection, and the client did not in time".to_owned()
-        }
-        (RelayEnd::ClientFailed(error), _) => format!("client: {error}"),
-        (RelayEnd::TargetFailed(error), _) => format!("target: {error}"),
-        (RelayEnd::TargetStalled, _) => {
-            "the target took nothing of what the client sent for half a minute".to_owned()
-        }
-        (RelayEnd::IdleTimeout, _) => "idle for too long".to_owned(),
-        (RelayEnd::TimeLimit, _) => "time limit reached".to_owned(),
-        (RelayEnd::Cancelled, None) => "ended".to_owned(),
-    }
-}
-
-/// The one line at a session's beginning, in every mode: who is with whom. Of one that the gateway stands inside of it says what was
-/// agreed on both legs.
-fn log_opened(session: &Session, secured: Option<&Secured<Io>>) {
-    let claims = &session.token.claims;
-    let target = session.target();
-    let legs = secured.map(|secured| &secured.legs);
-    let tls = |facts: &TlsFacts| format!("{} {}", facts.version, facts.cipher);
-    info!(
-        session = %session.id,
-        peer = %session.peer,
-        user = claims.sub.as_deref(),
-        agent = claims.agent.as_ref().map(|agent| agent.agent.to_string()),
-        target = target.map(|(name, _)| name.to_string()),
-        address = target.map(|(_, address)| address.to_string()),
-        token = %session.token.id,
-        protection = %session.token.protection,
-        jet_cm = claims.jet_cm.name(),
-        jet_aid = claims.jet_aid.map(|id| id.to_string()),
-        jet_ap = claims.jet_ap.as_ref().map(ToString::to_string),
-        decision = "allow",
-        mode = if secured.is_some() { "inspected" } else { "opaque" },
-        client_protocol = legs.map(|legs| legs.client_selected),
-        client_tls = legs.map(|legs| tls(&legs.client_tls)),
-        client_logon = legs.map(|legs| legs.client_logon.name()),
-        target_protocol = legs.map(|legs| legs.target_selected),
-        target_tls = legs.map(|legs| tls(&legs.target_tls)),
-        target_logon = legs.map(|legs| legs.target_logon.name()),
-        target_certificate = secured.map(|secured| secured.target_certificate.to_string()),
-        first_use = secured.map(|secured| secured.remembered == Remembered::First),
-        "Session opened"
-    );
-}
-
-/// The one line at a session's end.
-fn log_end(session: &Session, reason: &str, started: Instant) {
-    let claims = &session.token.claims;
-    let target = session.target();
-    let records = session.inside().map(|inside| {
-        let statistics = inside.statistics.lock();
-        let statistics = statistics.unwrap_or_else(PoisonError::into_inner);
-        (statistics.records, statistics.records_suppressed)
-    });
-    info!(
-        session = %session.id,
-        peer = %session.peer,
-        user = claims.sub.as_deref(),
-        agent = claims.agent.as_ref().map(|agent| agent.agent.to_string()),
-        target = target.map(|(name, _)| name.to_string()),
-        address = target.map(|(_, address)| address.to_string()),
-        token = %session.token.id,
-        protection = %session.token.protection,
-        jet_aid = claims.jet_aid.map(|id| id.to_string()),
-        jet_ap = claims.jet_ap.as_ref().map(ToString::to_string),
-        decision = "allow",
-        reason,
-        bytes_to_target = session.traffic.to_target.load(Ordering::Relaxed),
-        bytes_to_client = session.traffic.to_client.load(Ordering::Relaxed),
-        audit_records = records.map(|(records, _)| records),
-        audit_suppressed = records.map(|(_, suppressed)| suppressed),
-        duration_ms = clock::millis_since(started),
-        "Session closed"
-    );
 }

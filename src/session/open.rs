@@ -30,12 +30,9 @@ use crate::rdp::connection_request::{ConnectionRequest, NegotiationRequest, PROT
 use crate::rdp::negotiation::{self, ConnectionConfirm, FailureCode};
 use crate::refusal::Refusal;
 use crate::relay::{self, AfterEnd, RDP_AFTER_END, RelayLimits, Traffic};
-use crate::session::Live;
+use crate::session::account::{Live, describe, log_opened, spend_behind_limit};
 use crate::session::connect::{Connected, Reached};
-use crate::session::describe;
-use crate::session::log_opened;
 use crate::session::refuse::Refused;
-use crate::session::spend_behind_limit;
 use crate::store::usage::Reservation;
 use crate::stream::{Io, Stream};
 

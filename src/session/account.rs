@@ -1,0 +1,160 @@
+//! The account of a session: what it holds until its end, and the two lines that tell of it.
+
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use tracing::info;
+
+use crate::clock;
+use crate::gateway::live::legs::TlsFacts;
+use crate::gateway::live::registry::{EndCause, Registered, Session};
+use crate::listener::admission::Admission;
+use crate::refusal::Refusal;
+use crate::relay::{RelayEnd, Side};
+use crate::session::connect::Met;
+use crate::session::secure::Secured;
+use crate::store::usage::Reservation;
+use crate::stream::Io;
+use crate::target_certificate::Remembered;
+
+/// What every live session holds until its end.
+#[derive(Debug)]
+pub struct Live {
+    /// Its entry in the registry.
+    pub session: Registered,
+    /// Its token, used.
+    pub reservation: Reservation,
+    /// When the connection was accepted.
+    pub started: Instant,
+    /// Its place among the connections.
+    pub admission: Admission,
+    /// Of a rendezvous: the places of both peers, and the acceptor's among the connections.
+    pub met: Option<Met>,
+}
+
+impl Live {
+    /// The session is over: gives everything back and writes the one line.
+    pub(super) fn close(self, reason: &str) {
+        let Self {
+            session,
+            reservation,
+            started,
+            admission,
+            met,
+        } = self;
+        // An association is over before the token of its client is free for the next session.
+        drop(met);
+        // The reconnect window starts no later than the log says so.
+        drop(reservation);
+        log_end(&session, reason, started);
+        drop(admission);
+    }
+}
+
+/// What a limit has ended stays ended, however long its token's reconnect window is, and though the process be killed behind the log's
+/// line of it.
+pub(super) async fn spend_behind_limit(live: &Live, end: &RelayEnd) {
+    match end {
+        // In a box: a live session is not to be larger for it.
+        RelayEnd::IdleTimeout | RelayEnd::TimeLimit => Box::pin(live.reservation.spend()).await,
+        RelayEnd::Closed
+        | RelayEnd::Ended(_)
+        | RelayEnd::ClientFailed(_)
+        | RelayEnd::TargetFailed(_)
+        | RelayEnd::TargetStalled
+        | RelayEnd::Cancelled => {}
+    }
+}
+
+/// Why a relay ended, in words.
+pub(super) fn describe(session: &Session, end: &RelayEnd) -> String {
+    match (end, session.end_cause()) {
+        (RelayEnd::Cancelled, Some(EndCause::Revoked(rule))) => {
+            format!("the token was revoked by its {rule}")
+        }
+        (RelayEnd::Cancelled, Some(EndCause::Operator(name))) => {
+            Refusal::Ended(name.clone()).to_string()
+        }
+        (RelayEnd::Cancelled, Some(EndCause::Shutdown)) => Refusal::ShuttingDown.to_string(),
+        (RelayEnd::Closed, _) => "closed by both sides".to_owned(),
+        (RelayEnd::Ended(Side::Client), _) => {
+            "the client closed the connection, and the target did not in time".to_owned()
+        }
+        (RelayEnd::Ended(Side::Target), _) => {
+            "the target closed the connection, and the client did not in time".to_owned()
+        }
+        (RelayEnd::ClientFailed(error), _) => format!("client: {error}"),
+        (RelayEnd::TargetFailed(error), _) => format!("target: {error}"),
+        (RelayEnd::TargetStalled, _) => {
+            "the target took nothing of what the client sent for half a minute".to_owned()
+        }
+        (RelayEnd::IdleTimeout, _) => "idle for too long".to_owned(),
+        (RelayEnd::TimeLimit, _) => "time limit reached".to_owned(),
+        (RelayEnd::Cancelled, None) => "ended".to_owned(),
+    }
+}
+
+/// The one line at a session's beginning, in every mode: who is with whom. Of one that the gateway stands inside of it says what was
+/// agreed on both legs.
+pub(super) fn log_opened(session: &Session, secured: Option<&Secured<Io>>) {
+    let claims = &session.token.claims;
+    let target = session.target();
+    let legs = secured.map(|secured| &secured.legs);
+    let tls = |facts: &TlsFacts| format!("{} {}", facts.version, facts.cipher);
+    info!(
+        session = %session.id,
+        peer = %session.peer,
+        user = claims.sub.as_deref(),
+        agent = claims.agent.as_ref().map(|agent| agent.agent.to_string()),
+        target = target.map(|(name, _)| name.to_string()),
+        address = target.map(|(_, address)| address.to_string()),
+        token = %session.token.id,
+        protection = %session.token.protection,
+        jet_cm = claims.jet_cm.name(),
+        jet_aid = claims.jet_aid.map(|id| id.to_string()),
+        jet_ap = claims.jet_ap.as_ref().map(ToString::to_string),
+        decision = "allow",
+        mode = if secured.is_some() { "inspected" } else { "opaque" },
+        client_protocol = legs.map(|legs| legs.client_selected),
+        client_tls = legs.map(|legs| tls(&legs.client_tls)),
+        client_logon = legs.map(|legs| legs.client_logon.name()),
+        target_protocol = legs.map(|legs| legs.target_selected),
+        target_tls = legs.map(|legs| tls(&legs.target_tls)),
+        target_logon = legs.map(|legs| legs.target_logon.name()),
+        target_certificate = secured.map(|secured| secured.target_certificate.to_string()),
+        first_use = secured.map(|secured| secured.remembered == Remembered::First),
+        "Session opened"
+    );
+}
+
+/// The one line at a session's end.
+fn log_end(session: &Session, reason: &str, started: Instant) {
+    let claims = &session.token.claims;
+    let target = session.target();
+    let records = session.inside().map(|inside| {
+        let statistics = inside.statistics.lock();
+        let statistics = statistics.unwrap_or_else(PoisonError::into_inner);
+        (statistics.records, statistics.records_suppressed)
+    });
+    info!(
+        session = %session.id,
+        peer = %session.peer,
+        user = claims.sub.as_deref(),
+        agent = claims.agent.as_ref().map(|agent| agent.agent.to_string()),
+        target = target.map(|(name, _)| name.to_string()),
+        address = target.map(|(_, address)| address.to_string()),
+        token = %session.token.id,
+        protection = %session.token.protection,
+        jet_aid = claims.jet_aid.map(|id| id.to_string()),
+        jet_ap = claims.jet_ap.as_ref().map(ToString::to_string),
+        decision = "allow",
+        reason,
+        bytes_to_target = session.traffic.to_target.load(Ordering::Relaxed),
+        bytes_to_client = session.traffic.to_client.load(Ordering::Relaxed),
+        audit_records = records.map(|(records, _)| records),
+        audit_suppressed = records.map(|(_, suppressed)| suppressed),
+        duration_ms = clock::millis_since(started),
+        "Session closed"
+    );
+}
