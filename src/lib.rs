@@ -32,7 +32,7 @@
 //! verified with its handshake, and the steps behind that are the same.
 //!
 //! A JET peer takes another way in ([`session::rendezvous`], [`api::jet`]): its packet or WebSocket handshake names a candidate, and
-//! it waits or meets who waits there ([`meeting`], [`jet::rendezvous`]). From the first byte on, two peers that have met are a
+//! it waits or meets who waits there ([`gateway::meeting`], [`jet::rendezvous`]). From the first byte on, two peers that have met are a
 //! session like any other: the connector is its client and the acceptor its target.
 //!
 //! A token may lead behind an agent ([`jet::agent`], [`peer::agent`]): an acceptor that stays connected by a signaling channel
@@ -240,8 +240,6 @@ pub mod listener;
 pub mod log;
 #[cfg(feature = "shell")]
 pub mod low_water;
-#[cfg(feature = "shell")]
-pub mod meeting;
 #[cfg(feature = "shell")]
 pub mod peer;
 #[cfg(feature = "shell")]

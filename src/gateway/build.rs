@@ -20,6 +20,7 @@ use crate::config::{
     TlsConfig, VerifyTarget,
 };
 use crate::gateway::live::registry::Registry;
+use crate::gateway::meeting::MeetingPlace;
 use crate::gateway::state::Gateway;
 use crate::gateway::trust::target_logon::{Kerberos, SecureConfig};
 use crate::gateway::upstream;
@@ -29,7 +30,6 @@ use crate::jet::rendezvous::RendezvousLimits;
 use crate::keyring::{KeyFile, Keyring};
 use crate::listener::admission::Door;
 use crate::listener::{self, Listener};
-use crate::meeting::MeetingPlace;
 use crate::policy::work::WorkLimiter;
 use crate::private_file;
 use crate::rdp::credssp::keytab::{self, Keytab};

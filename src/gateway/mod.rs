@@ -8,6 +8,7 @@
 //! | [`upkeep`] | what is done while it runs |
 //! | [`state`] | what connections share |
 //! | [`connection`] | an accepted connection, until it is a session |
+//! | [`meeting`] | where the peers of a rendezvous wait for each other |
 //! | [`live`] | live sessions |
 //! | [`trust`] | keys, certificates, logons |
 //! | [`upstream`] | targets and KDCs, dialled |
@@ -16,6 +17,7 @@ pub mod arrival;
 pub mod build;
 pub mod connection;
 pub mod live;
+pub mod meeting;
 pub mod run;
 pub mod state;
 pub mod trust;

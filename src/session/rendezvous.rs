@@ -24,6 +24,7 @@ use crate::base::session_id::SessionId;
 use crate::clock;
 use crate::gateway::connection::{Client, Opening};
 use crate::gateway::live::registry::{EndCause, Registered, Session};
+use crate::gateway::meeting::{Met, Party, Place, Waiting, proof_of};
 use crate::gateway::state::Gateway;
 use crate::jet::agent::{ACCEPT_TYPE, Acceptance, Unmet};
 use crate::jet::exchange::{JetPath, Operation, Request, Response, Status};
@@ -32,7 +33,6 @@ use crate::jet::packet;
 use crate::jet::rendezvous::{Proof, Refused as Declined};
 use crate::limits;
 use crate::listener::admission::Admission;
-use crate::meeting::{Met, Party, Place, Waiting, proof_of};
 use crate::policy::{self, SessionLimits};
 use crate::preamble::{Preamble, Recognition, recognise_behind};
 use crate::refusal::{Denied, Refusal};
@@ -474,7 +474,7 @@ pub async fn proceed(
 async fn wait(
     gateway: &Gateway,
     mut party: Party,
-    mut claimed: tokio::sync::oneshot::Receiver<crate::meeting::Handover>,
+    mut claimed: tokio::sync::oneshot::Receiver<crate::gateway::meeting::Handover>,
 ) {
     let close = party.place.close.clone();
     loop {
