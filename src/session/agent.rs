@@ -13,7 +13,8 @@ use uuid::Uuid;
 use crate::clock;
 use crate::gateway::connection::Client;
 use crate::gateway::live::registry::Registered;
-use crate::gateway::meeting::{Creator, Met};
+use crate::gateway::meeting::Met;
+use crate::gateway::meeting::party::Creator;
 use crate::gateway::state::Gateway;
 use crate::jet::agent::{Decline, Dial, Unmet};
 use crate::jet::candidate::Transport;
@@ -23,7 +24,7 @@ use crate::limits;
 use crate::refusal::Refusal;
 use crate::session::authorize::Authorized;
 use crate::session::connect::Reached;
-use crate::session::rendezvous::{leads_to, readable_at, together};
+use crate::session::rendezvous::{leads_to, together};
 use crate::shares::Owner;
 use crate::token::Token;
 use crate::token::agent_name::AgentName;
@@ -91,7 +92,7 @@ async fn meet_at(
     };
     gateway.agents.complete(association, candidate);
     let acceptor = *acceptor;
-    sleep_until(readable_at(&acceptor, false).into()).await;
+    sleep_until(acceptor.readable_at(false).into()).await;
     Ok(together(gateway, association, place, acceptor, session))
 }
 

@@ -24,7 +24,9 @@ use crate::base::session_id::SessionId;
 use crate::clock;
 use crate::gateway::connection::{Client, Opening};
 use crate::gateway::live::registry::{EndCause, Registered, Session};
-use crate::gateway::meeting::{Met, Party, Place, Waiting, proof_of};
+use crate::gateway::meeting::party::Shown;
+use crate::gateway::meeting::party::proof_of;
+use crate::gateway::meeting::{Met, Party, Place, Waiting};
 use crate::gateway::state::Gateway;
 use crate::jet::agent::{ACCEPT_TYPE, Acceptance, Unmet};
 use crate::jet::exchange::{JetPath, Operation, Request, Response, Status};
@@ -42,18 +44,13 @@ use crate::session::connect::{self, Reached};
 use crate::session::identify::Expected;
 use crate::session::refuse::{self, Refused};
 use crate::session::{Ready, run, secure_or_open};
-use crate::stream::{Io, Stream};
+use crate::stream::Stream;
 use crate::target_name::TargetName;
-use crate::token::agent_name::AgentName;
 use crate::token::claims::{Claims, ConnectionMode};
 use crate::token::statement::{self, StatementKey};
 use crate::token::target::TargetAddr;
 use crate::token::{About, Token};
 use crate::websocket::Farewell;
-
-/// How long the first bytes for a peer are held back that may not have read its response yet. An existing client lost
-/// them in 20 of 25 runs without it, and in none of 25 with a second.
-const HOLD: Duration = Duration::from_millis(250);
 
 /// How long a peer that is told to go is given to hear it.
 const PARTING: Duration = Duration::from_secs(1);
@@ -167,71 +164,6 @@ pub fn verify(gateway: &Gateway, peer: SocketAddr, text: &str) -> Result<Token, 
     policy::decide(&token.claims, SessionLimits::default(), gateway.means())
         .map_err(|refusal| Denied::of(&token, refusal))?;
     Ok(token)
-}
-
-/// What a peer has shown with its request.
-#[derive(Debug)]
-pub enum Shown {
-    /// Nothing.
-    Nothing,
-    /// A rendezvous token.
-    Token(Box<Token>),
-    /// The statement of an agent, for the one candidate that the request is for.
-    Agent {
-        /// Its name.
-        name: AgentName,
-        /// The association that it was offered.
-        association: Uuid,
-        /// The target that it was offered for.
-        target: TargetAddr,
-    },
-}
-
-impl Shown {
-    /// What it proves to an association.
-    #[must_use]
-    pub fn proof(&self) -> Proof<'_> {
-        match self {
-            Self::Nothing => Proof::Nothing,
-            Self::Token(token) => proof_of(Some(token)),
-            Self::Agent { association, .. } => Proof::Agent {
-                association: *association,
-            },
-        }
-    }
-
-    /// Whether it is more than the knowledge of two UUIDs: proof for this association, which `created` has created.
-    fn proves(&self, association: Uuid, created: Option<&Token>) -> bool {
-        match self {
-            Self::Nothing => false,
-            Self::Token(token) => {
-                token.claims.jet_aid == Some(association)
-                    || created.is_some_and(|created| created.id == token.id)
-            }
-            Self::Agent {
-                association: offered,
-                ..
-            } => *offered == association,
-        }
-    }
-
-    /// The token, if it is one.
-    #[must_use]
-    pub fn token(&self) -> Option<&Token> {
-        match self {
-            Self::Token(token) => Some(token),
-            Self::Nothing | Self::Agent { .. } => None,
-        }
-    }
-
-    /// The token, if it is one.
-    #[must_use]
-    pub fn into_token(self) -> Option<Token> {
-        match self {
-            Self::Token(token) => Some(*token),
-            Self::Nothing | Self::Agent { .. } => None,
-        }
-    }
 }
 
 /// Verifies what a peer shows with its request for `path`: a rendezvous token, or the statement of an agent.
@@ -576,8 +508,8 @@ async fn before(connector: &mut Party, acceptor: &mut Party) -> Before {
     loop {
         let now = clock::now();
         let until = (
-            readable_at(connector, spoke.0),
-            readable_at(acceptor, spoke.1),
+            connector.readable_at(spoke.0),
+            acceptor.readable_at(spoke.1),
         );
         let to_acceptor = !connector.client.stream.buffered().is_empty();
         let to_connector = !acceptor.client.stream.buffered().is_empty();
@@ -607,18 +539,6 @@ async fn before(connector: &mut Party, acceptor: &mut Party) -> Before {
                 spoke.1 = true;
             }
             () = at(next) => {}
-        }
-    }
-}
-
-/// From when on bytes can be written to a peer without meeting its response.
-pub(super) fn readable_at(party: &Party, spoke: bool) -> Instant {
-    match party.client.stream.io() {
-        // Its messages are apart from its handshake.
-        Io::WebSocket(_) => party.answered,
-        Io::Tcp(_) | Io::Tls(_) | Io::TargetTls(_) if spoke => party.answered,
-        Io::Tcp(_) | Io::Tls(_) | Io::TargetTls(_) => {
-            party.answered.checked_add(HOLD).unwrap_or(party.answered)
         }
     }
 }
@@ -837,7 +757,7 @@ pub async fn meet(gateway: &Gateway, authorized: &mut Authorized) -> Result<Reac
     // The client has spoken, and its bytes are on their way: that selects the candidate.
     gateway.meetings.select(association, candidate)?;
     let acceptor = *acceptor;
-    sleep_until(readable_at(&acceptor, false).into()).await;
+    sleep_until(acceptor.readable_at(false).into()).await;
     Ok(together(gateway, association, place, acceptor, session))
 }
 
