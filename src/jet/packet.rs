@@ -119,6 +119,16 @@ pub fn encode(payload: &[u8], mask: u8) -> Result<Vec<u8>, PacketError> {
 
 const SIGNATURE: [u8; 4] = *b"JET\0";
 
+/// A mask for a packet, random and not zero; where the system has no randomness, the value that other gateways always send.
+#[must_use]
+pub fn mask() -> u8 {
+    let mut random = [0_u8; 1];
+    match openssl::rand::rand_bytes(&mut random) {
+        Ok(()) => random.first().copied().unwrap_or_default().max(1),
+        Err(_) => 0x73,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

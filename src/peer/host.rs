@@ -20,9 +20,8 @@ use uuid::Uuid;
 use crate::jet::candidate::{CandidateType, CandidateUrl, Transport};
 use crate::jet::exchange::{JetPath, Operation, Request, Response, Status};
 use crate::jet::message::Candidate;
-use crate::jet::packet;
+use crate::jet::packet::{self, mask};
 use crate::limits;
-use crate::session::rendezvous::mask;
 use crate::token::target::TargetAddr;
 
 /// How long who connects may take for its request.

@@ -856,7 +856,7 @@ fn granted(gateway: &Gateway, version: Version, operation: Operation) -> Respons
 }
 
 async fn respond(stream: &mut Stream, response: &Response) -> std::io::Result<()> {
-    let packet = packet::encode(&response.to_payload(), mask());
+    let packet = packet::encode(&response.to_payload(), packet::mask());
     let packet = packet.map_err(std::io::Error::other)?;
     stream.io_mut().write_all(&packet).await?;
     stream.io_mut().flush().await
@@ -883,16 +883,6 @@ async fn part(mut stream: Stream, response: Option<Response>) {
 
 /// Bytes of a peer that are read and thrown away when its connection ends.
 const PARTING_BYTES: u64 = 64 * 1024;
-
-/// A mask for a packet, random and not zero; where the system has no randomness, the value that other gateways always send.
-#[must_use]
-pub fn mask() -> u8 {
-    let mut random = [0_u8; 1];
-    match openssl::rand::rand_bytes(&mut random) {
-        Ok(()) => random.first().copied().unwrap_or_default().max(1),
-        Err(_) => 0x73,
-    }
-}
 
 #[cfg(test)]
 mod tests {
