@@ -12,7 +12,7 @@ use crate::gateway::live::registry::{EndCause, Registered, Session};
 use crate::listener::admission::Admission;
 use crate::refusal::Refusal;
 use crate::relay::{RelayEnd, Side};
-use crate::session::connect::Met;
+use crate::session::reached::Met;
 use crate::session::secure::Secured;
 use crate::store::usage::Reservation;
 use crate::stream::Io;

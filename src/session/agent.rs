@@ -23,7 +23,7 @@ use crate::jet::rendezvous::{Access, Proof, Refused};
 use crate::limits;
 use crate::refusal::Refusal;
 use crate::session::authorize::Authorized;
-use crate::session::connect::Reached;
+use crate::session::reached::Reached;
 use crate::session::rendezvous::{leads_to, together};
 use crate::shares::Owner;
 use crate::token::Token;

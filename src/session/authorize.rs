@@ -14,7 +14,6 @@ use crate::policy::{self, Inspecting, SessionLimits};
 use crate::rdp::connection_request::{PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX};
 use crate::refusal::Refusal;
 use crate::session::authenticate::{Authenticated, ToTarget};
-use crate::session::connect::{Connected, Reached};
 use crate::session::refuse::Refused;
 use crate::store::redirections::RETURN_WINDOW;
 use crate::store::usage::{Claim, Reservation};
@@ -36,30 +35,6 @@ pub struct Authorized {
     pub session: Registered,
     /// Its token, taken.
     pub reservation: Reservation,
-}
-
-impl Authorized {
-    /// The next step.
-    #[must_use]
-    pub fn with(self, reached: Reached) -> Connected {
-        let Self {
-            client,
-            opening,
-            permit,
-            protocol,
-            session,
-            reservation,
-        } = self;
-        Connected {
-            client,
-            opening,
-            permit,
-            protocol,
-            session,
-            reservation,
-            reached,
-        }
-    }
 }
 
 /// Decides.

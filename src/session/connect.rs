@@ -12,9 +12,10 @@ use crate::policy::permit::Permit;
 use crate::refusal::Refusal;
 use crate::session::agent;
 use crate::session::authorize::Authorized;
+use crate::session::reached::Reached;
 use crate::session::refuse::Refused;
-use crate::session::rendezvous::{self, Together};
-use crate::session::{inspect, secure};
+use crate::session::rendezvous;
+use crate::session::secure;
 use crate::store::usage::Reservation;
 use crate::stream::{Io, Stream};
 use crate::target_name::TargetName;
@@ -39,31 +40,27 @@ pub struct Connected {
     pub reached: Reached,
 }
 
-/// A target, and how it was reached.
-#[derive(Debug)]
-pub struct Reached {
-    /// Its bytes.
-    pub stream: Stream,
-    /// What it is called.
-    pub name: TargetName,
-    /// Of a rendezvous.
-    pub met: Option<Met>,
-}
-
-/// What a session by rendezvous has besides.
-#[derive(Debug)]
-pub struct Met {
-    /// The places of both peers.
-    pub together: Together,
-    /// Whether the acceptor has shown more than that it knows two UUIDs.
-    pub proven: bool,
-}
-
-impl Reached {
-    /// Whether it is known who it is: dialled by its name, or an acceptor that has shown who sent it.
+impl Authorized {
+    /// The next step.
     #[must_use]
-    pub fn is_proven(&self) -> bool {
-        self.met.as_ref().is_none_or(|met| met.proven)
+    pub fn with(self, reached: Reached) -> Connected {
+        let Self {
+            client,
+            opening,
+            permit,
+            protocol,
+            session,
+            reservation,
+        } = self;
+        Connected {
+            client,
+            opening,
+            permit,
+            protocol,
+            session,
+            reservation,
+            reached,
+        }
     }
 }
 
@@ -128,7 +125,7 @@ async fn reach(
     if let Some(pin) = permit.target_tls() {
         let secured = secure::target_tls_pinned(stream, &name, pin, deadline);
         let tls = tokio::select! {
-            tls = secured => tls.map_err(|error| inspect::unsecured(&error))?,
+            tls = secured => tls.map_err(|error| secure::unsecured(&error))?,
             () = session.cancelled().cancelled() => return Err(session.cancellation()),
         };
         stream = Stream::new(Io::TargetTls(Box::new(tls)));

@@ -25,8 +25,12 @@ use crate::rdp::session::{Settings, Tracker};
 use crate::refusal::Refusal;
 use crate::relay::inspected::{self, Cancel, CancelWay, InspectedEnd, Leg};
 use crate::relay::{RDP_AFTER_END, RelayLimits, Side};
-use crate::session::account::{Live, describe, log_opened, spend_behind_limit};
-use crate::session::connect::{Connected, Reached};
+use crate::session::account::Live;
+use crate::session::account::describe;
+use crate::session::account::log_opened;
+use crate::session::account::spend_behind_limit;
+use crate::session::connect::Connected;
+use crate::session::reached::Reached;
 use crate::session::refuse::Refused;
 use crate::session::secure::{
     self, ClientTls, Failed, Remaining, SecureError, SecureRequest, Secured, TargetTls,
@@ -134,7 +138,7 @@ pub async fn inspect(
         Err(failed) => {
             let Failed { error, client } = *failed;
             let answer = tell(client, &error, direct).await;
-            return Err(refused(unsecured(&error), answer, admission));
+            return Err(refused(secure::unsecured(&error), answer, admission));
         }
     };
     if let Err(error) = reservation.commit().await {
@@ -341,14 +345,6 @@ async fn tell(
             None
         }
         Remaining::Gone => None,
-    }
-}
-
-pub(super) fn unsecured(error: &SecureError) -> Refusal {
-    Refusal::Unsecured {
-        rule: error.rule(),
-        reason: error.to_string(),
-        code: error.failure_code(),
     }
 }
 

@@ -20,6 +20,7 @@ pub mod forward;
 pub mod identify;
 pub mod inspect;
 pub mod open;
+pub mod reached;
 pub mod refuse;
 pub mod rendezvous;
 pub mod secure;

@@ -30,8 +30,12 @@ use crate::rdp::connection_request::{ConnectionRequest, NegotiationRequest, PROT
 use crate::rdp::negotiation::{self, ConnectionConfirm, FailureCode};
 use crate::refusal::Refusal;
 use crate::relay::{self, AfterEnd, RDP_AFTER_END, RelayLimits, Traffic};
-use crate::session::account::{Live, describe, log_opened, spend_behind_limit};
-use crate::session::connect::{Connected, Reached};
+use crate::session::account::Live;
+use crate::session::account::describe;
+use crate::session::account::log_opened;
+use crate::session::account::spend_behind_limit;
+use crate::session::connect::Connected;
+use crate::session::reached::Reached;
 use crate::session::refuse::Refused;
 use crate::store::usage::Reservation;
 use crate::stream::{Io, Stream};

@@ -34,14 +34,14 @@ use crate::jet::message::Version;
 use crate::jet::packet;
 use crate::jet::rendezvous::{Proof, Refused as Declined};
 use crate::limits;
-use crate::listener::admission::Admission;
 use crate::policy::{self, SessionLimits};
 use crate::preamble::{Preamble, Recognition, recognise_behind};
 use crate::refusal::{Denied, Refusal};
 use crate::session::authenticate::{self, Authenticated, ToTarget};
 use crate::session::authorize::{self, Authorized};
-use crate::session::connect::{self, Reached};
+use crate::session::connect;
 use crate::session::identify::Expected;
+use crate::session::reached::{Reached, Together};
 use crate::session::refuse::{self, Refused};
 use crate::session::{Ready, run, secure_or_open};
 use crate::stream::Stream;
@@ -57,14 +57,6 @@ const PARTING: Duration = Duration::from_secs(1);
 
 /// Largest packet, bytes.
 const PACKET_BYTES: usize = packet::PAYLOAD_BYTES + packet::HEADER_BYTES;
-
-/// What a session by rendezvous holds until its end; dropping it leaves the candidate.
-#[derive(Debug)]
-pub struct Together {
-    _connector: Place,
-    _acceptor: Place,
-    _admission: Admission,
-}
 
 /// A peer whose request was granted.
 #[derive(Debug)]
@@ -816,7 +808,7 @@ pub(super) fn together(
     Reached {
         stream,
         name,
-        met: Some(connect::Met { together, proven }),
+        met: Some(reached::Met { together, proven }),
     }
 }
 

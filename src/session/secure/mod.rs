@@ -44,6 +44,7 @@ use crate::rdp::credssp::krb_error::{
 use crate::rdp::farewell::{Farewell, FarewellError, Reason};
 use crate::rdp::negotiation::{FailureCode, failure_name};
 use crate::read_ahead::ReadAhead;
+use crate::refusal::Refusal;
 use crate::store::usage::Reservation;
 use crate::stream::Stream;
 use crate::target_certificate::{CertificateRefusal, Remembered, Stakes, TargetCertificate};
@@ -499,6 +500,16 @@ where
     // Closing with unread bytes would make the client's system throw away what it was told.
     drain(client, deadline).await;
     Ok(())
+}
+
+/// Why a client is turned away whose session was not secured.
+#[must_use]
+pub fn unsecured(error: &SecureError) -> Refusal {
+    Refusal::Unsecured {
+        rule: error.rule(),
+        reason: error.to_string(),
+        code: error.failure_code(),
+    }
 }
 
 /// The client was not told.

@@ -1,0 +1,42 @@
+//! A target, and how it was reached.
+
+use crate::gateway::meeting::Place;
+use crate::listener::admission::Admission;
+use crate::stream::Stream;
+use crate::target_name::TargetName;
+
+/// A target, and how it was reached.
+#[derive(Debug)]
+pub struct Reached {
+    /// Its bytes.
+    pub stream: Stream,
+    /// What it is called.
+    pub name: TargetName,
+    /// Of a rendezvous.
+    pub met: Option<Met>,
+}
+
+/// What a session by rendezvous has besides.
+#[derive(Debug)]
+pub struct Met {
+    /// The places of both peers.
+    pub together: Together,
+    /// Whether the acceptor has shown more than that it knows two UUIDs.
+    pub proven: bool,
+}
+
+/// What a session by rendezvous holds until its end; dropping it leaves the candidate.
+#[derive(Debug)]
+pub struct Together {
+    pub(super) _connector: Place,
+    pub(super) _acceptor: Place,
+    pub(super) _admission: Admission,
+}
+
+impl Reached {
+    /// Whether it is known who it is: dialled by its name, or an acceptor that has shown who sent it.
+    #[must_use]
+    pub fn is_proven(&self) -> bool {
+        self.met.as_ref().is_none_or(|met| met.proven)
+    }
+}
