@@ -31,12 +31,12 @@
 //! A client that speaks no RDP, or knows nothing of tokens, comes by WebSocket ([`api::forward`], [`session::forward`]): its token is
 //! verified with its handshake, and the steps behind that are the same.
 //!
-//! A JET peer takes another way in ([`session::rendezvous`], [`api::jet`]): its packet or WebSocket handshake names a candidate, and
+//! A JET peer takes another way in ([`gateway::rendezvous::pair`], [`api::jet`]): its packet or WebSocket handshake names a candidate, and
 //! it waits or meets who waits there ([`gateway::meeting`], [`jet::rendezvous`]). From the first byte on, two peers that have met are a
 //! session like any other: the connector is its client and the acceptor its target.
 //!
 //! A token may lead behind an agent ([`jet::agent`], [`peer::agent`]): an acceptor that stays connected by a signaling channel
-//! ([`signaling`], [`store::agents`]). Then the gateway itself creates the association, offers it and connects ([`session::agent`]).
+//! ([`signaling`], [`store::agents`]). Then the gateway itself creates the association, offers it and connects ([`session::meet_agent`]).
 //!
 //! Every step takes the one before it by value. A step that fails returns a [`Refusal`](refusal::Refusal), and
 //! [`session::refuse`] tells the client in its own protocol.

@@ -42,13 +42,13 @@ use crate::config::JetPeers;
 use crate::gateway::live::registry::EndCause;
 use crate::gateway::meeting::Listed;
 use crate::gateway::meeting::party::Creator;
+use crate::gateway::rendezvous::pair::{self, NotAdmitted};
 use crate::jet::candidate::Transport;
 use crate::jet::exchange;
 use crate::jet::message::{Candidate, Complete};
 use crate::jet::rendezvous::{Access, CandidateState, Proof, Refused};
 use crate::policy::{self, SessionLimits};
 use crate::refusal::Refusal;
-use crate::session::rendezvous::{self, NotAdmitted};
 use crate::time::UnixTime;
 use crate::token::Token;
 use crate::token::claims::ConnectionTest;
@@ -350,7 +350,7 @@ pub(super) fn caller(state: &ApiState, headers: &HeaderMap) -> Result<Caller, Pr
     if let Some(key) = find_key(&config.api.keys, bearer) {
         return Ok(Caller::Operator(key.name.clone()));
     }
-    match rendezvous::verify(&state.gateway, state.peer, bearer) {
+    match pair::verify(&state.gateway, state.peer, bearer) {
         Ok(token) => Ok(Caller::Token(Box::new(token))),
         Err(denied) => {
             let (id, peer) = (state.id, state.peer);

@@ -19,9 +19,9 @@ use crate::api::ApiState;
 use crate::api::jet::{SUB_PROTOCOLS, Upgrade, check_origin, not_admitted, token};
 use crate::api::problem::Problem;
 use crate::clock;
+use crate::gateway::rendezvous::pair::NotAdmitted;
 use crate::session::authenticate::ToTarget;
 use crate::session::forward;
-use crate::session::rendezvous::NotAdmitted;
 
 /// Handles a handshake for `/jet/fwd/tcp`.
 ///

@@ -36,11 +36,11 @@ use crate::clock;
 use crate::frames::Role;
 use crate::gateway::connection::{Client, Connection};
 use crate::gateway::meeting::party::Shown;
+use crate::gateway::rendezvous::pair::{self, NotAdmitted};
 use crate::gateway::state::Gateway;
 use crate::jet::exchange::JetPath;
 use crate::limits;
 use crate::refusal::Refusal;
-use crate::session::rendezvous::{self, NotAdmitted};
 use crate::stream::{Io, Stream};
 use crate::ticket::Ticket;
 use crate::websocket::{Ends, HALF_CLOSE_PROTOCOL, WebSocket};
@@ -74,23 +74,23 @@ pub async fn websocket(
     let headers = request.headers();
     // Before a ticket is used up.
     check_origin(&state.gateway.config.jet.origins, headers).map_err(|why| {
-        rendezvous::log_not_admitted(id, state.peer, path, &Shown::Nothing, &why);
+        pair::log_not_admitted(id, state.peer, path, &Shown::Nothing, &why);
         not_admitted(id, &why)
     })?;
     let text = token(&state, headers, uri.query()).map_err(|refusal| {
         let why = NotAdmitted::from(refusal);
-        rendezvous::log_not_admitted(id, state.peer, path, &Shown::Nothing, &why);
+        pair::log_not_admitted(id, state.peer, path, &Shown::Nothing, &why);
         not_admitted(id, &why)
     })?;
     let upgrade = Upgrade::of(&state, &mut request, SUB_PROTOCOLS)?;
     let gateway = Arc::clone(&state.gateway);
     let peer = state.peer;
     let text = text.as_ref().map(|text| text.as_str());
-    let judged = rendezvous::judge(&gateway, (id, peer), path, text).await;
+    let judged = pair::judge(&gateway, (id, peer), path, text).await;
     let (shown, admitted) = judged.map_err(|why| not_admitted(id, &why))?;
     Ok(
         upgrade.go_on_as_client(&state.gateway, move |client| async move {
-            rendezvous::proceed(&gateway, client, shown, path.association, admitted).await;
+            pair::proceed(&gateway, client, shown, path.association, admitted).await;
         }),
     )
 }

@@ -2,7 +2,7 @@
 //!
 //! An RDP client goes through the five steps of [`session`]: identify, authenticate, authorize, connect, open or inspect. Each
 //! takes the one before it by value, so a step that was skipped does not compile. HTTP is served by [`api`], a peer of
-//! a rendezvous by [`rendezvous`].
+//! a rendezvous by [`rendezvous`](crate::gateway::rendezvous).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,13 +15,14 @@ use crate::api;
 use crate::base::session_id::SessionId;
 use crate::clock;
 use crate::gateway::connection::Client;
+use crate::gateway::rendezvous::pair;
 use crate::gateway::state::Gateway;
 use crate::gateway::upstream;
 use crate::limits;
 use crate::listener::Listener;
 use crate::listener::admission::Admission;
 use crate::session::identify::{self, Identified};
-use crate::session::{self, Ready, authenticate, authorize, connect, refuse, rendezvous};
+use crate::session::{self, Ready, authenticate, authorize, connect, refuse};
 use crate::stream::{Io, Stream};
 
 /// Serves an accepted connection in a task of its own.
@@ -82,7 +83,7 @@ async fn establish(gateway: &Arc<Gateway>, client: Client) -> Option<Ready> {
             return None;
         }
         Ok(Identified::Jet { client }) => {
-            rendezvous::serve(gateway, *client).await;
+            pair::serve(gateway, *client).await;
             return None;
         }
         Err(refused) => {
@@ -92,7 +93,7 @@ async fn establish(gateway: &Arc<Gateway>, client: Client) -> Option<Ready> {
     };
     let ready = async {
         let authenticated = authenticate::authenticate(gateway, *client).await?;
-        let authenticated = rendezvous::agree(gateway, authenticated)?;
+        let authenticated = pair::agree(gateway, authenticated)?;
         let authorized = authorize::authorize(gateway, authenticated).await?;
         let connected = connect::connect(gateway, authorized).await?;
         session::secure_or_open(gateway, connected).await

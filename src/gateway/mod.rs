@@ -8,6 +8,7 @@
 //! | [`upkeep`] | what is done while it runs |
 //! | [`state`] | what connections share |
 //! | [`connection`] | an accepted connection, until it is a session |
+//! | [`rendezvous`] | peers of a rendezvous: admitted, paired |
 //! | [`meeting`] | where the peers of a rendezvous wait for each other |
 //! | [`live`] | live sessions |
 //! | [`trust`] | keys, certificates, logons |
@@ -18,6 +19,7 @@ pub mod build;
 pub mod connection;
 pub mod live;
 pub mod meeting;
+pub mod rendezvous;
 pub mod run;
 pub mod state;
 pub mod trust;

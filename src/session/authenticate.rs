@@ -220,11 +220,7 @@ fn check_same(
 }
 
 /// `jet_ap` is enforced from the first byte: what follows the token must be that protocol.
-pub(super) fn check_protocol(
-    claims: &Claims,
-    opening: &Opening,
-    client: &Client,
-) -> Result<(), Refusal> {
+pub fn check_protocol(claims: &Claims, opening: &Opening, client: &Client) -> Result<(), Refusal> {
     let Some(protocol) = &claims.jet_ap else {
         return Ok(());
     };

@@ -6,15 +6,15 @@ use crate::application_protocol::ApplicationProtocol;
 use crate::clock;
 use crate::gateway::connection::{Client, Opening};
 use crate::gateway::live::registry::Registered;
+use crate::gateway::rendezvous::pair;
 use crate::gateway::state::Gateway;
 use crate::gateway::upstream::{self, ConnectClass, SystemResolver};
 use crate::policy::permit::Permit;
 use crate::refusal::Refusal;
-use crate::session::agent;
 use crate::session::authorize::Authorized;
+use crate::session::meet_agent;
 use crate::session::reached::Reached;
 use crate::session::refuse::Refused;
-use crate::session::rendezvous;
 use crate::session::secure;
 use crate::store::usage::Reservation;
 use crate::stream::{Io, Stream};
@@ -75,8 +75,10 @@ pub async fn connect(
     let claims = &authorized.session.token.claims;
     let reached = match claims.jet_cm {
         ConnectionMode::Fwd => reach(gateway, &authorized.permit, &authorized.session).await,
-        ConnectionMode::Rdv if claims.agent.is_some() => agent::meet(gateway, &authorized).await,
-        ConnectionMode::Rdv => rendezvous::meet(gateway, &mut authorized).await,
+        ConnectionMode::Rdv if claims.agent.is_some() => {
+            meet_agent::meet(gateway, &authorized).await
+        }
+        ConnectionMode::Rdv => pair::meet(gateway, &mut authorized).await,
     };
     match reached {
         Ok(reached) => Ok(authorized.with(reached)),

@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 
 use crate::base::session_id::SessionId;
 use crate::gateway::connection::Client;
+use crate::gateway::rendezvous::pair::NotAdmitted;
 use crate::gateway::state::Gateway;
 use crate::listener::Listener;
 use crate::refusal::Refusal;
@@ -22,7 +23,6 @@ use crate::session::authenticate::{self, ShownBefore, ToTarget};
 use crate::session::authorize;
 use crate::session::connect;
 use crate::session::refuse::{self, Refused};
-use crate::session::rendezvous::NotAdmitted;
 use crate::session::{Ready, run, secure_or_open};
 use crate::token::Token;
 use crate::token::claims::ConnectionMode;

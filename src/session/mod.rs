@@ -12,17 +12,16 @@
 //! [`Refusal`](crate::refusal::Refusal); [`refuse`] tells the client. [`account`] has what a session holds until its end.
 
 pub mod account;
-pub mod agent;
 pub mod authenticate;
 pub mod authorize;
 pub mod connect;
 pub mod forward;
 pub mod identify;
 pub mod inspect;
+pub mod meet_agent;
 pub mod open;
 pub mod reached;
 pub mod refuse;
-pub mod rendezvous;
 pub mod secure;
 
 use crate::gateway::state::Gateway;

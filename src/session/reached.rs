@@ -28,9 +28,9 @@ pub struct Met {
 /// What a session by rendezvous holds until its end; dropping it leaves the candidate.
 #[derive(Debug)]
 pub struct Together {
-    pub(super) _connector: Place,
-    pub(super) _acceptor: Place,
-    pub(super) _admission: Admission,
+    pub _connector: Place,
+    pub _acceptor: Place,
+    pub _admission: Admission,
 }
 
 impl Reached {

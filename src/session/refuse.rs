@@ -85,7 +85,7 @@ impl Refused {
         self.with_token(&session.token)
     }
 
-    pub(super) fn log(&self) {
+    pub fn log(&self) {
         let Self {
             id,
             peer,

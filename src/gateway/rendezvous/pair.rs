@@ -622,7 +622,7 @@ fn tighten<'a>(token: &mut Token, others: impl Iterator<Item = &'a Token>) -> Re
 ///
 /// # Errors
 /// They name an agent and a target, and it is another.
-pub(super) fn leads_to(claims: &Claims, acceptor: &Shown) -> Result<(), Refusal> {
+pub fn leads_to(claims: &Claims, acceptor: &Shown) -> Result<(), Refusal> {
     let Some(wanted) = &claims.agent else {
         return Ok(());
     };
@@ -754,7 +754,7 @@ pub async fn meet(gateway: &Gateway, authorized: &mut Authorized) -> Result<Reac
 }
 
 /// Makes a session of two peers.
-pub(super) fn together(
+pub fn together(
     gateway: &Gateway,
     association: Uuid,
     connector: Place,
