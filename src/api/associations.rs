@@ -42,7 +42,7 @@ use crate::config::JetPeers;
 use crate::gateway::live::registry::EndCause;
 use crate::gateway::meeting::Listed;
 use crate::gateway::meeting::party::Creator;
-use crate::gateway::rendezvous::pair::{self, NotAdmitted};
+use crate::gateway::rendezvous::admit::{self, NotAdmitted};
 use crate::jet::candidate::Transport;
 use crate::jet::exchange;
 use crate::jet::message::{Candidate, Complete};
@@ -350,7 +350,7 @@ pub(super) fn caller(state: &ApiState, headers: &HeaderMap) -> Result<Caller, Pr
     if let Some(key) = find_key(&config.api.keys, bearer) {
         return Ok(Caller::Operator(key.name.clone()));
     }
-    match pair::verify(&state.gateway, state.peer, bearer) {
+    match admit::verify(&state.gateway, state.peer, bearer) {
         Ok(token) => Ok(Caller::Token(Box::new(token))),
         Err(denied) => {
             let (id, peer) = (state.id, state.peer);

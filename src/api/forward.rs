@@ -19,7 +19,7 @@ use crate::api::ApiState;
 use crate::api::jet::{SUB_PROTOCOLS, Upgrade, check_origin, not_admitted, token};
 use crate::api::problem::Problem;
 use crate::clock;
-use crate::gateway::rendezvous::pair::NotAdmitted;
+use crate::gateway::rendezvous::admit::NotAdmitted;
 use crate::session::authenticate::ToTarget;
 use crate::session::forward;
 

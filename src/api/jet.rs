@@ -36,7 +36,8 @@ use crate::clock;
 use crate::frames::Role;
 use crate::gateway::connection::{Client, Connection};
 use crate::gateway::meeting::party::Shown;
-use crate::gateway::rendezvous::pair::{self, NotAdmitted};
+use crate::gateway::rendezvous::admit::NotAdmitted;
+use crate::gateway::rendezvous::{admit, pair};
 use crate::gateway::state::Gateway;
 use crate::jet::exchange::JetPath;
 use crate::limits;
@@ -74,19 +75,19 @@ pub async fn websocket(
     let headers = request.headers();
     // Before a ticket is used up.
     check_origin(&state.gateway.config.jet.origins, headers).map_err(|why| {
-        pair::log_not_admitted(id, state.peer, path, &Shown::Nothing, &why);
+        admit::log_not_admitted(id, state.peer, path, &Shown::Nothing, &why);
         not_admitted(id, &why)
     })?;
     let text = token(&state, headers, uri.query()).map_err(|refusal| {
         let why = NotAdmitted::from(refusal);
-        pair::log_not_admitted(id, state.peer, path, &Shown::Nothing, &why);
+        admit::log_not_admitted(id, state.peer, path, &Shown::Nothing, &why);
         not_admitted(id, &why)
     })?;
     let upgrade = Upgrade::of(&state, &mut request, SUB_PROTOCOLS)?;
     let gateway = Arc::clone(&state.gateway);
     let peer = state.peer;
     let text = text.as_ref().map(|text| text.as_str());
-    let judged = pair::judge(&gateway, (id, peer), path, text).await;
+    let judged = admit::judge(&gateway, (id, peer), path, text).await;
     let (shown, admitted) = judged.map_err(|why| not_admitted(id, &why))?;
     Ok(
         upgrade.go_on_as_client(&state.gateway, move |client| async move {

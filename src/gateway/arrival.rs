@@ -15,14 +15,14 @@ use crate::api;
 use crate::base::session_id::SessionId;
 use crate::clock;
 use crate::gateway::connection::Client;
-use crate::gateway::rendezvous::pair;
+use crate::gateway::rendezvous::request;
 use crate::gateway::state::Gateway;
 use crate::gateway::upstream;
 use crate::limits;
 use crate::listener::Listener;
 use crate::listener::admission::Admission;
 use crate::session::identify::{self, Identified};
-use crate::session::{self, Ready, authenticate, authorize, connect, refuse};
+use crate::session::{self, Ready, authenticate, authorize, connect, meet_acceptor, refuse};
 use crate::stream::{Io, Stream};
 
 /// Serves an accepted connection in a task of its own.
@@ -83,7 +83,7 @@ async fn establish(gateway: &Arc<Gateway>, client: Client) -> Option<Ready> {
             return None;
         }
         Ok(Identified::Jet { client }) => {
-            pair::serve(gateway, *client).await;
+            request::serve(gateway, *client).await;
             return None;
         }
         Err(refused) => {
@@ -93,7 +93,7 @@ async fn establish(gateway: &Arc<Gateway>, client: Client) -> Option<Ready> {
     };
     let ready = async {
         let authenticated = authenticate::authenticate(gateway, *client).await?;
-        let authenticated = pair::agree(gateway, authenticated)?;
+        let authenticated = meet_acceptor::agree(gateway, authenticated)?;
         let authorized = authorize::authorize(gateway, authenticated).await?;
         let connected = connect::connect(gateway, authorized).await?;
         session::secure_or_open(gateway, connected).await

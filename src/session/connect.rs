@@ -6,12 +6,12 @@ use crate::application_protocol::ApplicationProtocol;
 use crate::clock;
 use crate::gateway::connection::{Client, Opening};
 use crate::gateway::live::registry::Registered;
-use crate::gateway::rendezvous::pair;
 use crate::gateway::state::Gateway;
 use crate::gateway::upstream::{self, ConnectClass, SystemResolver};
 use crate::policy::permit::Permit;
 use crate::refusal::Refusal;
 use crate::session::authorize::Authorized;
+use crate::session::meet_acceptor;
 use crate::session::meet_agent;
 use crate::session::reached::Reached;
 use crate::session::refuse::Refused;
@@ -78,7 +78,7 @@ pub async fn connect(
         ConnectionMode::Rdv if claims.agent.is_some() => {
             meet_agent::meet(gateway, &authorized).await
         }
-        ConnectionMode::Rdv => pair::meet(gateway, &mut authorized).await,
+        ConnectionMode::Rdv => meet_acceptor::meet(gateway, &mut authorized).await,
     };
     match reached {
         Ok(reached) => Ok(authorized.with(reached)),

@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use crate::base::session_id::SessionId;
 use crate::gateway::connection::Client;
-use crate::gateway::rendezvous::pair::NotAdmitted;
+use crate::gateway::rendezvous::admit::NotAdmitted;
 use crate::gateway::state::Gateway;
 use crate::listener::Listener;
 use crate::refusal::Refusal;

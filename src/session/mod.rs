@@ -18,6 +18,7 @@ pub mod connect;
 pub mod forward;
 pub mod identify;
 pub mod inspect;
+pub mod meet_acceptor;
 pub mod meet_agent;
 pub mod open;
 pub mod reached;

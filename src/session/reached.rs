@@ -28,9 +28,9 @@ pub struct Met {
 /// What a session by rendezvous holds until its end; dropping it leaves the candidate.
 #[derive(Debug)]
 pub struct Together {
-    pub _connector: Place,
-    pub _acceptor: Place,
-    pub _admission: Admission,
+    _connector: Place,
+    _acceptor: Place,
+    _admission: Admission,
 }
 
 impl Reached {
@@ -38,5 +38,17 @@ impl Reached {
     #[must_use]
     pub fn is_proven(&self) -> bool {
         self.met.as_ref().is_none_or(|met| met.proven)
+    }
+}
+
+impl Together {
+    /// The places of both peers, and the acceptor's among the connections.
+    #[must_use]
+    pub fn new(connector: Place, acceptor: Place, admission: Admission) -> Self {
+        Self {
+            _connector: connector,
+            _acceptor: acceptor,
+            _admission: admission,
+        }
     }
 }

@@ -1,0 +1,253 @@
+//! Whether the request of a peer is granted: what it shows, then what it wants.
+
+use std::net::SocketAddr;
+
+use tracing::{debug, info};
+
+use crate::base::session_id::SessionId;
+use crate::gateway::meeting::party::Shown;
+use crate::gateway::meeting::{Met, Waiting};
+use crate::gateway::state::Gateway;
+use crate::jet::agent::{ACCEPT_TYPE, Acceptance};
+use crate::jet::exchange::{JetPath, Operation, Status};
+use crate::jet::rendezvous::{Proof, Refused as Declined};
+use crate::policy::{self, SessionLimits};
+use crate::refusal::{Denied, Refusal};
+use crate::token::claims::ConnectionMode;
+use crate::token::statement::{self, StatementKey};
+use crate::token::{About, Token};
+
+/// A peer whose request was granted.
+#[derive(Debug)]
+pub enum Admitted {
+    /// The candidate exists: that is all it wanted to know.
+    Tested,
+    /// It waits.
+    Accepted(Waiting),
+    /// It has met the acceptor.
+    Connected(Met),
+}
+
+/// Why a request was not granted.
+#[derive(Debug, thiserror::Error)]
+pub enum NotAdmitted {
+    /// The token does not hold, or is for something else.
+    #[error("{0}")]
+    Token(#[from] Denied),
+    /// The candidate cannot be had.
+    #[error("{0}")]
+    Declined(#[from] Declined),
+    /// A page of a site whose pages are not to be peers.
+    #[error("pages of {0} are not allowed here")]
+    Origin(String),
+}
+
+impl NotAdmitted {
+    /// What the peer is told.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        match self {
+            Self::Token(denied) if matches!(denied.refusal, Refusal::TooMuchWork) => {
+                Status::Unavailable
+            }
+            Self::Token(denied) if matches!(denied.refusal, Refusal::OtherPath(_)) => {
+                Status::Forbidden
+            }
+            Self::Token(denied) if denied.refusal.is_unmet_demand() => Status::Forbidden,
+            Self::Token(_) => Status::Unauthorized,
+            Self::Origin(_) => Status::Forbidden,
+            Self::Declined(declined) => match declined {
+                Declined::UnknownAssociation | Declined::UnknownCandidate => Status::NotFound,
+                Declined::NoToken => Status::Unauthorized,
+                Declined::OtherToken | Declined::OtherOwner => Status::Forbidden,
+                Declined::OtherTerms
+                | Declined::Accepted
+                | Declined::Connected
+                | Declined::NotAccepted
+                | Declined::NotConnected
+                | Declined::Selected
+                | Declined::Ended => Status::Conflict,
+                Declined::Full => Status::Unavailable,
+            },
+        }
+    }
+
+    /// Stable name for the log.
+    #[must_use]
+    pub fn rule(&self) -> &'static str {
+        match self {
+            Self::Token(denied) => denied.refusal.rule(),
+            Self::Declined(_) => "rendezvous",
+            Self::Origin(_) => "origin",
+        }
+    }
+
+    /// What the token of the request says of itself, where that is known.
+    #[must_use]
+    pub fn about(&self) -> Option<&About> {
+        match self {
+            Self::Token(denied) => denied.about.as_deref(),
+            Self::Declined(_) | Self::Origin(_) => None,
+        }
+    }
+}
+
+impl From<Refusal> for NotAdmitted {
+    fn from(refusal: Refusal) -> Self {
+        Self::Token(refusal.into())
+    }
+}
+
+/// Judges a request: what it shows, then what it wants. The refusal has its line in the log.
+///
+/// # Errors
+/// See [`NotAdmitted`].
+pub async fn judge(
+    gateway: &Gateway,
+    (id, peer): (SessionId, SocketAddr),
+    path: JetPath,
+    text: Option<&str>,
+) -> Result<(Shown, Admitted), NotAdmitted> {
+    let shown = match show(gateway, peer, path, text) {
+        Ok(shown) => shown,
+        Err(denied) => {
+            let why = denied.into();
+            log_not_admitted(id, peer, path, &Shown::Nothing, &why);
+            return Err(why);
+        }
+    };
+    match admit(gateway, path, shown.proof(), peer).await {
+        Ok(admitted) => Ok((shown, admitted)),
+        Err(why) => {
+            log_not_admitted(id, peer, path, &shown, &why);
+            Err(why)
+        }
+    }
+}
+
+/// Verifies a token that is to be for a rendezvous.
+///
+/// # Errors
+/// It does not hold, was revoked, is for a forward session, or demands what no session could have.
+pub fn verify(gateway: &Gateway, peer: SocketAddr, text: &str) -> Result<Token, Denied> {
+    let token = gateway.verify_token(text, peer.ip())?;
+    if let Some(rule) = gateway.revoked.rules().revokes(&token.id, &token.claims) {
+        return Err(Denied::of(&token, Refusal::Revoked(rule)));
+    }
+    match token.claims.jet_cm {
+        ConnectionMode::Rdv => {}
+        ConnectionMode::Fwd => return Err(Denied::of(&token, Declined::OtherToken)),
+    }
+    // Said to whoever brings it, before somebody waits for a session that cannot be.
+    policy::decide(&token.claims, SessionLimits::default(), gateway.means())
+        .map_err(|refusal| Denied::of(&token, refusal))?;
+    Ok(token)
+}
+
+/// Verifies what a peer shows with its request for `path`: a rendezvous token, or the statement of an agent.
+///
+/// # Errors
+/// It does not hold, or not for this.
+pub fn show(
+    gateway: &Gateway,
+    peer: SocketAddr,
+    path: JetPath,
+    text: Option<&str>,
+) -> Result<Shown, Denied> {
+    let Some(text) = text else {
+        return Ok(Shown::Nothing);
+    };
+    if statement::claimed::<Acceptance>(text, ACCEPT_TYPE).is_none() {
+        return Ok(Shown::Token(Box::new(verify(gateway, peer, text)?)));
+    }
+    gateway.book(peer.ip(), StatementKey::cost_us())?;
+    let name = match path.operation {
+        Operation::Accept | Operation::Test => {
+            gateway.agents.accepts(text, gateway.instance(), path)
+        }
+        // An agent is met; whom it meets is not its choice.
+        Operation::Connect => None,
+    };
+    let (name, target) = name.ok_or(Refusal::from(Declined::OtherToken))?;
+    Ok(Shown::Agent {
+        name,
+        association: path.association,
+        target,
+    })
+}
+
+/// Grants a request, or says why not. Whoever is admitted as a connector has the acceptor's connection in hand.
+///
+/// # Errors
+/// See [`NotAdmitted`].
+pub async fn admit(
+    gateway: &Gateway,
+    path: JetPath,
+    proof: Proof<'_>,
+    peer: SocketAddr,
+) -> Result<Admitted, NotAdmitted> {
+    let JetPath {
+        operation,
+        association,
+        candidate,
+    } = path;
+    let meetings = &gateway.meetings;
+    Ok(match operation {
+        Operation::Test => {
+            meetings.test(association, candidate, proof)?;
+            Admitted::Tested
+        }
+        Operation::Accept => {
+            let accepted = meetings.accept_next(association, candidate, proof, peer.ip());
+            Admitted::Accepted(accepted.await?)
+        }
+        Operation::Connect => {
+            let met = meetings.connect(association, Some(candidate), proof).await;
+            Admitted::Connected(met?)
+        }
+    })
+}
+
+/// The one line of a request that was not granted.
+pub fn log_not_admitted(
+    id: SessionId,
+    peer: SocketAddr,
+    path: JetPath,
+    shown: &Shown,
+    why: &NotAdmitted,
+) {
+    if is_needless(path, shown, why) {
+        debug!(session = %id, %peer, jet_aid = %path.association, candidate = %path.candidate, reason = %why, "Candidate not needed");
+        return;
+    }
+    let of_token = shown.token().map(About::of);
+    let about = why.about().or(of_token.as_ref());
+    let agent = match shown {
+        Shown::Agent { name, .. } => Some(name.as_str()),
+        Shown::Nothing | Shown::Token(_) => None,
+    };
+    info!(
+        session = %id,
+        %peer,
+        operation = %path.operation,
+        jet_aid = %path.association,
+        candidate = %path.candidate,
+        agent,
+        user = about.and_then(|about| about.user.as_deref()),
+        target = about.and_then(|about| about.target.as_deref()),
+        token = about.map(|about| about.id.as_str()),
+        decision = "deny",
+        rule = why.rule(),
+        reason = %why,
+        "Rendezvous refused"
+    );
+}
+
+/// Whether an acceptor comes with one more of its candidates, when the peers have met on another: who accepts on all of them, as agents
+/// do, finds that on all but one.
+fn is_needless(path: JetPath, shown: &Shown, why: &NotAdmitted) -> bool {
+    let met = matches!(why, NotAdmitted::Declined(Declined::Selected));
+    let over = matches!(why, NotAdmitted::Declined(Declined::Ended));
+    let agent = matches!(shown, Shown::Agent { .. });
+    path.operation == Operation::Accept && (met || (over && agent))
+}

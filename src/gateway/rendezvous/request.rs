@@ -1,0 +1,102 @@
+//! The request of a peer of the binary protocol, a `JET_PACKET`, and its response.
+
+use std::sync::Arc;
+
+use tokio::time::timeout_at;
+use tracing::{debug, info};
+
+use crate::gateway::connection::Client;
+use crate::gateway::rendezvous::admit::{Admitted, judge};
+use crate::gateway::rendezvous::pair::proceed;
+use crate::gateway::rendezvous::part::{part, respond};
+use crate::gateway::state::Gateway;
+use crate::jet::exchange::{Operation, Request, Response, Status};
+use crate::jet::message::Version;
+use crate::jet::packet;
+
+/// Largest packet, bytes.
+const PACKET_BYTES: usize = packet::PAYLOAD_BYTES + packet::HEADER_BYTES;
+
+/// Serves a connection that begins with a packet.
+pub async fn serve(gateway: &Arc<Gateway>, mut client: Client) {
+    let deadline = client.identify_by.into();
+    let (id, peer) = (client.id, client.peer);
+    let request = match timeout_at(deadline, read_request(&mut client)).await {
+        Ok(Ok(request)) => request,
+        Ok(Err(reason)) => {
+            info!(session = %id, %peer, reason, "Bad JET packet");
+            return;
+        }
+        Err(_elapsed) => {
+            debug!(session = %id, %peer, "JET peer was silent for too long");
+            return;
+        }
+    };
+    let request = match request {
+        Ok(request) => request,
+        Err(answer) => {
+            part(client.stream, Some(answer)).await;
+            return;
+        }
+    };
+    let Request {
+        path,
+        version,
+        token,
+        ..
+    } = request;
+    let text = token.as_ref().map(|text| text.as_str());
+    match judge(gateway, (id, peer), path, text).await {
+        Ok((shown, admitted)) => {
+            let response = granted(gateway, version, path.operation);
+            if matches!(admitted, Admitted::Tested) {
+                part(client.stream, Some(response)).await;
+                return;
+            }
+            if let Err(error) = respond(&mut client.stream, &response).await {
+                debug!(session = %id, %peer, %error, "JET peer left before its response");
+                return;
+            }
+            proceed(gateway, client, shown, path.association, admitted).await;
+        }
+        Err(not_admitted) => {
+            let response = Response::new(not_admitted.status(), version);
+            part(client.stream, Some(response)).await;
+        }
+    }
+}
+
+/// Reads the packet and its request. The outer error closes without a word; the inner one is an answer.
+async fn read_request(client: &mut Client) -> Result<Result<Request, Response>, String> {
+    let packet = loop {
+        match packet::decode(client.stream.buffered()) {
+            Ok(Some(packet)) => break packet,
+            Ok(None) => match client.stream.fill(PACKET_BYTES).await {
+                Ok(0) => return Err("cut off".to_owned()),
+                Ok(_) => {}
+                Err(error) => return Err(error.to_string()),
+            },
+            Err(error) => return Err(error.to_string()),
+        }
+    };
+    client.stream.consume(packet.length);
+    match Request::parse(&packet.payload) {
+        Ok(request) => Ok(Ok(request)),
+        Err(error) => {
+            info!(session = %client.id, peer = %client.peer, reason = %error, "Bad JET request");
+            match Response::to_error(&error) {
+                Some(response) => Ok(Err(response)),
+                None => Err(error.to_string()),
+            }
+        }
+    }
+}
+
+fn granted(gateway: &Gateway, version: Version, operation: Operation) -> Response {
+    let mut response = Response::new(Status::Ok, version);
+    response.instance.clone_from(&gateway.config.jet.instance);
+    if operation == Operation::Accept {
+        response.timeout = Some(gateway.meetings.unused_timeout());
+    }
+    response
+}

@@ -1,0 +1,198 @@
+//! Step 4 of a client with a rendezvous token: its target is whoever has accepted in the association, or will in time.
+
+use std::sync::Arc;
+
+use tokio::time::sleep_until;
+use tracing::debug;
+use uuid::Uuid;
+
+use crate::gateway::connection::Client;
+use crate::gateway::live::registry::{EndCause, Registered, Session};
+use crate::gateway::meeting::party::{Shown, proof_of};
+use crate::gateway::meeting::{Met, Party, Place};
+use crate::gateway::state::Gateway;
+use crate::jet::agent::Unmet;
+use crate::jet::rendezvous::Refused as Declined;
+use crate::policy;
+use crate::refusal::Refusal;
+use crate::session::authenticate::{self, Authenticated};
+use crate::session::authorize::{self, Authorized};
+use crate::session::reached::{self, Reached, Together};
+use crate::session::refuse::Refused;
+use crate::target_name::TargetName;
+use crate::token::Token;
+use crate::token::claims::{Claims, ConnectionMode};
+use crate::token::target::TargetAddr;
+
+/// Between steps 2 and 3 of an RDP client with a rendezvous token: what the association was created with holds for it, too.
+///
+/// # Errors
+/// The two contradict each other.
+pub fn agree(
+    gateway: &Gateway,
+    mut authenticated: Authenticated,
+) -> Result<Authenticated, Box<Refused>> {
+    let Authenticated {
+        client,
+        opening,
+        token,
+        ..
+    } = &mut authenticated;
+    let by_agent = token.claims.agent.is_some();
+    let association = match token.claims.jet_cm {
+        ConnectionMode::Rdv if !by_agent => gateway.meetings.association_of(token),
+        ConnectionMode::Rdv | ConnectionMode::Fwd => None,
+    };
+    let created = association.and_then(|association| gateway.meetings.token_of(association));
+    let agreed = tighten(token, created.iter())
+        .and_then(|()| authenticate::check_protocol(&token.claims, opening, client));
+    match agreed {
+        Ok(()) => Ok(authenticated),
+        Err(refusal) => {
+            let Authenticated {
+                client,
+                opening,
+                token,
+                ..
+            } = authenticated;
+            Err(client.refused(refusal, opening).with_token(&token))
+        }
+    }
+}
+
+/// Step 4 of an RDP client with a rendezvous token: meets whoever has accepted, or will in time.
+///
+/// # Errors
+/// Nobody does, or the acceptor's token demands what cannot be delivered.
+pub async fn meet(gateway: &Gateway, authorized: &mut Authorized) -> Result<Reached, Refusal> {
+    let Authorized {
+        client,
+        opening,
+        permit,
+        protocol,
+        session,
+        ..
+    } = authorized;
+    let token = &session.token;
+    let association = gateway.meetings.association_of(token);
+    let association = association.ok_or(Declined::UnknownAssociation)?;
+    let proof = proof_of(Some(token));
+    let deadline = client.establish_by.into();
+    let met = gateway.meetings.connect_by(association, proof, deadline);
+    let met = tokio::select! {
+        met = met => met?,
+        () = session.cancelled().cancelled() => return Err(session.cancellation()),
+    };
+    let Met {
+        place,
+        candidate,
+        acceptor,
+    } = met;
+    if let Some(other) = acceptor.shown.token()
+        && other.id != token.id
+    {
+        let mut claims = token.claims.clone();
+        policy::tighten(&mut claims, &other.claims)?;
+        authenticate::check_protocol(&claims, opening, client)?;
+        *permit = authorize::permit(gateway, client, &claims)?;
+        let inspecting = gateway.means_by(&client.listener).inspecting;
+        authorize::check_opening(permit, &claims, opening, inspecting)?;
+        *protocol = claims.jet_ap;
+    }
+    // The client has spoken, and its bytes are on their way: that selects the candidate.
+    gateway.meetings.select(association, candidate)?;
+    let acceptor = *acceptor;
+    sleep_until(acceptor.readable_at(false).into()).await;
+    Ok(together(gateway, association, place, acceptor, session))
+}
+
+/// Makes a session of two peers.
+pub fn together(
+    gateway: &Gateway,
+    association: Uuid,
+    connector: Place,
+    acceptor: Party,
+    session: &Registered,
+) -> Reached {
+    let Party {
+        client,
+        place,
+        shown,
+        ..
+    } = acceptor;
+    let Client {
+        id,
+        peer,
+        stream,
+        admission,
+        ..
+    } = client;
+    debug!(session = %session.id, acceptor = %id, peer = %peer, jet_aid = %association, "Peers have met");
+    let created = gateway.meetings.token_of(association);
+    let proven = shown.proves(association, created.as_ref());
+    let acceptors = shown.token().cloned();
+    let name = match shown {
+        Shown::Agent { name, target, .. } => TargetName::Behind {
+            agent: name,
+            target,
+        },
+        Shown::Token(_) | Shown::Nothing => TargetName::Acceptor(TargetAddr {
+            host: peer.ip().to_string(),
+            port: peer.port(),
+        }),
+    };
+    session.relaying(name.address().clone(), peer, None);
+    let shared: &Arc<Session> = session.shared();
+    for token in created.into_iter().chain(acceptors) {
+        session.join(token);
+    }
+    // Asked after joining: a rule that arrives between the two finds the session.
+    if let Some((_, rule)) = session.revoked_by(&gateway.revoked.rules()) {
+        session.end(EndCause::Revoked(rule));
+    }
+    let window = authorize::reconnect_window(&gateway.config.token, &session.token.claims);
+    let meetings = &gateway.meetings;
+    meetings.in_session(association, &connector, shared, window);
+    let together = Together::new(connector, place, admission);
+    Reached {
+        stream,
+        name,
+        met: Some(reached::Met { together, proven }),
+    }
+}
+
+/// Adds the demands of `others`, tokens of the same rendezvous.
+///
+/// # Errors
+/// Two of them contradict each other.
+pub fn tighten<'a>(
+    token: &mut Token,
+    others: impl Iterator<Item = &'a Token>,
+) -> Result<(), Refusal> {
+    for other in others {
+        if other.id != token.id {
+            policy::tighten(&mut token.claims, &other.claims)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether an acceptor is who a token with `claims` leads to.
+///
+/// # Errors
+/// They name an agent and a target, and it is another.
+pub fn leads_to(claims: &Claims, acceptor: &Shown) -> Result<(), Refusal> {
+    let Some(wanted) = &claims.agent else {
+        return Ok(());
+    };
+    match acceptor {
+        Shown::Agent { name, target, .. }
+            if *name == wanted.agent && wanted.targets.contains(target) =>
+        {
+            Ok(())
+        }
+        Shown::Nothing | Shown::Token(_) | Shown::Agent { .. } => {
+            Err(Unmet::Other(wanted.agent.clone()).into())
+        }
+    }
+}
