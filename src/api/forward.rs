@@ -8,16 +8,19 @@
 //! use, the target down, another protocol) closes the WebSocket with code 1008, or is told in RDP to a client that speaks it; the
 //! log has the reason.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
+use tracing::info;
 use uuid::Uuid;
 
 use crate::api::ApiState;
 use crate::api::jet::{SUB_PROTOCOLS, Upgrade, check_origin, not_admitted, token};
 use crate::api::problem::Problem;
+use crate::base::session_id::SessionId;
 use crate::clock;
 use crate::gateway::rendezvous::admit::NotAdmitted;
 use crate::session::authenticate::ToTarget;
@@ -61,7 +64,7 @@ fn websocket(
     let headers = request.headers();
     // Before a ticket is used up.
     check_origin(&state.gateway.config.jet.origins, headers).map_err(|why| {
-        forward::log_origin(id, peer, &why);
+        log_origin(id, peer, &why);
         not_admitted(id, &why)
     })?;
     let text = token(state, headers, request.uri().query());
@@ -82,4 +85,9 @@ fn websocket(
             forward::proceed(&gateway, client, shown).await;
         }),
     )
+}
+
+/// The one line of a page that is not to ask.
+fn log_origin(id: SessionId, peer: SocketAddr, why: &NotAdmitted) {
+    info!(session = %id, %peer, decision = "deny", rule = why.rule(), reason = %why, "Session refused");
 }

@@ -9,13 +9,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tracing::info;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::base::session_id::SessionId;
 use crate::gateway::connection::Client;
-use crate::gateway::rendezvous::admit::NotAdmitted;
 use crate::gateway::state::Gateway;
 use crate::listener::Listener;
 use crate::refusal::Refusal;
@@ -83,11 +81,6 @@ pub fn show(
         }),
         Err(refusal) => Err(refused(refusal, Some(&token))),
     }
-}
-
-/// The one line of a page that is not to ask.
-pub fn log_origin(id: SessionId, peer: SocketAddr, why: &NotAdmitted) {
-    info!(session = %id, %peer, decision = "deny", rule = why.rule(), reason = %why, "Session refused");
 }
 
 /// Whether a token is for this request.
