@@ -36,7 +36,7 @@
 //! session like any other: the connector is its client and the acceptor its target.
 //!
 //! A token may lead behind an agent ([`jet::agent`], [`peer::agent`]): an acceptor that stays connected by a signaling channel
-//! ([`signaling`], [`store::agents`]). Then the gateway itself creates the association, offers it and connects ([`session::meet_agent`]).
+//! ([`gateway::rendezvous::signaling`], [`store::agents`]). Then the gateway itself creates the association, offers it and connects ([`session::meet_agent`]).
 //!
 //! Every step takes the one before it by value. A step that fails returns a [`Refusal`](refusal::Refusal), and
 //! [`session::refuse`] tells the client in its own protocol.
@@ -252,8 +252,6 @@ pub mod refusal;
 pub mod relay;
 #[cfg(feature = "shell")]
 pub mod session;
-#[cfg(feature = "shell")]
-pub mod signaling;
 #[cfg(feature = "shell")]
 pub mod store;
 #[cfg(feature = "shell")]

@@ -39,15 +39,12 @@ use crate::gateway::meeting::party::Shown;
 use crate::gateway::rendezvous::admit::NotAdmitted;
 use crate::gateway::rendezvous::{admit, pair};
 use crate::gateway::state::Gateway;
-use crate::jet::exchange::JetPath;
+use crate::jet::exchange::{JetPath, SUB_PROTOCOL};
 use crate::limits;
 use crate::refusal::Refusal;
 use crate::stream::{Io, Stream};
 use crate::ticket::Ticket;
 use crate::websocket::{Ends, HALF_CLOSE_PROTOCOL, WebSocket};
-
-/// The sub-protocol of peers that offer one.
-pub(crate) const SUB_PROTOCOL: &str = "jet";
 
 /// What a peer of a rendezvous may offer, the best first.
 pub(super) const SUB_PROTOCOLS: &[&str] = &[HALF_CLOSE_PROTOCOL, SUB_PROTOCOL];

@@ -24,6 +24,9 @@ use zeroize::Zeroizing;
 use crate::jet::message::Version;
 use crate::token;
 
+/// The sub-protocol of peers that offer one.
+pub const SUB_PROTOCOL: &str = "jet";
+
 /// Headers of one message; existing peers send three.
 const HEADERS: usize = 32;
 

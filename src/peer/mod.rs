@@ -47,15 +47,15 @@ use tracing::{debug, warn};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::api::jet::SUB_PROTOCOL;
 use crate::frames::Role;
+use crate::io::websocket_settings;
 use crate::jet::candidate::{CandidateUrl, Transport};
+use crate::jet::exchange::SUB_PROTOCOL;
 use crate::jet::exchange::{self, JetPath, Status};
 use crate::jet::message::Version;
 use crate::jet::packet::{self, mask};
 use crate::limits;
 use crate::peer::trust::TrustedFile;
-use crate::signaling;
 use crate::tls;
 use crate::token::target::TargetAddr;
 use crate::websocket::{Ends, HALF_CLOSE_PROTOCOL, WebSocket};
@@ -304,7 +304,7 @@ impl Site {
         let open = async {
             let stream = self.dial(&self.address, self.tls).await?;
             let request = format!("ws://{}/jet/agent", self.authority).into_client_request()?;
-            let settings = Some(signaling::settings());
+            let settings = Some(websocket_settings::settings());
             let (socket, _) = client_async_with_config(request, stream, settings).await?;
             anyhow::Ok(socket)
         };

@@ -19,7 +19,7 @@ use futures_util::{SinkExt, StreamExt};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
 use tracing::{debug, info, warn};
 
@@ -27,6 +27,7 @@ use crate::base::session_id::SessionId;
 use crate::clock;
 use crate::gateway::connection::Connection;
 use crate::gateway::state::Gateway;
+use crate::io::websocket_settings::settings;
 use crate::jet::agent::{FromAgent, FromGateway, NOT_KNOWN, RANDOM_BYTES, REPLACED, REVOKED};
 use crate::limits;
 use crate::store::agents::{Connected, Ended, NoSeat, Ways};
@@ -40,15 +41,6 @@ const ANOTHER: &str = "another agent has this name and key";
 
 /// How long one message may take to leave.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Settings of the WebSocket, on either side: messages are JSON of a bounded size.
-#[must_use]
-pub fn settings() -> WebSocketConfig {
-    WebSocketConfig::default()
-        .read_buffer_size(8 * 1024)
-        .max_message_size(Some(limits::JET_MESSAGE_BYTES))
-        .max_frame_size(Some(limits::JET_MESSAGE_BYTES))
-}
 
 /// Serves the channel until its end.
 pub async fn serve(
