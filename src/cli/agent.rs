@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::agents::Enrolled;
 use crate::cli::keys::write_new;
-use crate::cli::{print_line, secret_file};
+use crate::cli::output::print_line;
+use crate::cli::secret_file;
 use crate::config::LogConfig;
 use crate::jet::agent::{BackOff, Enrolment};
 use crate::keyring::read_key_file;

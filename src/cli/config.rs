@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 
-use crate::cli::print_line;
+use crate::cli::output::print_line;
 use crate::config::{Config, Flags, Inspect, ListenerConfig, LogConfig, LogFormat};
 use crate::gateway::build::Prepared;
 use crate::log;

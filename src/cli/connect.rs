@@ -28,7 +28,8 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::cli::agent::GatewayArgs;
-use crate::cli::{print_line, secret_file};
+use crate::cli::output::print_line;
+use crate::cli::secret_file;
 use crate::config::LogConfig;
 use crate::log;
 use crate::peer::connect::{Connection, connect};

@@ -69,8 +69,8 @@ async fn demo(args: Args) -> anyhow::Result<()> {
         folder.keep();
         return Ok(());
     }
-    super::print_line(&show.invitation(&clients()))?;
-    super::print_line(folder.farewell())?;
+    super::output::print_line(&show.invitation(&clients()))?;
+    super::output::print_line(folder.farewell())?;
     told.wait().await;
     show.close().await;
     Ok(())

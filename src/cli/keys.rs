@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::{Value, json};
 
-use crate::cli::print_line;
+use crate::cli::output::print_line;
 use crate::keyring::read_key_file;
 use crate::token::algorithm::{Algorithm, KeyManagement, SignatureAlgorithm};
 use crate::token::key::Key;

@@ -6,13 +6,12 @@ pub mod connect;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod keys;
+mod output;
 pub mod rdp;
 mod secret_file;
 pub mod serve;
 pub mod ticket;
 pub mod token;
-
-use std::io::{self, Write};
 
 /// An RDP gateway: one port, a token that says where to and what is allowed
 #[derive(Debug, clap::Parser)]
@@ -64,17 +63,6 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Connect(args) => connect::run(&args),
         Command::Config(args) => config::run(&args),
     }
-}
-
-/// Writes a command's result to standard output.
-///
-/// # Errors
-/// Standard output is closed or full.
-pub fn print_line(line: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(line.as_bytes())?;
-    out.write_all(b"\n")?;
-    out.flush()
 }
 
 #[cfg(test)]

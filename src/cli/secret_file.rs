@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context as _, bail, ensure};
 use zeroize::Zeroizing;
 
-use crate::cli::print_line;
+use crate::cli::output::print_line;
 use crate::limits;
 use crate::private_file;
 

@@ -10,7 +10,8 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::cli::{print_line, secret_file};
+use crate::cli::output::print_line;
+use crate::cli::secret_file;
 use crate::clock;
 use crate::escape;
 use crate::keyring::read_key_file;
