@@ -16,10 +16,11 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use super::json::Checked;
+use super::error::TokenError;
+use super::json::{Checked, as_uuid};
+use super::rules::TokenRules;
 use super::target::{TargetAddr, TargetAddrError};
 use super::validity::Validity;
-use super::{TokenError, TokenRules, as_uuid};
 use crate::application_protocol::ApplicationProtocol;
 use crate::limits;
 use crate::time::UnixTime;

@@ -38,8 +38,8 @@ use serde_json::{Map, Value};
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
-use super::TokenError;
 use super::algorithm::{ContentEncryption, KeyManagement, SignatureAlgorithm};
+use super::error::TokenError;
 use super::json;
 use crate::limits;
 

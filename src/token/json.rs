@@ -9,6 +9,7 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
+use uuid::Uuid;
 
 /// Why a text is not such an object. Nothing of the text is repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -124,6 +125,15 @@ impl<'de> Visitor<'de> for CheckedVisitor {
             duplicate,
         })
     }
+}
+
+/// The UUID that a text is, in whichever of its forms: with hyphens or without, as URN ([RFC 9562] 4), or in braces, as .NET writes
+/// it. None has a case.
+///
+/// [RFC 9562]: https://www.rfc-editor.org/rfc/rfc9562#section-4
+pub(super) fn as_uuid(text: &str) -> Option<Uuid> {
+    // uuid takes the prefix of a URN in lower case alone.
+    Uuid::try_parse(&text.to_ascii_lowercase()).ok()
 }
 
 #[cfg(test)]

@@ -9,8 +9,9 @@ use std::collections::{BTreeMap, HashSet};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use super::json::as_uuid;
 use super::json::{self, ObjectError};
-use super::{Claims, TokenId, as_uuid};
+use super::{Claims, TokenId};
 
 /// Claim names and the values that revoke.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -9,7 +9,8 @@
 //!
 //! The leeway for clocks applies at both ends. All arithmetic saturates: a date is a number that a stranger chose.
 
-use super::{TokenError, TokenRules};
+use super::error::TokenError;
+use super::rules::TokenRules;
 use crate::time::UnixTime;
 
 /// The period in which a token is valid, without leeway.
