@@ -20,11 +20,11 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use crate::api::ApiState;
 use crate::api::associations::{Caller, caller, declined};
 use crate::api::jet::Upgrade;
 use crate::api::operator::{bearer, operator};
 use crate::api::problem::{Parameter, Problem};
+use crate::api::state::ApiState;
 use crate::clock;
 use crate::config::Inspect;
 use crate::gateway::rendezvous::signaling;

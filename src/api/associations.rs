@@ -30,11 +30,11 @@ use tracing::info;
 use uuid::Uuid;
 
 use crate::address::AddressGroup;
-use crate::api::ApiState;
 use crate::api::jet::not_admitted;
 use crate::api::operator::{bearer, find_key, operator};
 use crate::api::problem::{Parameter, Problem};
 use crate::api::sessions;
+use crate::api::state::ApiState;
 use crate::application_protocol::ApplicationProtocol;
 use crate::base::session_id::SessionId;
 use crate::clock;

@@ -17,9 +17,9 @@ use axum::response::Response;
 use tracing::info;
 use uuid::Uuid;
 
-use crate::api::ApiState;
 use crate::api::jet::{SUB_PROTOCOLS, Upgrade, check_origin, not_admitted, token};
 use crate::api::problem::Problem;
+use crate::api::state::ApiState;
 use crate::base::session_id::SessionId;
 use crate::clock;
 use crate::gateway::rendezvous::admit::NotAdmitted;

@@ -27,10 +27,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, debug};
 use zeroize::Zeroizing;
 
-use crate::api::ApiState;
 use crate::api::held::Held;
 use crate::api::operator::bearer;
 use crate::api::problem::Problem;
+use crate::api::state::ApiState;
 use crate::base::session_id::SessionId;
 use crate::clock;
 use crate::frames::Role;

@@ -8,15 +8,15 @@ pub mod jet;
 pub mod operator;
 pub mod problem;
 pub mod sessions;
+pub mod state;
 pub mod tickets;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
@@ -25,57 +25,19 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::api::held::Held;
 use crate::api::problem::Problem;
+use crate::api::state::ApiState;
 use crate::base::session_id::SessionId;
 use crate::gateway::connection::{Client, Connection};
 use crate::gateway::state::Gateway;
-use crate::jet::candidate::CandidateUrl;
 use crate::jet::exchange;
 use crate::limits;
-use crate::listener::Listener;
-use crate::token::target::TargetAddr;
 
 /// An HTTP connection lasts no longer, whatever it does.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// What handlers share.
-#[derive(Clone, Debug)]
-pub struct ApiState {
-    /// The gateway.
-    pub gateway: Arc<Gateway>,
-    /// Correlation id of the connection, also in every problem document.
-    pub id: SessionId,
-    /// The client.
-    pub peer: SocketAddr,
-    /// The port it came in by.
-    pub listener: Arc<Listener>,
-    /// Whether the connection has TLS.
-    pub tls: bool,
-    /// Fires when the connection is to make room for another one.
-    pub evicted: CancellationToken,
-}
-
-impl ApiState {
-    /// One candidate URL for each transport, as the sender of a request with these headers can use it.
-    #[must_use]
-    pub fn candidate_urls(&self, headers: &HeaderMap) -> Vec<CandidateUrl> {
-        let host = headers.get(header::HOST);
-        let host = host.and_then(|host| host.to_str().ok()).and_then(host_of);
-        self.gateway
-            .candidate_urls(self.peer, host.as_deref(), &self.listener)
-    }
-}
-
-/// The host of a `Host` header, which may have a port.
-fn host_of(header: &str) -> Option<String> {
-    let with_port = header.parse::<TargetAddr>();
-    let address = with_port.or_else(|_| format!("{header}:1").parse());
-    address.ok().map(|address| address.host)
-}
 
 /// Serves HTTP/1.1 on a connection whose first request is in its stream.
 pub async fn serve(gateway: &Arc<Gateway>, client: Client, tls: bool) {

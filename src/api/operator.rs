@@ -5,8 +5,8 @@ use openssl::sha::sha256;
 use subtle::ConstantTimeEq;
 use tracing::warn;
 
-use crate::api::ApiState;
 use crate::api::problem::Problem;
+use crate::api::state::ApiState;
 use crate::config::ApiKeyConfig;
 use crate::jet::exchange;
 

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::api::ApiState;
+use crate::api::state::ApiState;
 use crate::base::session_id::SessionId;
 
 /// A parameter of the path.

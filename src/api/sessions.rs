@@ -13,9 +13,9 @@ use serde::Serialize;
 use tracing::{error, info};
 use uuid::Uuid;
 
-use crate::api::ApiState;
 use crate::api::operator::operator;
 use crate::api::problem::{Parameter, Problem};
+use crate::api::state::ApiState;
 use crate::base::session_id::SessionId;
 use crate::clock;
 use crate::gateway::live::registry::{EndCause, Inside, Session, SessionPhase};

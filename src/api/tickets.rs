@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
-use crate::api::ApiState;
 use crate::api::operator::{bearer, find_key};
 use crate::api::problem::Problem;
+use crate::api::state::ApiState;
 use crate::clock;
 use crate::policy::{self, SessionLimits};
 use crate::refusal::{Denied, Refusal};
