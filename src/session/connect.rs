@@ -127,7 +127,7 @@ async fn reach(
     if let Some(pin) = permit.target_tls() {
         let secured = secure::target_tls_pinned(stream, &name, pin, deadline);
         let tls = tokio::select! {
-            tls = secured => tls.map_err(|error| secure::unsecured(&error))?,
+            tls = secured => tls.map_err(|error| secure::error::unsecured(&error))?,
             () = session.cancelled().cancelled() => return Err(session.cancellation()),
         };
         stream = Stream::new(Io::TargetTls(Box::new(tls)));

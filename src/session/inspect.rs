@@ -32,9 +32,9 @@ use crate::session::account::spend_behind_limit;
 use crate::session::connect::Connected;
 use crate::session::reached::Reached;
 use crate::session::refuse::Refused;
-use crate::session::secure::{
-    self, ClientTls, Failed, Remaining, SecureError, SecureRequest, Secured, TargetTls,
-};
+use crate::session::secure::error::SecureError;
+use crate::session::secure::request::{ClientTls, SecureRequest, TargetTls};
+use crate::session::secure::{self, Failed, Remaining, Secured};
 use crate::stage::Pipeline;
 use crate::stage::inspector::{AuditEvent, AuditSink, Inspector, Recorded};
 use crate::store::cookies::{SessionCookies, association};
@@ -87,15 +87,15 @@ pub async fn inspect(
         met,
     } = reached;
     let opening = match opening {
-        Opening::X224(request) => secure::Opening::X224(request),
-        Opening::DirectTls => secure::Opening::DirectTls,
+        Opening::X224(request) => secure::request::Opening::X224(request),
+        Opening::DirectTls => secure::request::Opening::DirectTls,
         // Refused already when the client was authorized.
         Opening::Unread | Opening::Other => {
             let refusal = Refusal::Uninspectable;
             return Err(client.refused(refusal, opening).with_session(&session));
         }
     };
-    let direct = matches!(opening, secure::Opening::DirectTls);
+    let direct = matches!(opening, secure::request::Opening::DirectTls);
     let Some(server_tls) = client.listener.tls() else {
         return Err(client
             .refused(Denial::Injection.into(), Opening::Other)
@@ -138,7 +138,7 @@ pub async fn inspect(
         Err(failed) => {
             let Failed { error, client } = *failed;
             let answer = tell(client, &error, direct).await;
-            return Err(refused(secure::unsecured(&error), answer, admission));
+            return Err(refused(secure::error::unsecured(&error), answer, admission));
         }
     };
     if let Err(error) = reservation.commit().await {

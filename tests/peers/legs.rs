@@ -11,9 +11,9 @@ use jetway::rdp::connection_request::{
 };
 use jetway::rdp::farewell::Reason;
 use jetway::rdp::negotiation::decode_confirm;
-use jetway::session::secure::{
-    Class, Failed, Opening, Remaining, SecureError, SecureRequest, Secured, say_farewell, secure,
-};
+use jetway::session::secure::error::{Class, SecureError};
+use jetway::session::secure::request::{Opening, SecureRequest};
+use jetway::session::secure::{Failed, Remaining, Secured, say_farewell, secure};
 use jetway::target_certificate::{FilePins, Remembered, Stakes, TargetCertificate, TlsOnly};
 use jetway::target_name::TargetName;
 use jetway::token::claims::{Credentials, Thumbprint};

@@ -10,9 +10,10 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use tokio_rustls::rustls::sign::CertifiedKey;
 
+use super::error::{SecureError, Step};
+use super::request::{ClientTls, Opening, SecureRequest};
 use super::target_leg::Negotiated;
 use super::transfer::{drain, fill, read_ts_request, within};
-use super::{ClientTls, Opening, SecureError, SecureRequest, Step};
 use crate::gateway::live::legs::Logon;
 use crate::rdp::connection_request::{
     self, NegotiationRequest, PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX, PROTOCOL_SSL,

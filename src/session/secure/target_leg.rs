@@ -13,8 +13,9 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use tracing::warn;
 use zeroize::Zeroizing;
 
+use super::error::{SecureError, Step};
+use super::request::{SecureRequest, TargetTls};
 use super::transfer::{fill, read_ts_request, within};
-use super::{SecureError, SecureRequest, Step, TargetTls};
 use crate::gateway::live::legs::Logon;
 use crate::gateway::trust::target_logon::Kerberos;
 use crate::gateway::upstream::kdc::Kdcs;

@@ -1,27 +1,31 @@
 //! Both legs with clients and targets of this process.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::SecretString;
 use tokio::io::{DuplexStream, duplex};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use super::error::{Class, Step};
 use super::transfer::{fill, read_ts_request};
 use super::*;
-use crate::gateway::trust::target_logon::Kerberos;
+use crate::gateway::trust::target_logon::{Kerberos, SecureConfig};
 use crate::gateway::upstream::kdc::KdcSource;
 use crate::rdp::connection_request::{
-    self, NegotiationRequest, PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX, PROTOCOL_SSL,
+    self, ConnectionRequest, NegotiationRequest, PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX, PROTOCOL_SSL,
     REDIRECTED_AUTHENTICATION_MODE_REQUIRED, RESTRICTED_ADMIN_MODE_REQUIRED,
 };
-use crate::rdp::credssp::client::{Client as LogonClient, Package, Progress};
+use crate::rdp::credssp::cause::Cause;
+use crate::rdp::credssp::client::{Client as LogonClient, LogonError, Package, Progress};
 use crate::rdp::credssp::server::{Progress as ServerProgress, Server as LogonServer};
 use crate::rdp::credssp::{EarlyUserAuth, SubjectPublicKeyInfo};
-use crate::rdp::negotiation::{ConnectionConfirm, decode_confirm};
+use crate::rdp::negotiation::{ConnectionConfirm, FailureCode, decode_confirm};
 use crate::target_certificate::Stakes;
+use crate::token::claims::Credentials;
 use crate::token::target::TargetAddr;
 
 const USER: &str = "alice";

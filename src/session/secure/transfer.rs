@@ -6,7 +6,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::{Instant, timeout_at};
 use zeroize::Zeroizing;
 
-use super::{SecureError, Step};
+use super::error::{SecureError, Step};
 use crate::rdp::credssp::frame_length;
 
 pub(super) async fn within<T>(
