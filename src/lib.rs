@@ -191,14 +191,10 @@
 )]
 
 // Core: bytes and `now` in, values out.
-pub mod address;
 pub mod application_protocol;
 pub mod base;
 pub mod carrier;
-pub mod escape;
 pub mod jet;
-pub mod limits;
-pub mod log_limit;
 pub mod policy;
 pub mod preamble;
 pub mod proxy_protocol;
@@ -208,7 +204,6 @@ pub mod shares;
 pub mod stage;
 pub mod target_name;
 pub mod ticket;
-pub mod time;
 pub mod token;
 
 // Shell: may do I/O.
@@ -262,3 +257,6 @@ pub mod target_certificate;
 pub mod tls;
 #[cfg(feature = "shell")]
 pub mod websocket;
+
+// Short names.
+pub use crate::base::{address, escape, limits, log_limit, time};

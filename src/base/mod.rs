@@ -1,3 +1,8 @@
 //! Types that every part of Jetway uses. Nothing here depends on another part.
 
+pub mod address;
+pub mod escape;
+pub mod limits;
+pub mod log_limit;
 pub mod session_id;
+pub mod time;
