@@ -200,7 +200,6 @@ pub mod preamble;
 pub mod proxy_protocol;
 pub mod rdp;
 pub mod rdp_file;
-pub mod shares;
 pub mod stage;
 pub mod target_name;
 pub mod ticket;
@@ -260,3 +259,4 @@ pub mod websocket;
 
 // Short names.
 pub use crate::base::{address, escape, limits, log_limit, time};
+pub use crate::policy::shares;

@@ -6,6 +6,7 @@
 pub mod denial;
 pub mod egress;
 pub mod permit;
+pub mod shares;
 pub mod work;
 
 use std::time::Duration;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// What the core is made of, below `src/`.
-const CORE: [&str; 14] = [
+const CORE: [&str; 13] = [
     "application_protocol.rs",
     "base",
     "carrier.rs",
@@ -13,7 +13,6 @@ const CORE: [&str; 14] = [
     "proxy_protocol.rs",
     "rdp",
     "rdp_file.rs",
-    "shares.rs",
     "stage",
     "target_name.rs",
     "ticket.rs",
