@@ -191,7 +191,6 @@
 )]
 
 // Core: bytes and `now` in, values out.
-pub mod application_protocol;
 pub mod base;
 pub mod carrier;
 pub mod jet;
@@ -201,7 +200,6 @@ pub mod proxy_protocol;
 pub mod rdp;
 pub mod rdp_file;
 pub mod stage;
-pub mod target_name;
 pub mod ticket;
 pub mod token;
 
@@ -260,3 +258,4 @@ pub mod websocket;
 // Short names.
 pub use crate::base::{address, escape, limits, log_limit, time};
 pub use crate::policy::shares;
+pub use crate::token::{application_protocol, target_name};

@@ -10,6 +10,7 @@
 
 pub mod agent_name;
 pub mod algorithm;
+pub mod application_protocol;
 pub mod claims;
 pub mod error;
 mod jose;
@@ -20,6 +21,7 @@ pub mod revocation;
 pub mod rules;
 pub mod statement;
 pub mod target;
+pub mod target_name;
 pub mod validity;
 
 use std::fmt;

@@ -3,8 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// What the core is made of, below `src/`.
-const CORE: [&str; 13] = [
-    "application_protocol.rs",
+const CORE: [&str; 11] = [
     "base",
     "carrier.rs",
     "jet",
@@ -14,7 +13,6 @@ const CORE: [&str; 13] = [
     "rdp",
     "rdp_file.rs",
     "stage",
-    "target_name.rs",
     "ticket.rs",
     "token",
 ];
