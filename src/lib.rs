@@ -192,15 +192,11 @@
 
 // Core: bytes and `now` in, values out.
 pub mod base;
-pub mod carrier;
+pub mod entry;
 pub mod jet;
 pub mod policy;
-pub mod preamble;
-pub mod proxy_protocol;
 pub mod rdp;
-pub mod rdp_file;
 pub mod stage;
-pub mod ticket;
 pub mod token;
 
 // Shell: may do I/O.
@@ -257,5 +253,6 @@ pub mod websocket;
 
 // Short names.
 pub use crate::base::{address, escape, limits, log_limit, time};
+pub use crate::entry::{carrier, preamble, proxy_protocol, rdp_file, ticket};
 pub use crate::policy::shares;
 pub use crate::token::{application_protocol, target_name};

@@ -3,19 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// What the core is made of, below `src/`.
-const CORE: [&str; 11] = [
-    "base",
-    "carrier.rs",
-    "jet",
-    "policy",
-    "preamble.rs",
-    "proxy_protocol.rs",
-    "rdp",
-    "rdp_file.rs",
-    "stage",
-    "ticket.rs",
-    "token",
-];
+const CORE: [&str; 7] = ["base", "entry", "jet", "policy", "rdp", "stage", "token"];
 
 fn sources(path: &Path) -> Vec<PathBuf> {
     if path.is_file() {
