@@ -26,7 +26,7 @@
 //! | step | file | what it makes of the one before |
 //! |---|---|---|
 //! | secure both legs | [`session::inspect`], [`session::secure`], [`rdp::credssp`], [`target_certificate`] | TLS and, where it was negotiated, CredSSP with the client, and only then with the target |
-//! | past the stages | [`relay::inspected`], [`rdp::session`], [`stage`] | PDUs both ways, read by the [tracker](rdp::session::Tracker), judged by the stages, edited only where the legs differ |
+//! | past the stages | [`relay::inspected`], [`rdp::tracker`], [`stage`] | PDUs both ways, read by the [tracker](rdp::tracker::Tracker), judged by the stages, edited only where the legs differ |
 //!
 //! A client that speaks no RDP, or knows nothing of tokens, comes by WebSocket ([`api::forward`], [`session::forward`]): its token is
 //! verified with its handshake, and the steps behind that are the same.
@@ -56,7 +56,7 @@
 //! 2. **Original bytes.** In an opaque session client and target exchange their own bytes past the Connection Request, from
 //!    which the routing token is removed, and which the gateway makes for a client that begins with TLS ([`session::open`]): TLS
 //!    and CredSSP run end to end. In an inspected one every PDU passes byte for byte
-//!    but for the fields in which the legs differ ([`rdp::session`] names them).
+//!    but for the fields in which the legs differ ([`rdp::tracker`] names them).
 //! 3. **One token, one live session.** Reserved from the moment of authorisation, on disk before the client hears from the
 //!    target ([`store::usage`]). Revocation ends live sessions, too, and what an operator or a limit has ended is not opened again.
 //! 4. **Bounded.** Whatever an unproven peer can make us hold or wait for is named in [`limits`] or in the

@@ -1,4 +1,4 @@
-//! What happens in a session, as facts: the events that the [`Tracker`](super::session::Tracker) reads out of PDUs, and the verdict
+//! What happens in a session, as facts: the events that the [`Tracker`](super::tracker::Tracker) reads out of PDUs, and the verdict
 //! a [`Sink`] gives on each.
 //!
 //! Events borrow from the PDU (or from its decompressed form) and live as long as the call that reports them.
@@ -245,7 +245,7 @@ pub struct StaticChannel {
 }
 
 /// What passes although nobody here knows what it says: no receiver finds anything in it that a stage reads. See
-/// [`session`](super::session) for why.
+/// [`tracker`](super::tracker) for why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unknown {
     /// Bytes behind an MCS PDU in its frame, too few to be another.

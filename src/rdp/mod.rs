@@ -28,9 +28,9 @@ pub mod nt_status;
 pub mod preconnection;
 pub mod reconnect;
 pub mod redirection;
-pub mod session;
 pub mod share;
 pub mod surface;
+pub mod tracker;
 pub mod welcome;
 
 /// Which way bytes go.

@@ -29,7 +29,7 @@ use crate::buffers;
 use crate::low_water::LowWater;
 use crate::rdp::Direction;
 use crate::rdp::event::Sink;
-use crate::rdp::session::{
+use crate::rdp::tracker::{
     ERRINFO_IDLE_TIMEOUT, ERRINFO_LOGON_TIMEOUT, ERRINFO_RPC_INITIATED_DISCONNECT, SessionError,
     Tracker,
 };
@@ -687,7 +687,7 @@ mod tests {
     use super::*;
     use crate::rdp::budget::Budget;
     use crate::rdp::event::{Event, Interest, Phase, Verdict};
-    use crate::rdp::session::Settings;
+    use crate::rdp::tracker::Settings;
     use crate::rdp::{frame, mcs};
     use crate::relay::tests::{reset, tcp_pair, tls_pair};
 

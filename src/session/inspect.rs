@@ -21,7 +21,7 @@ use crate::rdp::budget::Budget;
 use crate::rdp::client_info::Logon;
 use crate::rdp::connection_request::ConnectionRequest;
 use crate::rdp::redirection::Redirections;
-use crate::rdp::session::{Settings, Tracker};
+use crate::rdp::tracker::{Settings, Tracker};
 use crate::refusal::Refusal;
 use crate::relay::inspected::{self, Cancel, CancelWay, InspectedEnd, Leg};
 use crate::relay::{RDP_AFTER_END, RelayLimits, Side};

@@ -47,7 +47,7 @@ use jetway::rdp::farewell::{Farewell, Reason};
 use jetway::rdp::negotiation;
 use jetway::rdp::preconnection::{self, PreconnectionPdu};
 use jetway::rdp::redirection::{Redirection, Redirections};
-use jetway::rdp::session::{SessionError, Settings, Tracker};
+use jetway::rdp::tracker::{SessionError, Settings, Tracker};
 use jetway::stage::inspector::{AuditEvent, Inspector};
 use jetway::ticket::Ticket;
 use jetway::time::UnixTime;

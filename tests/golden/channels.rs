@@ -10,7 +10,7 @@ use std::sync::mpsc;
 use jetway::rdp::Direction;
 use jetway::rdp::budget::Budget;
 use jetway::rdp::channel::{ChannelError, ChannelEvent, Channels};
-use jetway::rdp::session::{Settings, Tracker};
+use jetway::rdp::tracker::{Settings, Tracker};
 use jetway::stage::Pipeline;
 use jetway::stage::inspector::{AuditEvent, Inspector, SessionStatistics};
 use serde_json::{Value, json};

@@ -17,7 +17,7 @@ use jetway::rdp::Direction;
 use jetway::rdp::budget::Budget;
 use jetway::rdp::client_info::Logon;
 use jetway::rdp::event::{Event, Interest, Phase, Sink, Verdict};
-use jetway::rdp::session::{Settings, Tracker};
+use jetway::rdp::tracker::{Settings, Tracker};
 use jetway::stage::Pipeline;
 use jetway::stage::inspector::Inspector;
 use openssl::sha::sha256;
