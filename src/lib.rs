@@ -203,19 +203,11 @@ pub mod token;
 #[cfg(feature = "shell")]
 pub mod api;
 #[cfg(feature = "shell")]
-pub mod buffers;
-#[cfg(feature = "shell")]
 pub mod cli;
-#[cfg(feature = "shell")]
-pub mod clock;
 #[cfg(feature = "shell")]
 pub mod config;
 #[cfg(feature = "demo")]
 pub mod demo;
-#[cfg(feature = "shell")]
-pub mod file_stamp;
-#[cfg(feature = "shell")]
-pub mod frames;
 #[cfg(feature = "shell")]
 pub mod gateway;
 #[cfg(feature = "shell")]
@@ -227,13 +219,7 @@ pub mod listener;
 #[cfg(feature = "shell")]
 pub mod log;
 #[cfg(feature = "shell")]
-pub mod low_water;
-#[cfg(feature = "shell")]
 pub mod peer;
-#[cfg(feature = "shell")]
-pub mod private_file;
-#[cfg(feature = "shell")]
-pub mod read_ahead;
 #[cfg(feature = "shell")]
 pub mod refusal;
 #[cfg(feature = "shell")]
@@ -243,16 +229,18 @@ pub mod session;
 #[cfg(feature = "shell")]
 pub mod store;
 #[cfg(feature = "shell")]
-pub mod stream;
-#[cfg(feature = "shell")]
 pub mod target_certificate;
 #[cfg(feature = "shell")]
 pub mod tls;
-#[cfg(feature = "shell")]
-pub mod websocket;
 
 // Short names.
 pub use crate::base::{address, escape, limits, log_limit, time};
 pub use crate::entry::{carrier, preamble, proxy_protocol, rdp_file, ticket};
+#[cfg(feature = "shell")]
+pub use crate::io::websocket::frames;
+#[cfg(feature = "shell")]
+pub use crate::io::{
+    buffers, clock, file_stamp, low_water, private_file, read_ahead, stream, websocket,
+};
 pub use crate::policy::shares;
 pub use crate::token::{application_protocol, target_name};

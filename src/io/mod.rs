@@ -1,4 +1,11 @@
 //! What the shell gets from the system, and how it tells an administrator.
 
+pub mod buffers;
+pub mod clock;
+pub mod file_stamp;
+pub mod low_water;
+pub mod private_file;
 pub mod reached;
-pub mod websocket_settings;
+pub mod read_ahead;
+pub mod stream;
+pub mod websocket;

@@ -48,7 +48,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::frames::Role;
-use crate::io::websocket_settings;
+use crate::io::websocket::settings;
 use crate::jet::candidate::{CandidateUrl, Transport};
 use crate::jet::exchange::SUB_PROTOCOL;
 use crate::jet::exchange::{self, JetPath, Status};
@@ -304,7 +304,7 @@ impl Site {
         let open = async {
             let stream = self.dial(&self.address, self.tls).await?;
             let request = format!("ws://{}/jet/agent", self.authority).into_client_request()?;
-            let settings = Some(websocket_settings::settings());
+            let settings = Some(settings::settings());
             let (socket, _) = client_async_with_config(request, stream, settings).await?;
             anyhow::Ok(socket)
         };

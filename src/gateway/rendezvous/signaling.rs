@@ -27,7 +27,7 @@ use crate::base::session_id::SessionId;
 use crate::clock;
 use crate::gateway::connection::Connection;
 use crate::gateway::state::Gateway;
-use crate::io::websocket_settings::settings;
+use crate::io::websocket::settings::settings;
 use crate::jet::agent::{FromAgent, FromGateway, NOT_KNOWN, RANDOM_BYTES, REPLACED, REVOKED};
 use crate::limits;
 use crate::store::agents::{Connected, Ended, NoSeat, Ways};
