@@ -213,8 +213,6 @@ pub mod gateway;
 #[cfg(feature = "shell")]
 pub mod io;
 #[cfg(feature = "shell")]
-pub mod keyring;
-#[cfg(feature = "shell")]
 pub mod listener;
 #[cfg(feature = "shell")]
 pub mod log;
@@ -228,14 +226,12 @@ pub mod relay;
 pub mod session;
 #[cfg(feature = "shell")]
 pub mod store;
-#[cfg(feature = "shell")]
-pub mod target_certificate;
-#[cfg(feature = "shell")]
-pub mod tls;
 
 // Short names.
 pub use crate::base::{address, escape, limits, log_limit, time};
 pub use crate::entry::{carrier, preamble, proxy_protocol, rdp_file, ticket};
+#[cfg(feature = "shell")]
+pub use crate::gateway::trust::{keyring, target_certificate, tls};
 #[cfg(feature = "shell")]
 pub use crate::io::websocket::frames;
 #[cfg(feature = "shell")]

@@ -1,3 +1,6 @@
 //! What the gateway trusts, and by what it is trusted.
 
+pub mod keyring;
+pub mod target_certificate;
 pub mod target_logon;
+pub mod tls;
