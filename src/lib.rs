@@ -201,11 +201,7 @@ pub mod token;
 
 // Shell: may do I/O.
 #[cfg(feature = "shell")]
-pub mod api;
-#[cfg(feature = "shell")]
 pub mod cli;
-#[cfg(feature = "shell")]
-pub mod config;
 #[cfg(feature = "demo")]
 pub mod demo;
 #[cfg(feature = "shell")]
@@ -213,17 +209,11 @@ pub mod gateway;
 #[cfg(feature = "shell")]
 pub mod io;
 #[cfg(feature = "shell")]
-pub mod listener;
-#[cfg(feature = "shell")]
 pub mod log;
 #[cfg(feature = "shell")]
 pub mod peer;
 #[cfg(feature = "shell")]
-pub mod refusal;
-#[cfg(feature = "shell")]
 pub mod relay;
-#[cfg(feature = "shell")]
-pub mod session;
 #[cfg(feature = "shell")]
 pub mod store;
 
@@ -232,6 +222,8 @@ pub use crate::base::{address, escape, limits, log_limit, time};
 pub use crate::entry::{carrier, preamble, proxy_protocol, rdp_file, ticket};
 #[cfg(feature = "shell")]
 pub use crate::gateway::trust::{keyring, target_certificate, tls};
+#[cfg(feature = "shell")]
+pub use crate::gateway::{api, config, listener, refusal, session};
 #[cfg(feature = "shell")]
 pub use crate::io::websocket::frames;
 #[cfg(feature = "shell")]

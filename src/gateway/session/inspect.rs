@@ -618,7 +618,7 @@ mod tests {
     }
 
     fn recording() -> Vec<(Direction, Vec<u8>)> {
-        let mut rest: &[u8] = include_bytes!("../../tests/golden/sessions/gdi-tls-shadow2.rec");
+        let mut rest: &[u8] = include_bytes!("../../../tests/golden/sessions/gdi-tls-shadow2.rec");
         let mut records = Vec::new();
         while let Some((&from, behind)) = rest.split_first() {
             let (length, behind) = behind.split_first_chunk().unwrap();
