@@ -11,13 +11,13 @@
 //!
 //! | step | file | what it makes of the one before |
 //! |---|---|---|
-//! | accept, within limits | [`listener`] | a connection with a place among the others and a correlation id |
-//! | which protocol? | [`preamble`], [`session::identify`] | PROXY header and TLS taken off; RDP, HTTP or JET |
-//! | where is the token? | [`rdp::preconnection`], [`rdp::connection_request`], [`carrier`] | a token or a [`ticket`] |
-//! | does it hold? | [`session::authenticate`], [`token`] | verified [`Claims`](token::Claims) |
-//! | may it? | [`session::authorize`], [`policy`] | a [`Permit`](policy::permit::Permit), the token reserved, the session [registered](gateway::live::registry) |
-//! | where to? | [`session::connect`], [`gateway::upstream`] | a target, dialled within the [egress rules](policy::egress) |
-//! | do both speak it? | [`session::open`], [`application_protocol`] | the first exchange done, the token's use on disk |
+//! | accept, within limits | [`gateway::listener`] | a connection with a place among the others and a correlation id |
+//! | which protocol? | [`entry::preamble`], [`gateway::session::identify`] | PROXY header and TLS taken off; RDP, HTTP or JET |
+//! | where is the token? | [`rdp::preconnection`], [`rdp::connection_request`], [`entry::carrier`] | a token or a [`entry::ticket`] |
+//! | does it hold? | [`gateway::session::authenticate`], [`token`] | verified [`Claims`](token::Claims) |
+//! | may it? | [`gateway::session::authorize`], [`policy`] | a [`Permit`](policy::permit::Permit), the token reserved, the session [registered](gateway::live::registry) |
+//! | where to? | [`gateway::session::connect`], [`gateway::upstream`] | a target, dialled within the [egress rules](policy::egress) |
+//! | do both speak it? | [`gateway::session::open`], [`token::application_protocol`] | the first exchange done, the token's use on disk |
 //! | relay | [`relay`] | bytes both ways until the end, and one closing log line |
 //!
 //! Where a token asks for what only works inside the session (credentials for the target, a credential for the client's
@@ -25,21 +25,21 @@
 //!
 //! | step | file | what it makes of the one before |
 //! |---|---|---|
-//! | secure both legs | [`session::inspect`], [`session::secure`], [`rdp::credssp`], [`target_certificate`] | TLS and, where it was negotiated, CredSSP with the client, and only then with the target |
+//! | secure both legs | [`gateway::session::inspect`], [`gateway::session::secure`], [`rdp::credssp`], [`gateway::trust::target_certificate`] | TLS and, where it was negotiated, CredSSP with the client, and only then with the target |
 //! | past the stages | [`relay::inspected`], [`rdp::tracker`], [`stage`] | PDUs both ways, read by the [tracker](rdp::tracker::Tracker), judged by the stages, edited only where the legs differ |
 //!
-//! A client that speaks no RDP, or knows nothing of tokens, comes by WebSocket ([`api::forward`], [`session::forward`]): its token is
+//! A client that speaks no RDP, or knows nothing of tokens, comes by WebSocket ([`gateway::api::forward`], [`gateway::session::forward`]): its token is
 //! verified with its handshake, and the steps behind that are the same.
 //!
-//! A JET peer takes another way in ([`gateway::rendezvous::pair`], [`api::jet`]): its packet or WebSocket handshake names a candidate, and
+//! A JET peer takes another way in ([`gateway::rendezvous::pair`], [`gateway::api::jet`]): its packet or WebSocket handshake names a candidate, and
 //! it waits or meets who waits there ([`gateway::meeting`], [`jet::rendezvous`]). From the first byte on, two peers that have met are a
 //! session like any other: the connector is its client and the acceptor its target.
 //!
 //! A token may lead behind an agent ([`jet::agent`], [`peer::agent`]): an acceptor that stays connected by a signaling channel
-//! ([`gateway::rendezvous::signaling`], [`store::agents`]). Then the gateway itself creates the association, offers it and connects ([`session::meet_agent`]).
+//! ([`gateway::rendezvous::signaling`], [`store::agents`]). Then the gateway itself creates the association, offers it and connects ([`gateway::session::meet_agent`]).
 //!
-//! Every step takes the one before it by value. A step that fails returns a [`Refusal`](refusal::Refusal), and
-//! [`session::refuse`] tells the client in its own protocol.
+//! Every step takes the one before it by value. A step that fails returns a [`Refusal`](gateway::refusal::Refusal), and
+//! [`gateway::session::refuse`] tells the client in its own protocol.
 //!
 //! # Layers
 //!
@@ -54,32 +54,32 @@
 //!    certificate. A PDU that cannot be read where a stage needs it ends the session; where nothing depends on it, it is recorded
 //!    once and passes ([`rdp::channel`]).
 //! 2. **Original bytes.** In an opaque session client and target exchange their own bytes past the Connection Request, from
-//!    which the routing token is removed, and which the gateway makes for a client that begins with TLS ([`session::open`]): TLS
+//!    which the routing token is removed, and which the gateway makes for a client that begins with TLS ([`gateway::session::open`]): TLS
 //!    and CredSSP run end to end. In an inspected one every PDU passes byte for byte
 //!    but for the fields in which the legs differ ([`rdp::tracker`] names them).
 //! 3. **One token, one live session.** Reserved from the moment of authorisation, on disk before the client hears from the
 //!    target ([`store::usage`]). Revocation ends live sessions, too, and what an operator or a limit has ended is not opened again.
-//! 4. **Bounded.** Whatever an unproven peer can make us hold or wait for is named in [`limits`] or in the
-//!    configuration. What a proven peer can fill has a share for each token, each address and each API key ([`shares`]), and a limit that
+//! 4. **Bounded.** Whatever an unproven peer can make us hold or wait for is named in [`base::limits`] or in the
+//!    configuration. What a proven peer can fill has a share for each token, each address and each API key ([`policy::shares`]), and a limit that
 //!    is reached is said once a minute with who has reached it ([`io::reached`]). A place among the connections is held as
-//!    long as the socket is ([`api::held`]); when those that have proved nothing are too many, the oldest of the
-//!    address that has the most makes room ([`listener::admission`]). What both sides of an inspected session can make us
+//!    long as the socket is ([`gateway::api::held`]); when those that have proved nothing are too many, the oldest of the
+//!    address that has the most makes room ([`gateway::listener::admission`]). What both sides of an inspected session can make us
 //!    remember has one budget ([`rdp::budget`]), however many channels and tables they use. Log lines have budgets by address and
-//!    kind, and by session ([`log`], [`log_limit`]); what is missing is counted, and nobody who logs waits for who reads the log.
+//!    kind, and by session ([`log`], [`base::log_limit`]); what is missing is counted, and nobody who logs waits for who reads the log.
 //! 5. **Explained.** Each refusal has a rule, a reason and a correlation id in the log, and the closest RDP failure code
-//!    for the client ([`refusal`] has the table). A client that comes back without its token, as FreeRDP does, is
+//!    for the client ([`gateway::refusal`] has the table). A client that comes back without its token, as FreeRDP does, is
 //!    told the first reason again ([`store::refusals`]).
 //! 6. **No secret leaves.** Tokens, tickets and passwords are in no log line, no error, no `Debug` output and no process
 //!    list.
 //! 7. Nothing makes a `Permit` but [`policy`]; nothing dials but [`gateway::upstream`], and [`peer`], which is not part of the gateway;
-//!    nothing reads a clock but [`clock`].
+//!    nothing reads a clock but [`io::clock`].
 //!
 //! # Decisions a reader may wonder about
 //!
 //! - **A ticket is bound to the address that uses it first**, and can be shown again from there. It opens nothing that its
 //!   token would not open, so it stays good for one session; and automatic retries and reconnects work with
 //!   `loadbalanceinfo` as they do with `pcb` ([`store::tickets`]). It outlives a restart, for clients that carry nothing else; the
-//!   store has it by its digest, and its token sealed with a key that is made of the ticket ([`ticket`]).
+//!   store has it by its digest, and its token sealed with a key that is made of the ticket ([`entry::ticket`]).
 //! - **The token counts as used when the target has answered**, not when it was shown: a target that is down, or that
 //!   accepts connections and says nothing, costs nobody a token.
 //! - **A token without `jti` is known by a digest** of what its signature covers, since anybody can turn one valid ECDSA
@@ -108,17 +108,17 @@
 //! - **Credentials go to nobody for whom nothing vouches** ([`policy`]). The bearer of a token could accept in its association, too,
 //!   and show a certificate of their own; so an acceptor is logged on to where the token pins the certificate and the acceptor has
 //!   shown a token of the association, or where it is the agent that the token names and the target's certificate is verified. What
-//!   is remembered of a target behind an agent is remembered under the agent's name ([`target_name`]).
+//!   is remembered of a target behind an agent is remembered under the agent's name ([`token::target_name`]).
 //! - **A target is remembered when it has proved itself** by CredSSP. Who selects TLS alone proves nothing and would be shown the
 //!   password in Client Info, so it needs a pin, an authority, or the administrator's word for that very target
 //!   (`target.tls_only`). What sessions without credentials see first is remembered as unproven: it holds among them, gets no
-//!   credentials, and gives way to the first proven certificate ([`target_certificate`]).
+//!   credentials, and gives way to the first proven certificate ([`gateway::trust::target_certificate`]).
 //! - **An association leads to one target**: an agent that has accepted for one offer is not met as the target of another
 //!   ([`store::agents`]).
 //! - **What `jetway config check` finds good, `jetway serve` starts with**: both read, and try what will be written and listened on,
 //!   by the same code and as the user who runs them ([`gateway::build::Prepared`]). Nothing but the store's lock and the ports is left to
 //!   the start. A configuration with errors is looked at without the values at fault, so that all are told at once
-//!   ([`config::Reading`]).
+//!   ([`gateway::config::Reading`]).
 //! - **An agent that its gateway will never have as it is ends**, with the reason; one whose gateway is gone comes back
 //!   ([`peer::agent::Hopeless`]).
 //! - **The strictest token of a rendezvous holds**: what the token of the acceptor, or the one that created the association, demands
@@ -128,7 +128,7 @@
 //! - **A session ends only at what its client would not go on with, either.** What FreeRDP 2 and 3 take from a target without a gateway
 //!   they take through it; `peers::differs` plays a table of odd targets both ways. The exceptions protect something: a message of
 //!   the clipboard, of devices or of dynamic channels whose length is not the one that was announced (receivers differ in where it
-//!   ends), a channel id that a client takes under a second name, and what is above a limit ([`limits`]). What those clients refuse
+//!   ends), a channel id that a client takes under a second name, and what is above a limit ([`base::limits`]). What those clients refuse
 //!   themselves may be refused here as well: empty slow-path updates, updates that are cut off, bytes behind a share PDU or an MCS
 //!   PDU, Save Session Info and Set Error Info that are cut off.
 //! - **RDP has no half-close**: who ends has gone, so the session ends within seconds, while other protocols may finish what they say
@@ -137,7 +137,7 @@
 //! - **A time limit is that of all sessions of a token** ([`store::usage`]): else to reconnect would begin it anew.
 //! - **A token that was forgotten is refused as long as a clock that was set back makes it valid again** ([`store::usage`]).
 //! - **Bulk is spliced, small talk is copied**: see [`relay`] for the figures behind that.
-//! - **The reader of an inspected session sleeps through the middle of a large message** ([`low_water`]): its receiver can use nothing
+//! - **The reader of an inspected session sleeps through the middle of a large message** ([`io::low_water`]): its receiver can use nothing
 //!   of it before its end, and to wake for every part was a fifth of all CPU.
 //!
 //! # JET requirements and their tests
