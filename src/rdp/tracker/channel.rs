@@ -11,7 +11,8 @@ use crate::rdp::bytes::u32_at;
 use crate::rdp::event::{Event, Interest, Sink, StaticChannel, Unknown, Verdict};
 use crate::rdp::mcs;
 
-use super::{Passage, PerDirection, SessionError, malformed, note_compression, plain, watch};
+use super::error::SessionError;
+use super::passage::{Passage, PerDirection, malformed, note_compression, plain, watch};
 
 /// A static channel and what of its messages has arrived.
 #[derive(Debug)]

@@ -49,6 +49,7 @@
 
 mod channel;
 mod error;
+mod passage;
 
 use std::mem;
 use std::ops::Range;
@@ -74,6 +75,7 @@ use self::channel::{Channel, ChannelContext, Chunk};
 pub use self::error::{
     ERRINFO_IDLE_TIMEOUT, ERRINFO_LOGON_TIMEOUT, ERRINFO_RPC_INITIATED_DISCONNECT, SessionError,
 };
+use self::passage::{Passage, PerDirection, malformed, note_compression, plain, watch};
 
 /// What differs between the legs, and what a session may do.
 #[derive(Debug)]
@@ -135,35 +137,6 @@ pub struct Tracker {
 struct Ids {
     io: u16,
     message: Option<u16>,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct PerDirection<T> {
-    to_target: T,
-    to_client: T,
-}
-
-impl<T> PerDirection<T> {
-    fn of(&mut self, direction: Direction) -> &mut T {
-        match direction {
-            Direction::ToTarget => &mut self.to_target,
-            Direction::ToClient => &mut self.to_client,
-        }
-    }
-}
-
-/// What becomes of a frame.
-#[derive(Debug)]
-enum Passage {
-    /// It passes, perhaps with fields changed in place.
-    AsIs,
-    /// It does not pass, or not now.
-    Withheld,
-    /// These bytes pass in its place: frames held back before and itself, or others.
-    Instead {
-        bytes: Vec<u8>,
-        secrets: Vec<Range<usize>>,
-    },
 }
 
 /// What [`Tracker::feed`] did.
@@ -1040,19 +1013,6 @@ const LICENSE_VALID_CLIENT: [u8; 20] = [
     0x80, 0, 0, 0, 0xff, 0x03, 16, 0, 7, 0, 0, 0, 2, 0, 0, 0, 4, 0, 0, 0,
 ];
 
-/// Reports what can be seen but not held up.
-fn watch(sink: &mut dyn Sink, event: &Event<'_>) -> Result<(), SessionError> {
-    match sink.on_event(event) {
-        Verdict::Forward => Ok(()),
-        Verdict::Terminate { reason, error_info } => {
-            Err(SessionError::Terminated { reason, error_info })
-        }
-        Verdict::Replace(_) | Verdict::Deny { .. } => {
-            Err(SessionError::Verdict("what is not a channel message"))
-        }
-    }
-}
-
 /// Reports the events of one input PDU, which passes whole or not at all.
 fn report_inputs(sink: &mut dyn Sink, inputs: Vec<Input>) -> Result<Passage, SessionError> {
     let mut passage = Passage::AsIs;
@@ -1071,41 +1031,6 @@ fn report_inputs(sink: &mut dyn Sink, inputs: Vec<Input>) -> Result<Passage, Ses
     Ok(passage)
 }
 
-/// Tells of a kind of compression when it is used for the first time, and makes room for what it needs.
-fn note_compression(
-    bulk: &mut PerDirection<Bulk>,
-    direction: Direction,
-    flags: u8,
-    budget: &Budget,
-    sink: &mut dyn Sink,
-) -> Result<(), SessionError> {
-    bulk.of(direction).prepare(flags, direction, budget)?;
-    match bulk.of(direction).new_kind(flags) {
-        Some(kind) => watch(sink, &Event::BulkCompression { direction, kind }),
-        None => Ok(()),
-    }
-}
-
-/// Data without their compression.
-fn plain<'a>(
-    bulk: &'a mut PerDirection<Bulk>,
-    direction: Direction,
-    data: &'a [u8],
-    flags: u8,
-) -> Result<&'a [u8], SessionError> {
-    bulk.of(direction)
-        .decompress(data, flags)
-        .ok_or(SessionError::Compression {
-            from: direction,
-            why: "do not decompress",
-        })
-}
-
-fn malformed(from: Direction, pdu: &'static str) -> SessionError {
-    SessionError::Malformed { from, pdu }
-}
-
-/// Refuses what a security header may not say inside TLS.
 /// Data on a channel that does not exist: those of a target reach nobody.
 fn nowhere(
     direction: Direction,
@@ -1124,6 +1049,7 @@ fn nowhere(
     Ok(Passage::Withheld)
 }
 
+/// Refuses what a security header may not say inside TLS.
 fn refuse_security(direction: Direction, flags: u16) -> Result<(), SessionError> {
     if flags & security::ENCRYPT != 0 {
         return Err(malformed(direction, "PDU that is encrypted once more"));
