@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::Fault;
+use super::side::Fault;
 
 /// Bytes read at once, and so the most that a direction holds for a receiver that does not read.
 ///

@@ -18,7 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::net::TcpStream;
 use tokio_rustls::{client, server};
 
-use super::{Side, Traffic};
+use super::side::{Side, Traffic};
 use crate::read_ahead::ReadAhead;
 use crate::stream::{Io, Stream};
 

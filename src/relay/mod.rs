@@ -16,6 +16,7 @@ mod gather;
 pub mod gone;
 pub mod inspected;
 #[cfg(target_os = "linux")]
+mod side;
 mod splice;
 
 use std::future::{Future, poll_fn};
@@ -31,6 +32,8 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::gone::{LOOK_INTERVAL, Looks, Stuck};
+use self::side::Fault;
+pub use self::side::{Side, Traffic};
 use crate::stream::Io;
 use crate::websocket::Farewell;
 
@@ -58,15 +61,6 @@ const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a side whose session is over may take to close. A socket that is closed while its peer still sends makes
 /// some systems throw away what they had not read yet.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Bytes that reached the other side so far; they may be read at any time.
-#[derive(Debug, Default)]
-pub struct Traffic {
-    /// From the client, written to the target.
-    pub to_target: AtomicU64,
-    /// From the target, written to the client.
-    pub to_client: AtomicU64,
-}
 
 /// How long a session may last.
 #[derive(Clone, Copy, Debug, Default)]
@@ -293,22 +287,6 @@ async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     let _ = timeout(LINGER_TIMEOUT, closing).await;
 }
 
-/// One end of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// Who connected to the gateway.
-    Client,
-    /// Whom the gateway connected to.
-    Target,
-}
-
-/// Which end of one direction broke.
-#[derive(Debug)]
-enum Fault {
-    Reader(io::Error),
-    Writer(io::Error),
-}
-
 struct Relay {
     client: Io,
     target: Io,
@@ -429,15 +407,6 @@ impl RelayEnd {
         match side {
             Side::Client => Self::ClientFailed(error),
             Side::Target => Self::TargetFailed(error),
-        }
-    }
-}
-
-impl Side {
-    fn other(self) -> Self {
-        match self {
-            Self::Client => Self::Target,
-            Self::Target => Self::Client,
         }
     }
 }
