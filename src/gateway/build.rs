@@ -25,6 +25,7 @@ use crate::gateway::state::Gateway;
 use crate::gateway::trust::target_logon::{Kerberos, SecureConfig};
 use crate::gateway::upstream;
 use crate::gateway::upstream::kdc::{KdcLookup, KdcSource};
+use crate::io::pem;
 use crate::io::reached::Reached;
 use crate::jet::rendezvous::RendezvousLimits;
 use crate::keyring::{KeyFile, Keyring};
@@ -42,7 +43,7 @@ use crate::store::revoked::Revoked;
 use crate::store::tickets::Tickets;
 use crate::store::usage::Usages;
 use crate::target_certificate::{FilePins, TargetCertificate};
-use crate::tls::{self, ServerTls};
+use crate::tls::ServerTls;
 use crate::token::UnsignedJwe;
 
 /// What a gateway starts with: a configuration, and every file that it names, read and found good. `jetway config check` ends
@@ -355,7 +356,7 @@ fn target_certificate(config: &Config) -> anyhow::Result<TargetCertificate> {
         VerifyTarget::Ca => {
             let mut roots = RootCertStore::empty();
             if let Some(path) = &target.ca {
-                for certificate in tls::read_certificates(path)? {
+                for certificate in pem::read_certificates(path)? {
                     let added = roots.add(certificate);
                     added.with_context(|| path.display().to_string())?;
                 }

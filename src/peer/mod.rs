@@ -48,15 +48,14 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::frames::Role;
+use crate::io::pem;
 use crate::io::websocket::settings;
 use crate::jet::candidate::{CandidateUrl, Transport};
-use crate::jet::exchange::SUB_PROTOCOL;
-use crate::jet::exchange::{self, JetPath, Status};
+use crate::jet::exchange::{self, JetPath, SUB_PROTOCOL, Status};
 use crate::jet::message::Version;
 use crate::jet::packet::{self, mask};
 use crate::limits;
 use crate::peer::trust::TrustedFile;
-use crate::tls;
 use crate::token::target::TargetAddr;
 use crate::websocket::{Ends, HALF_CLOSE_PROTOCOL, WebSocket};
 
@@ -554,7 +553,7 @@ fn client_config(ca: Option<&Path>) -> anyhow::Result<ClientConfig> {
             .with_root_certificates(roots)
             .with_no_client_auth());
     };
-    let certificates = tls::read_certificates(path)?;
+    let certificates = pem::read_certificates(path)?;
     for certificate in &certificates {
         let added = roots.add(certificate.clone());
         added.with_context(|| path.display().to_string())?;

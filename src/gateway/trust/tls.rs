@@ -1,24 +1,15 @@
 //! TLS on the client leg: certificates from PEM files, read again when they change.
-//!
-//! The only call site of `rustls-pemfile`.
 
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use openssl::x509::X509;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::{self, ServerConfig};
 
 use crate::config::{TlsConfig, TlsVersion};
 use crate::file_stamp::FileStamp;
-
-/// A certificate or key file that cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("{path}: {problem}")]
-pub struct TlsFileError {
-    path: String,
-    problem: String,
-}
+use crate::io::pem::{TlsFileError, failed, read_identity};
 
 /// The TLS settings of one or more listeners, current with their files.
 #[derive(Debug)]
@@ -104,33 +95,6 @@ fn server_config(config: &TlsConfig) -> Result<ServerConfig, TlsFileError> {
         .map_err(|error| failed(&config.certificate, error.to_string()))
 }
 
-fn read_identity(
-    certificate: &Path,
-    key: &Path,
-) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsFileError> {
-    let chain = read_certificates(certificate)?;
-    let pem = read(key)?;
-    let key_der = rustls_pemfile::private_key(&mut pem.as_slice())
-        .map_err(|error| failed(key, error.to_string()))?
-        .ok_or_else(|| failed(key, "holds no private key in PEM form".to_owned()))?;
-    Ok((chain, key_der))
-}
-
-/// The certificates of a PEM file, at least one.
-///
-/// # Errors
-/// The file cannot be read or holds none.
-pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
-    let pem = read(path)?;
-    let chain = rustls_pemfile::certs(&mut pem.as_slice())
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| failed(path, error.to_string()))?;
-    if chain.is_empty() {
-        return Err(failed(path, "holds no certificate in PEM form".to_owned()));
-    }
-    Ok(chain)
-}
-
 /// What TLS libraries of today, and clients, do not take. `openssl x509 -req` without extensions makes it.
 fn is_version_1(certificate: &CertificateDer<'_>) -> bool {
     // The field counts from zero.
@@ -139,19 +103,6 @@ fn is_version_1(certificate: &CertificateDer<'_>) -> bool {
 
 const VERSION_1: &str = "the gateway's own certificate is of X.509 version 1 or 2, which TLS clients do not take; have one of version 3 issued, \
      with the gateway's name in it (openssl req -x509 -addext subjectAltName=DNS:gw.example, or -extfile with openssl x509 -req)";
-
-fn read(path: &Path) -> Result<zeroize::Zeroizing<Vec<u8>>, TlsFileError> {
-    std::fs::read(path)
-        .map(zeroize::Zeroizing::new)
-        .map_err(|error| failed(path, format!("cannot be read: {error}")))
-}
-
-fn failed(path: &Path, problem: String) -> TlsFileError {
-    TlsFileError {
-        path: path.display().to_string(),
-        problem,
-    }
-}
 
 #[cfg(test)]
 mod tests {
