@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use anyhow::Context;
 
 use crate::cli::output::print_line;
-use crate::config::{Config, Flags, Inspect, ListenerConfig, LogConfig, LogFormat};
+use crate::config::{Config, Flags, Inspect, ListenerConfig};
 use crate::gateway::build::Prepared;
 use crate::log;
+use crate::log::settings::{LogConfig, LogFormat};
 
 /// Arguments of `jetway config`.
 #[derive(Debug, clap::Args)]

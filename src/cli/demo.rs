@@ -8,10 +8,11 @@ use anyhow::Context as _;
 use tempfile::TempDir;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::config::{Config, Flags, LogConfig};
+use crate::config::{Config, Flags};
 use crate::demo::show::{Clients, Show, Started};
 use crate::gateway::run::Running;
 use crate::log;
+use crate::log::settings::LogConfig;
 
 /// Arguments of `jetway demo`.
 #[derive(Debug, clap::Args)]

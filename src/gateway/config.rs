@@ -20,6 +20,7 @@ use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::limits;
+use crate::log::settings::{LogConfig, LogFormat};
 use crate::policy::egress::{EgressConfig, EgressRules};
 use crate::target_name::TargetName;
 use crate::token::key::KeyUsage;
@@ -523,38 +524,6 @@ impl Default for LimitsConfig {
             token_work_burst_us: limits::TOKEN_WORK_BURST_US,
         }
     }
-}
-
-/// How the process logs.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LogConfig {
-    /// Lines for people or for machines.
-    pub format: LogFormat,
-    /// `tracing` filter, as in `info,jetway::relay=debug`.
-    pub filter: String,
-}
-
-impl Default for LogConfig {
-    fn default() -> Self {
-        Self {
-            format: LogFormat::Auto,
-            filter: "info".to_owned(),
-        }
-    }
-}
-
-/// The form of a log line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// Human on a terminal, JSON otherwise.
-    #[default]
-    Auto,
-    /// One readable line.
-    Human,
-    /// One JSON object a line.
-    Json,
 }
 
 /// Switches that no production system sets; each is announced loudly.

@@ -4,6 +4,7 @@
 pub mod filter;
 pub mod line;
 pub mod queue;
+pub mod settings;
 
 use std::fs::File;
 use std::io::{self, IsTerminal};
@@ -18,7 +19,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use self::filter::LineFilter;
 use self::line::Lines;
 use self::queue::{Form, Queue};
-use crate::config::{LogConfig, LogFormat};
+use crate::log::settings::{LogConfig, LogFormat};
 
 pub use self::queue::Guard;
 
