@@ -13,7 +13,8 @@
 //! |---|---|---|
 //! | accept, within limits | [`gateway::listener`] | a connection with a place among the others and a correlation id |
 //! | which protocol? | [`entry::preamble`], [`gateway::session::identify`] | PROXY header and TLS taken off; RDP, HTTP or JET |
-//! | where is the token? | [`rdp::preconnection`], [`rdp::connection_request`], [`entry::carrier`] | a token or a [`entry::ticket`] |
+//! | who serves it? | [`gateway::arrival`] | the steps below, the [API](gateway::api), or the [server of peers](gateway::rendezvous) |
+//! | where is the token? | [`rdp::preconnection`], [`rdp::connection_request`], [`entry::carrier`] | a token or a [ticket](entry::ticket) |
 //! | does it hold? | [`gateway::session::authenticate`], [`token`] | verified [`Claims`](token::Claims) |
 //! | may it? | [`gateway::session::authorize`], [`policy`] | a [`Permit`](policy::permit::Permit), the token reserved, the session [registered](gateway::live::registry) |
 //! | where to? | [`gateway::session::connect`], [`gateway::upstream`] | a target, dialled within the [egress rules](policy::egress) |
@@ -28,15 +29,17 @@
 //! | secure both legs | [`gateway::session::inspect`], [`gateway::session::secure`], [`rdp::credssp`], [`gateway::trust::target_certificate`] | TLS and, where it was negotiated, CredSSP with the client, and only then with the target |
 //! | past the stages | [`relay::inspected`], [`rdp::tracker`], [`stage`] | PDUs both ways, read by the [tracker](rdp::tracker::Tracker), judged by the stages, edited only where the legs differ |
 //!
-//! A client that speaks no RDP, or knows nothing of tokens, comes by WebSocket ([`gateway::api::forward`], [`gateway::session::forward`]): its token is
-//! verified with its handshake, and the steps behind that are the same.
+//! A client that speaks no RDP, or knows nothing of tokens, comes by WebSocket ([`gateway::api::forward`],
+//! [`gateway::session::forward`]): its token is verified with its handshake, and the steps behind that are the same.
 //!
-//! A JET peer takes another way in ([`gateway::rendezvous::pair`], [`gateway::api::jet`]): its packet or WebSocket handshake names a candidate, and
-//! it waits or meets who waits there ([`gateway::meeting`], [`jet::rendezvous`]). From the first byte on, two peers that have met are a
-//! session like any other: the connector is its client and the acceptor its target.
+//! A JET peer takes another way in ([`gateway::rendezvous`], [`gateway::api::jet`]): its packet or WebSocket handshake names a
+//! candidate, and it waits or meets who waits there ([`gateway::meeting`], [`jet::rendezvous`]). From the first byte on, two peers that
+//! have met are a session like any other: the connector is its client and the acceptor its target. An RDP client with a rendezvous
+//! token meets its acceptor in the step that connects ([`gateway::session::meet_acceptor`]).
 //!
 //! A token may lead behind an agent ([`jet::agent`], [`peer::agent`]): an acceptor that stays connected by a signaling channel
-//! ([`gateway::rendezvous::signaling`], [`store::agents`]). Then the gateway itself creates the association, offers it and connects ([`gateway::session::meet_agent`]).
+//! ([`gateway::rendezvous::signaling`], [`store::agents`]). Then the gateway itself creates the association, offers it and connects
+//! ([`gateway::session::meet_agent`]).
 //!
 //! Every step takes the one before it by value. A step that fails returns a [`Refusal`](gateway::refusal::Refusal), and
 //! [`gateway::session::refuse`] tells the client in its own protocol.
@@ -46,6 +49,26 @@
 //! The **core** does no I/O, reads no clock and spawns nothing: bytes and `now` in, values out. It builds alone
 //! (`cargo check --no-default-features`), which also keeps the fuzz targets small; a test greps it for what does not belong
 //! there. The **shell** does the I/O. Shell uses core, never the other way round.
+//!
+//! | part | what | uses |
+//! |---|---|---|
+//! | [`base`] | limits, time, address groups, session ids | nothing |
+//! | [`token`] | from text to claims, or the rule that it breaks; keys; revocation; names of targets and agents | base |
+//! | [`rdp`] | PDUs, CredSSP, the tracker of a session, channels | base |
+//! | [`entry`] | what a client brings: first bytes, PROXY header, carriers, tickets, `.rdp` files | token |
+//! | [`jet`] | packets, messages, candidates, the state of a rendezvous | token |
+//! | [`policy`] | from claims to a permit or a denial; egress; work; shares | token |
+//! | [`stage`] | what looks into inspected sessions | rdp |
+//! | [`io`] | what the system gives: clock, streams, WebSockets, files | jet |
+//! | [`log`] | lines, their budgets, the thread that writes them | io |
+//! | [`relay`] | bytes both ways | io, rdp |
+//! | [`store`] | what outlives a connection | io, entry, jet, policy, rdp |
+//! | [`gateway`] | the server; its own page has the order of its parts | all above |
+//! | [`peer`] | `jetway agent`, `jetway connect` | io, jet |
+//! | [`demo`] | a target and a client to try it with | io, rdp, entry |
+//! | [`cli`] | the commands | all above |
+//!
+//! No two files import each other, but for the channels of [`rdp::channel`], whose events are in one list.
 //!
 //! # What always holds
 //!
@@ -60,12 +83,12 @@
 //! 3. **One token, one live session.** Reserved from the moment of authorisation, on disk before the client hears from the
 //!    target ([`store::usage`]). Revocation ends live sessions, too, and what an operator or a limit has ended is not opened again.
 //! 4. **Bounded.** Whatever an unproven peer can make us hold or wait for is named in [`base::limits`] or in the
-//!    configuration. What a proven peer can fill has a share for each token, each address and each API key ([`policy::shares`]), and a limit that
-//!    is reached is said once a minute with who has reached it ([`io::reached`]). A place among the connections is held as
-//!    long as the socket is ([`gateway::api::held`]); when those that have proved nothing are too many, the oldest of the
-//!    address that has the most makes room ([`gateway::listener::admission`]). What both sides of an inspected session can make us
-//!    remember has one budget ([`rdp::budget`]), however many channels and tables they use. Log lines have budgets by address and
-//!    kind, and by session ([`log`], [`base::log_limit`]); what is missing is counted, and nobody who logs waits for who reads the log.
+//!    configuration. What a proven peer can fill has a share for each token, each address and each API key ([`policy::shares`]), and a
+//!    limit that is reached is said once a minute with who has reached it ([`io::reached`]). A place among the connections is held as long
+//!    as the socket is ([`gateway::api::held`]); when those that have proved nothing are too many, the oldest of the address that has the
+//!    most makes room ([`gateway::listener::admission`]). What both sides of an inspected session can make us remember has one budget
+//!    ([`rdp::budget`]), however many channels and tables they use. Log lines have budgets by address and kind, and by session ([`log`],
+//!    [`base::log_limit`]); what is missing is counted, and nobody who logs waits for who reads the log.
 //! 5. **Explained.** Each refusal has a rule, a reason and a correlation id in the log, and the closest RDP failure code
 //!    for the client ([`gateway::refusal`] has the table). A client that comes back without its token, as FreeRDP does, is
 //!    told the first reason again ([`store::refusals`]).

@@ -1,23 +1,21 @@
-//! The server: what its connections share, and its own life.
+//! The server: what its connections share, who serves them, and its own life.
 //!
-//! | file | what |
+//! From top to bottom; each uses those below it alone, which a test holds (`it::layers`).
+//!
+//! | part | what |
 //! |---|---|
 //! | [`run`] | start, reload, drain, stop |
 //! | [`arrival`] | what arrived, and who serves it |
-//! | [`build`] | from a configuration to the parts of a gateway |
-//! | [`upkeep`] | what is done while it runs |
-//! | [`state`] | what connections share |
-//! | [`connection`] | an accepted connection, until it is a session |
-//! | [`rendezvous`] | peers of a rendezvous: admitted, paired |
-//! | [`meeting`] | where the peers of a rendezvous wait for each other |
 //! | [`api`] | HTTP: REST, WebSocket handshakes |
+//! | [`rendezvous`] | peers of a rendezvous: admitted, paired; the signaling channel of agents |
 //! | [`session`] | the steps of a session |
-//! | [`listener`] | ports, admission |
-//! | [`live`] | live sessions |
-//! | [`config`] | the configuration file |
-//! | [`refusal`] | why a connection is turned away |
-//! | [`trust`] | keys, certificates, logons |
-//! | [`upstream`] | targets and KDCs, dialled |
+//! | [`build`], [`upkeep`] | from a configuration to the parts of a gateway; what is done while it runs |
+//! | [`state`] | what connections share |
+//! | [`meeting`] | where the peers of a rendezvous wait for each other |
+//! | [`connection`] | an accepted connection, until it is a session |
+//! | [`listener`], [`live`] | ports and admission; live sessions |
+//! | [`trust`] | keys, certificates, settings of logons |
+//! | [`upstream`], [`config`], [`refusal`] | targets and KDCs, dialled; the configuration file; why a connection is turned away |
 
 pub mod api;
 pub mod arrival;

@@ -1,4 +1,5 @@
-//! The core stays a core: no runtime, no files, no sockets, no clock; and there is one file that reads a clock.
+//! The core stays a core: no runtime, no files, no sockets, no clock; there is one file that reads a clock; and inside the gateway
+//! nothing looks up.
 
 use std::path::{Path, PathBuf};
 
@@ -87,4 +88,74 @@ fn one_file_reads_a_clock_and_one_dials() {
             "{name} dials"
         );
     }
+}
+
+/// The parts of the gateway from top to bottom; those of one line stand side by side.
+const FLOORS: [&[&str]; 12] = [
+    &["run"],
+    &["arrival"],
+    &["api"],
+    &["rendezvous"],
+    &["session"],
+    &["build", "upkeep"],
+    &["state"],
+    &["meeting"],
+    &["connection"],
+    &["listener", "live"],
+    &["trust"],
+    &["config", "refusal", "upstream"],
+];
+
+/// Names by which the crate knows parts of the gateway, too.
+const SHORT: [(&str, &str); 8] = [
+    ("api", "api"),
+    ("config", "config"),
+    ("keyring", "trust"),
+    ("listener", "listener"),
+    ("refusal", "refusal"),
+    ("session", "session"),
+    ("target_certificate", "trust"),
+    ("tls", "trust"),
+];
+
+fn floor(part: &str) -> usize {
+    let floor = FLOORS.iter().position(|parts| parts.contains(&part));
+    floor.unwrap_or_else(|| panic!("src/gateway/{part} has no floor"))
+}
+
+/// The parts of the gateway that a line of code names.
+fn named(line: &str) -> Vec<&str> {
+    let paths = line.split("crate::").skip(1);
+    let named = paths.filter_map(|path| {
+        let mut names = path.split(|c: char| !(c.is_ascii_lowercase() || c == '_'));
+        let first = names.next()?;
+        if first == "gateway" {
+            return names.find(|name| !name.is_empty());
+        }
+        let short = SHORT.iter().find(|(short, _)| *short == first);
+        short.map(|(_, part)| *part)
+    });
+    named.collect()
+}
+
+#[test]
+fn inside_the_gateway_each_part_uses_those_below_it_alone() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/gateway");
+    let mut seen = 0;
+    for path in sources(&root) {
+        let name = path.strip_prefix(&root).unwrap().to_string_lossy();
+        let part = name.split(['/', '.']).next().unwrap().to_owned();
+        if part == "mod" {
+            continue;
+        }
+        let code = production_code(&path);
+        let code = code
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"));
+        for used in code.flat_map(named).filter(|used| *used != part) {
+            seen += 1;
+            assert!(floor(&part) < floor(used), "{name} uses {used}");
+        }
+    }
+    assert!(seen > 100, "{seen} uses found");
 }
