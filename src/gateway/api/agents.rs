@@ -212,8 +212,9 @@ pub async fn signal(
     let upgrade = Upgrade::of(&state, &mut request, &[SUB_PROTOCOL])?;
     let (id, peer) = (state.id, state.peer);
     let gateway = std::sync::Arc::clone(&state.gateway);
+    let connections = &state.gateway.connections;
     Ok(
-        upgrade.go_on(&state.gateway, move |stream, connection| async move {
+        upgrade.go_on(connections, move |stream, connection| async move {
             signaling::serve(&gateway, stream, connection, (id, peer), ways).await;
         }),
     )

@@ -80,8 +80,9 @@ fn websocket(
     let shown = forward::show(&state.gateway, &asked, text)
         .map_err(|refusal| not_admitted(id, &NotAdmitted::from(refusal)))?;
     let gateway = Arc::clone(&state.gateway);
+    let connections = &state.gateway.connections;
     Ok(
-        upgrade.go_on_as_client(&state.gateway, move |client| async move {
+        upgrade.go_on_as_client(connections, move |client| async move {
             forward::proceed(&gateway, client, shown).await;
         }),
     )

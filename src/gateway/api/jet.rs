@@ -24,6 +24,7 @@ use axum::response::{IntoResponse, Response};
 use hyper_util::rt::TokioIo;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span, debug};
 use zeroize::Zeroizing;
 
@@ -38,7 +39,6 @@ use crate::gateway::connection::{Client, Connection};
 use crate::gateway::meeting::party::Shown;
 use crate::gateway::rendezvous::admit::NotAdmitted;
 use crate::gateway::rendezvous::{admit, pair};
-use crate::gateway::state::Gateway;
 use crate::jet::exchange::{JetPath, SUB_PROTOCOL};
 use crate::limits;
 use crate::refusal::Refusal;
@@ -86,8 +86,9 @@ pub async fn websocket(
     let text = text.as_ref().map(|text| text.as_str());
     let judged = admit::judge(&gateway, (id, peer), path, text).await;
     let (shown, admitted) = judged.map_err(|why| not_admitted(id, &why))?;
+    let connections = &state.gateway.connections;
     Ok(
-        upgrade.go_on_as_client(&state.gateway, move |client| async move {
+        upgrade.go_on_as_client(connections, move |client| async move {
             pair::proceed(&gateway, client, shown, path.association, admitted).await;
         }),
     )
@@ -134,7 +135,7 @@ impl Upgrade {
     }
 
     /// As [`go_on`](Self::go_on), with the peer as a client whose bytes are those of the WebSocket.
-    pub(super) fn go_on_as_client<N, F>(self, gateway: &Gateway, next: N) -> Response
+    pub(super) fn go_on_as_client<N, F>(self, connections: &TaskTracker, next: N) -> Response
     where
         N: FnOnce(Client) -> F + Send + 'static,
         F: Future<Output = ()> + Send + 'static,
@@ -144,7 +145,7 @@ impl Upgrade {
             Some(HALF_CLOSE_PROTOCOL) => Ends::Apart,
             Some(_) | None => Ends::Together,
         };
-        self.go_on(gateway, move |stream, connection| {
+        self.go_on(connections, move |stream, connection| {
             let socket = WebSocket::new(stream, Role::Server, Vec::new(), ends);
             let now = clock::now();
             let client = Client {
@@ -163,7 +164,7 @@ impl Upgrade {
     }
 
     /// The answer to the handshake; behind it, `next` goes on with the connection in a task of its own.
-    pub(super) fn go_on<N, F>(self, gateway: &Gateway, next: N) -> Response
+    pub(super) fn go_on<N, F>(self, connections: &TaskTracker, next: N) -> Response
     where
         N: FnOnce(Stream, Connection) -> F + Send + 'static,
         F: Future<Output = ()> + Send + 'static,
@@ -199,9 +200,7 @@ impl Upgrade {
                 () = going_on => {}
             }
         };
-        gateway
-            .connections
-            .spawn(until_evicted.instrument(Span::current()));
+        connections.spawn(until_evicted.instrument(Span::current()));
         let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
         let headers = response.headers_mut();
         headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
@@ -294,12 +293,13 @@ pub(super) fn token(
     let Some(ticket) = parameters.find_map(|parameter| parameter.strip_prefix("ticket=")) else {
         return Ok(None);
     };
-    let token = redeem(&state.gateway, state, ticket);
+    let token = redeem(state, ticket);
     token.map(Some).ok_or(Refusal::Ticket)
 }
 
-fn redeem(gateway: &Gateway, state: &ApiState, ticket: &str) -> Option<Zeroizing<String>> {
+fn redeem(state: &ApiState, ticket: &str) -> Option<Zeroizing<String>> {
     let ticket = Ticket::parse(ticket).ok()?;
     let now = clock::unix_now();
-    gateway.tickets.take(&ticket, state.peer.ip(), now)
+    let tickets = &state.gateway.tickets;
+    tickets.take(&ticket, state.peer.ip(), now)
 }

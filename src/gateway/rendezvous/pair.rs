@@ -296,7 +296,7 @@ async fn establish(
     match ready.await {
         Ok(ready) => Some(ready),
         Err(refused) => {
-            refuse::refuse(gateway, *refused).await;
+            refuse::refuse(&gateway.refusals, *refused).await;
             None
         }
     }

@@ -125,7 +125,7 @@ async fn establish(gateway: &Gateway, client: Client, shown: ShownBefore) -> Opt
     match ready.await {
         Ok(ready) => Some(ready),
         Err(refused) => {
-            refuse::refuse(gateway, *refused).await;
+            refuse::refuse(&gateway.refusals, *refused).await;
             None
         }
     }

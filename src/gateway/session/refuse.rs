@@ -14,13 +14,13 @@ use crate::base::session_id::SessionId;
 use crate::clock;
 use crate::gateway::connection::{Client, Opening};
 use crate::gateway::live::registry::Session;
-use crate::gateway::state::Gateway;
 use crate::limits;
 use crate::listener::admission::Admission;
 use crate::preamble::{Preamble, Recognition, recognise_behind};
 use crate::rdp::connection_request::{self, ConnectionRequest};
 use crate::rdp::negotiation::{self, FailureCode};
 use crate::refusal::Refusal;
+use crate::store::refusals::Refusals;
 use crate::stream::{Io, Stream};
 use crate::token::{About, Token};
 use crate::websocket::Farewell;
@@ -150,12 +150,12 @@ impl Client {
 }
 
 /// Logs the refusal and tells the client.
-pub async fn refuse(gateway: &Gateway, refused: Refused) {
+pub async fn refuse(refusals: &Refusals, refused: Refused) {
     let mut code = refused.refusal.failure_code();
     let address = refused.peer.ip();
     let now = clock::now();
     if matches!(refused.refusal, Refusal::NoToken)
-        && let Some(first) = gateway.refusals.recall(address, now)
+        && let Some(first) = refusals.recall(address, now)
     {
         // Clients come back without their token after a refusal; their user is to read the reason of the first.
         code = Some(first.code);
@@ -163,7 +163,7 @@ pub async fn refuse(gateway: &Gateway, refused: Refused) {
     } else {
         refused.log();
         if let Some(code) = code {
-            gateway.refusals.remember(address, code, refused.id, now);
+            refusals.remember(address, code, refused.id, now);
         }
     }
     if let Some((stream, opening)) = refused.answer {
