@@ -396,7 +396,9 @@ async fn parallel_guesses_do_not_pass_the_count() {
         }
         answered
     };
-    let answered = tokio::time::timeout(PATIENCE * 2, guesses).await.unwrap();
+    let answered = tokio::time::timeout(PATIENCE * 2, Box::pin(guesses))
+        .await
+        .unwrap();
     assert_eq!(answered, PASSWORD_GUESSES);
 }
 
