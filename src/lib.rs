@@ -68,7 +68,7 @@
 //! | [`demo`] | a target and a client to try it with | io, rdp, entry |
 //! | [`cli`] | the commands | all above |
 //!
-//! No two files import each other, but for the channels of [`rdp::channel`], whose events are in one list.
+//! No two files import each other.
 //!
 //! # What always holds
 //!

@@ -2,63 +2,13 @@
 //!
 //! [MS-RDPEAI]: https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpeai/
 
-use serde::Serialize;
-
-use super::rdpsnd::{AudioFormat, audio_format};
-use super::{ChannelError, ChannelEvent, Reader, only, room, size, wide};
+use super::event::AudioFormat;
+use super::event::ChannelEvent;
+pub use super::event::MicrophoneEvent;
+use super::rdpsnd::audio_format;
+use super::read::{ChannelError, Reader, only, room, size, wide};
 use crate::rdp::Direction;
 use crate::rdp::budget::{Budget, Held, places};
-
-/// What happened on the microphone channel.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum MicrophoneEvent {
-    /// 2.2.2.1 Version PDU (MSG_SNDIN_VERSION).
-    Version {
-        /// Where it went.
-        direction: Direction,
-        /// `Version`.
-        version: u32,
-    },
-    /// 2.2.2.2 Sound Formats PDU (MSG_SNDIN_FORMATS).
-    Formats {
-        /// Where it went.
-        direction: Direction,
-        /// `SoundFormats`.
-        formats: Vec<AudioFormat>,
-    },
-    /// 2.2.2.3 Open PDU (MSG_SNDIN_OPEN): the target wants to listen.
-    OpenRequested {
-        /// `initialFormat` in the client's list.
-        format: Option<AudioFormat>,
-    },
-    /// 2.2.2.4 Open Reply PDU (MSG_SNDIN_OPEN_REPLY).
-    OpenAnswered {
-        /// `Result`: an HRESULT, negative where the microphone was not opened.
-        result: i32,
-    },
-    /// 2.2.3.1 Incoming Data PDU (MSG_SNDIN_DATA_INCOMING).
-    Incoming,
-    /// 2.2.3.2 Data PDU (MSG_SNDIN_DATA).
-    Heard {
-        /// Bytes of sound.
-        bytes: u64,
-    },
-    /// 2.2.4.1 Format Change PDU (MSG_SNDIN_FORMATCHANGE).
-    FormatChanged {
-        /// Where it went.
-        direction: Direction,
-    },
-    /// A `MessageId` that is not specified.
-    Unknown {
-        /// Where it went.
-        direction: Direction,
-        /// `MessageId`.
-        message_id: u8,
-        /// Bytes behind it.
-        bytes: u64,
-    },
-}
 
 /// The microphone channel of one session.
 #[derive(Debug)]

@@ -2,50 +2,10 @@
 //!
 //! [MS-RDPEDISP]: https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpedisp/
 
-use serde::Serialize;
-
-use super::{ChannelError, ChannelEvent, Reader, only, size, wide};
+use super::event::ChannelEvent;
+pub use super::event::{DisplayEvent, Monitor};
+use super::read::{ChannelError, Reader, only, size, wide};
 use crate::rdp::Direction;
-
-/// What happened on the display control channel.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum DisplayEvent {
-    /// 2.2.2.1 DISPLAYCONTROL_CAPS_PDU.
-    Capabilities {
-        /// `MaxNumMonitors`.
-        max_monitors: u32,
-    },
-    /// 2.2.2.2 DISPLAYCONTROL_MONITOR_LAYOUT_PDU.
-    Layout {
-        /// The monitors.
-        monitors: Vec<Monitor>,
-    },
-    /// A `Type` that is not specified.
-    Unknown {
-        /// Where it went.
-        direction: Direction,
-        /// `Type`.
-        pdu_type: u32,
-        /// Bytes behind the header.
-        bytes: u64,
-    },
-}
-
-/// 2.2.2.2.1 DISPLAYCONTROL_MONITOR_LAYOUT.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Monitor {
-    /// `Left`, pixels.
-    pub left: i32,
-    /// `Top`, pixels.
-    pub top: i32,
-    /// `Width`, pixels.
-    pub width: u32,
-    /// `Height`, pixels.
-    pub height: u32,
-    /// DISPLAYCONTROL_MONITOR_PRIMARY.
-    pub primary: bool,
-}
 
 /// The display control channel of one session.
 #[derive(Debug, Default)]

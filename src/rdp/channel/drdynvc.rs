@@ -9,105 +9,15 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use serde::Serialize;
-
 use super::egfx::{self, Egfx};
+use super::event::{ChannelEvent, noted};
+pub use super::event::{DynamicEvent, DynamicTraffic, SoftSyncTunnel};
 use super::rdp8_lite::{self, Rdp8Lite};
-use super::{ChannelError, ChannelEvent, Reader, narrow_text, noted, room, size, wide, within};
+use super::read::{ChannelError, Reader, narrow_text, room, size, wide, within};
 use super::{audin, cliprdr, display, rail, rdpdr, rdpsnd};
 use crate::limits;
 use crate::rdp::Direction;
 use crate::rdp::budget::{Budget, Held, places};
-
-/// What happened to dynamic channels.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum DynamicEvent {
-    /// 2.2.1 Initializing Dynamic Virtual Channels: capabilities of one side.
-    Capabilities {
-        /// Where it went.
-        direction: Direction,
-        /// `Version`.
-        version: u16,
-    },
-    /// 2.2.2.1 DVC Create Request PDU (DYNVC_CREATE_REQ).
-    Requested {
-        /// `ChannelId`.
-        id: u32,
-        /// `ChannelName`.
-        name: String,
-    },
-    /// 2.2.2.2 DVC Create Response PDU (DYNVC_CREATE_RSP).
-    Answered {
-        /// `ChannelId`.
-        id: u32,
-        /// `ChannelName` of the request; `None` where nobody asked.
-        name: Option<String>,
-        /// `CreationStatus`: an HRESULT, negative where the client has no such channel.
-        status: i32,
-    },
-    /// 2.2.4 Closing a DVC (DYNVC_CLOSE): the first of the two.
-    Closed {
-        /// Where it went.
-        direction: Direction,
-        /// `ChannelId`.
-        id: u32,
-        /// Its name.
-        name: String,
-        /// Bytes that went to the target and to the client.
-        traffic: DynamicTraffic,
-    },
-    /// Data for a channel that is not open: it crossed a close, or nobody opened it. The receiver drops it.
-    Stray {
-        /// Where it went.
-        direction: Direction,
-        /// `ChannelId`.
-        id: u32,
-        /// Bytes.
-        bytes: u64,
-    },
-    /// 2.2.5.1 Soft-Sync Request PDU (DYNVC_SOFT_SYNC_REQUEST): the target wants channels on a UDP tunnel.
-    SoftSyncRequested {
-        /// `Flags`.
-        flags: u16,
-        /// Tunnel types with the channels that move there.
-        tunnels: Vec<SoftSyncTunnel>,
-    },
-    /// 2.2.5.2 Soft-Sync Response PDU (DYNVC_SOFT_SYNC_RESPONSE).
-    SoftSyncAnswered {
-        /// `TunnelsToSwitch`.
-        tunnels: Vec<u32>,
-    },
-    /// A `Cmd` that is not specified.
-    Unknown {
-        /// Where it went.
-        direction: Direction,
-        /// `Cmd`.
-        cmd: u8,
-        /// Bytes of the PDU.
-        bytes: u64,
-    },
-}
-
-/// 2.2.5.1.1 Soft-Sync Channel List (DYNVC_SOFT_SYNC_CHANNEL_LIST).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct SoftSyncTunnel {
-    /// `TunnelType`: 1 is reliable UDP, 3 is lossy.
-    pub tunnel_type: u32,
-    /// `ListOfDVCIds`.
-    pub channels: Vec<u32>,
-}
-
-/// What passed on a dynamic channel, bytes of data as sent (compressed where it was).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct DynamicTraffic {
-    /// From the client.
-    pub to_target: u64,
-    /// From the target.
-    pub to_client: u64,
-    /// Whether some of it was compressed.
-    pub compressed: bool,
-}
 
 /// The dynamic channels of one session.
 #[derive(Debug)]

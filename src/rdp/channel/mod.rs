@@ -27,89 +27,28 @@
 //!
 //! [MS-RDPBCGR]: https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpbcgr/
 
-use serde::Serialize;
-
 use super::Direction;
-use super::budget::{Budget, Exhausted};
+use super::budget::Budget;
 
 pub mod audin;
 pub mod cliprdr;
 pub mod display;
 pub mod drdynvc;
 pub mod egfx;
+pub mod event;
 pub mod rail;
 pub mod rdp8_lite;
 pub mod rdpdr;
 pub mod rdpsnd;
+mod read;
 
 #[cfg(test)]
 pub(crate) mod hostile;
 
-/// What happened on a virtual channel.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "channel", content = "event", rename_all = "snake_case")]
-pub enum ChannelEvent {
-    /// `cliprdr`.
-    Clipboard(cliprdr::ClipboardEvent),
-    /// `rdpdr`: drives, printers, ports, smart cards.
-    Device(rdpdr::DeviceEvent),
-    /// `rdpsnd`: sound from the target.
-    Sound(rdpsnd::SoundEvent),
-    /// Sound to the target.
-    Microphone(audin::MicrophoneEvent),
-    /// `drdynvc`.
-    Dynamic(drdynvc::DynamicEvent),
-    /// Display control: the client asks for another desktop size.
-    Display(display::DisplayEvent),
-    /// `rail`: remote programs.
-    RemoteProgram(rail::RemoteProgramEvent),
-    /// The graphics pipeline, for statistics.
-    Graphics(egfx::GraphicsEvent),
-    /// A message that is not what it claims to be, where nothing depends on it.
-    Unreadable(Unreadable),
-}
-
-/// A message that cannot be read and passes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Unreadable {
-    /// The channel, as the specification calls it.
-    pub name: &'static str,
-    /// Where it went.
-    pub direction: Direction,
-    /// What is wrong with it.
-    pub reason: ChannelError,
-}
-
-impl Serialize for ChannelError {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-/// The events of a message on which nothing depends: where it cannot be read, that is one.
-///
-/// # Errors
-///
-/// The session's memory is used up, which ends it whatever the message was; or only the head of the message is at hand.
-fn noted(
-    name: &'static str,
-    direction: Direction,
-    events: Result<Vec<ChannelEvent>, ChannelError>,
-) -> Result<Vec<ChannelEvent>, ChannelError> {
-    match events {
-        Err(error @ (ChannelError::Memory(_) | ChannelError::NeededWhole(_))) => Err(error),
-        Err(reason) => Ok(vec![unreadable(name, direction, reason)]),
-        Ok(events) => Ok(events),
-    }
-}
-
-fn unreadable(name: &'static str, direction: Direction, reason: ChannelError) -> ChannelEvent {
-    ChannelEvent::Unreadable(Unreadable {
-        name,
-        direction,
-        reason,
-    })
-}
+use self::event::noted;
+pub use self::event::{ChannelEvent, Unreadable};
+pub use self::read::ChannelError;
+pub(crate) use self::read::wide;
 
 /// The parsers of one session, one for each static channel that has one.
 #[derive(Debug)]
@@ -233,243 +172,6 @@ impl Kind {
     }
 }
 
-/// Why a channel PDU is not what it claims to be.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ChannelError {
-    /// The PDU ends before the field.
-    #[error("{0} is cut off")]
-    Truncated(&'static str),
-    /// The field is longer than what is accepted.
-    #[error("{what} has {length} bytes, above the limit of {limit}")]
-    TooLong {
-        /// The field.
-        what: &'static str,
-        /// Its length, bytes.
-        length: u64,
-        /// What is accepted.
-        limit: u64,
-    },
-    /// There are more of them than what is accepted.
-    #[error("more than {limit} {what}")]
-    TooMany {
-        /// What is counted.
-        what: &'static str,
-        /// What is accepted.
-        limit: usize,
-    },
-    /// The field has a value that it cannot have.
-    #[error("{what} cannot be {value:#x}")]
-    Invalid {
-        /// The field.
-        what: &'static str,
-        /// What it holds.
-        value: u64,
-    },
-    /// The message is one that only the other side sends.
-    #[error("{0} comes from the wrong side")]
-    WrongDirection(&'static str),
-    /// Only the head of the PDU was given, and its end is needed.
-    #[error("{0} is needed whole")]
-    NeededWhole(&'static str),
-    /// More is to be remembered than a session may make the gateway remember.
-    #[error(transparent)]
-    Memory(#[from] Exhausted),
-    /// Compressed data that does not decompress.
-    #[error("compressed data: {0}")]
-    Compression(#[from] rdp8_lite::Rdp8LiteError),
-}
-
-impl Serialize for Direction {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(match self {
-            Self::ToTarget => "to_target",
-            Self::ToClient => "to_client",
-        })
-    }
-}
-
-/// Reads the fields of one PDU, little endian, from the front; of the PDU at least the head is at hand.
-#[derive(Clone, Debug)]
-struct Reader<'a> {
-    bytes: &'a [u8],
-    /// Bytes of the PDU that follow `bytes` and are not at hand.
-    beyond: usize,
-}
-
-impl<'a> Reader<'a> {
-    fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, beyond: 0 }
-    }
-
-    /// The first bytes of a PDU of `total` bytes.
-    fn head(head: &'a [u8], total: usize) -> Self {
-        Self {
-            bytes: head,
-            beyond: total.saturating_sub(head.len()),
-        }
-    }
-
-    /// Bytes not read yet, whether at hand or not.
-    fn remaining(&self) -> usize {
-        self.bytes.len().saturating_add(self.beyond)
-    }
-
-    fn take(&mut self, count: usize, field: &'static str) -> Result<&'a [u8], ChannelError> {
-        let Some((taken, rest)) = self.bytes.split_at_checked(count) else {
-            return Err(if count <= self.remaining() {
-                ChannelError::NeededWhole(field)
-            } else {
-                ChannelError::Truncated(field)
-            });
-        };
-        self.bytes = rest;
-        Ok(taken)
-    }
-
-    /// Passes over bytes that need not be at hand.
-    fn skip(&mut self, count: usize, field: &'static str) -> Result<(), ChannelError> {
-        if let Some(rest) = self.bytes.get(count..) {
-            self.bytes = rest;
-            return Ok(());
-        }
-        let over = count.saturating_sub(self.bytes.len());
-        self.beyond = self
-            .beyond
-            .checked_sub(over)
-            .ok_or(ChannelError::Truncated(field))?;
-        self.bytes = &[];
-        Ok(())
-    }
-
-    /// Leaves only the next `count` bytes to be read.
-    fn limit(&mut self, count: usize, field: &'static str) -> Result<(), ChannelError> {
-        if let Some(kept) = self.bytes.get(..count) {
-            (self.bytes, self.beyond) = (kept, 0);
-            return Ok(());
-        }
-        let beyond = count.saturating_sub(self.bytes.len());
-        if beyond > self.beyond {
-            return Err(ChannelError::Truncated(field));
-        }
-        self.beyond = beyond;
-        Ok(())
-    }
-
-    fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], ChannelError> {
-        let taken = self.take(N, field)?;
-        taken
-            .first_chunk::<N>()
-            .copied()
-            .ok_or(ChannelError::Truncated(field))
-    }
-
-    fn u8(&mut self, field: &'static str) -> Result<u8, ChannelError> {
-        self.array::<1>(field).map(|[byte]| byte)
-    }
-
-    fn u16(&mut self, field: &'static str) -> Result<u16, ChannelError> {
-        self.array(field).map(u16::from_le_bytes)
-    }
-
-    fn u32(&mut self, field: &'static str) -> Result<u32, ChannelError> {
-        self.array(field).map(u32::from_le_bytes)
-    }
-
-    fn u64(&mut self, field: &'static str) -> Result<u64, ChannelError> {
-        self.array(field).map(u64::from_le_bytes)
-    }
-
-    /// UTF-16LE in exactly `length` bytes, up to the first NUL. Half a unit at the end is none, as to every receiver.
-    fn utf16(
-        &mut self,
-        length: usize,
-        limit: usize,
-        field: &'static str,
-    ) -> Result<String, ChannelError> {
-        within(length, limit, field)?;
-        Ok(utf16_text(self.take(length, field)?))
-    }
-
-    /// UTF-16LE up to and with its NUL, or to the end of the PDU where the NUL is missing; what is behind `limit` bytes of
-    /// it is passed over.
-    fn utf16_z(&mut self, limit: usize, field: &'static str) -> Result<String, ChannelError> {
-        let units = self.bytes.as_chunks::<2>().0;
-        let end = units.iter().position(|unit| *unit == [0, 0]);
-        let (length, terminator) = match end {
-            Some(end) => (end.saturating_mul(2), 2),
-            None => (self.remaining(), 0),
-        };
-        let kept = length.min(limit);
-        let text = self.utf16(kept, limit, field)?;
-        self.skip(
-            length.saturating_sub(kept).saturating_add(terminator),
-            field,
-        )?;
-        Ok(text)
-    }
-}
-
-/// UTF-16LE up to the first NUL. What is not UTF-16 shows as U+FFFD.
-fn utf16_text(bytes: &[u8]) -> String {
-    let units = bytes
-        .as_chunks::<2>()
-        .0
-        .iter()
-        .map(|unit| u16::from_le_bytes(*unit))
-        .take_while(|unit| *unit != 0);
-    char::decode_utf16(units)
-        .map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER))
-        .collect()
-}
-
-/// Text of an unnamed 8-bit code page up to the first NUL: UTF-8 where it is, else byte by byte as Latin-1.
-fn narrow_text(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|byte| *byte == 0);
-    let text = bytes.get(..end.unwrap_or(bytes.len())).unwrap_or(bytes);
-    match std::str::from_utf8(text) {
-        Ok(text) => text.to_owned(),
-        Err(_) => text.iter().copied().map(char::from).collect(),
-    }
-}
-
-/// Checks the length of a field.
-fn within(length: usize, limit: usize, what: &'static str) -> Result<(), ChannelError> {
-    if length <= limit {
-        return Ok(());
-    }
-    Err(ChannelError::TooLong {
-        what,
-        length: wide(length),
-        limit: wide(limit),
-    })
-}
-
-/// Checks, before one more is added, that there is room for it.
-fn room(count: usize, limit: usize, what: &'static str) -> Result<(), ChannelError> {
-    if count < limit {
-        return Ok(());
-    }
-    Err(ChannelError::TooMany { what, limit })
-}
-
-/// A length or count that a peer gave, as a size; too large where the platform has no such size.
-fn size(value: u32) -> usize {
-    usize::try_from(value).unwrap_or(usize::MAX)
-}
-
-/// A size as 64 bits.
-pub(crate) fn wide(value: usize) -> u64 {
-    u64::try_from(value).unwrap_or(u64::MAX)
-}
-
-/// Only `expected` sends the message `what`.
-fn only(actual: Direction, expected: Direction, what: &'static str) -> Result<(), ChannelError> {
-    if actual == expected {
-        return Ok(());
-    }
-    Err(ChannelError::WrongDirection(what))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -487,39 +189,5 @@ mod tests {
             channels.feed("CLIPRDR", Direction::ToTarget, &[0xff]),
             Err(ChannelError::Truncated("msgType"))
         );
-    }
-
-    #[test]
-    fn a_reader_of_a_head_knows_what_is_there_and_what_is_at_hand() {
-        let mut reader = Reader::head(&[1, 2, 3], 10);
-        assert_eq!(reader.remaining(), 10);
-        assert_eq!(reader.u8("a"), Ok(1));
-        assert_eq!(reader.u32("b"), Err(ChannelError::NeededWhole("b")));
-        assert_eq!(reader.take(10, "c"), Err(ChannelError::Truncated("c")));
-        let mut limited = reader.clone();
-        limited.limit(1, "d").unwrap();
-        assert_eq!(limited.remaining(), 1);
-        limited = reader.clone();
-        limited.limit(5, "d").unwrap();
-        assert_eq!(limited.remaining(), 5);
-        assert_eq!(limited.skip(6, "e"), Err(ChannelError::Truncated("e")));
-        assert_eq!(reader.limit(10, "f"), Err(ChannelError::Truncated("f")));
-        reader.skip(8, "g").unwrap();
-        assert_eq!(reader.remaining(), 1);
-        assert_eq!(reader.u8("h"), Err(ChannelError::NeededWhole("h")));
-    }
-
-    #[test]
-    fn text_ends_at_its_nul_and_never_fails_on_bad_units() {
-        assert_eq!(utf16_text(b"a\0\x3d\xd8b\0\0\0c\0"), "a\u{fffd}b");
-        assert_eq!(narrow_text(b"\xe9\0x"), "é");
-        assert_eq!(narrow_text("é".as_bytes()), "é");
-        let mut reader = Reader::new(b"a\0b\0");
-        assert_eq!(reader.utf16_z(4, "name").unwrap(), "ab");
-        // Half a unit is none, and a long name is known by its beginning.
-        assert_eq!(Reader::new(b"a\0b").utf16_z(4, "name").unwrap(), "a");
-        let mut reader = Reader::new(b"a\0b\0c\0\0\0d");
-        assert_eq!(reader.utf16_z(4, "name").unwrap(), "ab");
-        assert_eq!(reader.u8("d"), Ok(b'd'));
     }
 }

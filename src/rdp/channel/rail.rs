@@ -2,41 +2,10 @@
 //!
 //! [MS-RDPERP]: https://learn.microsoft.com/openspecs/windows_protocols/ms-rdperp/
 
-use serde::Serialize;
-
-use super::{ChannelError, ChannelEvent, Reader, noted, wide};
+pub use super::event::RemoteProgramEvent;
+use super::event::{ChannelEvent, noted};
+use super::read::{ChannelError, Reader, wide};
 use crate::rdp::Direction;
-
-/// What happened on the channel of remote programs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum RemoteProgramEvent {
-    /// 2.2.2.3.1 Client Execute PDU (TS_RAIL_ORDER_EXEC). Arguments may hold secrets: only their length is kept.
-    Requested {
-        /// `ExeOrFile`.
-        program: String,
-        /// `WorkingDir`.
-        working_directory: String,
-        /// `ArgumentsLen`.
-        argument_bytes: u16,
-    },
-    /// 2.2.2.3.2 Server Execute Result PDU (TS_RAIL_ORDER_EXEC_RESULT).
-    Answered {
-        /// `ExeOrFile`.
-        program: String,
-        /// `ExecResult`: 0 where it was started.
-        result: u16,
-    },
-    /// An `orderType` that is not specified.
-    Unknown {
-        /// Where it went.
-        direction: Direction,
-        /// `orderType`.
-        order_type: u16,
-        /// Bytes behind the header.
-        bytes: u64,
-    },
-}
 
 /// The channel of remote programs of one session.
 #[derive(Debug, Default)]

@@ -5,81 +5,11 @@
 //!
 //! [MS-RDPEA]: https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpea/
 
-use serde::Serialize;
-
-use super::{ChannelError, ChannelEvent, Reader, only, unreadable, wide};
+pub use super::event::{AudioFormat, SoundEvent};
+use super::event::{ChannelEvent, unreadable};
+use super::read::{ChannelError, Reader, only, wide};
 use crate::rdp::Direction;
 use crate::rdp::budget::{Budget, Held, places};
-
-/// What happened on the sound channel.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum SoundEvent {
-    /// 2.2.2.1 Server Audio Formats and Version PDU, 2.2.2.2 Client Audio Formats and Version PDU.
-    Formats {
-        /// Where it went.
-        direction: Direction,
-        /// `wVersion`.
-        version: u16,
-        /// `sndFormats`.
-        formats: Vec<AudioFormat>,
-    },
-    /// 2.2.2.3 Quality Mode PDU (AUDIO_QUALITY_MODE).
-    QualityMode {
-        /// `wQualityMode`.
-        mode: u16,
-    },
-    /// 2.2.3.1 Training PDU (SNDTRAINING), 2.2.3.2 Training Confirm PDU (SNDTRAININGCONFIRM).
-    Training {
-        /// Where it went.
-        direction: Direction,
-    },
-    /// 2.2.3.3 WaveInfo PDU (SNDWAVINFO), 2.2.3.6 Wave Encrypt PDU, 2.2.3.10 Wave2 PDU (SNDWAVE2).
-    Wave {
-        /// The format; `None` where the client's list has no such number.
-        format: Option<AudioFormat>,
-        /// Bytes of sound.
-        bytes: u64,
-    },
-    /// 2.2.3.8 Wave Confirm PDU (SNDWAV_CONFIRM).
-    WaveConfirmed {
-        /// `cConfirmedBlockNo`.
-        block: u8,
-    },
-    /// 2.2.3.9 Close PDU (SNDCLOSE).
-    Closed,
-    /// 2.2.4.1 Volume PDU (SNDVOL).
-    Volume {
-        /// `Volume`: left in the low half, right in the high half.
-        volume: u32,
-    },
-    /// 2.2.4.2 Pitch PDU (SNDPITCH).
-    Pitch,
-    /// 2.2.2.4 Crypt Key PDU (SNDCRYPT); the key is not kept.
-    EncryptionKey,
-    /// A `msgType` that is not specified for this channel.
-    Unknown {
-        /// Where it went.
-        direction: Direction,
-        /// `msgType`.
-        msg_type: u8,
-        /// Bytes behind the header.
-        bytes: u64,
-    },
-}
-
-/// 2.2.2.1.1 Audio Format (AUDIO_FORMAT).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct AudioFormat {
-    /// `wFormatTag`: 1 is PCM.
-    pub tag: u16,
-    /// `nChannels`.
-    pub channels: u16,
-    /// `nSamplesPerSec`.
-    pub samples_per_s: u32,
-    /// `wBitsPerSample`.
-    pub bits_per_sample: u16,
-}
 
 /// The sound channel of one session.
 #[derive(Debug)]
