@@ -147,7 +147,7 @@
 //! - **The strictest token of a rendezvous holds**: what the token of the acceptor, or the one that created the association, demands
 //!   is demanded of the session ([`policy::tighten`]).
 //! - **An agent dials its target before it accepts**, so that a target that is down is told to the client and not shown as
-//!   a session that ends.
+//!   a session that ends; but where the client has yet to prove itself, with its first bytes ([`jet::agent::Dial`]).
 //! - **A session ends only at what its client would not go on with, either.** What FreeRDP 2 and 3 take from a target without a gateway
 //!   they take through it; `peers::differs` plays a table of odd targets both ways. The exceptions protect something: a message of
 //!   the clipboard, of devices or of dynamic channels whose length is not the one that was announced (receivers differ in where it
