@@ -14,7 +14,7 @@
 //! | accept, within limits | [`gateway::listener`] | a connection with a place among the others and a correlation id |
 //! | which protocol? | [`entry::preamble`], [`gateway::session::identify`] | PROXY header and TLS taken off; RDP, HTTP or JET |
 //! | who serves it? | [`gateway::arrival`] | the steps below, the [API](gateway::api), or the [server of peers](gateway::rendezvous) |
-//! | where is the token? | [`rdp::preconnection`], [`rdp::connection_request`], [`entry::carrier`] | a token or a [ticket](entry::ticket) |
+//! | where is the token? | [`rdp::preconnection`], [`rdp::connection_request`], [`entry::carrier`] | a token or a [`ticket`] |
 //! | does it hold? | [`gateway::session::authenticate`], [`token`] | verified [`Claims`](token::Claims) |
 //! | may it? | [`gateway::session::authorize`], [`policy`] | a [`Permit`](policy::permit::Permit), the token reserved, the session [registered](gateway::live::registry) |
 //! | where to? | [`gateway::session::connect`], [`gateway::upstream`] | a target, dialled within the [egress rules](policy::egress) |

@@ -5,7 +5,7 @@
 //! its time, and takes something between two looks, still gets all that the side has left behind.
 //!
 //! The end of a client that has filled every buffer on the way is still in the client's own system, and nothing on this side tells of
-//! it. But a target that takes nothing and says nothing for [`STALL_LOOKS`] looks has stalled, and the session ends: who is still there
+//! it. But a target that takes nothing and says nothing for `STALL_LOOKS` looks has stalled, and the session ends: who is still there
 //! comes back by itself. Where the target still speaks, what it says tells: the system of a client that has gone answers with a reset.
 //! A client that stalls is given the time that its connection has (`TCP_USER_TIMEOUT`): people stop their machines, and come back to
 //! their sessions.

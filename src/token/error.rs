@@ -41,7 +41,7 @@ pub enum TokenError {
     /// decryption failed at is not said either.
     #[error("the token cannot be decrypted: {0}")]
     Undecryptable(Undecryptable),
-    /// Issuer: encrypted, but not signed, against [`TokenRules::unsigned_jwe`].
+    /// Issuer: encrypted, but not signed, against [`TokenRules::unsigned_jwe`](super::rules::TokenRules::unsigned_jwe).
     #[error("the token is encrypted but not signed, so nothing proves who issued it")]
     UnsignedEncrypted,
     /// Issuer: a token of another kind, by its `typ`, its `cty` or its claim `type`.
@@ -94,7 +94,7 @@ pub enum TokenError {
         /// Time of the check.
         now: UnixTime,
     },
-    /// Issuer: valid for longer than [`TokenRules::max_lifetime_s`].
+    /// Issuer: valid for longer than [`TokenRules::max_lifetime_s`](super::rules::TokenRules::max_lifetime_s).
     #[error("the token is valid for longer than {max_s} seconds")]
     LifetimeTooLong {
         /// The limit.

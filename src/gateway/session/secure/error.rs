@@ -192,7 +192,7 @@ impl SecureError {
         }
     }
 
-    /// What a client is told whose Connection Request waits for its answer ([`Remaining::Unanswered`]).
+    /// What a client is told whose Connection Request waits for its answer ([`Remaining::Unanswered`](super::Remaining::Unanswered)).
     #[must_use]
     pub fn failure_code(&self) -> FailureCode {
         if matches!(self, Self::ClientWithoutTls) {
@@ -204,7 +204,7 @@ impl SecureError {
         }
     }
 
-    /// What a client is told that is in TLS ([`Remaining::Secured`]).
+    /// What a client is told that is in TLS ([`Remaining::Secured`](super::Remaining::Secured)).
     #[must_use]
     pub fn farewell(&self) -> Reason {
         match self.class() {
