@@ -27,7 +27,7 @@ pub struct Args {
     pub flags: Flags,
 }
 
-/// Serves until SIGTERM or SIGINT; SIGHUP reads keys, certificates and revocations again.
+/// Serves until SIGTERM or SIGINT; SIGHUP reads keys, certificates, pins and revocations again.
 ///
 /// # Errors
 /// The configuration, a file that it names, or a port cannot be used.

@@ -39,6 +39,11 @@ pub fn reload(gateway: &Gateway) {
         }
         Err(error) => warn!(%error, "The revocation list was not reloaded, the old one stays"),
     }
+    match gateway.secure.target_certificate.reload_if_changed() {
+        Ok(None) => {}
+        Ok(Some(pins)) => info!(pins, "File of pins reloaded"),
+        Err(error) => warn!(%error, "The file of pins was not reloaded, the old pins stay"),
+    }
     for tls in &gateway.tls {
         match tls.reload_if_changed() {
             Ok(false) => {}

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use jetway::rdp::connection_request::{self, PROTOCOL_HYBRID, PROTOCOL_SSL};
 use jetway::rdp::credssp::server::{Progress, Server};
@@ -12,13 +13,16 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio_rustls::{TlsAcceptor, client::TlsStream};
 
 use crate::agent::{Branch, NAME};
 use crate::behind::behind;
-use crate::lab::{Lab, Sealing, confirm, failure, forget_log, log, logged, opened, path};
+use crate::lab::{
+    Lab, Sealing, confirm, failure, forget_log, log, logged, logged_times, opened, path,
+};
 use crate::proof::{offering, send, tls};
 
 const PASSWORD: &str = "correct horse";
@@ -269,6 +273,37 @@ async fn an_impostor_with_tls_alone_gets_nothing_and_the_desktop_is_let_in_after
         "more than TLS: {told:?}"
     );
     assert!(!log().contains(PASSWORD));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_desktop_that_was_set_up_anew_is_let_in_when_its_line_is_removed_and_no_session_ends() {
+    let ((site, sealing), [spot, other]) = (site(""), [Spot::start().await, Spot::start().await]);
+    other.is_taken(false);
+    let (mut live, _) = secured(&site, &with_credentials(&site, &sealing, &other)).await;
+    let file = path(&site.lab, "jetway.pins");
+    let line = format!("{} {}\n", spot.address, spot.impostor.thumbprint);
+    let kept = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("{kept}{line}")).unwrap();
+    spot.is_taken(false);
+    logged("File of pins reloaded").await;
+    let token = with_credentials(&site, &sealing, &spot);
+    assert_eq!(let_go(&site, &token).await["rule"], "target-certificate");
+
+    // Half of a line, and then no file at all, forget nothing.
+    std::fs::write(&file, &line[..line.len() / 2]).unwrap();
+    logged("The file of pins was not reloaded, the old pins stay").await;
+    std::fs::remove_file(&file).unwrap();
+    logged_times("The file of pins was not reloaded, the old pins stay", 2).await;
+    let token = with_credentials(&site, &sealing, &spot);
+    assert_eq!(let_go(&site, &token).await["rule"], "target-certificate");
+
+    std::fs::write(&file, &kept).unwrap();
+    logged("File of pins reloaded").await;
+    let (client, line) = secured(&site, &with_credentials(&site, &sealing, &spot)).await;
+    assert_eq!(line["first_use"], true);
+    drop(client);
+    let closed = timeout(Duration::from_millis(200), live.read(&mut [0])).await;
+    assert!(closed.is_err(), "the other session goes on");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -46,6 +46,7 @@ use webpki::{
     RequiredEkuNotFoundContext,
 };
 
+use crate::file_stamp::FileStamp;
 use crate::private_file;
 use crate::rdp::credssp::SubjectPublicKeyInfo;
 use crate::target_name::TargetName;
@@ -75,6 +76,17 @@ pub enum TargetCertificate {
 }
 
 impl TargetCertificate {
+    /// Reads pins again that somebody has changed; if there were any, how many there are now.
+    ///
+    /// # Errors
+    /// They cannot be read, and those that were known stay.
+    pub fn reload_if_changed(&self) -> io::Result<Option<usize>> {
+        match self {
+            Self::TrustOnFirstUse { pins, .. } => pins.reload_if_changed(),
+            Self::Ca { .. } | Self::Pin(_) | Self::AcceptAny => Ok(None),
+        }
+    }
+
     /// The name of the policy, for logs and the configuration: `ca`, `pin`, `first-use`, `any`.
     #[must_use]
     pub fn kind(&self) -> &'static str {
@@ -264,7 +276,7 @@ pub enum PinnedBy {
     Token,
     /// The administrator can.
     #[error(
-        "remembered in {file}: if the target has a new certificate, remove the line \"{line}\" there and restart the gateway"
+        "remembered in {file}: if the target has a new certificate, remove the line \"{line}\" there, which counts within seconds"
     )]
     File {
         /// The file of pins.
@@ -539,6 +551,12 @@ pub trait PinStore: fmt::Debug + Send + Sync {
         stakes: Stakes,
     ) -> io::Result<Option<Thumbprint>>;
 
+    /// Reads again what somebody else has changed; if there was anything, how many pins there are now.
+    ///
+    /// # Errors
+    /// It cannot be read: what was known stays.
+    fn reload_if_changed(&self) -> io::Result<Option<usize>>;
+
     /// Where the pin of a target stands that counts for what is at stake, for people.
     fn place(&self, target: &TargetName, stakes: Stakes) -> PinnedBy;
 }
@@ -547,8 +565,9 @@ pub trait PinStore: fmt::Debug + Send + Sync {
 /// `agent name host:port sha256` behind an agent. `unproven` in front of a line says that the target has not proved
 /// itself: it counts for sessions without credentials, as long as there is no other line of that target.
 ///
-/// Lines that begin with `#` and empty lines are skipped; a line that is malformed makes the file unusable. The file is
-/// read once; a line removed from it counts after a restart.
+/// Lines that begin with `#` and empty lines are skipped; a line that is malformed makes the file unusable. What is changed in it
+/// counts at the next [`reload_if_changed`](PinStore::reload_if_changed). A file that is gone or malformed is taken for a mistake, and
+/// what was known stays: else whoever comes first afterwards would be trusted for every target.
 #[derive(Debug)]
 pub struct FilePins {
     path: PathBuf,
@@ -559,6 +578,8 @@ pub struct FilePins {
 struct Pins {
     proven: HashMap<String, Thumbprint>,
     unproven: HashMap<String, Thumbprint>,
+    /// Of the file when it was read or written last.
+    stamp: Option<FileStamp>,
 }
 
 impl Pins {
@@ -577,47 +598,60 @@ impl FilePins {
     /// # Errors
     /// It cannot be read, is too large, or has a malformed line (which is named).
     pub fn open(path: &Path) -> io::Result<Self> {
-        let mut text = String::new();
-        match File::open(path) {
-            Ok(file) => {
-                let read = file.take(PIN_FILE_BYTES).read_to_string(&mut text)?;
-                if u64::try_from(read).is_ok_and(|read| read == PIN_FILE_BYTES) {
-                    return Err(invalid("too large"));
-                }
-                private_file::warn_if_open(path, "File of pins");
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-        let mut pins = Pins::default();
-        for (number, line) in (1_usize..).zip(text.lines()) {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
-            let unproven = line
-                .strip_prefix(UNPROVEN)
-                .filter(|line| line.starts_with(char::is_whitespace));
-            let pin = unproven
-                .unwrap_or(line)
-                .rsplit_once(char::is_whitespace)
-                .and_then(|(target, pin)| {
-                    let target = TargetName::from_str(target).ok()?;
-                    let pin = Thumbprint::from_str(pin).ok()?;
-                    Some((key(&target), pin))
-                });
-            let (target, pin) = pin.ok_or_else(|| invalid(&format!("line {number}")))?;
-            let standing = match unproven {
-                Some(_) => &mut pins.unproven,
-                None => &mut pins.proven,
-            };
-            standing.insert(target, pin);
+        let pins = read(path)?;
+        if pins.stamp.is_some() {
+            private_file::warn_if_open(path, "File of pins");
         }
         Ok(Self {
             path: path.to_owned(),
             pins: Mutex::new(pins),
         })
     }
+}
+
+/// What the file holds.
+fn read(path: &Path) -> io::Result<Pins> {
+    // Before its text: what changes in between is read again.
+    let stamp = FileStamp::of(path);
+    let mut text = String::new();
+    match File::open(path) {
+        Ok(file) => {
+            let read = file.take(PIN_FILE_BYTES).read_to_string(&mut text)?;
+            if u64::try_from(read).is_ok_and(|read| read == PIN_FILE_BYTES) {
+                return Err(invalid("too large"));
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let mut pins = Pins {
+        stamp,
+        ..Pins::default()
+    };
+    for (number, line) in (1_usize..).zip(text.lines()) {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let unproven = line
+            .strip_prefix(UNPROVEN)
+            .filter(|line| line.starts_with(char::is_whitespace));
+        let pin = unproven
+            .unwrap_or(line)
+            .rsplit_once(char::is_whitespace)
+            .and_then(|(target, pin)| {
+                let target = TargetName::from_str(target).ok()?;
+                let pin = Thumbprint::from_str(pin).ok()?;
+                Some((key(&target), pin))
+            });
+        let (target, pin) = pin.ok_or_else(|| invalid(&format!("line {number}")))?;
+        let standing = match unproven {
+            Some(_) => &mut pins.unproven,
+            None => &mut pins.proven,
+        };
+        standing.insert(target, pin);
+    }
+    Ok(pins)
 }
 
 impl PinStore for FilePins {
@@ -641,6 +675,7 @@ impl PinStore for FilePins {
             Stakes::Credentials => format!("{key} {seen}\n"),
             Stakes::Nothing => format!("{UNPROVEN} {key} {seen}\n"),
         };
+        let unchanged = FileStamp::of(&self.path) == pins.stamp;
         let mut file = private_file::options()
             .create(true)
             .append(true)
@@ -648,12 +683,30 @@ impl PinStore for FilePins {
         // In one write, so that a crash leaves no half of a line with a longer file behind it.
         file.write_all(line.as_bytes())?;
         file.sync_data()?;
+        if unchanged {
+            pins.stamp = FileStamp::of(&self.path);
+        }
         let standing = match stakes {
             Stakes::Credentials => &mut pins.proven,
             Stakes::Nothing => &mut pins.unproven,
         };
         standing.insert(key, *seen);
         Ok(None)
+    }
+
+    fn reload_if_changed(&self) -> io::Result<Option<usize>> {
+        let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        let stamp = FileStamp::of(&self.path);
+        if stamp == pins.stamp {
+            return Ok(None);
+        }
+        // Whatever it is, it is told once.
+        pins.stamp = stamp;
+        if stamp.is_none() {
+            return Err(invalid("the file is gone"));
+        }
+        *pins = read(&self.path)?;
+        Ok(Some(pins.proven.len().saturating_add(pins.unproven.len())))
     }
 
     fn place(&self, target: &TargetName, stakes: Stakes) -> PinnedBy {
@@ -851,7 +904,7 @@ mod tests {
         let late = open.remember(&place, &second, CREDENTIALS).unwrap_err();
         let told = format!(
             "the target shows certificate {}, and {} is remembered in {}: if the target has a new certificate, remove the line \
-             \"rdp.corp.example:3389\" there and restart the gateway",
+             \"rdp.corp.example:3389\" there, which counts within seconds",
             thumbprint(&second),
             thumbprint(&first),
             path.display()
@@ -899,6 +952,50 @@ mod tests {
                 assert_eq!(same, Remembered::Same);
                 let other = policy.remember(&place, &impostor, stakes);
                 assert!(matches!(other, Err(CertificateRefusal::Mismatch { .. })));
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_removed_counts_at_the_next_look_and_a_file_that_is_gone_forgets_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pins");
+        let (old, new) = (self_signed(), self_signed());
+        let (kept, changed) = (
+            target("kept.corp.example:3389"),
+            target("rdp.corp.example:3389"),
+        );
+        let open = first_use(&path);
+        let TargetCertificate::TrustOnFirstUse { pins, .. } = &open else {
+            unreachable!();
+        };
+        for place in [&kept, &changed] {
+            open.remember(place, &old, CREDENTIALS).unwrap();
+        }
+        assert_eq!(pins.reload_if_changed().unwrap(), None, "its own lines");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let (line, rest): (Vec<_>, Vec<_>) =
+            text.lines().partition(|line| line.starts_with("rdp."));
+        assert_eq!(line.len(), 1);
+        std::fs::write(&path, rest.join("\n") + "\n").unwrap();
+        assert!(open.remember(&changed, &new, CREDENTIALS).is_err());
+        assert_eq!(pins.reload_if_changed().unwrap(), Some(1));
+        assert_eq!(
+            open.remember(&changed, &new, CREDENTIALS).unwrap(),
+            Remembered::First
+        );
+        // What cannot be read or is gone is told once, and changes nothing.
+        for text in [Some("no line of pins\n"), None] {
+            match text {
+                Some(text) => std::fs::write(&path, text).unwrap(),
+                None => std::fs::remove_file(&path).unwrap(),
+            }
+            let error = pins.reload_if_changed().unwrap_err().to_string();
+            assert!(error.starts_with("pins: "), "{error}");
+            assert_eq!(pins.reload_if_changed().unwrap(), None);
+            for (place, certificate) in [(&kept, &old), (&changed, &new)] {
+                let same = open.remember(place, certificate, CREDENTIALS).unwrap();
+                assert_eq!(same, Remembered::Same);
             }
         }
     }
