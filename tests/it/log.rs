@@ -5,6 +5,7 @@ use std::io::{PipeReader, Read};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
 
 use jetway::limits;
 use jetway::rdp::preconnection;
@@ -432,15 +433,22 @@ async fn a_log_that_nobody_reads_stops_no_session_and_what_was_lost_is_told() {
     let mut new = session().await;
     echoes(&mut new).await;
     // The log is read again, and tells what is missing.
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let hears = Arc::clone(&heard);
     let read = std::thread::spawn(move || {
-        let mut text = String::new();
-        reader.read_to_string(&mut text).unwrap();
-        text
+        let mut chunk = vec![0; 1 << 16];
+        while let Ok(count @ 1..) = reader.read(&mut chunk) {
+            hears.lock().unwrap().extend_from_slice(&chunk[..count]);
+        }
     });
+    // Then there is room for the last line, too.
+    let told = || String::from_utf8_lossy(&heard.lock().unwrap()).contains("Log lines lost");
+    wait_until(told);
     drop((old, new));
     served.signal(Signal::TERM);
     assert!(served.0.wait().unwrap().success());
-    let log = read.join().unwrap();
+    read.join().unwrap();
+    let log = String::from_utf8(heard.lock().unwrap().clone()).unwrap();
     let (shown, suppressed) = shown_and_suppressed(&log, "Request refused", "127.0.1.");
     let lost: u64 = log
         .lines()
