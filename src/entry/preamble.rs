@@ -95,7 +95,8 @@ pub fn recognise(bytes: &[u8]) -> Recognition {
 pub fn recognise_behind(bytes: &[u8]) -> Recognition {
     match *bytes {
         [] | [0x03] | [0x16] | [0x16, 0x03] => Recognition::NeedMore,
-        [0x03, 0x00, ..] => Recognition::Known(Preamble::X224),
+        // The second byte of TPKT is reserved, and targets take any.
+        [0x03, _, ..] => Recognition::Known(Preamble::X224),
         [0x16, 0x03, 0x00..=0x04, ..] => Recognition::Known(Preamble::Tls),
         _ => Recognition::Unknown,
     }

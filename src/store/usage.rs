@@ -534,8 +534,10 @@ impl Drop for Reservation {
         if self.opened_at.is_some() || spent {
             // Every window that began then is over.
             let ended = if spent { LONG_AGO } else { clock::unix_now() };
+            // A second that has begun counts: else many short sessions would gain time.
             let lasted_s = self.opened_at.map_or(0, |opened_at| {
-                clock::now().saturating_duration_since(opened_at).as_secs()
+                let lasted = clock::now().saturating_duration_since(opened_at);
+                lasted.as_secs().saturating_add(1)
             });
             let lasted_s = self.usages.lock().end(&self.claim.token, ended, lasted_s);
             let record = self.record(Some(ended), lasted_s);

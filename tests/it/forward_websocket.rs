@@ -401,7 +401,18 @@ async fn no_rdp_passes_as_another_protocol_where_all_rdp_is_inspected() {
     let place = Place::start("[session]\ninspect = \"always\"\n");
     let target = crate::agent::greeter().await;
     let asks = request(None).encode().unwrap();
-    for (count, announced) in ["none", "wayk", "ftp"].into_iter().enumerate() {
+    let mut reserved = asks.clone();
+    reserved[1] = 1;
+    let behind = [preconnection::encode_v2(0, "host").unwrap(), asks.clone()].concat();
+    let cases = [
+        ("none", &asks),
+        ("wayk", &asks),
+        ("ftp", &asks),
+        ("ftp", &reserved),
+        ("none", &reserved),
+        ("ftp", &behind),
+    ];
+    for (count, (announced, asks)) in cases.into_iter().enumerate() {
         let token = forward(&place, target, json!({ "jet_ap": announced }));
         let mut client = place.lab.connect().await;
         let pdu = preconnection::encode_v2(0, &token).unwrap();
@@ -419,6 +430,19 @@ async fn no_rdp_passes_as_another_protocol_where_all_rdp_is_inspected() {
         assert_eq!(rest, b"", "{announced}");
         let lines = logged_times("Session refused", count + 1).await;
         assert_eq!(lines[count]["rule"], "inspection", "{announced}");
+    }
+    // As bytes at once, too.
+    for (announced, asks) in [("none", &reserved), ("ftp", &reserved), ("ftp", &behind)] {
+        let silent = Target::start().await;
+        let token = forward(&place, silent.address, json!({ "jet_ap": announced }));
+        let mut client = place.lab.connect().await;
+        let pdu = preconnection::encode_v2(0, &token).unwrap();
+        client
+            .write_all(&[pdu, asks.clone()].concat())
+            .await
+            .unwrap();
+        let _end = within(client.read_to_end(&mut Vec::new())).await;
+        assert_eq!(silent.requests(), Vec::<Vec<u8>>::new(), "{announced}");
     }
     // What is none goes on.
     let token = forward(&place, target, json!({ "jet_ap": "ftp" }));
