@@ -27,6 +27,8 @@ impl Display {
         // whoever has it: servers in two network namespaces would both be :0. Ports are kept across namespaces.
         let number = Port::free()?;
         let name = format!(":{}", number.number());
+        // One that was killed has left its socket, which nobody else can have: the number is kept.
+        let _left = fs::remove_file(format!("/tmp/.X11-unix/X{}", number.number()));
         let ready = format!("xvfb-{role}.display");
         let mut server = Process::start_as_is(
             workspace,
