@@ -155,8 +155,11 @@
 //!   themselves may be refused here as well: empty slow-path updates, updates that are cut off, bytes behind a share PDU or an MCS
 //!   PDU, Save Session Info and Set Error Info that are cut off.
 //! - **RDP has no half-close**: who ends has gone, so the session ends within seconds, while other protocols may finish what they say
-//!   ([`relay::AfterEnd`]). A target that takes nothing and says nothing for half a minute ends it, too, since the end of its client
-//!   could not get past what is not taken ([`relay::gone`]).
+//!   ([`relay::AfterEnd`]). The end of a client may be in its own system behind full buffers; where the target takes them slowly, bytes
+//!   of it are read ahead until the end shows, within a bound for all sessions together. Without room for that, a target that takes next
+//!   to nothing and says nothing for half a minute ends the session ([`relay::gone`]).
+//! - **A session is accounted for before its client has read the last of it**: what remains is a connection to a client on a slow line,
+//!   for a minute ([`relay::Parting`]). What a limit has ended is spent on disk before either side can see the end.
 //! - **A time limit is that of all sessions of a token** ([`store::usage`]): else to reconnect would begin it anew.
 //! - **A token that was forgotten is refused as long as a clock that was set back makes it valid again** ([`store::usage`]).
 //! - **Bulk is spliced, small talk is copied**: see [`relay`] for the figures behind that.
@@ -251,7 +254,7 @@ pub use crate::gateway::{api, config, listener, refusal, session};
 pub use crate::io::websocket::frames;
 #[cfg(feature = "shell")]
 pub use crate::io::{
-    buffers, clock, file_stamp, low_water, private_file, read_ahead, stream, websocket,
+    buffers, clock, file_stamp, low_water, over_tcp, private_file, read_ahead, stream, websocket,
 };
 pub use crate::policy::shares;
 pub use crate::token::{application_protocol, target_name};

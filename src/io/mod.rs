@@ -4,6 +4,7 @@ pub mod buffers;
 pub mod clock;
 pub mod file_stamp;
 pub mod low_water;
+pub mod over_tcp;
 pub mod pem;
 pub mod private_file;
 pub mod reached;

@@ -77,6 +77,25 @@ where
     }))
 }
 
+/// Reads once, to the heap; `None` is the end.
+#[inline(never)]
+pub(super) fn poll_read(
+    cx: &mut Context<'_>,
+    reader: &mut (impl AsyncRead + Unpin),
+) -> Poll<io::Result<Option<Box<[u8]>>>> {
+    let mut space = [MaybeUninit::uninit(); CHUNK_BYTES];
+    let mut buf = ReadBuf::uninit(&mut space);
+    ready!(Pin::new(reader).poll_read(cx, &mut buf))?;
+    let bytes = buf.filled();
+    Poll::Ready(Ok((!bytes.is_empty()).then(|| bytes.into())))
+}
+
+impl From<Box<[u8]>> for Leftover {
+    fn from(bytes: Box<[u8]>) -> Self {
+        Self { bytes, sent: 0 }
+    }
+}
+
 impl Leftover {
     /// Writes as much as the receiver takes; the second value is whether all of it is gone.
     pub(super) fn write_some<W>(

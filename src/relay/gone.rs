@@ -1,47 +1,74 @@
 //! Notices that a side has gone behind bytes of it that the other side does not take.
 //!
-//! A direction that is stuck reads no further, so that it would not come to the end of its source: a target that reads nothing could
-//! keep the session of a client that has left. The system knows of the end before it is read (`POLLRDHUP`, poll(2)). Who only takes
-//! its time, and takes something between two looks, still gets all that the side has left behind.
+//! A direction that is stuck reads no further, so that it would not come to the end of its source: a target that reads nothing, or a
+//! little now and then, could keep the session of a client that has left. The system knows of the end before it is read
+//! ([`OverTcp::has_gone`]). Where nothing moves between two looks, or in any case after a few, the session is over.
 //!
 //! The end of a client that has filled every buffer on the way is still in the client's own system, and nothing on this side tells of
-//! it. But a target that takes nothing and says nothing for `STALL_LOOKS` looks has stalled, and the session ends: who is still there
-//! comes back by itself. Where the target still speaks, what it says tells: the system of a client that has gone answers with a reset.
+//! it. So bytes of a client whose target takes them slowly are read ahead ([`Ahead`]) until its end shows, or until more was read than
+//! a client's system holds back. Memory for that is bounded for all sessions together; without it, and for a client that is still
+//! there, a target that takes next to nothing and says nothing for `STALL_LOOKS` looks has stalled: who is still there comes back by itself.
+//!
 //! A client that stalls is given the time that its connection has (`TCP_USER_TIMEOUT`): people stop their machines, and come back to
 //! their sessions.
+//!
+//! Other protocols than RDP have half-closes: who has ended may wait for an answer. There only silence ends a session, for the time that
+//! is configured, and nothing is read ahead.
 
-use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tokio::net::TcpStream;
-use tokio_rustls::{client, server};
-
+use super::AfterEnd;
 use super::side::{Side, Traffic};
-use crate::read_ahead::ReadAhead;
-use crate::stream::{Io, Stream};
+use crate::io::over_tcp::OverTcp;
 
 /// How often directions that are stuck are looked at.
 pub(super) const LOOK_INTERVAL: Duration = Duration::from_secs(4);
 
-/// Looks in a row between which nothing moved in either direction, while the target did not take what was read of the client, after
-/// which the target has stalled: 32 s.
-const STALL_LOOKS: u8 = 8;
+/// Looks in a row between which the target said nothing and took next to nothing of what was read of the client, after which it has
+/// stalled: 32 s.
+const STALL_LOOKS: u32 = 8;
 
-/// What the system says of a connection whose peer has ended it, or that broke.
-#[cfg(target_os = "linux")]
-const GONE: PollFlags = PollFlags::RDHUP.union(PollFlags::HUP).union(PollFlags::ERR);
-#[cfg(not(target_os = "linux"))]
-const GONE: PollFlags = PollFlags::HUP.union(PollFlags::ERR);
+/// Next to nothing between two looks, bytes: the slowest modem line takes more.
+const STALL_BYTES: u64 = 4096;
 
-/// What each direction had moved when it was looked at last, bytes.
-#[derive(Debug, Default)]
+/// After a client of RDP was first seen to have gone: looks until its target has had its time to take the rest. The target has no
+/// answer that anybody would get.
+const CLIENT_GONE_LOOKS: u32 = 2;
+
+/// Likewise a target of RDP: its client gets the last picture and the reason of the end, over a slow line, too.
+const TARGET_GONE_LOOKS: u32 = 15;
+
+/// A target that takes less than this of a client between two looks, bytes, is slow: 256 KiB/s. The ends of clients of others show soon
+/// enough by themselves.
+const SLOW_BYTES: u64 = 1024 * 1024;
+
+/// What is read ahead of one client, bytes: the largest receive buffer that Linux gives a socket by itself (6 MiB, `tcp_rmem`) and the
+/// largest send buffer of a client's system (4 MiB, `tcp_wmem`), with some room.
+pub(super) const AHEAD_BYTES: usize = 12 * 1024 * 1024;
+
+/// What is read ahead of all clients together, bytes.
+const ALL_AHEAD_BYTES: usize = 64 * 1024 * 1024;
+
+/// What each direction had moved when it was looked at last, bytes, and what was seen since.
+#[derive(Debug)]
 pub(super) struct Looks {
-    to_target: Option<u64>,
-    to_client: Option<u64>,
+    to_target: Way,
+    to_client: Way,
     /// Looks in a row that found the target at rest.
-    at_rest: u8,
+    at_rest: u32,
+    ends: Option<AfterEnd>,
+}
+
+/// One direction between looks.
+#[derive(Debug, Default)]
+struct Way {
+    moved: Option<u64>,
+    /// Looks in a row between which nothing moved.
+    still: u32,
+    /// Looks since its source was seen to have gone.
+    gone: u32,
 }
 
 /// Why a session in which a direction is stuck is over.
@@ -53,170 +80,303 @@ pub(super) enum Stuck {
     TargetStalled,
 }
 
+/// What a look has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    /// The session goes on.
+    GoOn,
+    /// Likewise, and the end of the client may be behind what the target takes too slowly: it is to be read ahead.
+    ReadAhead,
+    /// The session is over.
+    Over(Stuck),
+}
+
 impl Looks {
-    /// Looks at the directions, with their sources where they are stuck: whether one has gone of which nothing moved since the last
-    /// look, or the target has stalled.
+    /// Nothing was looked at yet. `ends` is how long a session goes on when one side has ended.
+    pub(super) fn new(ends: Option<AfterEnd>) -> Self {
+        Self {
+            to_target: Way::default(),
+            to_client: Way::default(),
+            at_rest: 0,
+            ends,
+        }
+    }
+
+    /// Looks at the directions, with the sources of those that are stuck.
     pub(super) fn look(
         &mut self,
         traffic: &Traffic,
-        client: Option<&impl MayBeGone>,
-        target: Option<&impl MayBeGone>,
-    ) -> Option<Stuck> {
-        let moved = |before: &mut Option<u64>, count: &AtomicU64| {
-            let now = count.load(Ordering::Relaxed);
-            before.replace(now) != Some(now)
+        client: Option<&impl OverTcp>,
+        target: Option<&impl OverTcp>,
+    ) -> Look {
+        let client_gone = client.map(OverTcp::has_gone);
+        let target_gone = target.map(OverTcp::has_gone);
+        self.judge(traffic, client_gone, target_gone)
+    }
+
+    /// `client` and `target` are those whose bytes are stuck, and whether they have gone.
+    fn judge(&mut self, traffic: &Traffic, client: Option<bool>, target: Option<bool>) -> Look {
+        let up = self.to_target.look(&traffic.to_target, client);
+        self.to_client.look(&traffic.to_client, target);
+        let (client_looks, target_looks, silence) = match self.ends {
+            None => return Look::GoOn,
+            Some(AfterEnd::Within { .. }) => (CLIENT_GONE_LOOKS, TARGET_GONE_LOOKS, 1),
+            Some(AfterEnd::Silent { time_s }) => {
+                let looks = time_s.div_ceil(LOOK_INTERVAL.as_secs().try_into().unwrap_or(1));
+                (u32::MAX, u32::MAX, looks.max(1))
+            }
         };
-        let up = moved(&mut self.to_target, &traffic.to_target);
-        let down = moved(&mut self.to_client, &traffic.to_client);
-        let at_rest = !up && !down && client.is_some();
+        let is_rdp = matches!(self.ends, Some(AfterEnd::Within { .. }));
+        // An answer keeps a session of a protocol that has half-closes.
+        let still =
+            |way: &Way, other: &Way| way.still >= silence && (is_rdp || other.still >= silence);
+        let over =
+            |way: &Way, other: &Way, looks| way.gone > 0 && (still(way, other) || way.gone > looks);
+        let at_rest = client.is_some()
+            && up.is_some_and(|moved| moved < STALL_BYTES)
+            && self.to_client.still > 0;
         self.at_rest = if at_rest {
             self.at_rest.saturating_add(1)
         } else {
             0
         };
-        if !up && client.is_some_and(MayBeGone::has_gone) {
-            Some(Stuck::Gone(Side::Client))
-        } else if !down && target.is_some_and(MayBeGone::has_gone) {
-            Some(Stuck::Gone(Side::Target))
-        } else if self.at_rest >= STALL_LOOKS {
-            Some(Stuck::TargetStalled)
+        if over(&self.to_target, &self.to_client, client_looks) {
+            Look::Over(Stuck::Gone(Side::Client))
+        } else if over(&self.to_client, &self.to_target, target_looks) {
+            Look::Over(Stuck::Gone(Side::Target))
+        } else if is_rdp && self.at_rest >= STALL_LOOKS {
+            Look::Over(Stuck::TargetStalled)
+        } else if is_rdp && client == Some(false) && up.is_some_and(|moved| moved < SLOW_BYTES) {
+            Look::ReadAhead
         } else {
-            None
+            Look::GoOn
         }
     }
 }
 
-/// A stream above a socket, whose peer may have gone.
-pub trait MayBeGone {
-    /// Whether the peer has ended or broken its connection, however much of what it sent was not read yet.
-    fn has_gone(&self) -> bool;
-}
-
-impl MayBeGone for TcpStream {
-    fn has_gone(&self) -> bool {
-        let fd = self.as_fd();
-        let mut socket = [PollFd::from_borrowed_fd(fd, GONE)];
-        // What cannot be asked is taken as there: its own errors end it.
-        poll(&mut socket, Some(&Timespec::default())).is_ok_and(|answers| answers > 0)
+impl Way {
+    /// Notes what has moved; how much that was since the last look, bytes, if there was one.
+    fn look(&mut self, count: &AtomicU64, gone: Option<bool>) -> Option<u64> {
+        let now = count.load(Ordering::Relaxed);
+        let moved = self.moved.replace(now).map(|before| now.abs_diff(before));
+        self.still = if moved == Some(0) {
+            self.still.saturating_add(1)
+        } else {
+            0
+        };
+        // Who has gone stays so.
+        if self.gone > 0 || gone == Some(true) {
+            self.gone = self.gone.saturating_add(1);
+        }
+        moved
     }
 }
 
-impl MayBeGone for Io {
-    fn has_gone(&self) -> bool {
-        self.tcp().has_gone()
+/// Bytes of a client that were read while those before them wait for the target.
+#[derive(Debug, Default)]
+pub(super) struct Ahead {
+    /// More is read as it comes.
+    pub(super) wanted: bool,
+    chunks: VecDeque<Box<[u8]>>,
+    bytes: usize,
+    reserved: Reserved,
+}
+
+impl Ahead {
+    /// Whether so many more bytes may be read.
+    pub(super) fn admits(&mut self, more: usize) -> bool {
+        let bytes = self.bytes.saturating_add(more);
+        bytes <= AHEAD_BYTES && self.reserved.grow_to(bytes)
+    }
+
+    /// Adds what was read.
+    pub(super) fn push(&mut self, bytes: Box<[u8]>) {
+        self.bytes = self.bytes.saturating_add(bytes.len());
+        self.chunks.push_back(bytes);
+    }
+
+    /// The next bytes to pass on.
+    pub(super) fn pop(&mut self) -> Option<Box<[u8]>> {
+        let chunk = self.chunks.pop_front();
+        match &chunk {
+            Some(chunk) => self.bytes = self.bytes.saturating_sub(chunk.len()),
+            // The target has caught up.
+            None => *self = Self::default(),
+        }
+        chunk
     }
 }
 
-impl MayBeGone for Stream {
-    fn has_gone(&self) -> bool {
-        self.io().has_gone()
+/// A part of what may be read ahead of all clients together; given back when dropped.
+#[derive(Debug, Default)]
+pub(super) struct Reserved {
+    bytes: usize,
+}
+
+/// Bytes read ahead of all clients.
+static ALL_AHEAD: AtomicUsize = AtomicUsize::new(0);
+
+impl Reserved {
+    /// Makes it at least `bytes`, if there are as many.
+    pub(super) fn grow_to(&mut self, bytes: usize) -> bool {
+        let more = bytes.saturating_sub(self.bytes);
+        let taken = ALL_AHEAD.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |all| {
+            let all = all.checked_add(more)?;
+            (all <= ALL_AHEAD_BYTES).then_some(all)
+        });
+        if taken.is_ok() {
+            self.bytes = self.bytes.max(bytes);
+        }
+        taken.is_ok()
     }
 }
 
-impl<S: MayBeGone> MayBeGone for Box<S> {
-    fn has_gone(&self) -> bool {
-        S::has_gone(self)
-    }
-}
-
-impl<S: MayBeGone> MayBeGone for ReadAhead<S> {
-    fn has_gone(&self) -> bool {
-        self.get_ref().has_gone()
-    }
-}
-
-impl<S: MayBeGone> MayBeGone for client::TlsStream<S> {
-    fn has_gone(&self) -> bool {
-        self.get_ref().0.has_gone()
-    }
-}
-
-impl<S: MayBeGone> MayBeGone for server::TlsStream<S> {
-    fn has_gone(&self) -> bool {
-        self.get_ref().0.has_gone()
-    }
-}
-
-#[cfg(test)]
-impl MayBeGone for tokio::io::DuplexStream {
-    fn has_gone(&self) -> bool {
-        false
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        ALL_AHEAD.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::relay::tcp_pair;
 
-    struct Peer {
-        gone: bool,
-    }
+    const RDP: Option<AfterEnd> = Some(AfterEnd::Within { time_s: 2 });
 
-    impl MayBeGone for Peer {
-        fn has_gone(&self) -> bool {
-            self.gone
-        }
+    const GONE: Option<bool> = Some(true);
+    const HERE: Option<bool> = Some(false);
+
+    fn gone(side: Side) -> Look {
+        Look::Over(Stuck::Gone(side))
     }
 
     #[test]
     fn a_side_has_gone_when_nothing_moved_between_two_looks() {
-        let (traffic, mut looks) = (Traffic::default(), Looks::default());
-        let (here, gone) = (Peer { gone: false }, Peer { gone: true });
-        let look = |looks: &mut Looks, client, target| looks.look(&traffic, client, target);
+        let (traffic, mut looks) = (Traffic::default(), Looks::new(RDP));
         // The first look sees no time between.
-        assert_eq!(look(&mut looks, Some(&gone), Some(&gone)), None);
-        // Who takes its time still gets what the other has left behind.
-        for _ in 0..3 {
-            traffic.to_client.fetch_add(1, Ordering::Relaxed);
-            assert_eq!(look(&mut looks, Some(&here), Some(&gone)), None);
-        }
-        let [client, target] = [Side::Client, Side::Target].map(|side| Some(Stuck::Gone(side)));
-        assert_eq!(look(&mut looks, Some(&here), Some(&gone)), target);
-        assert_eq!(look(&mut looks, Some(&gone), Some(&here)), client);
+        assert_eq!(looks.judge(&traffic, GONE, GONE), Look::GoOn);
+        assert_eq!(looks.judge(&traffic, GONE, GONE), gone(Side::Client));
+        let mut looks = Looks::new(RDP);
+        assert_eq!(looks.judge(&traffic, None, GONE), Look::GoOn);
+        assert_eq!(looks.judge(&traffic, None, GONE), gone(Side::Target));
         // Whose bytes are all on their way is no matter of looks.
-        assert_eq!(look(&mut looks, None::<&Peer>, Some(&here)), None);
+        let mut looks = Looks::new(RDP);
+        for _ in 0..100 {
+            assert_eq!(looks.judge(&traffic, None, HERE), Look::GoOn);
+        }
     }
 
     #[test]
-    fn a_target_that_takes_and_says_nothing_has_stalled() {
-        let (traffic, mut looks) = (Traffic::default(), Looks::default());
-        let here = Peer { gone: false };
-        let look = |looks: &mut Looks| looks.look(&traffic, Some(&here), None::<&Peer>);
-        let rest = |looks: &mut Looks, times: u8| {
-            for _ in 0..times {
-                assert_eq!(look(looks), None);
+    fn who_takes_a_little_now_and_then_does_not_keep_the_session_of_who_has_gone() {
+        let traffic = Traffic::default();
+        for (client, target, looked) in [
+            (GONE, None, CLIENT_GONE_LOOKS),
+            (None, GONE, TARGET_GONE_LOOKS),
+        ] {
+            let mut looks = Looks::new(RDP);
+            for _ in 0..looked {
+                assert_eq!(looks.judge(&traffic, client, target), Look::GoOn);
+                traffic.to_target.fetch_add(100_000, Ordering::Relaxed);
+                traffic.to_client.fetch_add(1, Ordering::Relaxed);
             }
-        };
-        rest(&mut looks, STALL_LOOKS);
-        // A byte in either direction, and its time begins anew.
-        traffic.to_target.fetch_add(1, Ordering::Relaxed);
-        rest(&mut looks, STALL_LOOKS);
-        traffic.to_client.fetch_add(1, Ordering::Relaxed);
-        rest(&mut looks, STALL_LOOKS);
-        assert_eq!(look(&mut looks), Some(Stuck::TargetStalled));
-        // A client may take its time.
-        let mut looks = Looks::default();
-        for _ in 0..=STALL_LOOKS {
-            assert_eq!(looks.look(&traffic, None::<&Peer>, Some(&here)), None);
+            let side = if client.is_some() {
+                Side::Client
+            } else {
+                Side::Target
+            };
+            assert_eq!(looks.judge(&traffic, client, target), gone(side));
         }
     }
 
-    #[tokio::test]
-    async fn a_peer_that_has_ended_or_broken_off_is_seen_behind_what_was_not_read() {
-        for breaks in [false, true] {
-            let (far, near) = tcp_pair().await;
-            far.writable().await.unwrap();
-            far.try_write(b"unread").unwrap();
-            assert!(!near.has_gone());
-            if breaks {
-                socket2::SockRef::from(&far)
-                    .set_linger(Some(Duration::ZERO))
-                    .unwrap();
+    #[test]
+    fn a_target_that_takes_and_says_next_to_nothing_has_stalled() {
+        let (traffic, mut looks) = (Traffic::default(), Looks::new(RDP));
+        let rest = |looks: &mut Looks, times: u32| {
+            for _ in 0..times {
+                let look = looks.judge(&traffic, HERE, None);
+                assert!(matches!(look, Look::GoOn | Look::ReadAhead), "{look:?}");
+                traffic.to_target.fetch_add(1, Ordering::Relaxed);
             }
-            drop(far);
-            // Loopback delivers before the call returns.
-            assert!(near.has_gone());
+        };
+        rest(&mut looks, STALL_LOOKS);
+        // Something in either direction, and its time begins anew.
+        traffic.to_target.fetch_add(STALL_BYTES, Ordering::Relaxed);
+        rest(&mut looks, STALL_LOOKS);
+        traffic.to_client.fetch_add(1, Ordering::Relaxed);
+        rest(&mut looks, STALL_LOOKS);
+        let look = looks.judge(&traffic, HERE, None);
+        assert_eq!(look, Look::Over(Stuck::TargetStalled));
+        // A client may take its time.
+        let mut looks = Looks::new(RDP);
+        for _ in 0..=STALL_LOOKS {
+            assert_eq!(looks.judge(&traffic, None, HERE), Look::GoOn);
         }
+    }
+
+    #[test]
+    fn the_end_of_a_client_is_looked_for_where_its_target_is_slow() {
+        let (traffic, mut looks) = (Traffic::default(), Looks::new(RDP));
+        assert_eq!(looks.judge(&traffic, HERE, None), Look::GoOn);
+        traffic
+            .to_target
+            .fetch_add(SLOW_BYTES - 1, Ordering::Relaxed);
+        assert_eq!(looks.judge(&traffic, HERE, None), Look::ReadAhead);
+        traffic.to_target.fetch_add(SLOW_BYTES, Ordering::Relaxed);
+        assert_eq!(looks.judge(&traffic, HERE, None), Look::GoOn);
+        assert_eq!(looks.judge(&traffic, None, None), Look::GoOn);
+    }
+
+    #[test]
+    fn a_protocol_with_half_close_is_ended_by_silence_alone() {
+        let silent = Some(AfterEnd::Silent { time_s: 9 });
+        let (traffic, mut looks) = (Traffic::default(), Looks::new(silent));
+        for count in [&traffic.to_target, &traffic.to_client] {
+            for _ in 0..10 {
+                count.fetch_add(1, Ordering::Relaxed);
+                for _ in 0..3 {
+                    assert_eq!(looks.judge(&traffic, GONE, None), Look::GoOn);
+                }
+            }
+        }
+        assert_eq!(looks.judge(&traffic, GONE, None), gone(Side::Client));
+        // Nor is it for anybody to say how long a target may take nothing of a client that is there.
+        let mut looks = Looks::new(silent);
+        for _ in 0..100 {
+            assert_eq!(looks.judge(&traffic, HERE, None), Look::GoOn);
+        }
+        let mut looks = Looks::new(None);
+        for _ in 0..100 {
+            assert_eq!(looks.judge(&traffic, GONE, GONE), Look::GoOn);
+        }
+    }
+
+    #[test]
+    fn what_is_read_ahead_of_one_and_of_all_is_bounded_and_comes_out_as_it_went_in() {
+        let mut all: Vec<Ahead> = Vec::new();
+        while all.len() < 100 {
+            let mut ahead = Ahead::default();
+            let before = ahead.bytes;
+            while ahead.admits(1024 * 1024) {
+                ahead.push(vec![7; 1024 * 1024].into());
+            }
+            assert!(ahead.bytes <= AHEAD_BYTES);
+            if ahead.bytes == before {
+                break;
+            }
+            all.push(ahead);
+        }
+        let bytes: usize = all.iter().map(|ahead| ahead.bytes).sum();
+        assert!(bytes <= ALL_AHEAD_BYTES, "{bytes}");
+        drop(all);
+        let mut ahead = Ahead::default();
+        assert!(ahead.admits(3));
+        for chunk in [b"a", b"b", b"c"] {
+            ahead.push(chunk.as_slice().into());
+        }
+        let mut out = Vec::new();
+        while let Some(chunk) = ahead.pop() {
+            out.extend(chunk);
+        }
+        assert_eq!(out, b"abc");
     }
 }

@@ -20,12 +20,11 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::copy::to_u64;
 use super::gather::Gather;
-use super::gone::{Looks, MayBeGone, Stuck};
-use super::{
-    Alarm, Clock, Fault, LINGER_TIMEOUT, RelayEnd, RelayLimits, STEPS_PER_POLL, Side, Traffic,
-    linger,
-};
+use super::gone::{AHEAD_BYTES, Look, Looks, Reserved, Stuck};
+use super::parting::{LINGER_TIMEOUT, Parting, linger};
+use super::{Alarm, Clock, Fault, RelayEnd, RelayLimits, STEPS_PER_POLL, Side, Traffic};
 use crate::buffers;
+use crate::io::over_tcp::OverTcp;
 use crate::low_water::LowWater;
 use crate::rdp::Direction;
 use crate::rdp::event::Sink;
@@ -91,22 +90,23 @@ pub enum CancelWay {
 }
 
 /// Relays between `client` and `target` until both are done, a limit is reached, `cancel` fires, or the session
-/// may not go on. What bytes are counted are those written to each side.
+/// may not go on. What bytes are counted are those written to each side. Neither side has heard of an end that comes from here before
+/// its [`Parting`] begins.
 ///
 /// # Cancel safety
 /// Dropping the future closes both connections at once, without a word.
-pub async fn run<C, T>(
+pub async fn run<'a, C, T>(
     client: Leg<C>,
     target: Leg<T>,
     tracker: &mut Tracker,
     sink: &mut (dyn Sink + Send),
-    traffic: &Traffic,
+    traffic: &'a Traffic,
     limits: RelayLimits,
     cancel: Cancel<'_>,
-) -> InspectedEnd
+) -> (InspectedEnd, Parting<'a>)
 where
-    C: AsyncRead + AsyncWrite + LowWater + MayBeGone + Unpin,
-    T: AsyncRead + AsyncWrite + LowWater + MayBeGone + Unpin,
+    C: AsyncRead + AsyncWrite + LowWater + OverTcp + Send + Unpin + 'a,
+    T: AsyncRead + AsyncWrite + LowWater + OverTcp + Send + Unpin + 'a,
 {
     let mut relay = Relay {
         client: client.stream,
@@ -119,7 +119,7 @@ where
         first: None,
         started: Instant::now(),
     };
-    let (mut clock, mut looks) = (Clock::new(limits), Looks::default());
+    let (mut clock, mut looks) = (Clock::new(limits), Looks::new(limits.after_end));
     let mut cancelled = pin!(cancel.token.cancelled());
     let end = poll_fn(|cx| {
         if cancelled.as_mut().poll(cx).is_ready() {
@@ -152,7 +152,7 @@ where
                 Alarm::Total => End::Told(RelayEnd::TimeLimit, ERRINFO_LOGON_TIMEOUT),
                 Alarm::LastWords => relay.give_up(),
                 Alarm::AfterEnd => relay.stop_waiting(),
-                Alarm::Look => match relay.look(&mut looks, traffic) {
+                Alarm::Look => match relay.look(cx, &mut looks, traffic) {
                     Some(end) => end,
                     None => continue,
                 },
@@ -173,18 +173,21 @@ where
     } = relay;
     let (end, code) = match end {
         End::Over(end, left) => {
-            match left {
+            if to_target.waiting() > 0 {
+                // What it has not taken by now is for nobody.
+                target.break_on_drop();
+            }
+            let parting = match left {
                 Some(Side::Client) => {
-                    drop(target);
-                    part(client, to_client, &[], &traffic.to_client).await;
+                    Parting::new(part(client, to_client, Vec::new(), &traffic.to_client))
                 }
                 Some(Side::Target) => {
-                    drop(client);
-                    part(target, to_target, &[], &traffic.to_target).await;
+                    let parting = part_from_target(target, to_target, Vec::new(), traffic);
+                    Parting::new(parting)
                 }
-                None => {}
-            }
-            return match (end, first) {
+                None => Parting::done(),
+            };
+            let end = match (end, first) {
                 (RelayEnd::Closed, Some(by)) => InspectedEnd::Closed {
                     by,
                     orderly: tracker.has_parted(match by {
@@ -194,6 +197,7 @@ where
                 },
                 (end, _) => InspectedEnd::Relay(end),
             };
+            return (end, parting);
         }
         End::Told(end, code) => (InspectedEnd::Relay(end), code),
         End::Refused(error) => {
@@ -203,15 +207,35 @@ where
     };
     let to_user = tracker.farewell(Direction::ToClient, code);
     let to_server = tracker.farewell(Direction::ToTarget, code);
-    tokio::join!(
-        part(client, to_client, &to_user, &traffic.to_client),
-        part(target, to_target, &to_server, &traffic.to_target),
-    );
-    end
+    let parting = async move {
+        tokio::join!(
+            part(client, to_client, to_user, &traffic.to_client),
+            part_from_target(target, to_target, to_server, traffic),
+        );
+    };
+    (end, Parting::new(parting))
 }
 
 /// Says what is left to say to a side and ends its connection in order.
-async fn part<S>(mut stream: S, outbox: Outbox, farewell: &[u8], count: &AtomicU64)
+async fn part<S>(mut stream: S, outbox: Outbox, farewell: Vec<u8>, count: &AtomicU64)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    say_and_linger(&mut stream, outbox, farewell, count).await;
+}
+
+/// Likewise, for as long as a target has; then its connection breaks.
+async fn part_from_target<S>(mut stream: S, outbox: Outbox, farewell: Vec<u8>, traffic: &Traffic)
+where
+    S: AsyncRead + AsyncWrite + OverTcp + Unpin,
+{
+    let parting = say_and_linger(&mut stream, outbox, farewell, &traffic.to_target);
+    if timeout(LINGER_TIMEOUT, parting).await.is_err() {
+        stream.break_on_drop();
+    }
+}
+
+async fn say_and_linger<S>(stream: &mut S, outbox: Outbox, farewell: Vec<u8>, count: &AtomicU64)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -220,11 +244,11 @@ where
     }
     let saying = async {
         stream.write_all(outbox.rest()).await?;
-        stream.write_all(farewell).await?;
+        stream.write_all(&farewell).await?;
         stream.flush().await
     };
     // It has been as polite as it can be.
-    if let Ok(Ok(())) = timeout(LINGER_TIMEOUT, saying).await {
+    if saying.await.is_ok() {
         let said = to_u64(outbox.rest().len().saturating_add(farewell.len()));
         count.fetch_add(said, Ordering::Relaxed);
         linger(stream).await;
@@ -266,6 +290,10 @@ struct Lane {
     fresh: bool,
     /// How the source ended, behind what was read.
     end: Option<io::Result<usize>>,
+    /// What may be in `arrived` that was read although the sink had not taken what came before.
+    ahead: Reserved,
+    /// More is read so as it comes.
+    ahead_wanted: bool,
     gather: Gather,
 }
 
@@ -295,8 +323,8 @@ struct Outbox {
 
 impl<C, T> Relay<C, T>
 where
-    C: AsyncRead + AsyncWrite + LowWater + MayBeGone + Unpin,
-    T: AsyncRead + AsyncWrite + LowWater + MayBeGone + Unpin,
+    C: AsyncRead + AsyncWrite + LowWater + OverTcp + Unpin,
+    T: AsyncRead + AsyncWrite + LowWater + OverTcp + Unpin,
 {
     fn poll(
         &mut self,
@@ -327,6 +355,9 @@ where
                 && let ended @ Poll::Ready(_) = self.stopped(stop, Side::Client)
             {
                 return ended;
+            }
+            if self.to_target.waiting() > 0 && self.up.read_ahead(cx, &mut self.client) {
+                return Poll::Ready(self.gone(Side::Client));
             }
             let mut inspect = Inspect {
                 tracker: &mut *tracker,
@@ -404,17 +435,25 @@ where
     }
 
     /// The end that follows from a direction that is stuck, if one does.
-    fn look(&mut self, looks: &mut Looks, traffic: &Traffic) -> Option<End> {
+    fn look(&mut self, cx: &mut Context<'_>, looks: &mut Looks, traffic: &Traffic) -> Option<End> {
         let client = (self.to_target.waiting() > 0).then_some(&self.client);
         let target = (self.to_client.waiting() > 0).then_some(&self.target);
-        match looks.look(traffic, client, target)? {
-            Stuck::Gone(side) => {
-                self.first.get_or_insert(side);
-                Some(self.stop_waiting())
+        match looks.look(traffic, client, target) {
+            Look::GoOn => None,
+            Look::ReadAhead => {
+                self.up.ahead_wanted = true;
+                let ended = self.up.read_ahead(cx, &mut self.client);
+                ended.then(|| self.gone(Side::Client))
             }
+            Look::Over(Stuck::Gone(side)) => Some(self.gone(side)),
             // Cut off and not told: a client that is still there comes back by itself.
-            Stuck::TargetStalled => Some(End::Over(RelayEnd::TargetStalled, None)),
+            Look::Over(Stuck::TargetStalled) => Some(End::Over(RelayEnd::TargetStalled, None)),
         }
+    }
+
+    fn gone(&mut self, side: Side) -> End {
+        self.first.get_or_insert(side);
+        self.stop_waiting()
     }
 
     fn note_end(&mut self, side: Side) {
@@ -520,6 +559,8 @@ where
         }
     }
     lane.fresh = false;
+    lane.ahead = Reserved::default();
+    lane.ahead_wanted = false;
     *progress = true;
     inspect.sink.at(inspect.started.elapsed());
     // The outbox is empty here, so that a run of untouched frames is handed over without a copy.
@@ -550,6 +591,8 @@ impl Lane {
             fresh: !read_ahead.is_empty(),
             arrived: read_ahead,
             end: None,
+            ahead: Reserved::default(),
+            ahead_wanted: false,
             gather: Gather::default(),
         }
     }
@@ -597,6 +640,25 @@ impl Lane {
             }
         }
         Poll::Ready(Ok(count))
+    }
+
+    /// If that is wanted, reads what is there although the sink has not taken what was read before: whether the source has ended.
+    fn read_ahead<S: AsyncRead + Unpin>(&mut self, cx: &mut Context<'_>, source: &mut S) -> bool {
+        while self.ahead_wanted {
+            if self.end.is_some() {
+                return true;
+            }
+            let bytes = self.arrived.len().saturating_add(2 * READ_BYTES);
+            if bytes > AHEAD_BYTES || !self.ahead.grow_to(bytes) {
+                return false;
+            }
+            match self.fill(cx, source) {
+                Poll::Ready(Ok(1..)) => self.fresh = true,
+                Poll::Ready(Ok(0) | Err(_)) => return true,
+                Poll::Pending => return false,
+            }
+        }
+        false
     }
 
     /// Nothing to read: nothing is held but the beginning of a frame.
@@ -689,7 +751,7 @@ mod tests {
     use crate::rdp::event::{Event, Interest, Phase, Verdict};
     use crate::rdp::tracker::Settings;
     use crate::rdp::{frame, mcs};
-    use crate::relay::tests::{reset, tcp_pair, tls_pair};
+    use crate::relay::tests::{part_from_all, reset, tcp_pair, tls_pair};
 
     #[tokio::test(start_paused = true)]
     async fn a_session_passes_and_each_side_may_finish_first() {
@@ -759,6 +821,66 @@ mod tests {
         let mut got = Vec::new();
         lab.client.read_to_end(&mut got).await.unwrap();
         assert_eq!(got, b"");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_target_that_takes_a_little_now_and_then_does_not_keep_the_session_of_who_has_gone() {
+        let limits = RelayLimits {
+            after_end: Some(crate::relay::RDP_AFTER_END),
+            ..RelayLimits::default()
+        };
+        let mut lab = Lab::start(limits, Judge::default());
+        lab.play(Phase::Active).await;
+        let inputs = [0x04, 0x04, 0x00, 0x1e].repeat(1024);
+        let mut client = lab.client;
+        let sending = tokio::spawn(async move {
+            // Far more than is taken of it, and then the end, which is behind all of it.
+            for _ in 0..256 {
+                if client.write_all(&inputs).await.is_err() {
+                    break;
+                }
+            }
+        });
+        let mut target = lab.target;
+        let slow = tokio::spawn(async move {
+            while let Ok(1..) = target.read(&mut [0; 4096]).await {
+                tokio::time::sleep(Duration::from_secs(3)).await;
+            }
+        });
+        let started = Instant::now();
+        let end = lab.task.await.unwrap();
+        assert!(
+            matches!(
+                end,
+                InspectedEnd::Closed {
+                    by: Side::Client,
+                    ..
+                }
+            ),
+            "{end:?}"
+        );
+        let lasted = started.elapsed();
+        assert!(lasted < Duration::from_secs(30), "{lasted:?}");
+        sending.await.unwrap();
+        slow.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_read_ahead_of_a_client_reaches_its_target_unchanged() {
+        let limits = RelayLimits {
+            after_end: Some(crate::relay::RDP_AFTER_END),
+            ..RelayLimits::default()
+        };
+        let mut lab = Lab::start(limits, Judge::default());
+        lab.play(Phase::Active).await;
+        let inputs: Vec<u8> = (0..200_000_u32)
+            .flat_map(|n| [0x04, 0x04, 0x00, n.to_le_bytes()[0]])
+            .collect();
+        // As much as nothing of this session holds back.
+        lab.client.write_all(&inputs).await.unwrap();
+        let mut got = vec![0; inputs.len()];
+        lab.target.read_exact(&mut got).await.unwrap();
+        assert!(got == inputs);
     }
 
     #[tokio::test(start_paused = true)]
@@ -1151,8 +1273,8 @@ mod tests {
     /// A relay without limits or anything to object to.
     fn start_plain<C, T>(client: C, target: T, traffic: Arc<Traffic>) -> JoinHandle<InspectedEnd>
     where
-        C: AsyncRead + AsyncWrite + LowWater + MayBeGone + Unpin + Send + 'static,
-        T: AsyncRead + AsyncWrite + LowWater + MayBeGone + Unpin + Send + 'static,
+        C: AsyncRead + AsyncWrite + LowWater + OverTcp + Unpin + Send + 'static,
+        T: AsyncRead + AsyncWrite + LowWater + OverTcp + Unpin + Send + 'static,
     {
         start(
             leg(client),
@@ -1173,24 +1295,24 @@ mod tests {
         traffic: Arc<Traffic>,
     ) -> JoinHandle<InspectedEnd>
     where
-        C: AsyncRead + AsyncWrite + LowWater + MayBeGone + Unpin + Send + 'static,
-        T: AsyncRead + AsyncWrite + LowWater + MayBeGone + Unpin + Send + 'static,
+        C: AsyncRead + AsyncWrite + LowWater + OverTcp + Unpin + Send + 'static,
+        T: AsyncRead + AsyncWrite + LowWater + OverTcp + Unpin + Send + 'static,
     {
         tokio::spawn(async move {
             let mut tracker = tracker();
-            run(
+            let way = || way;
+            let relayed = run(
                 client,
                 target,
                 &mut tracker,
                 &mut judge,
                 &traffic,
                 limits,
-                Cancel {
-                    token,
-                    way: &|| way,
-                },
-            )
-            .await
+                Cancel { token, way: &way },
+            );
+            let (end, parting) = relayed.await;
+            part_from_all(parting).await;
+            end
         })
     }
 

@@ -15,6 +15,7 @@ mod copy;
 mod gather;
 pub mod gone;
 pub mod inspected;
+mod parting;
 #[cfg(target_os = "linux")]
 mod side;
 mod splice;
@@ -26,14 +27,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use self::gone::{LOOK_INTERVAL, Looks, Stuck};
+use self::gone::{Ahead, LOOK_INTERVAL, Look, Looks, Stuck};
+pub use self::parting::Parting;
+use self::parting::{LINGER_TIMEOUT, drain, linger};
 use self::side::Fault;
 pub use self::side::{Side, Traffic};
+use crate::io::over_tcp::OverTcp;
 use crate::stream::Io;
 use crate::websocket::Farewell;
 
@@ -57,10 +61,6 @@ const SMALL_READS_TO_COPY: u8 = 4;
 
 /// After one side broke while it was written to: how long the rest of what it said may take to reach the other.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long a side whose session is over may take to close. A socket that is closed while its peer still sends makes
-/// some systems throw away what they had not read yet.
-const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a session may last.
 #[derive(Clone, Copy, Debug, Default)]
@@ -122,7 +122,8 @@ pub enum RelayEnd {
     Cancelled,
 }
 
-/// Relays between `client` and `target` until both are done, a limit is reached or `cancel` fires.
+/// Relays between `client` and `target` until both are done, a limit is reached or `cancel` fires. Neither side has heard of an end that
+/// comes from here before its [`Parting`] begins.
 ///
 /// # Cancel safety
 /// Dropping the future closes both connections at once.
@@ -132,7 +133,7 @@ pub fn run(
     traffic: &Traffic,
     limits: RelayLimits,
     cancel: CancellationToken,
-) -> impl Future<Output = RelayEnd> {
+) -> impl Future<Output = (RelayEnd, Parting<'static>)> {
     // Not async: a session would hold all of these twice.
     run_with(client, target, traffic, limits, cancel, Means::default())
 }
@@ -160,7 +161,7 @@ async fn run_with(
     limits: RelayLimits,
     cancel: CancellationToken,
     means: Means,
-) -> RelayEnd {
+) -> (RelayEnd, Parting<'static>) {
     // An interactive session must not wait for more to send, whoever made the sockets. Where it fails the peer is
     // gone, and the first read says so better.
     let _ = client.tcp().set_nodelay(true);
@@ -176,7 +177,7 @@ async fn run_with(
         },
         dying: None,
     };
-    let (mut clock, mut looks) = (Clock::new(limits), Looks::default());
+    let (mut clock, mut looks) = (Clock::new(limits), Looks::new(limits.after_end));
     let mut cancelled = pin!(cancel.cancelled());
     let (end, left) = poll_fn(|cx| {
         if cancelled.as_mut().poll(cx).is_ready() {
@@ -204,9 +205,9 @@ async fn run_with(
                 Alarm::Total => (RelayEnd::TimeLimit, None),
                 Alarm::LastWords => relay.give_up(),
                 Alarm::AfterEnd => relay.stop_waiting(),
-                Alarm::Look => match relay.look(&mut looks, traffic) {
+                Alarm::Look => match relay.look(cx, &mut looks, traffic) {
                     Some(Stuck::Gone(side)) => (RelayEnd::Ended(side), Some(side.other())),
-                    Some(Stuck::TargetStalled) => (RelayEnd::TargetStalled, None),
+                    Some(Stuck::TargetStalled) => (RelayEnd::TargetStalled, Some(Side::Client)),
                     None => continue,
                 },
             };
@@ -214,53 +215,67 @@ async fn run_with(
     })
     .await;
     let Relay {
-        mut client,
-        mut target,
-        ..
+        client, target, up, ..
     } = relay;
-    match &end {
-        RelayEnd::Closed | RelayEnd::Ended(_) => {}
-        RelayEnd::TargetStalled => {
-            client.end_with(Farewell::OtherSideBroke);
-            Box::pin(break_off(client)).await;
-            return end;
+    if up.is_stuck() {
+        // What it has not taken by now is for nobody.
+        target.break_on_drop();
+    }
+    let parting = part(&end, left, client, target);
+    (end, parting)
+}
+
+/// How the connections are closed behind `end`, of which `left` alone is to be parted from in order, if it is not one that a limit or
+/// the caller has made.
+fn part(end: &RelayEnd, left: Option<Side>, client: Io, target: Io) -> Parting<'static> {
+    let farewell = match end {
+        RelayEnd::Closed | RelayEnd::Ended(_) => None,
+        RelayEnd::ClientFailed(_) | RelayEnd::TargetFailed(_) | RelayEnd::TargetStalled => {
+            Some(Farewell::OtherSideBroke)
         }
-        RelayEnd::ClientFailed(_) => target.end_with(Farewell::OtherSideBroke),
-        RelayEnd::TargetFailed(_) => client.end_with(Farewell::OtherSideBroke),
         RelayEnd::IdleTimeout | RelayEnd::TimeLimit | RelayEnd::Cancelled => {
-            tokio::join!(go_away(client), go_away(target));
-            return end;
+            return Parting::new(async {
+                tokio::join!(go_away(client), go_away(target));
+            });
         }
-    }
-    let left = match left {
-        Some(Side::Client) => {
-            drop(target);
-            client
-        }
-        Some(Side::Target) => {
-            drop(client);
-            target
-        }
-        None => return end,
     };
-    match (&end, &left) {
-        (RelayEnd::ClientFailed(_) | RelayEnd::TargetFailed(_), Io::Tls(_) | Io::TargetTls(_)) => {
-            Box::pin(break_off(left)).await;
-        }
-        // In a box, so that a live session does not hold the room for its end.
-        _ => Box::pin(linger(left)).await,
+    let (side, mut left) = match left {
+        Some(Side::Client) => (Side::Client, client),
+        Some(Side::Target) => (Side::Target, target),
+        None => return Parting::done(),
+    };
+    if let Some(farewell) = farewell {
+        left.end_with(farewell);
     }
-    end
+    let is_tls = matches!(left, Io::Tls(_) | Io::TargetTls(_));
+    let cut = is_tls && farewell.is_some();
+    Parting::new(async move {
+        let closing = async {
+            if cut {
+                break_off(&mut left).await;
+            } else {
+                linger(&mut left).await;
+            }
+        };
+        match side {
+            Side::Client => closing.await,
+            Side::Target => {
+                if timeout(LINGER_TIMEOUT, closing).await.is_err() {
+                    left.break_on_drop();
+                }
+            }
+        }
+    })
 }
 
 /// Ends a connection so that its peer gets what is on its way and learns that the other side broke off, where its transport can tell.
-async fn break_off(mut stream: Io) {
-    let closing = async {
-        poll_fn(|cx| stream.poll_cut(cx)).await?;
-        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
-    };
+async fn break_off(stream: &mut Io) {
     // It has been as polite as it can be.
-    let _ = timeout(LINGER_TIMEOUT, closing).await;
+    let _ = async {
+        poll_fn(|cx| stream.poll_cut(cx)).await?;
+        drain(stream).await
+    }
+    .await;
 }
 
 /// Ends the connection of a side whose session the gateway ends: at once, unless it can be told.
@@ -269,22 +284,9 @@ async fn go_away(mut stream: Io) {
         Io::Tcp(_) | Io::Tls(_) | Io::TargetTls(_) => {}
         Io::WebSocket(socket) => {
             socket.end_with(Farewell::GoingAway);
-            // Few sessions end so; the others are not to be larger for it.
-            Box::pin(linger(stream)).await;
+            let _ = timeout(LINGER_TIMEOUT, linger(&mut stream)).await;
         }
     }
-}
-
-/// Ends a connection in order: says that nothing more comes, and takes what was still on its way from the peer.
-async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
-    let closing = async {
-        if stream.shutdown().await.is_ok() {
-            let mut sink = [0_u8; 1024];
-            while matches!(stream.read(&mut sink).await, Ok(1..)) {}
-        }
-    };
-    // It has been as polite as it can be.
-    let _ = timeout(LINGER_TIMEOUT, closing).await;
 }
 
 struct Relay {
@@ -314,6 +316,10 @@ impl Relay {
             && let ended @ Poll::Ready(_) = self.broken(fault, Side::Client)
         {
             return ended;
+        }
+        if self.up.is_stuck() && self.up.read_ahead(cx, &mut self.client) {
+            let end = RelayEnd::Ended(Side::Client);
+            return Poll::Ready((end, Some(Side::Target)));
         }
         let (client, target) = (&mut self.client, &mut self.target);
         let down = self
@@ -388,10 +394,23 @@ impl Relay {
     }
 
     /// Why a direction that is stuck ends the session, if it does.
-    fn look(&self, looks: &mut Looks, traffic: &Traffic) -> Option<Stuck> {
+    fn look(
+        &mut self,
+        cx: &mut Context<'_>,
+        looks: &mut Looks,
+        traffic: &Traffic,
+    ) -> Option<Stuck> {
         let client = self.up.is_stuck().then_some(&self.client);
         let target = self.down.is_stuck().then_some(&self.target);
-        looks.look(traffic, client, target)
+        match looks.look(traffic, client, target) {
+            Look::GoOn => None,
+            Look::Over(stuck) => Some(stuck),
+            Look::ReadAhead => {
+                self.up.ahead.wanted = true;
+                let ended = self.up.read_ahead(cx, &mut self.client);
+                ended.then_some(Stuck::Gone(Side::Client))
+            }
+        }
     }
 
     fn from(&mut self, side: Side) -> &mut Direction {
@@ -416,6 +435,8 @@ struct Direction {
     state: State,
     /// What was read and has not been written; nothing more is read until it is.
     held: Held,
+    /// What was read behind it all the same, to find the end of the source.
+    ahead: Ahead,
     pace: Pace,
     /// The sink may have taken bytes without sending them, as TLS does.
     unflushed: bool,
@@ -468,6 +489,7 @@ impl Direction {
         Self {
             state: State::Open,
             held: Held::Nothing,
+            ahead: Ahead::default(),
             pace: Pace::Copy { large: 0 },
             unflushed: false,
             cut: false,
@@ -500,6 +522,19 @@ impl Direction {
     fn abandon(&mut self) {
         self.state = State::Abandoned;
         self.held = Held::Nothing;
+        self.ahead = Ahead::default();
+    }
+
+    /// If that is wanted, reads what is there although the sink has not taken what was read before: whether the source has ended.
+    fn read_ahead(&mut self, cx: &mut Context<'_>, source: &mut Io) -> bool {
+        while self.ahead.wanted && self.ahead.admits(copy::CHUNK_BYTES) {
+            match copy::poll_read(cx, source) {
+                Poll::Ready(Ok(Some(bytes))) => self.ahead.push(bytes),
+                Poll::Ready(Ok(None) | Err(_)) => return true,
+                Poll::Pending => return false,
+            }
+        }
+        false
     }
 
     /// Moves what can be moved now, within reason.
@@ -545,7 +580,13 @@ impl Direction {
     ) -> Result<Step, Fault> {
         match self.state {
             State::Open => match self.held {
-                Held::Nothing => self.pull(cx, source, sink, written),
+                Held::Nothing => match self.ahead.pop() {
+                    Some(bytes) => {
+                        self.held = Held::Bytes(bytes.into());
+                        Ok(Step::Done)
+                    }
+                    None => self.pull(cx, source, sink, written),
+                },
                 #[cfg(target_os = "linux")]
                 Held::Pipe(_) => self.push(cx, sink, written),
                 Held::Bytes(_) => self.push(cx, sink, written),
@@ -801,9 +842,9 @@ impl Clock {
         }
     }
 
-    /// Where the end of one side is that of the session: a direction is stuck.
+    /// A direction is stuck.
     fn start_looking(&mut self) {
-        if self.look_at.is_none() && matches!(self.after_end, Some(AfterEnd::Within { .. })) {
+        if self.look_at.is_none() && self.after_end.is_some() {
             self.look_at = Instant::now().checked_add(LOOK_INTERVAL);
             self.set();
         }
@@ -873,7 +914,9 @@ impl Clock {
 mod tests {
     use std::sync::Arc;
 
+    use bytes::BufMut;
     use socket2::SockRef;
+    use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
     use tokio::task::JoinHandle;
     use tokio_rustls::rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
@@ -1055,6 +1098,101 @@ mod tests {
         let end = relay.task.await.unwrap();
         assert!(matches!(end, RelayEnd::TargetStalled), "{end:?}");
         assert_eq!(read_all(&mut relay.client).await, b"");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_a_little_now_and_then_does_not_keep_the_session_of_a_client_that_has_gone() {
+        let limits = RelayLimits {
+            after_end: Some(RDP_AFTER_END),
+            ..RelayLimits::default()
+        };
+        // It has gone for good, or has ended what it says and stays.
+        for stays in [false, true] {
+            let mut relay = Fixture::start_narrow(limits).await;
+            let block = vec![7; 65_536];
+            while let Ok(written) =
+                timeout(Duration::from_secs(1), relay.client.write(&block)).await
+            {
+                written.unwrap();
+            }
+            // The end is behind full buffers, in the client's own system.
+            relay.client.shutdown().await.unwrap();
+            let client = stays.then_some(relay.client);
+            let mut target = relay.target;
+            let slow = tokio::spawn(async move {
+                while let Ok(1..) = target.read(&mut [0; 1000]).await {
+                    let _ = target.write_all(if stays { b"x" } else { b"" }).await;
+                    sleep_until(Instant::now() + Duration::from_secs(3)).await;
+                }
+            });
+            let gone = Instant::now();
+            let end = relay.task.await.unwrap();
+            assert!(matches!(end, RelayEnd::Ended(Side::Client)), "{end:?}");
+            let lasted = gone.elapsed();
+            assert!(lasted < 5 * LOOK_INTERVAL, "{lasted:?}");
+            drop(client);
+            slow.abort();
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_read_ahead_of_a_client_that_is_there_reaches_its_target_unchanged() {
+        let limits = RelayLimits {
+            after_end: Some(RDP_AFTER_END),
+            ..RelayLimits::default()
+        };
+        let sockets = (tcp_pair().await, tcp_pair().await);
+        let ((client, gateway_client), (gateway_target, target)) = &sockets;
+        for socket in [client, gateway_client, gateway_target, target] {
+            let socket = SockRef::from(socket);
+            socket.set_recv_buffer_size(100_000).unwrap();
+            socket.set_send_buffer_size(100_000).unwrap();
+        }
+        let relay = Fixture::start_between(sockets, limits, true);
+        let sent: Vec<u8> = (0..1_000_000_u32).flat_map(u32::to_be_bytes).collect();
+        let (mut client, mut target) = (relay.client, relay.target);
+        let expected = sent.clone();
+        // As much as no socket of this session holds back.
+        client.write_all(&sent).await.unwrap();
+        let mut got = vec![0; expected.len()];
+        target.read_exact(&mut got).await.unwrap();
+        assert!(got == expected);
+        drop((client, target));
+        assert!(matches!(relay.task.await.unwrap(), RelayEnd::Closed));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_reads_slowly_and_speaks_gets_the_last_words_of_its_target() {
+        let limits = RelayLimits {
+            after_end: Some(RDP_AFTER_END),
+            ..RelayLimits::default()
+        };
+        let sockets = (tcp_pair().await, tcp_pair().await);
+        let (client, gateway_client) = &sockets.0;
+        SockRef::from(client).set_recv_buffer_size(4096).unwrap();
+        // All of it is on its way when the target has gone.
+        SockRef::from(gateway_client)
+            .set_send_buffer_size(400_000)
+            .unwrap();
+        let mut relay = Fixture::start_between(sockets, limits, true);
+        let words = vec![7; 120_000];
+        relay.target.write_all(&words).await.unwrap();
+        relay.target.shutdown().await.unwrap();
+        let mut got = Vec::new();
+        // Takes longer than the session and its usual parting.
+        while relay
+            .client
+            .read_buf(&mut (&mut got).limit(5000))
+            .await
+            .unwrap()
+            > 0
+        {
+            let _ = relay.client.write_all(b"input").await;
+            sleep_until(Instant::now() + Duration::from_millis(200)).await;
+        }
+        assert_eq!(got.len(), words.len());
+        let end = relay.task.await.unwrap();
+        assert!(matches!(end, RelayEnd::Ended(Side::Target)), "{end:?}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -1293,7 +1431,7 @@ mod tests {
         let (gateway_client, gateway_target) = (watch(gateway_client), watch(gateway_target));
         let cancel = CancellationToken::new();
         cancel.cancel();
-        run(
+        let (_end, _parting) = run(
             Io::Tcp(gateway_client),
             Io::Tcp(gateway_target),
             &Traffic::default(),
@@ -1476,7 +1614,21 @@ mod tests {
         means: Means,
     ) -> JoinHandle<RelayEnd> {
         let traffic = Arc::clone(traffic);
-        tokio::spawn(async move { run_with(client, target, &traffic, limits, cancel, means).await })
+        tokio::spawn(async move {
+            let relayed = run_with(client, target, &traffic, limits, cancel, means);
+            let (end, mut parting) = relayed.await;
+            if !parting.begin().await {
+                tokio::spawn(parting.finish());
+            }
+            end
+        })
+    }
+
+    /// Closes the connections of a session as it is done after a real one.
+    pub(crate) async fn part_from_all(mut parting: Parting<'_>) {
+        if !parting.begin().await {
+            parting.finish().await;
+        }
     }
 
     fn counts(traffic: &Traffic) -> (u64, u64) {

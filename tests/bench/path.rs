@@ -780,7 +780,10 @@ fn relay_alone(
                     let traffic = Traffic::default();
                     let limits = RelayLimits::default();
                     let cancel = CancellationToken::new();
-                    relay::run(Io::Tcp(client), Io::Tcp(target), &traffic, limits, cancel).await;
+                    let (client, target) = (Io::Tcp(client), Io::Tcp(target));
+                    let relayed = relay::run(client, target, &traffic, limits, cancel);
+                    let (_end, mut parting) = relayed.await;
+                    parting.begin().await;
                 }
             });
         }

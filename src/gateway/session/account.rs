@@ -11,7 +11,7 @@ use crate::gateway::live::legs::TlsFacts;
 use crate::gateway::live::registry::{EndCause, Registered, Session};
 use crate::listener::admission::Admission;
 use crate::refusal::Refusal;
-use crate::relay::{RelayEnd, Side};
+use crate::relay::{Parting, RelayEnd, Side};
 use crate::session::reached::Met;
 use crate::session::secure::Secured;
 use crate::store::usage::Reservation;
@@ -34,8 +34,9 @@ pub struct Live {
 }
 
 impl Live {
-    /// The session is over: gives everything back and writes the one line.
-    pub(super) fn close(self, reason: &str) {
+    /// The session is over: gives everything back, writes the one line, and closes the connections in order. Of a client that needs
+    /// longer for the rest of what was said to it, only the connection is left.
+    pub(super) async fn close(self, mut parting: Parting<'_>, reason: &str) {
         let Self {
             session,
             reservation,
@@ -43,11 +44,16 @@ impl Live {
             admission,
             met,
         } = self;
+        let closed = parting.begin().await;
         // An association is over before the token of its client is free for the next session.
         drop(met);
         // The reconnect window starts no later than the log says so.
         drop(reservation);
         log_end(&session, reason, started);
+        drop(session);
+        if !closed {
+            parting.finish().await;
+        }
         drop(admission);
     }
 }

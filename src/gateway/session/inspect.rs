@@ -3,6 +3,7 @@
 //! The legs themselves are [`secure`]'s; here its result becomes a session, or its failure a
 //! word to the client.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::{info, warn};
@@ -230,9 +231,11 @@ impl Inspected {
             token: live.session.cancelled().clone(),
             way: &way,
         };
-        let traffic = &live.session.traffic;
+        // It counts what is said behind the end, too.
+        let session = Arc::clone(live.session.shared());
+        let traffic = &session.traffic;
         let stages = &mut pipeline;
-        let end = inspected::run(
+        let (end, parting) = inspected::run(
             client,
             target,
             &mut tracker,
@@ -259,7 +262,7 @@ impl Inspected {
             live.session.id,
             &serde_json::to_string(&ended).unwrap_or_default(),
         );
-        live.close(&reason);
+        Box::pin(live.close(parting, &reason)).await;
     }
 }
 

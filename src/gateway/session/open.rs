@@ -77,10 +77,13 @@ impl Opened {
             after_end: Some(after_end),
         };
         let cancel = live.session.cancelled().clone();
-        let end = relay::run(client, target, &live.session.traffic, limits, cancel).await;
+        let relayed = relay::run(client, target, &live.session.traffic, limits, cancel);
+        let (end, parting) = relayed.await;
+        // Before either side hears of it.
         spend_behind_limit(&live, &end).await;
         let reason = describe(&live.session, &end);
-        live.close(&reason);
+        // In a box: a live session is not to be larger for its end.
+        Box::pin(live.close(parting, &reason)).await;
     }
 }
 
