@@ -385,29 +385,61 @@ async fn an_rdp_client_that_has_gone_ends_its_session_although_the_target_stays(
     }
 }
 
-/// Its end is behind its bytes in its own system, where the gateway cannot see it.
-#[tokio::test]
-async fn a_client_that_leaves_behind_full_buffers_does_not_keep_its_session() {
-    let lab = Lab::start("");
-    let mut client = lab.client(&lab.token(clinging().await, json!({}))).await;
-    assert_eq!(confirm(&mut client).await, SELECTED_TLS);
-    client.write_all(CLIENT_HELLO).await.unwrap();
-    let block = vec![0x17; 1 << 16];
-    while let Ok(written) = timeout(Duration::from_secs(1), client.write(&block)).await {
-        written.unwrap();
-    }
-    drop(client);
-    // Its connection alone would last for two minutes.
-    let closed = timeout(Duration::from_secs(90), async {
-        while !log().contains("Session closed") {
-            sleep(Duration::from_millis(100)).await;
+/// A target that selects TLS, and then takes a little now and then.
+async fn slow() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = [0; 1024];
+        let _count = stream.read(&mut request).await.unwrap();
+        stream.write_all(&SELECTED_TLS.encode()).await.unwrap();
+        let mut some = vec![0; 150_000];
+        while stream.read_exact(&mut some).await.is_ok() {
+            sleep(Duration::from_secs(2)).await;
         }
     });
-    closed.await.unwrap();
-    assert_eq!(
-        logged("Session closed").await["reason"],
-        "the target took nothing of what the client sent for half a minute"
-    );
+    address
+}
+
+/// Its end is behind its bytes in its own system, where the gateway cannot see it; it has gone, or ended what it says and stays.
+#[tokio::test]
+async fn a_client_that_leaves_behind_full_buffers_does_not_keep_its_session() {
+    for (takes, stays) in [(false, false), (true, false), (true, true)] {
+        let lab = Lab::start("");
+        let target = if takes {
+            slow().await
+        } else {
+            clinging().await
+        };
+        let mut client = lab.client(&lab.token(target, json!({}))).await;
+        assert_eq!(confirm(&mut client).await, SELECTED_TLS);
+        client.write_all(CLIENT_HELLO).await.unwrap();
+        let block = vec![0x17; 1 << 16];
+        let mut sent = 0_u32;
+        let all = Duration::from_secs(1);
+        while let Ok(written) = timeout(all, client.write(&block)).await {
+            written.unwrap();
+            sent += 1;
+            // What the slow target takes is far less.
+            if sent > 2000 {
+                break;
+            }
+        }
+        client.shutdown().await.unwrap();
+        let _client = stays.then_some(client);
+        // Its connection alone would last for two minutes, and what it left behind for as long with the slow target.
+        let closed = timeout(Duration::from_secs(90), async {
+            while !log().contains("Session closed") {
+                sleep(Duration::from_millis(100)).await;
+            }
+        });
+        closed.await.unwrap();
+        assert_eq!(
+            logged("Session closed").await["reason"],
+            "the client closed the connection, and the target did not in time"
+        );
+    }
 }
 
 /// A target with TLS that hears the end of its client, and keeps its side.

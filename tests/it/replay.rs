@@ -11,8 +11,8 @@ use tokio::time::timeout;
 
 use crate::api::{sessions, ticket};
 use crate::lab::{
-    KEYS, Lab, SELECTED_TLS, Sealing, Target, closed, confirm, failure, forget_log, logged,
-    logged_times, path, request, within,
+    CLIENT_HELLO, KEYS, Lab, SELECTED_TLS, Sealing, Target, closed, confirm, failure, forget_log,
+    logged, logged_times, path, request, within,
 };
 
 /// `HYBRID_REQUIRED_BY_SERVER`: the token is the problem.
@@ -164,12 +164,15 @@ async fn to_come_back_within_the_window_gains_no_time() {
     let token = lab.token(target.address, json!({}));
     let mut sessions = 0;
     let last = loop {
-        let mut client = lab.session(&token).await;
+        let mut client = lab.client(&token).await;
+        assert_eq!(confirm(&mut client).await, SELECTED_TLS);
         sessions += 1;
         assert!(sessions < 8, "sessions of more than a second each");
         // A session that lasts its time, unless the limit ends it.
-        let mut rest = [0];
-        let _end = timeout(Duration::from_millis(1_100), client.read(&mut rest)).await;
+        client.write_all(CLIENT_HELLO).await.unwrap();
+        let mut echo = Vec::new();
+        let lasts = Duration::from_millis(1_100);
+        let _end = timeout(lasts, client.read_to_end(&mut echo)).await;
         drop(client);
         let reason = logged_times("Session closed", sessions)
             .await
