@@ -217,7 +217,7 @@
 )]
 
 // Core: bytes and `now` in, values out.
-pub mod base;
+pub use jetway_base as base;
 pub mod entry;
 pub mod jet;
 pub mod policy;

@@ -37,7 +37,7 @@ is_root() { [ "$(id -u)" = 0 ]; }
 can_install() { is_root || sudo -n true 2>/dev/null; }
 
 core() { cargo clippy --locked --no-default-features --lib -- -D warnings; }
-documentation() { RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps; }
+documentation() { RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps; }
 
 parts=()
 [ "${CI:-}" = true ] && parts+=(ci)
@@ -79,8 +79,8 @@ else
     fi
 fi
 
-stage "formatting" cargo fmt --check
-stage "lints" cargo clippy --locked --all-targets -- -D warnings
+stage "formatting" cargo fmt --all --check
+stage "lints" cargo clippy --locked --workspace --all-targets -- -D warnings
 stage "lints of the core alone (no I/O)" core
 stage "documentation" documentation
 if has cargo-deny; then
@@ -94,9 +94,9 @@ if has cargo-deny; then
 else
     skip "dependencies" "cargo-deny is not installed: run tests/install.sh ci"
 fi
-stage "build of the tests" cargo nextest run --locked --no-run
-stage "tests" cargo nextest run --locked -E "$tests"
-stage "documentation tests" cargo test --locked --doc
+stage "build of the tests" cargo nextest run --locked --workspace --no-run
+stage "tests" cargo nextest run --locked --workspace -E "$tests"
+stage "documentation tests" cargo test --locked --workspace --doc
 if [ -x tests/fuzz/smoke.sh ]; then
     if has cargo-fuzz; then
         stage "fuzz targets, a short run of each" tests/fuzz/smoke.sh

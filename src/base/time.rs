@@ -1,6 +1,6 @@
 //! A moment, as tokens name it: whole seconds since the Unix epoch.
 //!
-//! The core takes the time as an argument; only [`crate::clock`] reads it from the system.
+//! The core takes the time as an argument; only `jetway::io::clock` reads it from the system.
 
 use std::fmt;
 

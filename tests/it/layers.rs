@@ -8,7 +8,8 @@ const CORE: [&str; 7] = ["base", "entry", "jet", "policy", "rdp", "stage", "toke
 
 fn sources(path: &Path) -> Vec<PathBuf> {
     if path.is_file() {
-        return vec![path.to_owned()];
+        let is_code = path.extension().is_some_and(|extension| extension == "rs");
+        return is_code.then(|| path.to_owned()).into_iter().collect();
     }
     let entries = std::fs::read_dir(path)
         .unwrap()

@@ -1,4 +1,4 @@
-//! Types that every part of Jetway uses. Nothing here depends on another part.
+//! Types that every part of Jetway uses. Nothing here depends on another member of the workspace.
 
 pub mod address;
 pub mod escape;
