@@ -223,7 +223,7 @@ pub mod jet;
 pub mod policy;
 pub mod rdp;
 pub mod stage;
-pub mod token;
+pub use jetway_token as token;
 
 // Shell: may do I/O.
 #[cfg(feature = "shell")]

@@ -21,10 +21,10 @@ use super::json::{Checked, as_uuid};
 use super::rules::TokenRules;
 use super::target::{TargetAddr, TargetAddrError};
 use super::validity::Validity;
+use crate::agent_name::AgentName;
 use crate::application_protocol::ApplicationProtocol;
-use crate::limits;
-use crate::time::UnixTime;
-use crate::token::agent_name::AgentName;
+use jetway_base::limits;
+use jetway_base::time::UnixTime;
 
 /// Claims that only an encrypted token may have ([JET-PROTO] 2.2.3.3).
 pub const SECRET_CLAIMS: [&str; 4] = ["dst_usr", "dst_pwd", "prx_usr", "prx_pwd"];

@@ -1,11 +1,11 @@
 //! The rules that a token can break, and who can put it right.
 
-use crate::time::UnixTime;
+use jetway_base::time::UnixTime;
 
 /// The rule that a token breaks. Each says who can put it right; none repeats the token, but for the name of another gateway.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// Issuer: the text is larger than [`limits::TOKEN_BYTES`](crate::limits::TOKEN_BYTES).
+    /// Issuer: the text is larger than [`limits::TOKEN_BYTES`](jetway_base::limits::TOKEN_BYTES).
     #[error("the token has {bytes} bytes, more than are accepted")]
     Oversized {
         /// Its size.

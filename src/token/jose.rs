@@ -41,7 +41,7 @@ use zeroize::Zeroizing;
 use super::algorithm::{ContentEncryption, KeyManagement, SignatureAlgorithm};
 use super::error::TokenError;
 use super::json;
-use crate::limits;
+use jetway_base::limits;
 
 /// Largest protected header, characters of base64url. An `epk` takes 250; certificate chains (`x5c`) are no use here.
 const HEADER_CHARS: usize = 4096;

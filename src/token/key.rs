@@ -3,7 +3,7 @@
 //! The allow-list of algorithms follows from the key and never from a token's header: a public key cannot serve as an
 //! HMAC secret, and a signing key does not decrypt.
 //!
-//! Not done here: reading files ([`keyring`](crate::keyring)).
+//! Not done here: reading files (`jetway::gateway::trust::keyring`).
 
 use std::fmt;
 

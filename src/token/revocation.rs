@@ -124,8 +124,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::time::UnixTime;
-    use crate::token::TokenRules;
+    use crate::TokenRules;
+    use jetway_base::time::UnixTime;
 
     const AID: &str = "4daeb814-cdb6-4779-a16b-6479064e8107";
 

@@ -13,7 +13,7 @@ use super::algorithm::SignatureAlgorithm;
 use super::jose::{Compact, JwsAlg, SignatureVerifier};
 use super::key::{Curve, Key, KeyDocument, KeyKind};
 use super::mint::{MintError, SigningKey};
-use crate::limits;
+use jetway_base::limits;
 
 /// The one algorithm of statements: every platform has it, and its signatures are short.
 const ALGORITHM: SignatureAlgorithm = SignatureAlgorithm::Es256;
@@ -156,10 +156,10 @@ fn parse<'a>(text: &'a str, typ: &str) -> Result<Compact<'a>, NotStated> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::UnixTime;
-    use crate::token::algorithm::Algorithm;
-    use crate::token::mint::{generate, mint};
-    use crate::token::{KeySet, KeyUsage, TokenRules, Verifier};
+    use crate::algorithm::Algorithm;
+    use crate::mint::{generate, mint};
+    use crate::{KeySet, KeyUsage, TokenRules, Verifier};
+    use jetway_base::time::UnixTime;
 
     fn key() -> Key {
         generate(Algorithm::Signature(ALGORITHM)).unwrap()

@@ -12,8 +12,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::token::agent_name::AgentName;
-use crate::token::target::TargetAddr;
+use crate::agent_name::AgentName;
+use crate::target::TargetAddr;
 
 /// A target, with how it is reached.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

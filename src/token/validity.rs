@@ -11,7 +11,7 @@
 
 use super::error::TokenError;
 use super::rules::TokenRules;
-use crate::time::UnixTime;
+use jetway_base::time::UnixTime;
 
 /// The period in which a token is valid, without leeway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

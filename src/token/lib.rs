@@ -40,7 +40,7 @@ pub use self::key::{KeyDocument, KeyError, KeySet, KeyUsage};
 pub use self::rules::{TokenRules, UnsignedJwe};
 use self::validity::Validity;
 use crate::application_protocol::ApplicationProtocol;
-use crate::time::UnixTime;
+use jetway_base::time::UnixTime;
 
 /// Whether `text` has the shape of a token (a compact JWS or JWE), so that it is one or a damaged one, and nothing else.
 #[must_use]
