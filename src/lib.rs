@@ -221,8 +221,8 @@ pub use jetway_base as base;
 pub mod entry;
 pub mod jet;
 pub mod policy;
-pub mod rdp;
-pub mod stage;
+pub use jetway_rdp as rdp;
+pub use jetway_stage as stage;
 pub use jetway_token as token;
 
 // Shell: may do I/O.

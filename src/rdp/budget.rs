@@ -14,8 +14,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::limits;
-use crate::rdp::Direction;
+use crate::Direction;
+use jetway_base::limits;
 
 /// The account of one session. Copies are the same account.
 #[derive(Clone, Debug, Default)]
@@ -213,7 +213,7 @@ impl fmt::Debug for Held {
 /// What a table of so many places takes, whatever kind of table: hash tables keep an eighth and more of their places
 /// empty, and trees half of them.
 #[must_use]
-pub(crate) fn places<T>(count: usize) -> usize {
+pub fn places<T>(count: usize) -> usize {
     count
         .saturating_mul(size_of::<T>().saturating_add(PLACE_BYTES))
         .saturating_mul(2)

@@ -32,7 +32,7 @@ use std::fmt;
 use zeroize::Zeroizing;
 
 use super::{FrameError, decode_frame, encode_frame};
-use crate::limits;
+use jetway_base::limits;
 
 /// [MS-RDPBCGR] 2.2.1.1 Client X.224 Connection Request PDU.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -211,7 +211,7 @@ pub enum ConnectionRequestError {
 ///
 /// # Examples
 /// ```
-/// use jetway::rdp::connection_request;
+/// use jetway_rdp::connection_request;
 ///
 /// let wire = b"\x03\x00\x00\x1b\x16\xe0\x00\x00\x00\x00\x00ticket\r\n\x01\x00\x08\x00\x03\x00\x00\x00";
 /// let (mut request, consumed) = connection_request::decode(wire)?.expect("complete");

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::bytes::{Reader, latin1, shifted, u16_at, u32_at, utf16};
 use super::mcs::per_length;
-use crate::limits;
+use jetway_base::limits;
 
 /// Client Core, Network, Message Channel and Monitor Data: who the client is and what it asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -278,7 +278,8 @@ fn user_id(reader: &mut Reader<'_>) -> Option<u16> {
 }
 
 /// The frame of a Send Data Request or Indication with `parts` as its data; `None` where it would be too long.
-pub(crate) fn encode_send_data(
+#[must_use]
+pub fn encode_send_data(
     request: bool,
     initiator: u16,
     channel: u16,
@@ -308,7 +309,8 @@ pub(crate) fn encode_send_data(
 }
 
 /// The frame of a Disconnect Provider Ultimatum.
-pub(crate) fn encode_disconnect(reason: u8) -> Vec<u8> {
+#[must_use]
+pub fn encode_disconnect(reason: u8) -> Vec<u8> {
     let first = choice::DISCONNECT_PROVIDER_ULTIMATUM << 2 | (reason >> 1) & 0b11;
     vec![3, 0, 0, 9, 2, 0xf0, 0x80, first, reason << 7]
 }

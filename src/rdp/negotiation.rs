@@ -14,7 +14,7 @@
 //! [MS-RDPBCGR]: https://learn.microsoft.com/en-us/openspecs/windows_protocols/ms-rdpbcgr/13757f8f-66db-4273-9d2c-385c33b1e483
 
 use super::{FrameError, decode_frame, encode_frame};
-use crate::limits;
+use jetway_base::limits;
 
 /// [MS-RDPBCGR] 2.2.1.2 Server X.224 Connection Confirm PDU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,7 +130,7 @@ pub enum ConnectionConfirmError {
 ///
 /// # Examples
 /// ```
-/// use jetway::rdp::negotiation::{ConnectionConfirm, decode_confirm};
+/// use jetway_rdp::negotiation::{ConnectionConfirm, decode_confirm};
 ///
 /// let wire = b"\x03\x00\x00\x13\x0e\xd0\x00\x00\x12\x34\x00\x02\x1f\x08\x00\x02\x00\x00\x00";
 /// let selected = ConnectionConfirm::Selected { flags: 0x1f, protocol: 2 };

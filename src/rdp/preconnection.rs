@@ -23,7 +23,7 @@ use std::fmt;
 
 use zeroize::Zeroizing;
 
-use crate::limits;
+use jetway_base::limits;
 
 /// [MS-RDPEPS] 2.2.1 Preconnection PDU (RDP_PRECONNECTION_PDU).
 #[derive(Clone, PartialEq, Eq)]
@@ -101,7 +101,7 @@ pub enum PreconnectionError {
 ///
 /// # Examples
 /// ```
-/// use jetway::rdp::preconnection::{self, PreconnectionPdu};
+/// use jetway_rdp::preconnection::{self, PreconnectionPdu};
 ///
 /// let wire = preconnection::encode_v2(7, "eyJ0")?;
 /// let (pdu, consumed) = preconnection::decode(&wire)?.expect("complete");

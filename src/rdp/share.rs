@@ -340,7 +340,8 @@ pub(super) fn error_info(data: &[u8]) -> Option<u32> {
 }
 
 /// A Set Error Info PDU for the I/O channel.
-pub(crate) fn encode_error_info(share_id: u32, source: u16, code: u32) -> Vec<u8> {
+#[must_use]
+pub fn encode_error_info(share_id: u32, source: u16, code: u32) -> Vec<u8> {
     let mut pdu = vec![22, 0, 0x17, 0];
     pdu.extend(source.to_le_bytes());
     pdu.extend(share_id.to_le_bytes());

@@ -36,7 +36,7 @@ use ironrdp_pdu::x224::{X224, X224Data};
 
 use super::gcc::{self, ClientData};
 use super::mcs::{self, Mcs};
-use crate::limits;
+use jetway_base::limits;
 
 /// Why a client cannot be welcomed; its fault, but for [`Encode`](Self::Encode).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -212,7 +212,10 @@ impl Welcome {
 }
 
 /// Appends an MCS Send Data Indication on the I/O channel.
-pub(crate) fn put_data(
+///
+/// # Errors
+/// The PDU called `name` cannot be encoded.
+pub fn put_data(
     answer: &mut Vec<u8>,
     pdu: &impl Encode,
     name: &'static str,
@@ -249,7 +252,7 @@ mod tests {
     use ironrdp_pdu::gcc::ServerGccBlocks;
 
     use super::*;
-    use crate::rdp::{Direction, recording};
+    use crate::{Direction, recording};
 
     /// What a recorded client says up to its Client Info PDU, the last frame.
     fn frames(recorded: &[u8]) -> Vec<Vec<u8>> {
@@ -311,7 +314,7 @@ mod tests {
         assert_eq!(blocks.network.channel_ids, expected);
         let requested = blocks.core.optional_data.client_requested_protocols;
         assert_eq!(requested, Some(SecurityProtocol::from_bits_retain(3)));
-        let (info, _) = crate::rdp::client_info::decode(&info).unwrap();
+        let (info, _) = crate::client_info::decode(&info).unwrap();
         assert_eq!(info.user, "alice");
     }
 

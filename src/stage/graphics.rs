@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::rdp::Direction;
-use crate::rdp::channel::egfx::{self, GraphicsEvent};
-use crate::rdp::share::CapabilitySets;
-use crate::rdp::surface::{self, SurfaceCommand};
+use jetway_rdp::Direction;
+use jetway_rdp::channel::egfx::{self, GraphicsEvent};
+use jetway_rdp::share::CapabilitySets;
+use jetway_rdp::surface::{self, SurfaceCommand};
 
 /// Codecs and round trips of one session.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]

@@ -16,18 +16,18 @@ use serde::Serialize;
 
 use super::graphics::{Graphics, GraphicsStatistics};
 use super::{Direction, Event, Input, Interest, Logon, Phase, Stage, Unknown, Verdict};
-use crate::rdp::budget::{Budget, Exhausted, Held, places};
-use crate::rdp::channel::audin::MicrophoneEvent;
-use crate::rdp::channel::cliprdr::{ClipboardEvent, ClipboardFile, FilePart, FileRange, Format};
-use crate::rdp::channel::display::{DisplayEvent, Monitor};
-use crate::rdp::channel::drdynvc::{DynamicEvent, DynamicTraffic};
-use crate::rdp::channel::rail::RemoteProgramEvent;
-use crate::rdp::channel::rdpdr::{
+use jetway_rdp::budget::{Budget, Exhausted, Held, places};
+use jetway_rdp::channel::audin::MicrophoneEvent;
+use jetway_rdp::channel::cliprdr::{ClipboardEvent, ClipboardFile, FilePart, FileRange, Format};
+use jetway_rdp::channel::display::{DisplayEvent, Monitor};
+use jetway_rdp::channel::drdynvc::{DynamicEvent, DynamicTraffic};
+use jetway_rdp::channel::rail::RemoteProgramEvent;
+use jetway_rdp::channel::rdpdr::{
     Device, DeviceEvent, DeviceKind, FileUse, Request, RequestTarget,
 };
-use crate::rdp::channel::rdpsnd::{AudioFormat, SoundEvent};
-use crate::rdp::channel::{ChannelError, ChannelEvent, Channels, wide};
-use crate::rdp::share::pdu_type2;
+use jetway_rdp::channel::rdpsnd::{AudioFormat, SoundEvent};
+use jetway_rdp::channel::{ChannelError, ChannelEvent, Channels, wide};
+use jetway_rdp::share::pdu_type2;
 
 /// One thing that happened in a session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -751,7 +751,7 @@ impl Inspector {
             DeviceEvent::Requested { target, request } => {
                 if target.device_kind == Some(DeviceKind::SmartCard)
                     && matches!(request, Request::Control { .. })
-                    && self.smart_cards.len() < crate::limits::DEVICES
+                    && self.smart_cards.len() < jetway_base::limits::DEVICES
                     && self.smart_cards.insert(target.device)
                 {
                     let device = target.device;
@@ -957,7 +957,7 @@ impl Inspector {
                 }
                 let room = {
                     let known = &self.statistics_mut().dynamic_channels;
-                    known.len() < crate::limits::DYNAMIC_CHANNELS && !known.contains(&channel)
+                    known.len() < jetway_base::limits::DYNAMIC_CHANNELS && !known.contains(&channel)
                 };
                 if room {
                     let bytes = places::<String>(1).saturating_add(channel.len());
@@ -1395,9 +1395,9 @@ mod tests {
     use std::sync::mpsc::{self, Receiver};
 
     use super::*;
-    use crate::limits;
-    use crate::rdp::channel::hostile::{clip, file_list};
-    use crate::rdp::event::StaticChannel;
+    use crate::clipboard_messages::{clip, file_list};
+    use jetway_base::limits;
+    use jetway_rdp::event::StaticChannel;
 
     #[test]
     fn a_message_that_cannot_be_read_ends_the_session_and_is_recorded() {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Direction, Event, Interest, Stage, Verdict};
-use crate::rdp::event::Sink;
+use jetway_rdp::event::Sink;
 
 /// The stages of a session, in order.
 #[derive(Debug, Default)]
@@ -87,8 +87,8 @@ impl Sink for Pipeline {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rdp::Direction;
-    use crate::stage::StaticChannel;
+    use crate::StaticChannel;
+    use jetway_rdp::Direction;
 
     #[test]
     fn the_strongest_interest_of_any_stage_counts() {

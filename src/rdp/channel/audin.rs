@@ -7,8 +7,8 @@ use super::event::ChannelEvent;
 pub use super::event::MicrophoneEvent;
 use super::rdpsnd::audio_format;
 use super::read::{ChannelError, Reader, only, room, size, wide};
-use crate::rdp::Direction;
-use crate::rdp::budget::{Budget, Held, places};
+use crate::Direction;
+use crate::budget::{Budget, Held, places};
 
 /// The microphone channel of one session.
 #[derive(Debug)]

@@ -17,9 +17,9 @@ use std::sync::Arc;
 use super::event::ChannelEvent;
 pub use super::event::{ClipboardEvent, ClipboardFile, FilePart, FileRange, Format};
 use super::read::{ChannelError, Reader, narrow_text, room, size, utf16_text, within};
-use crate::limits;
-use crate::rdp::Direction;
-use crate::rdp::budget::{Budget, Held, places};
+use crate::Direction;
+use crate::budget::{Budget, Held, places};
+use jetway_base::limits;
 
 /// The clipboard channel of one session.
 #[derive(Debug)]

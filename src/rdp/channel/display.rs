@@ -5,7 +5,7 @@
 use super::event::ChannelEvent;
 pub use super::event::{DisplayEvent, Monitor};
 use super::read::{ChannelError, Reader, only, size, wide};
-use crate::rdp::Direction;
+use crate::Direction;
 
 /// The display control channel of one session.
 #[derive(Debug, Default)]

@@ -15,9 +15,9 @@ pub use super::event::{DynamicEvent, DynamicTraffic, SoftSyncTunnel};
 use super::rdp8_lite::{self, Rdp8Lite};
 use super::read::{ChannelError, Reader, narrow_text, room, size, wide, within};
 use super::{audin, cliprdr, display, rail, rdpdr, rdpsnd};
-use crate::limits;
-use crate::rdp::Direction;
-use crate::rdp::budget::{Budget, Held, places};
+use crate::Direction;
+use crate::budget::{Budget, Held, places};
+use jetway_base::limits;
 
 /// The dynamic channels of one session.
 #[derive(Debug)]
@@ -602,7 +602,7 @@ mod tests {
     use Direction::{ToClient, ToTarget};
 
     use super::*;
-    use crate::rdp::channel::egfx::GraphicsEvent;
+    use crate::channel::egfx::GraphicsEvent;
 
     #[test]
     fn graphics_are_counted_and_never_held() {

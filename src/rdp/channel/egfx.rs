@@ -11,8 +11,8 @@
 
 use serde::Serialize;
 
-use crate::rdp::Direction;
-use crate::rdp::bytes::{u16_at, u32_at};
+use crate::Direction;
+use crate::bytes::{u16_at, u32_at};
 
 /// What the graphics pipeline did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

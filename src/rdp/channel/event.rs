@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::egfx::GraphicsEvent;
 use super::read::ChannelError;
-use crate::rdp::Direction;
+use crate::Direction;
 
 /// What happened on a virtual channel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -2,10 +2,11 @@
 
 use Direction::{ToClient, ToTarget};
 
+use super::clipboard_messages::{clip, file_list};
 use super::{ChannelError, Channels, rdp8_lite};
-use crate::limits;
-use crate::rdp::Direction;
-use crate::rdp::budget::Budget;
+use crate::Direction;
+use crate::budget::Budget;
+use jetway_base::limits;
 
 /// A PDU of a static channel.
 type Pdu = (&'static str, Direction, Vec<u8>);
@@ -452,34 +453,4 @@ fn rename_request(completion: u32, characters: usize) -> Vec<u8> {
 fn completion(completion: u32, body: &[u8]) -> Vec<u8> {
     let fields = [1, completion, 0].map(u32::to_le_bytes);
     [b"rDCI", fields.as_flattened(), body].concat()
-}
-
-pub(crate) fn clip(msg_type: u16, flags: u16, body: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(body.len()).unwrap();
-    let head = [msg_type.to_le_bytes(), flags.to_le_bytes()];
-    [head.as_flattened(), &length.to_le_bytes(), body].concat()
-}
-
-/// The target offers a list of files, the client asks for it and gets it: so many names of so many characters.
-pub(crate) fn file_list(count: usize, characters: usize) -> Vec<(Direction, Vec<u8>)> {
-    let id = [0x34, 0xc0, 0, 0];
-    let mut long = Vec::new();
-    for unit in "FileGroupDescriptorW".encode_utf16().chain([0]) {
-        long.extend(unit.to_le_bytes());
-    }
-    let capabilities = clip(7, 0, b"\x01\0\0\0\x01\0\x0c\0\x02\0\0\0\x02\0\0\0");
-    let mut list = u32::try_from(count).unwrap().to_le_bytes().to_vec();
-    for _ in 0..count {
-        let end = list.len() + 592;
-        list.resize(list.len() + 72, 0);
-        list.resize(list.len() + characters * 2, 0x41);
-        list.resize(end, 0);
-    }
-    vec![
-        (ToTarget, capabilities.clone()),
-        (ToClient, capabilities),
-        (ToClient, clip(2, 0, &[&id[..], &long].concat())),
-        (ToTarget, clip(4, 0, &id)),
-        (ToClient, clip(5, 1, &list)),
-    ]
 }

@@ -43,12 +43,14 @@ pub mod rdpsnd;
 mod read;
 
 #[cfg(test)]
-pub(crate) mod hostile;
+mod clipboard_messages;
+#[cfg(test)]
+mod hostile;
 
 use self::event::noted;
 pub use self::event::{ChannelEvent, Unreadable};
 pub use self::read::ChannelError;
-pub(crate) use self::read::wide;
+pub use self::read::wide;
 
 /// The parsers of one session, one for each static channel that has one.
 #[derive(Debug)]

@@ -5,7 +5,7 @@
 pub use super::event::RemoteProgramEvent;
 use super::event::{ChannelEvent, noted};
 use super::read::{ChannelError, Reader, wide};
-use crate::rdp::Direction;
+use crate::Direction;
 
 /// The channel of remote programs of one session.
 #[derive(Debug, Default)]

@@ -16,9 +16,9 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use super::event::{ChannelEvent, noted};
 pub use super::event::{Device, DeviceEvent, DeviceKind, FileUse, Request, RequestTarget};
 use super::read::{ChannelError, Reader, narrow_text, only, room, size, utf16_text, wide, within};
-use crate::limits;
-use crate::rdp::Direction;
-use crate::rdp::budget::{Budget, Held, places};
+use crate::Direction;
+use crate::budget::{Budget, Held, places};
+use jetway_base::limits;
 
 impl Request {
     /// Whether it can change what is on the device.

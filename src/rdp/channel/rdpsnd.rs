@@ -8,8 +8,8 @@
 pub use super::event::{AudioFormat, SoundEvent};
 use super::event::{ChannelEvent, unreadable};
 use super::read::{ChannelError, Reader, only, wide};
-use crate::rdp::Direction;
-use crate::rdp::budget::{Budget, Held, places};
+use crate::Direction;
+use crate::budget::{Budget, Held, places};
 
 /// The sound channel of one session.
 #[derive(Debug)]

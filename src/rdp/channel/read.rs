@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::rdp8_lite::Rdp8LiteError;
-use crate::rdp::Direction;
-use crate::rdp::budget::Exhausted;
+use crate::Direction;
+use crate::budget::Exhausted;
 
 /// Why a channel PDU is not what it claims to be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -239,7 +239,8 @@ pub(super) fn size(value: u32) -> usize {
 }
 
 /// A size as 64 bits.
-pub(crate) fn wide(value: usize) -> u64 {
+#[must_use]
+pub fn wide(value: usize) -> u64 {
     u64::try_from(value).unwrap_or(u64::MAX)
 }
 

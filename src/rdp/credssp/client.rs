@@ -31,7 +31,7 @@ use super::kerberos::{Initiator, TICKET_NOT_TAKEN, Work};
 use super::krb_error::KrbError;
 use super::ts_request::{decode, encode};
 use super::{COMPUTER_NAME, Panicked, TS_REQUESTS, TsRequestError, contained};
-use crate::rdp::nt_status::NtStatus;
+use crate::nt_status::NtStatus;
 
 impl From<Panicked> for LogonError {
     fn from(panicked: Panicked) -> Self {

@@ -5,7 +5,7 @@
 use std::fmt;
 
 use super::{INTEGER, SEQUENCE, element};
-use crate::rdp::nt_status::NtStatus;
+use crate::nt_status::NtStatus;
 
 /// Why there is no ticket, or why one is not taken.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,13 +3,13 @@
 
 use std::borrow::Cow;
 
-use crate::limits;
-use crate::rdp::Direction;
-use crate::rdp::budget::{Budget, Held};
-use crate::rdp::bulk::{self, Bulk};
-use crate::rdp::bytes::u32_at;
-use crate::rdp::event::{Event, Interest, Sink, StaticChannel, Unknown, Verdict};
-use crate::rdp::mcs;
+use crate::Direction;
+use crate::budget::{Budget, Held};
+use crate::bulk::{self, Bulk};
+use crate::bytes::u32_at;
+use crate::event::{Event, Interest, Sink, StaticChannel, Unknown, Verdict};
+use crate::mcs;
+use jetway_base::limits;
 
 use super::error::SessionError;
 use super::passage::{Passage, PerDirection, malformed, note_compression, plain, watch};

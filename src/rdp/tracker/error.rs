@@ -1,12 +1,12 @@
 //! Why a session ends, whose fault it is, and what its user is told.
 
-use crate::rdp::Direction;
-use crate::rdp::budget::Exhausted;
-use crate::rdp::client_info::ClientInfoError;
-use crate::rdp::event::Phase;
-use crate::rdp::frame::FrameError;
-use crate::rdp::gcc::GccError;
-use crate::rdp::mcs::McsError;
+use crate::Direction;
+use crate::budget::Exhausted;
+use crate::client_info::ClientInfoError;
+use crate::event::Phase;
+use crate::frame::FrameError;
+use crate::gcc::GccError;
+use crate::mcs::McsError;
 
 /// Why a session cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -56,20 +56,20 @@ use std::ops::Range;
 
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::rdp::Direction;
-use crate::rdp::budget::{Budget, Held};
-use crate::rdp::bulk::{self, Bulk};
-use crate::rdp::bytes::{Reader, shifted, u16_at, u32_at};
-use crate::rdp::client_info::{self, ClientInfoError, Logon};
-use crate::rdp::event::{Event, Interest, Phase, Sink, StaticChannel, Unknown, Verdict};
-use crate::rdp::fast_path;
-use crate::rdp::frame::{self, Frame, FrameKind};
-use crate::rdp::gcc::{self, GccError};
-use crate::rdp::input::Input;
-use crate::rdp::mcs::{self, Mcs, McsError};
-use crate::rdp::reconnect::{ClientCookie, Cookies};
-use crate::rdp::redirection::{self, Redirections};
-use crate::rdp::share::{self, pdu_type, pdu_type2};
+use crate::Direction;
+use crate::budget::{Budget, Held};
+use crate::bulk::{self, Bulk};
+use crate::bytes::{Reader, shifted, u16_at, u32_at};
+use crate::client_info::{self, ClientInfoError, Logon};
+use crate::event::{Event, Interest, Phase, Sink, StaticChannel, Unknown, Verdict};
+use crate::fast_path;
+use crate::frame::{self, Frame, FrameKind};
+use crate::gcc::{self, GccError};
+use crate::input::Input;
+use crate::mcs::{self, Mcs, McsError};
+use crate::reconnect::{ClientCookie, Cookies};
+use crate::redirection::{self, Redirections};
+use crate::share::{self, pdu_type, pdu_type2};
 
 use self::channel::{Channel, ChannelContext, Chunk};
 pub use self::error::{
@@ -1106,8 +1106,8 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::limits;
-    use crate::rdp::redirection::Redirection;
+    use crate::redirection::Redirection;
+    use jetway_base::limits;
 
     #[test]
     fn nothing_but_the_client_info_may_come_before_it() {
@@ -2157,7 +2157,7 @@ mod tests {
     }
 
     fn recording() -> Vec<(Direction, Vec<u8>)> {
-        crate::rdp::recording(include_bytes!(
+        crate::recording(include_bytes!(
             "../../../tests/golden/sessions/gdi-tls-shadow2.rec"
         ))
     }

@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use super::error::SessionError;
-use crate::rdp::Direction;
-use crate::rdp::budget::Budget;
-use crate::rdp::bulk::Bulk;
-use crate::rdp::event::{Event, Sink, Verdict};
+use crate::Direction;
+use crate::budget::Budget;
+use crate::bulk::Bulk;
+use crate::event::{Event, Sink, Verdict};
 
 /// One of a kind for each direction.
 #[derive(Clone, Copy, Debug, Default)]

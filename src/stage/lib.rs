@@ -3,6 +3,9 @@
 //! A stage is one file here and one line where the pipeline of a session is built. It sees every event of both
 //! directions in order of arrival, must not block, and answers each with a [`Verdict`].
 
+#[cfg(test)]
+#[path = "../rdp/channel/clipboard_messages.rs"]
+mod clipboard_messages;
 pub mod graphics;
 pub mod inspector;
 mod pipeline;
@@ -11,11 +14,11 @@ use std::fmt;
 use std::time::Duration;
 
 pub use self::pipeline::Pipeline;
-pub use crate::rdp::Direction;
-pub use crate::rdp::event::{Event, Interest, Phase, StaticChannel, Unknown, Verdict};
-pub use crate::rdp::input::Input;
-pub use crate::rdp::logon::{AutoReconnectCookie, Logon};
-pub use crate::rdp::redirection::Redirection;
+pub use jetway_rdp::Direction;
+pub use jetway_rdp::event::{Event, Interest, Phase, StaticChannel, Unknown, Verdict};
+pub use jetway_rdp::input::Input;
+pub use jetway_rdp::logon::{AutoReconnectCookie, Logon};
+pub use jetway_rdp::redirection::Redirection;
 
 /// One observer or judge of a session.
 pub trait Stage: Send + fmt::Debug {
