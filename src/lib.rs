@@ -218,9 +218,9 @@
 
 // Core: bytes and `now` in, values out.
 pub use jetway_base as base;
-pub mod entry;
-pub mod jet;
-pub mod policy;
+pub use jetway_entry as entry;
+pub use jetway_jet as jet;
+pub use jetway_policy as policy;
 pub use jetway_rdp as rdp;
 pub use jetway_stage as stage;
 pub use jetway_token as token;

@@ -8,7 +8,8 @@ use std::fmt;
 use zeroize::Zeroizing;
 
 use crate::ticket::{self, Ticket, TicketError};
-use crate::{limits, token};
+use jetway_base::limits;
+use jetway_token as token;
 
 /// What a carrier held.
 #[derive(Clone, PartialEq, Eq)]

@@ -52,7 +52,7 @@ pub enum Recognition {
 ///
 /// # Examples
 /// ```
-/// use jetway::preamble::{Preamble, Recognition, recognise};
+/// use jetway_entry::preamble::{Preamble, Recognition, recognise};
 ///
 /// assert_eq!(recognise(b"\x16\x03"), Recognition::NeedMore);
 /// assert_eq!(recognise(b"\x16\x03\x03"), Recognition::Known(Preamble::Tls));
@@ -85,7 +85,7 @@ pub fn recognise(bytes: &[u8]) -> Recognition {
 ///
 /// # Examples
 /// ```
-/// use jetway::preamble::{Preamble, Recognition, recognise_behind};
+/// use jetway_entry::preamble::{Preamble, Recognition, recognise_behind};
 ///
 /// assert_eq!(recognise_behind(b"\x16\x03\x01"), Recognition::Known(Preamble::Tls));
 /// assert_eq!(recognise_behind(b"\x03"), Recognition::NeedMore);

@@ -11,7 +11,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::limits;
+use jetway_base::limits;
 
 /// The addresses a load balancer reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,10 +61,10 @@ pub enum ProxyProtocolError {
 /// # Examples
 /// ```
 /// let bytes = b"PROXY TCP4 192.0.2.7 198.51.100.1 50000 3389\r\n\x03\x00";
-/// let (header, consumed) = jetway::proxy_protocol::decode(bytes)?.expect("complete");
+/// let (header, consumed) = jetway_entry::proxy_protocol::decode(bytes)?.expect("complete");
 /// assert_eq!(header.source, Some("192.0.2.7:50000".parse().unwrap()));
 /// assert_eq!(&bytes[consumed..], b"\x03\x00");
-/// # Ok::<(), jetway::proxy_protocol::ProxyProtocolError>(())
+/// # Ok::<(), jetway_entry::proxy_protocol::ProxyProtocolError>(())
 /// ```
 pub fn decode(bytes: &[u8]) -> Result<Option<(ProxyHeader, usize)>, ProxyProtocolError> {
     // Nothing at all is the start of both, too.

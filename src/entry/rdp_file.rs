@@ -19,8 +19,8 @@ use std::str::FromStr;
 
 use zeroize::Zeroizing;
 
-use crate::limits;
-use crate::token::target::TargetAddr;
+use jetway_base::limits;
+use jetway_token::target::TargetAddr;
 
 /// The contents of a `.rdp` file.
 #[derive(Clone)]

@@ -19,7 +19,7 @@ use openssl::pkey_ctx::PkeyCtx;
 use openssl::symm::{self, Cipher};
 use zeroize::Zeroizing;
 
-use crate::limits;
+use jetway_base::limits;
 
 /// What every ticket starts with.
 pub const PREFIX: &str = "jt-";

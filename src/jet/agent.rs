@@ -22,7 +22,7 @@
 //! also says what the specification has no member for: the target, and the relay candidates to accept on. Unknown members are
 //! ignored.
 //!
-//! A [statement](crate::token::statement) is what an agent signs. Its `typ` tells the two kinds from each other and from every
+//! A [statement](jetway_token::statement) is what an agent signs. Its `typ` tells the two kinds from each other and from every
 //! token, so none can be shown for another; a nonce, or the ids of one candidate, keep it from being shown twice.
 //!
 //! [JET-PROTO]: https://github.com/Devolutions/devolutions-gateway
@@ -36,10 +36,10 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::jet::message::{Answer, Candidate, Complete, MessageError, Offer};
-use crate::limits;
-use crate::token::agent_name::AgentName;
-use crate::token::target::TargetAddr;
+use crate::message::{Answer, Candidate, Complete, MessageError, Offer};
+use jetway_base::limits;
+use jetway_token::agent_name::AgentName;
+use jetway_token::target::TargetAddr;
 
 /// `typ` of the statement that answers a challenge.
 pub const LOGON_TYPE: &str = "jetway-agent-logon+jwt";
@@ -97,7 +97,7 @@ pub enum FromGateway {
         /// What is to be reached.
         target: TargetAddr,
         /// Where to accept.
-        #[serde(deserialize_with = "crate::jet::message::bounded_candidates")]
+        #[serde(deserialize_with = "crate::message::bounded_candidates")]
         candidates: Vec<Candidate>,
         /// When the target is to be contacted.
         #[serde(default, skip_serializing_if = "Dial::is_before_answer")]
@@ -339,8 +339,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::jet::candidate::Transport;
-    use crate::jet::message::Version;
+    use crate::candidate::Transport;
+    use crate::message::Version;
 
     #[test]
     fn an_enrolment_is_read_back_and_never_printed() {

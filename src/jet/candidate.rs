@@ -13,7 +13,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::token::target::{TargetAddr, TargetAddrError};
+use jetway_token::target::{TargetAddr, TargetAddrError};
 
 /// Longest URL, bytes: a name of 253 characters and room for a path.
 const URL_BYTES: usize = 1024;

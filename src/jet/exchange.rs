@@ -1,5 +1,5 @@
 //! [JET-PROTO] 2.2.5 Binary protocol: one request, one response, both HTTP/1.1 text inside a
-//! [`packet`](crate::jet::packet). The paths are those of 2.2.6 as well, where a WebSocket handshake carries them.
+//! [`packet`](crate::packet). The paths are those of 2.2.6 as well, where a WebSocket handshake carries them.
 //!
 //! ```text
 //! GET /jet/accept/<association>/<candidate> HTTP/1.1      HTTP/1.1 200 OK
@@ -21,8 +21,8 @@ use std::time::Duration;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::jet::message::Version;
-use crate::token;
+use crate::message::Version;
+use jetway_token as token;
 
 /// The sub-protocol of peers that offer one.
 pub const SUB_PROTOCOL: &str = "jet";

@@ -4,7 +4,7 @@
 //!
 //! [RFC 6455]: https://www.rfc-editor.org/rfc/rfc6455
 
-use crate::limits;
+use jetway_base::limits;
 
 /// What has come from the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,8 +8,8 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
 
-use crate::jet::candidate::{CandidateUrl, Transport};
-use crate::limits;
+use crate::candidate::{CandidateUrl, Transport};
+use jetway_base::limits;
 
 /// The version of the protocol, 2 or 3. Version 3 brought tokens and `transports`; everything else is the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -58,7 +58,7 @@ impl fmt::Debug for Packet {
 ///
 /// # Examples
 /// ```
-/// use jetway::jet::packet;
+/// use jetway_jet::packet;
 ///
 /// let wire = packet::encode(b"GET", 0x73)?;
 /// let packet = packet::decode(&wire)?.expect("complete");

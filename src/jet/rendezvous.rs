@@ -10,7 +10,7 @@
 //!
 //! - **One acceptor.** A second one is refused, so that nobody who knows two ids can take the place of the first.
 //! - **One selection.** The first bytes of the application select their candidate, or the client's word does
-//!   ([`Complete`](crate::jet::message::Complete)); with `jet_ct: close`, where tests are made on connections of their own,
+//!   ([`Complete`](crate::message::Complete)); with `jet_ct: close`, where tests are made on connections of their own,
 //!   connecting does. All other candidates are closed, and their peers are told to go.
 //! - **Two UUIDs are no secret.** An association that was created with a token demands a token of whoever accepts,
 //!   connects, tests or selects.
@@ -32,14 +32,14 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::address::AddressGroup;
-use crate::application_protocol::ApplicationProtocol;
-use crate::jet::candidate::{CandidateUrl, Transport};
-use crate::jet::message;
-use crate::limits;
-use crate::time::UnixTime;
-use crate::token::TokenId;
-use crate::token::claims::ConnectionTest;
+use crate::candidate::{CandidateUrl, Transport};
+use crate::message;
+use jetway_base::address::AddressGroup;
+use jetway_base::limits;
+use jetway_base::time::UnixTime;
+use jetway_token::TokenId;
+use jetway_token::application_protocol::ApplicationProtocol;
+use jetway_token::claims::ConnectionTest;
 
 /// A peer's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

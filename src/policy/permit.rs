@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use crate::token::claims::{Credentials, Thumbprint};
-use crate::token::target::TargetAddr;
+use jetway_token::claims::{Credentials, Thumbprint};
+use jetway_token::target::TargetAddr;
 
 /// A decision to let one session through.
 ///
-/// INVARIANT: only [`policy`](crate::policy) makes one, so code that holds a `Permit` need not ask again.
+/// INVARIANT: only [this crate](crate) makes one, so code that holds a `Permit` need not ask again.
 #[derive(Clone, Debug)]
 pub struct Permit {
     pub(super) targets: Vec<TargetAddr>,

@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::IpAddr;
 
-use crate::address::AddressGroup;
-use crate::token::TokenId;
+use jetway_base::address::AddressGroup;
+use jetway_token::TokenId;
 
 /// Whose an entry is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -11,8 +11,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use crate::address::AddressGroup;
-use crate::limits;
+use jetway_base::address::AddressGroup;
+use jetway_base::limits;
 
 /// The buckets of all networks.
 #[derive(Debug)]

@@ -11,10 +11,10 @@ pub mod work;
 
 use std::time::Duration;
 
-use crate::application_protocol::ApplicationProtocol;
-use crate::policy::denial::Denial;
-use crate::policy::permit::{Inspection, Permit};
-use crate::token::claims::{Claims, ConnectionMode, RecordingPolicy};
+use crate::denial::Denial;
+use crate::permit::{Inspection, Permit};
+use jetway_token::application_protocol::ApplicationProtocol;
+use jetway_token::claims::{Claims, ConnectionMode, RecordingPolicy};
 
 /// Time limits that hold for every session, whatever its token says.
 #[derive(Clone, Copy, Debug, Default)]
@@ -228,7 +228,7 @@ fn agree<T: PartialEq>(one: Option<T>, other: Option<T>) -> Result<Option<T>, De
 mod tests {
     use serde_json::{Value, json};
 
-    use crate::time::UnixTime;
+    use jetway_base::time::UnixTime;
 
     use super::*;
 
