@@ -30,10 +30,12 @@ use zeroize::Zeroizing;
 use crate::cli::agent::GatewayArgs;
 use crate::cli::output::print_line;
 use crate::cli::secret_file;
+use crate::io::over_tcp::OverTcp;
 use crate::log;
 use crate::log::settings::LogConfig;
+use crate::peer::bridge::bridge;
 use crate::peer::connect::{Connection, connect};
-use crate::peer::{Duplex, Site, bridge};
+use crate::peer::{Duplex, Site};
 use crate::token::agent_name::AgentName;
 
 /// Arguments of `jetway connect`.
@@ -162,6 +164,8 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
     loop {
         let (mut client, peer) = listener.accept().await?;
         client.set_nodelay(true)?;
+        // Its end is not to be behind more than a gateway reads ahead for.
+        socket2::SockRef::from(&client).set_recv_buffer_size(LOCAL_BUFFER_BYTES)?;
         let way = Arc::clone(&way);
         tokio::spawn(async move {
             match way.session(&mut client).await {
@@ -171,6 +175,9 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
         });
     }
 }
+
+/// What is received of a local program and not read yet, bytes; on one machine it need not be more.
+const LOCAL_BUFFER_BYTES: usize = 256 * 1024;
 
 /// Standard input and output, which are over when the far side is: nobody can be made to end standard input.
 struct Standard {
@@ -217,6 +224,12 @@ impl AsyncWrite for Standard {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Task<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+}
+
+impl OverTcp for Standard {
+    fn tcp(&self) -> Option<&tokio::net::TcpStream> {
+        None
     }
 }
 

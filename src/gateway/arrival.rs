@@ -17,7 +17,7 @@ use crate::clock;
 use crate::gateway::connection::Client;
 use crate::gateway::rendezvous::request;
 use crate::gateway::state::Gateway;
-use crate::gateway::upstream;
+use crate::io::keep_alive;
 use crate::limits;
 use crate::listener::Listener;
 use crate::listener::admission::Admission;
@@ -33,7 +33,7 @@ pub fn spawn(
     peer: SocketAddr,
     admission: Admission,
 ) {
-    if let Err(error) = upstream::tune(&stream) {
+    if let Err(error) = keep_alive::tune(&stream) {
         debug!(%peer, %error, "The client was gone at once");
         return;
     }

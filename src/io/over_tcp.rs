@@ -13,14 +13,14 @@ use crate::read_ahead::ReadAhead;
 use crate::stream::{Io, Stream};
 use crate::websocket::WebSocket;
 
-/// The peer has broken the connection, or both sides have ended it (poll(2)).
-const BROKEN: PollFlags = PollFlags::HUP.union(PollFlags::ERR);
+/// The peer has broken the connection (poll(2)).
+const BROKEN: PollFlags = PollFlags::ERR;
 
 /// The peer has ended or broken the connection, however much of what it sent was not read yet.
 #[cfg(target_os = "linux")]
-const GONE: PollFlags = BROKEN.union(PollFlags::RDHUP);
+const GONE: PollFlags = BROKEN.union(PollFlags::RDHUP).union(PollFlags::HUP);
 #[cfg(not(target_os = "linux"))]
-const GONE: PollFlags = BROKEN;
+const GONE: PollFlags = BROKEN.union(PollFlags::HUP);
 
 /// A stream above a TCP socket.
 pub trait OverTcp {
@@ -50,7 +50,12 @@ pub trait OverTcp {
 fn has(tcp: &TcpStream, flags: PollFlags) -> bool {
     let mut socket = [PollFd::from_borrowed_fd(tcp.as_fd(), flags)];
     // A socket that cannot be asked counts as alive: its own errors end it.
-    poll(&mut socket, Some(&Timespec::default())).is_ok_and(|answers| answers > 0)
+    let asked = poll(&mut socket, Some(&Timespec::default())).is_ok();
+    // HUP and ERR are told unasked.
+    asked
+        && socket
+            .iter()
+            .any(|socket| socket.revents().intersects(flags))
 }
 
 impl OverTcp for TcpStream {

@@ -49,8 +49,9 @@ use crate::jet::candidate::Transport;
 use crate::jet::exchange::{JetPath, Operation};
 use crate::jet::message::{Answer, Candidate, Offer};
 use crate::limits;
+use crate::peer::bridge::bridge;
 use crate::peer::host::{self, HostCandidate};
-use crate::peer::{Duplex, Granted, Site, bridge};
+use crate::peer::{Duplex, Granted, Site, tune};
 use crate::token::agent_name::AgentName;
 use crate::token::mint::SigningKey;
 use crate::token::statement;
@@ -573,7 +574,7 @@ async fn reach(agent: &Agent, target: &TargetAddr) -> Result<TcpStream, Decline>
     match timeout(TARGET_TIMEOUT, connect).await {
         Ok(Ok(stream)) => {
             // A stream that ends at once is seen by whoever writes to it.
-            let _ = stream.set_nodelay(true);
+            let _ = tune(&stream);
             Ok(stream)
         }
         Ok(Err(_)) | Err(_) => Err(Decline::Unreachable),

@@ -84,7 +84,7 @@ impl HostCandidate {
     }
 
     async fn serve(&self, stream: &mut TcpStream, association: Uuid) -> io::Result<bool> {
-        stream.set_nodelay(true)?;
+        crate::peer::tune(stream)?;
         let request = read_request(stream).await?;
         let JetPath {
             operation,

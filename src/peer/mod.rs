@@ -4,6 +4,7 @@
 //! |---|---|
 //! | here | how the gateway is reached: HTTP, WebSockets, candidates over every transport |
 //! | [`agent`] | the acceptor that stays |
+//! | [`bridge`] | bytes both ways, until both have ended |
 //! | [`connect`] | the client's side |
 //! | [`host`] | candidates that are the agent's own ports |
 //! | [`trust`] | whom `--ca` trusts |
@@ -12,18 +13,17 @@
 //! and it goes to the gateway that was named, since a candidate is the word of somebody else ([`Site::relay`]).
 
 pub mod agent;
+pub mod bridge;
 pub mod connect;
 pub mod host;
 pub mod trust;
 
-use std::future::{Future, poll_fn};
 use std::io;
 use std::net::IpAddr;
-use std::ops::Range;
 use std::path::Path;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
@@ -32,9 +32,9 @@ use hyper::body::Bytes;
 use hyper::{Method, Request, Response, StatusCode, Uri, header};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
@@ -48,8 +48,9 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::frames::Role;
-use crate::io::pem;
+use crate::io::over_tcp::OverTcp;
 use crate::io::websocket::settings;
+use crate::io::{keep_alive, pem};
 use crate::jet::candidate::{CandidateUrl, Transport};
 use crate::jet::exchange::{self, JetPath, SUB_PROTOCOL, Status};
 use crate::jet::message::Version;
@@ -63,7 +64,7 @@ use crate::websocket::{Ends, HALF_CLOSE_PROTOCOL, WebSocket};
 const DIAL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A byte stream whose directions end each by itself, whatever carries it.
-pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {
+pub trait Duplex: AsyncRead + AsyncWrite + OverTcp + Send + Unpin {
     /// Ends what is said to the peer; ready when nothing of it can be lost any more ([`WebSocket::poll_end`]).
     ///
     /// # Errors
@@ -110,6 +111,13 @@ where
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(self).poll_shutdown(cx)
     }
+}
+
+/// Notices that whoever is at the other end of `stream` has vanished. A peer does not know what is spoken through it, so that a pause is
+/// as long as it may be in any protocol.
+fn tune(stream: &TcpStream) -> io::Result<()> {
+    keep_alive::tune(stream)?;
+    keep_alive::give_time(stream, Duration::from_secs(limits::HALF_CLOSE_S))
 }
 
 /// A gateway, from outside.
@@ -367,7 +375,7 @@ impl Site {
             ensure!(url.transport == Transport::Tcp, "not a host candidate");
             let TargetAddr { host, port } = &url.address;
             let stream = TcpStream::connect((host.as_str(), *port)).await?;
-            stream.set_nodelay(true)?;
+            tune(&stream)?;
             binary(Box::new(stream), url, path, None).await
         };
         let granted = timeout(DIAL_TIMEOUT, ask).await;
@@ -382,7 +390,7 @@ impl Site {
         let tcp = TcpStream::connect((host.as_str(), *port))
             .await
             .with_context(|| format!("cannot connect to {address}"))?;
-        tcp.set_nodelay(true)?;
+        tune(&tcp)?;
         if !tls {
             let local = tcp.peer_addr()?.ip().is_loopback();
             ensure!(local, "secrets would travel in clear: use https://");
@@ -565,186 +573,9 @@ fn client_config(ca: Option<&Path>) -> anyhow::Result<ClientConfig> {
         .with_no_client_auth())
 }
 
-/// Brings what comes from one to the other until both have ended, `early` first; the end of one direction leaves the other open until
-/// that has been silent for [`limits::HALF_CLOSE_S`]. Returns the bytes to `other` and to `peer`.
-///
-/// # Errors
-/// Either side's.
-pub async fn bridge(
-    peer: &mut (impl Duplex + ?Sized),
-    other: &mut (impl Duplex + ?Sized),
-    early: &[u8],
-) -> io::Result<(u64, u64)> {
-    other.write_all(early).await?;
-    other.flush().await?;
-    let (mut to_other, mut to_peer) = (Way::new(), Way::new());
-    let patience = Duration::from_secs(limits::HALF_CLOSE_S);
-    let mut silence = pin!(sleep(patience));
-    let mut brought = None;
-    let mut broke = None;
-    let both: io::Result<()> = poll_fn(|cx| {
-        for way in [Which::ToOther, Which::ToPeer] {
-            let moved = match way {
-                Which::ToOther => to_other.poll(cx, peer, other),
-                Which::ToPeer => to_peer.poll(cx, other, peer),
-            };
-            match moved {
-                Poll::Ready(Err(Fault::Source(error))) => {
-                    return Poll::Ready(Err(broke.take().unwrap_or(error)));
-                }
-                // Its last words may be on their way: often they say why.
-                Poll::Ready(Err(Fault::Sink(error))) => {
-                    broke.get_or_insert(error);
-                }
-                Poll::Ready(Ok(())) | Poll::Pending => {}
-            }
-        }
-        if let Some(error) = &broke {
-            let over = |way: &Way| way.deaf || way.ended;
-            if over(&to_other) && over(&to_peer) {
-                return Poll::Ready(Err(io::Error::new(error.kind(), error.to_string())));
-            }
-        } else {
-            // Whoever has left takes nothing any more.
-            let left = to_other.left && !to_peer.ending || to_peer.left && !to_other.ending;
-            if left || to_other.ended && to_peer.ended {
-                return Poll::Ready(Ok(()));
-            }
-            if !to_other.ending && !to_peer.ending {
-                return Poll::Pending;
-            }
-        }
-        let now_brought = Some((to_other.brought, to_peer.brought));
-        if brought != now_brought {
-            brought = now_brought;
-            silence.as_mut().reset(Instant::now() + patience);
-        }
-        ready!(silence.as_mut().poll(cx));
-        Poll::Ready(broke.take().map_or(Ok(()), Err))
-    })
-    .await;
-    both?;
-    Ok((to_other.brought, to_peer.brought))
-}
-
-/// The directions of a bridge.
-#[derive(Clone, Copy)]
-enum Which {
-    ToOther,
-    ToPeer,
-}
-
-/// Which end of a direction broke.
-enum Fault {
-    Source(io::Error),
-    Sink(io::Error),
-}
-
-/// One direction of a bridge.
-struct Way {
-    buffer: Box<[u8]>,
-    /// What of the buffer was read and not written yet.
-    held: Range<usize>,
-    /// The sink may keep back what it has taken.
-    unflushed: bool,
-    /// The source has ended.
-    ending: bool,
-    /// The sink knows.
-    ended: bool,
-    /// The source has ended and left.
-    left: bool,
-    /// The sink has broken.
-    deaf: bool,
-    brought: u64,
-}
-
-impl Way {
-    fn new() -> Self {
-        Self {
-            buffer: vec![0; BRIDGE_BYTES].into_boxed_slice(),
-            held: 0..0,
-            unflushed: false,
-            ending: false,
-            ended: false,
-            left: false,
-            deaf: false,
-            brought: 0,
-        }
-    }
-
-    /// Moves what can be moved.
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        source: &mut (impl Duplex + ?Sized),
-        sink: &mut (impl Duplex + ?Sized),
-    ) -> Poll<Result<(), Fault>> {
-        if self.deaf {
-            return Poll::Pending;
-        }
-        let moved = self.advance(cx, source, sink);
-        self.deaf = matches!(moved, Poll::Ready(Err(Fault::Sink(_))));
-        moved
-    }
-
-    fn advance(
-        &mut self,
-        cx: &mut Context<'_>,
-        source: &mut (impl Duplex + ?Sized),
-        sink: &mut (impl Duplex + ?Sized),
-    ) -> Poll<Result<(), Fault>> {
-        for _step in 0..BRIDGE_STEPS {
-            if !self.held.is_empty() {
-                let bytes = self.buffer.get(self.held.clone()).unwrap_or_default();
-                let written = Pin::new(&mut *sink).poll_write(cx, bytes);
-                let count = ready!(written).map_err(Fault::Sink)?;
-                if count == 0 {
-                    return Poll::Ready(Err(Fault::Sink(io::ErrorKind::WriteZero.into())));
-                }
-                self.held.start = self.held.start.saturating_add(count);
-                self.brought = self.brought.saturating_add(count.try_into().unwrap_or(0));
-                self.unflushed = true;
-            } else if self.ending {
-                if !self.ended {
-                    self.ended = sink.poll_end(cx).map_err(Fault::Sink)?.is_ready();
-                }
-                self.left = self.left || source.poll_keep(cx).map_err(Fault::Source)?.is_ready();
-                return Poll::Pending;
-            } else {
-                let mut buf = ReadBuf::new(&mut self.buffer);
-                let read = Pin::new(&mut *source).poll_read(cx, &mut buf);
-                match read.map_err(Fault::Source)? {
-                    Poll::Ready(()) => {
-                        let count = buf.filled().len();
-                        self.held = 0..count;
-                        self.ending = count == 0;
-                    }
-                    Poll::Pending => {
-                        if self.unflushed {
-                            let flushed = Pin::new(&mut *sink).poll_flush(cx);
-                            self.unflushed = flushed.map_err(Fault::Sink)?.is_pending();
-                        }
-                        return Poll::Pending;
-                    }
-                }
-            }
-        }
-        // The other direction gets its turn.
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    }
-}
-
-/// As much as one TLS record and one WebSocket message of ours hold a few times.
-const BRIDGE_BYTES: usize = 64 * 1024;
-
-/// Reads and writes of one direction before the other one gets its turn.
-const BRIDGE_STEPS: u32 = 16;
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::relay::tcp_pair;
 
     #[test]
     fn credentials_are_for_the_host_that_was_named_and_go_over_tls() {
@@ -795,27 +626,6 @@ mod tests {
             let url = site.relay(text.parse().unwrap()).unwrap();
             assert_eq!(url.to_string(), used);
         }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_side_that_says_nothing_after_the_others_end_does_not_hold_a_session() {
-        let (mut near, mut peer) = tcp_pair().await;
-        let (mut other, mut far) = tcp_pair().await;
-        let bridging = tokio::spawn(async move { bridge(&mut peer, &mut other, b"").await });
-        near.write_all(b"question").await.unwrap();
-        near.shutdown().await.unwrap();
-        let mut question = Vec::new();
-        far.read_to_end(&mut question).await.unwrap();
-        assert_eq!(question, b"question");
-        // As long as it says something, it is heard.
-        for _ in 0..3 {
-            sleep(Duration::from_secs(limits::HALF_CLOSE_S * 2 / 3)).await;
-            far.write_all(b"answer").await.unwrap();
-            near.read_exact(&mut [0; 6]).await.unwrap();
-        }
-        let silent = Instant::now();
-        assert_eq!(bridging.await.unwrap().unwrap(), (8, 18));
-        assert!(silent.elapsed() < Duration::from_secs(limits::HALF_CLOSE_S * 2));
     }
 
     fn site(uri: &str, tls: bool) -> Site {

@@ -45,8 +45,8 @@ const TARGET_GONE_LOOKS: u32 = 15;
 const SLOW_BYTES: u64 = 1024 * 1024;
 
 /// What is read ahead of one client, bytes: the largest receive buffer that Linux gives a socket by itself (6 MiB, `tcp_rmem`) and the
-/// largest send buffer of a client's system (4 MiB, `tcp_wmem`), with some room.
-pub(super) const AHEAD_BYTES: usize = 12 * 1024 * 1024;
+/// largest send buffer of a client's system (4 MiB, `tcp_wmem`), twice where a `jetway connect` is in between.
+pub(super) const AHEAD_BYTES: usize = 16 * 1024 * 1024;
 
 /// What is read ahead of all clients together, bytes.
 const ALL_AHEAD_BYTES: usize = 64 * 1024 * 1024;

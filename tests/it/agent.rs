@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use jetway::cli::agent::{EnrolArgs, GatewayArgs};
+use jetway::io::over_tcp::OverTcp;
 use jetway::jet::agent::BackOff;
 use jetway::peer::Site;
 use jetway::peer::agent::{self, Settings};
@@ -14,14 +15,16 @@ use jetway::token::{KeyDocument, KeyUsage, statement};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::time::{sleep, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_util::sync::CancellationToken;
 
 use crate::lab::{
-    Lab, SELECTED_TLS, Target, closed, confirm, failure, log, logged, logged_times, path, until,
-    within,
+    CLIENT_HELLO, Lab, SELECTED_TLS, Target, closed, confirm, failure, log, logged, logged_times,
+    path, until, within,
 };
 use crate::process::JETWAY;
 
@@ -904,6 +907,113 @@ async fn an_agent_tells_its_address_only_if_told_to_and_serves_there_who_knows_t
     }
     within(peer.direct(&url, right)).await.unwrap();
     within(serving).await.unwrap().unwrap();
+}
+
+/// A target that selects TLS, takes nothing from then on or only hears the end, and keeps its side; and what tells that its connection
+/// has broken all the same.
+async fn clinging(takes: bool) -> (SocketAddr, oneshot::Receiver<()>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (broken, breaks) = oneshot::channel();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = [0; 1024];
+        let _count = stream.read(&mut request).await.unwrap();
+        stream.write_all(&SELECTED_TLS.encode()).await.unwrap();
+        if takes {
+            let _all = stream.read_to_end(&mut Vec::new()).await;
+        }
+        while !stream.has_broken() {
+            sleep(Duration::from_millis(100)).await;
+        }
+        broken.send(()).unwrap();
+    });
+    (address, breaks)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_does_not_keep_the_target_of_a_session_that_is_over() {
+    for takes in [false, true] {
+        let (site, mut target) = (Branch::start(), Target::start().await);
+        let breaks;
+        (target.address, breaks) = clinging(takes).await;
+        let _stop = site.with_agent(&[target.address]).await;
+        let mut client = site.lab.client(&site.token(&target, json!({}))).await;
+        assert_eq!(confirm(&mut client).await, SELECTED_TLS);
+        client.write_all(CLIENT_HELLO).await.unwrap();
+        if !takes {
+            let block = vec![0x17; 1 << 16];
+            let all = Duration::from_secs(1);
+            while let Ok(written) = timeout(all, client.write(&block)).await {
+                written.unwrap();
+            }
+        }
+        drop(client);
+        // Without the gateway's word for it the agent would wait for ten minutes.
+        timeout(Duration::from_secs(60), breaks)
+            .await
+            .unwrap()
+            .unwrap();
+        closed(1).await;
+    }
+}
+
+/// A local program that has gone leaves no session, although nothing of what it has sent is taken and the far side speaks now and then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_has_left_jetway_connect_does_not_keep_its_session() {
+    use std::process::Stdio;
+
+    let (site, mut target) = (Branch::start(), Target::start().await);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    target.address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = [0; 1024];
+        let _count = stream.read(&mut request).await.unwrap();
+        let confirm = SELECTED_TLS.encode();
+        while stream.write_all(&confirm).await.is_ok() {
+            sleep(Duration::from_secs(3)).await;
+        }
+    });
+    let _stop = site.with_agent(&[target.address]).await;
+    let GatewayArgs { gateway, ca } = site.gateway();
+    let file = path(&site.lab, "token.jwt");
+    std::fs::write(&file, site.token(&target, json!({}))).unwrap();
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_jetway"))
+        .args(["connect", "--gateway", &gateway.to_string(), "--ca"])
+        .arg(ca.as_ref().unwrap())
+        .arg("--token-file")
+        .arg(&file)
+        .args(["--listen", "127.0.0.1:0"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let stdout = child.stdout.take().unwrap();
+    let line = tokio::task::spawn_blocking(move || {
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).unwrap();
+        line
+    });
+    let line = within(line).await.unwrap();
+    let port = line.trim().strip_prefix("listening on ").unwrap();
+    let mut client = TcpStream::connect(port).await.unwrap();
+    let asks = crate::lab::request(None).encode().unwrap();
+    client.write_all(&asks).await.unwrap();
+    assert_eq!(confirm(&mut client).await, SELECTED_TLS);
+    client.write_all(CLIENT_HELLO).await.unwrap();
+    let block = vec![0x17; 1 << 16];
+    while let Ok(written) = timeout(Duration::from_secs(1), client.write(&block)).await {
+        written.unwrap();
+    }
+    drop(client);
+    let ended = timeout(Duration::from_secs(60), async {
+        while !log().contains("Session closed") {
+            sleep(Duration::from_millis(100)).await;
+        }
+    });
+    ended.await.unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 /// What a far side does once it is reached.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use jetway::demo::target;
+use jetway::io::over_tcp::OverTcp;
 use jetway::rdp::connection_request::{self, PROTOCOL_SSL};
 use jetway::rdp::negotiation::ConnectionConfirm;
 use jetway::rdp::preconnection;
@@ -545,6 +546,37 @@ async fn a_protocol_with_half_close_has_a_bound_of_its_own() {
         logged("Session closed").await["reason"],
         "the client closed the connection, and the target did not in time"
     );
+}
+
+/// Likewise where the target takes nothing of what the client has left behind.
+#[tokio::test]
+async fn a_protocol_with_half_close_does_not_wait_longer_before_a_target_that_takes_nothing() {
+    let lab = Lab::start("[session]\nhalf_close_timeout_s = 1\n");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let token = lab.token(address, json!({ "jet_ap": "ssh" }));
+    let mut client = lab.connect().await;
+    let mut bytes = preconnection::encode_v2(0, &token).unwrap();
+    bytes.extend(b"SSH-2.0-you\r\n");
+    client.write_all(&bytes).await.unwrap();
+    let (mut target, _) = listener.accept().await.unwrap();
+    target.write_all(b"SSH-2.0-hello\r\n").await.unwrap();
+    let mut banner = [0; 15];
+    within(client.read_exact(&mut banner)).await.unwrap();
+    let block = vec![7; 1 << 16];
+    while let Ok(written) = timeout(Duration::from_secs(1), client.write(&block)).await {
+        written.unwrap();
+    }
+    // A client that is killed.
+    client.break_on_drop();
+    drop(client);
+    let closed = timeout(Duration::from_secs(60), async {
+        while !log().contains("Session closed") {
+            sleep(Duration::from_millis(100)).await;
+        }
+    });
+    closed.await.unwrap();
+    drop(target);
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout_at;
@@ -23,6 +24,7 @@ use crate::application_protocol::{self, ApplicationProtocol, FirstBytes};
 use crate::gateway::connection::{Client, Opening};
 use crate::gateway::live::registry::Registered;
 use crate::gateway::state::Gateway;
+use crate::io::keep_alive;
 use crate::limits;
 use crate::policy::Inspecting;
 use crate::policy::permit::Permit;
@@ -181,6 +183,12 @@ pub async fn open(gateway: &Gateway, connected: Connected) -> Result<Opened, Box
     admission.proven();
     let (client, _sent) = stream.into_parts();
     let (target, _sent) = target.into_parts();
+    if let AfterEnd::Silent { time_s } = after_end {
+        for io in [&client, &target] {
+            // A connection that has gone ends by itself.
+            let _ = keep_alive::give_time(io.tcp(), Duration::from_secs(time_s.into()));
+        }
+    }
     log_opened(&session, None);
     Ok(Opened {
         live: Live {

@@ -19,10 +19,10 @@ use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{Instant, timeout_at};
 
+use crate::io::keep_alive;
 use crate::limits;
 use crate::policy::egress::{EgressDenied, EgressRules};
 use crate::policy::permit::Permit;
@@ -33,26 +33,10 @@ use crate::token::target::TargetAddr;
 /// [RFC 8305]: https://www.rfc-editor.org/rfc/rfc8305#section-5
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
-/// Silence after which the first keep-alive probe is sent.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
-
-/// Time between keep-alive probes.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-
-/// Unanswered keep-alive probes after which the peer is gone; where there is `TCP_USER_TIMEOUT`, that decides.
-const KEEPALIVE_PROBES: u32 = 3;
-
-/// How long sent data may stay unacknowledged, or probes unanswered, before the peer is gone; Linux only.
-///
-/// Linux also counts the time a living peer does not read at all (a client that was suspended, a target that is being
-/// moved to another host), so this is not as short as detecting a dead peer alone would allow.
-#[cfg(target_os = "linux")]
-const USER_TIMEOUT: Duration = Duration::from_secs(120);
-
 /// A connection to a target.
 #[derive(Debug)]
 pub struct Connected {
-    /// The connection, with [`tune`] applied.
+    /// The connection, [tuned](keep_alive::tune).
     pub stream: TcpStream,
     /// The address that answered.
     pub address: SocketAddr,
@@ -244,23 +228,6 @@ pub fn own_addresses() -> io::Result<Vec<IpAddr>> {
     Ok(addresses.collect())
 }
 
-/// Sets what every session wants of its sockets: no delay of small writes, and an end to peers that vanished.
-///
-/// # Errors
-/// The system's; a socket whose peer is gone already may cause one.
-pub fn tune(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let socket = SockRef::from(stream);
-    let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE_IDLE)
-        .with_interval(KEEPALIVE_INTERVAL)
-        .with_retries(KEEPALIVE_PROBES);
-    socket.set_tcp_keepalive(&keepalive)?;
-    #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
-    Ok(())
-}
-
 /// Opens a TCP connection; a seam for tests, which cannot make real addresses silent.
 trait Dial: Sync {
     fn dial(&self, address: SocketAddr) -> impl Future<Output = io::Result<TcpStream>> + Send;
@@ -276,7 +243,7 @@ struct SystemDialler;
 impl Dial for SystemDialler {
     async fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
         let stream = TcpStream::connect(address).await?;
-        tune(&stream)?;
+        keep_alive::tune(&stream)?;
         Ok(stream)
     }
 }
@@ -523,11 +490,6 @@ mod tests {
         assert_eq!(connected.address, address);
         assert_eq!(connected.target, targets[0]);
         assert!(connected.stream.nodelay().unwrap());
-        let socket = SockRef::from(&connected.stream);
-        assert!(socket.keepalive().unwrap());
-        assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
-        #[cfg(target_os = "linux")]
-        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
         drop(listener);
     }
 
