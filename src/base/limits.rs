@@ -123,6 +123,9 @@ pub const REMEMBERED_PER_DIRECTION_BYTES: usize = 96 * 1024 * 1024;
 /// while a picture is copied. What is read of one message while it is looked at comes on top, and is gone after it.
 pub const REMEMBERED_BYTES: usize = 128 * 1024 * 1024;
 
+/// What may have come behind messages that wait for their verdicts before their sender has to wait, bytes: a second of a fast line.
+pub const BEHIND_HELD_MESSAGES_BYTES: usize = 1024 * 1024;
+
 /// Static virtual channels of a session ([MS-RDPBCGR] 2.2.1.3.4).
 pub const STATIC_CHANNELS: usize = 31;
 

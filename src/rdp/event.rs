@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::Direction;
@@ -133,10 +134,13 @@ pub enum Event<'a> {
         /// T.125 `Reason`: 0 domain disconnected, 1 provider initiated, 3 user requested, ...
         reason: u8,
     },
-    /// A whole PDU as it goes on, after edits; reported last, once for each PDU that was not withheld.
+    /// A whole PDU as it goes on, decrypted and after edits; reported last, once for each PDU that was not withheld, in the order in
+    /// which they leave. What one side is shown of a session is these in one direction, and nothing else.
     Pdu {
-        /// Who sent it.
+        /// Where it goes.
         direction: Direction,
+        /// Who has made it.
+        origin: Origin,
         /// From TPKT or fast-path header to the end.
         bytes: &'a [u8],
         /// Where secrets are in `bytes`: passwords and cookies. Whoever keeps bytes blanks these first.
@@ -205,6 +209,15 @@ impl fmt::Debug for Event<'_> {
         };
         write!(f, "{name}({detail:?}, {} bytes)", self.data().len())
     }
+}
+
+/// Who has made a PDU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The side that it comes from; fields of it may differ between the legs.
+    Peer,
+    /// The gateway: in place of a message, as the answer to one that was withheld, or to say that the session is over.
+    Gateway,
 }
 
 /// Where a session stands. Peers choose the order of their bytes, so a phase says what was seen, not what must come.
@@ -293,30 +306,74 @@ pub enum Unknown {
 
 /// What becomes of what an event tells.
 ///
-/// `Replace` and `Deny` answer a [`Event::ChannelMessage`] of a channel on which the sink [decides](Interest::Decide). A `Deny`
+/// `Replace`, `Hold` and `Deny` answer a [`Event::ChannelMessage`] of a channel on which the sink [decides](Interest::Decide). A `Deny`
 /// without answers also withholds a PDU of input. Anywhere else they end the session: what has gone on cannot be
 /// taken back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It goes on as it came, byte for byte.
     Forward,
-    /// This message goes on in its place.
-    Replace(Vec<u8>),
+    /// Another message goes on in its place.
+    Replace {
+        /// That message.
+        data: Vec<u8>,
+        /// Why.
+        grounds: Box<Grounds>,
+    },
+    /// It waits for its verdict ([`Sink::poll_answer`]), and what comes behind it on its channel and in its direction waits with it, in
+    /// order. Other channels go on.
+    Hold,
     /// It does not go on. Its sender gets these messages on the same channel, since a request without an answer
     /// leaves clients hanging.
     Deny {
         /// What the other side would have said.
         answers: Vec<Vec<u8>>,
-        /// For log and audit.
-        reason: String,
+        /// Why.
+        grounds: Box<Grounds>,
     },
     /// The session ends.
-    Terminate {
-        /// For log and audit.
-        reason: String,
-        /// Set Error Info code for the user ([MS-RDPBCGR] 2.2.5.1.1).
-        error_info: u32,
-    },
+    Terminate(Termination),
+}
+
+/// Why a sink has decided as it did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Grounds {
+    /// The rule, by the name that whoever wrote it has given it.
+    pub rule: String,
+    /// For log and audit.
+    pub reason: String,
+    /// For the user, where there is a way to show it.
+    pub words: Option<String>,
+}
+
+impl Grounds {
+    /// By `rule`, because of `reason`, without words for the user.
+    #[must_use]
+    pub fn new(rule: impl Into<String>, reason: impl Into<String>) -> Box<Self> {
+        Box::new(Self {
+            rule: rule.into(),
+            reason: reason.into(),
+            words: None,
+        })
+    }
+}
+
+/// The end of a session by a sink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Termination {
+    /// Why.
+    pub grounds: Box<Grounds>,
+    /// Set Error Info code for the user ([MS-RDPBCGR] 2.2.5.1.1).
+    pub error_info: u32,
+}
+
+/// A message that waits for its verdict: there is one on each channel and in each direction at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HeldMessage {
+    /// MCS channel id.
+    pub channel: u16,
+    /// Where it is to go.
+    pub direction: Direction,
 }
 
 /// How much of a static channel a sink needs.
@@ -345,8 +402,29 @@ pub trait Sink {
         let _ = now;
     }
 
+    /// Ready when the sink can take more, which is asked before anything is read for it. As long as it is not, both sides wait: what
+    /// was read at once, and decompressed of it, is all that it may be given beyond its own bound.
+    ///
+    /// # Errors
+    /// The sink cannot do its work any more, and the session ends.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Termination>> {
+        let _ = cx;
+        Poll::Ready(Ok(()))
+    }
+
     /// Judges one event.
     fn on_event(&mut self, event: &Event<'_>) -> Verdict;
+
+    /// Ready with a message that was [held](Verdict::Hold), once its verdict can be given. The end of the session ends the wait.
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<HeldMessage> {
+        let _ = cx;
+        Poll::Pending
+    }
+
+    /// Judges the message that [`poll_answer`](Self::poll_answer) has named. It may be held once more.
+    fn on_answer(&mut self, event: &Event<'_>) -> Verdict {
+        self.on_event(event)
+    }
 
     /// Of a message in this direction that its receiver cannot use before it is whole: so many bytes at least are still to come.
     fn awaited(&self, direction: Direction) -> usize {

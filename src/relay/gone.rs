@@ -12,6 +12,9 @@
 //! A client that stalls is given the time that its connection has (`TCP_USER_TIMEOUT`): people stop their machines, and come back to
 //! their sessions.
 //!
+//! A stage of an inspected session that cannot take more stops both directions as well. Then it is not the target that has stalled, and
+//! what a target has left behind is given all the time that its client would have for it.
+//!
 //! Other protocols than RDP have half-closes: who has ended may wait for an answer. There only silence ends a session, for the time that
 //! is configured, and nothing is read ahead.
 
@@ -108,14 +111,21 @@ impl Looks {
         traffic: &Traffic,
         client: Option<&impl OverTcp>,
         target: Option<&impl OverTcp>,
+        staged: bool,
     ) -> Look {
         let client_gone = client.map(OverTcp::has_gone);
         let target_gone = target.map(OverTcp::has_gone);
-        self.judge(traffic, client_gone, target_gone)
+        self.judge(traffic, client_gone, target_gone, staged)
     }
 
-    /// `client` and `target` are those whose bytes are stuck, and whether they have gone.
-    fn judge(&mut self, traffic: &Traffic, client: Option<bool>, target: Option<bool>) -> Look {
+    /// `client` and `target` are those whose bytes are stuck, and whether they have gone; `staged`, that a stage is what they wait for.
+    fn judge(
+        &mut self,
+        traffic: &Traffic,
+        client: Option<bool>,
+        target: Option<bool>,
+        staged: bool,
+    ) -> Look {
         let up = self.to_target.look(&traffic.to_target, client);
         self.to_client.look(&traffic.to_client, target);
         let (client_looks, target_looks, silence) = match self.ends {
@@ -132,7 +142,13 @@ impl Looks {
             |way: &Way, other: &Way| way.still >= silence && (is_rdp || other.still >= silence);
         let over =
             |way: &Way, other: &Way, looks| way.gone > 0 && (still(way, other) || way.gone > looks);
+        let target_over = if staged {
+            self.to_client.gone > target_looks
+        } else {
+            over(&self.to_client, &self.to_target, target_looks)
+        };
         let at_rest = client.is_some()
+            && !staged
             && up.is_some_and(|moved| moved < STALL_BYTES)
             && self.to_client.still > 0;
         self.at_rest = if at_rest {
@@ -142,7 +158,7 @@ impl Looks {
         };
         if over(&self.to_target, &self.to_client, client_looks) {
             Look::Over(Stuck::Gone(Side::Client))
-        } else if over(&self.to_client, &self.to_target, target_looks) {
+        } else if target_over {
             Look::Over(Stuck::Gone(Side::Target))
         } else if is_rdp && self.at_rest >= STALL_LOOKS {
             Look::Over(Stuck::TargetStalled)
@@ -254,15 +270,15 @@ mod tests {
     fn a_side_has_gone_when_nothing_moved_between_two_looks() {
         let (traffic, mut looks) = (Traffic::default(), Looks::new(RDP));
         // The first look sees no time between.
-        assert_eq!(looks.judge(&traffic, GONE, GONE), Look::GoOn);
-        assert_eq!(looks.judge(&traffic, GONE, GONE), gone(Side::Client));
+        assert_eq!(looks.judge(&traffic, GONE, GONE, false), Look::GoOn);
+        assert_eq!(looks.judge(&traffic, GONE, GONE, false), gone(Side::Client));
         let mut looks = Looks::new(RDP);
-        assert_eq!(looks.judge(&traffic, None, GONE), Look::GoOn);
-        assert_eq!(looks.judge(&traffic, None, GONE), gone(Side::Target));
+        assert_eq!(looks.judge(&traffic, None, GONE, false), Look::GoOn);
+        assert_eq!(looks.judge(&traffic, None, GONE, false), gone(Side::Target));
         // Whose bytes are all on their way is no matter of looks.
         let mut looks = Looks::new(RDP);
         for _ in 0..100 {
-            assert_eq!(looks.judge(&traffic, None, HERE), Look::GoOn);
+            assert_eq!(looks.judge(&traffic, None, HERE, false), Look::GoOn);
         }
     }
 
@@ -275,7 +291,7 @@ mod tests {
         ] {
             let mut looks = Looks::new(RDP);
             for _ in 0..looked {
-                assert_eq!(looks.judge(&traffic, client, target), Look::GoOn);
+                assert_eq!(looks.judge(&traffic, client, target, false), Look::GoOn);
                 traffic.to_target.fetch_add(100_000, Ordering::Relaxed);
                 traffic.to_client.fetch_add(1, Ordering::Relaxed);
             }
@@ -284,7 +300,7 @@ mod tests {
             } else {
                 Side::Target
             };
-            assert_eq!(looks.judge(&traffic, client, target), gone(side));
+            assert_eq!(looks.judge(&traffic, client, target, false), gone(side));
         }
     }
 
@@ -293,7 +309,7 @@ mod tests {
         let (traffic, mut looks) = (Traffic::default(), Looks::new(RDP));
         let rest = |looks: &mut Looks, times: u32| {
             for _ in 0..times {
-                let look = looks.judge(&traffic, HERE, None);
+                let look = looks.judge(&traffic, HERE, None, false);
                 assert!(matches!(look, Look::GoOn | Look::ReadAhead), "{look:?}");
                 traffic.to_target.fetch_add(1, Ordering::Relaxed);
             }
@@ -304,26 +320,43 @@ mod tests {
         rest(&mut looks, STALL_LOOKS);
         traffic.to_client.fetch_add(1, Ordering::Relaxed);
         rest(&mut looks, STALL_LOOKS);
-        let look = looks.judge(&traffic, HERE, None);
+        let look = looks.judge(&traffic, HERE, None, false);
         assert_eq!(look, Look::Over(Stuck::TargetStalled));
         // A client may take its time.
         let mut looks = Looks::new(RDP);
         for _ in 0..=STALL_LOOKS {
-            assert_eq!(looks.judge(&traffic, None, HERE), Look::GoOn);
+            assert_eq!(looks.judge(&traffic, None, HERE, false), Look::GoOn);
         }
+    }
+
+    #[test]
+    fn a_stage_that_takes_its_time_is_not_taken_for_a_target_that_does() {
+        let (traffic, mut looks) = (Traffic::default(), Looks::new(RDP));
+        for _ in 0..100 {
+            let look = looks.judge(&traffic, HERE, HERE, true);
+            assert!(matches!(look, Look::GoOn | Look::ReadAhead), "{look:?}");
+        }
+        for _ in 0..TARGET_GONE_LOOKS {
+            let look = looks.judge(&traffic, HERE, GONE, true);
+            assert!(matches!(look, Look::GoOn | Look::ReadAhead), "{look:?}");
+        }
+        let look = looks.judge(&traffic, HERE, GONE, true);
+        assert_eq!(look, gone(Side::Target));
+        let look = looks.judge(&traffic, GONE, HERE, true);
+        assert_eq!(look, gone(Side::Client));
     }
 
     #[test]
     fn the_end_of_a_client_is_looked_for_where_its_target_is_slow() {
         let (traffic, mut looks) = (Traffic::default(), Looks::new(RDP));
-        assert_eq!(looks.judge(&traffic, HERE, None), Look::GoOn);
+        assert_eq!(looks.judge(&traffic, HERE, None, false), Look::GoOn);
         traffic
             .to_target
             .fetch_add(SLOW_BYTES - 1, Ordering::Relaxed);
-        assert_eq!(looks.judge(&traffic, HERE, None), Look::ReadAhead);
+        assert_eq!(looks.judge(&traffic, HERE, None, false), Look::ReadAhead);
         traffic.to_target.fetch_add(SLOW_BYTES, Ordering::Relaxed);
-        assert_eq!(looks.judge(&traffic, HERE, None), Look::GoOn);
-        assert_eq!(looks.judge(&traffic, None, None), Look::GoOn);
+        assert_eq!(looks.judge(&traffic, HERE, None, false), Look::GoOn);
+        assert_eq!(looks.judge(&traffic, None, None, false), Look::GoOn);
     }
 
     #[test]
@@ -334,19 +367,19 @@ mod tests {
             for _ in 0..10 {
                 count.fetch_add(1, Ordering::Relaxed);
                 for _ in 0..3 {
-                    assert_eq!(looks.judge(&traffic, GONE, None), Look::GoOn);
+                    assert_eq!(looks.judge(&traffic, GONE, None, false), Look::GoOn);
                 }
             }
         }
-        assert_eq!(looks.judge(&traffic, GONE, None), gone(Side::Client));
+        assert_eq!(looks.judge(&traffic, GONE, None, false), gone(Side::Client));
         // Nor is it for anybody to say how long a target may take nothing of a client that is there.
         let mut looks = Looks::new(silent);
         for _ in 0..100 {
-            assert_eq!(looks.judge(&traffic, HERE, None), Look::GoOn);
+            assert_eq!(looks.judge(&traffic, HERE, None, false), Look::GoOn);
         }
         let mut looks = Looks::new(None);
         for _ in 0..100 {
-            assert_eq!(looks.judge(&traffic, GONE, GONE), Look::GoOn);
+            assert_eq!(looks.judge(&traffic, GONE, GONE, false), Look::GoOn);
         }
     }
 

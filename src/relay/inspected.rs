@@ -5,6 +5,10 @@
 //! before has been written, ends are passed on as half-closes, and a direction that has nothing to move holds no
 //! buffer. RDP goes on with one side for no longer than [`RDP_AFTER_END`](super::RDP_AFTER_END). A session that may not go on ends with a word to both sides: a code that the client shows to its user,
 //! and an orderly end for the target.
+//!
+//! Nothing is read that the stages have no room for ([`Sink::poll_ready`]): then both sides wait, and limits, ends and the caller's word
+//! still end the session. A message that waits for its verdict holds up its own channel, until so much waits behind it that its sender
+//! has to.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -117,6 +121,7 @@ where
         to_target: Outbox::default(),
         dying: None,
         first: None,
+        staged: false,
         started: Instant::now(),
     };
     let (mut clock, mut looks) = (Clock::new(limits), Looks::new(limits.after_end));
@@ -205,8 +210,8 @@ where
             (InspectedEnd::Session(error), code)
         }
     };
-    let to_user = tracker.farewell(Direction::ToClient, code);
-    let to_server = tracker.farewell(Direction::ToTarget, code);
+    let to_user = tracker.farewell(Direction::ToClient, code, sink);
+    let to_server = tracker.farewell(Direction::ToTarget, code, sink);
     let parting = async move {
         tokio::join!(
             part(client, to_client, to_user, &traffic.to_client),
@@ -278,6 +283,8 @@ struct Relay<C, T> {
     dying: Option<(Side, io::Error)>,
     /// The side that ended first, in whatever way.
     first: Option<Side>,
+    /// A stage is what the sides wait for.
+    staged: bool,
     started: Instant,
 }
 
@@ -336,10 +343,15 @@ where
     ) -> Poll<End> {
         for _ in 0..STEPS_PER_POLL {
             let mut progress = false;
+            if let Err(error) = self.take_answers(cx, tracker, sink, &mut progress) {
+                return Poll::Ready(End::Refused(error));
+            }
+            self.staged = false;
             let mut inspect = Inspect {
                 tracker: &mut *tracker,
                 sink: &mut *sink,
                 direction: Direction::ToTarget,
+                staged: &mut self.staged,
                 started: self.started,
             };
             let up = advance(
@@ -356,13 +368,16 @@ where
             {
                 return ended;
             }
-            if self.to_target.waiting() > 0 && self.up.read_ahead(cx, &mut self.client) {
+            if (self.staged || self.to_target.waiting() > 0)
+                && self.up.read_ahead(cx, &mut self.client)
+            {
                 return Poll::Ready(self.gone(Side::Client));
             }
             let mut inspect = Inspect {
                 tracker: &mut *tracker,
                 sink: &mut *sink,
                 direction: Direction::ToClient,
+                staged: &mut self.staged,
                 started: self.started,
             };
             let down = advance(
@@ -389,6 +404,30 @@ where
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Carries out the verdicts on messages that have waited for them.
+    fn take_answers(
+        &mut self,
+        cx: &mut Context<'_>,
+        tracker: &mut Tracker,
+        sink: &mut dyn Sink,
+        progress: &mut bool,
+    ) -> Result<(), SessionError> {
+        while let Poll::Ready(message) = sink.poll_answer(cx) {
+            sink.at(self.started.elapsed());
+            let (onward, back) = match message.direction {
+                Direction::ToTarget => (&mut self.to_target, &mut self.to_client),
+                Direction::ToClient => (&mut self.to_client, &mut self.to_target),
+            };
+            let mut answers = Vec::new();
+            tracker.resume(message, sink, &mut onward.bytes, &mut answers)?;
+            if !back.closed {
+                back.bytes.extend(answers);
+            }
+            *progress = true;
+        }
+        Ok(())
     }
 
     /// The direction that reads from `reader` stopped. Ready with the end, unless the other direction may have
@@ -431,14 +470,15 @@ where
 
     /// Whether a side does not take what was read of the other, whose end may be behind more.
     fn is_stuck(&self) -> bool {
-        self.to_target.waiting() > 0 || self.to_client.waiting() > 0
+        self.staged || self.to_target.waiting() > 0 || self.to_client.waiting() > 0
     }
 
     /// The end that follows from a direction that is stuck, if one does.
     fn look(&mut self, cx: &mut Context<'_>, looks: &mut Looks, traffic: &Traffic) -> Option<End> {
-        let client = (self.to_target.waiting() > 0).then_some(&self.client);
-        let target = (self.to_client.waiting() > 0).then_some(&self.target);
-        match looks.look(traffic, client, target) {
+        let staged = self.staged;
+        let client = (staged || self.to_target.waiting() > 0).then_some(&self.client);
+        let target = (staged || self.to_client.waiting() > 0).then_some(&self.target);
+        match looks.look(traffic, client, target, staged) {
             Look::GoOn => None,
             Look::ReadAhead => {
                 self.up.ahead_wanted = true;
@@ -496,6 +536,8 @@ struct Inspect<'a> {
     tracker: &'a mut Tracker,
     sink: &'a mut dyn Sink,
     direction: Direction,
+    /// Set where the stages have no room.
+    staged: &'a mut bool,
     started: Instant,
 }
 
@@ -540,6 +582,15 @@ where
     if back.waiting() > ANSWERS_BYTES {
         return Ok(());
     }
+    let ready = inspect.sink.poll_ready(cx);
+    if ready.is_pending() || inspect.tracker.is_full(inspect.direction) {
+        *inspect.staged = true;
+        return Ok(());
+    }
+    if let Poll::Ready(Err(termination)) = ready {
+        let error = SessionError::Terminated(termination);
+        return Err(Stop::Session(error));
+    }
     if !lane.fresh {
         match lane.fill(cx, source) {
             Poll::Pending => {
@@ -576,6 +627,7 @@ where
         back.bytes.extend(answers);
     }
     let fed = fed.map_err(Stop::Session)?;
+    lane.fresh = fed.more;
     outbox.sensitive |= fed.sensitive;
     lane.gather.expect(cx, fed.awaited, source);
     outbox
@@ -740,7 +792,8 @@ impl Drop for Outbox {
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
-    use std::sync::Arc;
+    use std::sync::{Arc, Mutex};
+    use std::task::Waker;
     use std::time::Duration;
 
     use tokio::io::{DuplexStream, ReadBuf, duplex};
@@ -748,7 +801,7 @@ mod tests {
 
     use super::*;
     use crate::rdp::budget::Budget;
-    use crate::rdp::event::{Event, Interest, Phase, Verdict};
+    use crate::rdp::event::{Event, Grounds, HeldMessage, Interest, Phase, Termination, Verdict};
     use crate::rdp::tracker::Settings;
     use crate::rdp::{frame, mcs};
     use crate::relay::tests::{part_from_all, reset, tcp_pair, tls_pair};
@@ -967,6 +1020,190 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_slow_stage_slows_down_both_sides_and_nothing_is_lost() {
+        let (judge, store) = Judge::with_store();
+        let mut lab = Lab::start(RelayLimits::default(), judge);
+        lab.play(Phase::Active).await;
+        Store::change(&store, |store| {
+            store.shown.clear();
+            store.behind = Some(0);
+        });
+        let update = fast_path(&[&[0x03, 0xf0, 0x0f][..], &[7; 0x0ff0]].concat());
+        let all = update.repeat(500);
+        let mut target = lab.target;
+        let (sent, length) = (all.clone(), all.len());
+        let sending = tokio::spawn(async move {
+            target.write_all(&sent).await.unwrap();
+            target
+        });
+        let writing = tokio::spawn({
+            let store = Arc::clone(&store);
+            async move {
+                let mut most = 0;
+                for _ in 0.. {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    let mut done = false;
+                    Store::change(&store, |store| {
+                        let behind = store.behind.as_mut().unwrap();
+                        most = most.max(*behind);
+                        *behind = behind.saturating_sub(40_000);
+                        done = *behind == 0 && store.shown.len() == length;
+                    });
+                    if done {
+                        break;
+                    }
+                }
+                most
+            }
+        });
+        let mut got = vec![0; all.len()];
+        lab.client.read_exact(&mut got).await.unwrap();
+        assert!(got == all && store.lock().unwrap().shown == all);
+        let most = writing.await.unwrap();
+        assert!(most < STORE_BYTES + 2 * READ_BYTES, "{most} bytes at once");
+        drop((sending.await.unwrap(), lab.client));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn limits_and_ends_and_the_caller_end_a_session_whose_stage_takes_nothing() {
+        let after_end = Some(crate::relay::RDP_AFTER_END);
+        let [idle, total] = [(Some(60), None), (None, Some(60))].map(|(idle, total)| {
+            let seconds = |limit: Option<u64>| limit.map(Duration::from_secs);
+            RelayLimits {
+                idle: seconds(idle),
+                total: seconds(total),
+                after_end,
+                ..RelayLimits::default()
+            }
+        });
+        let none = RelayLimits {
+            after_end,
+            ..RelayLimits::default()
+        };
+        for (limits, cancels, expected) in [
+            (idle, false, "IdleTimeout"),
+            (total, false, "TimeLimit"),
+            (none, true, "Cancelled"),
+        ] {
+            let (judge, store) = Judge::with_store();
+            let mut lab = Lab::start(limits, judge);
+            lab.play(Phase::Active).await;
+            Store::change(&store, |store| store.behind = Some(STORE_BYTES));
+            // Both have more to say than is taken of them.
+            let update = fast_path(&[0x03, 0, 0]);
+            lab.target.write_all(&update).await.unwrap();
+            lab.client
+                .write_all(&[0x04, 0x04, 0x00, 0x1e])
+                .await
+                .unwrap();
+            if cancels {
+                lab.cancel.cancel();
+            }
+            let end = lab.task.await.unwrap();
+            assert!(format!("{end:?}").contains(expected), "{end:?}");
+            let mut got = Vec::new();
+            lab.client.read_to_end(&mut got).await.unwrap();
+            // Told why, and shown nothing that was not written down.
+            assert_eq!(frames(&got), 2);
+            assert!(!got.starts_with(&update));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_has_gone_ends_a_session_whose_stage_takes_nothing() {
+        let limits = RelayLimits {
+            after_end: Some(crate::relay::RDP_AFTER_END),
+            ..RelayLimits::default()
+        };
+        let (client, near) = tcp_pair().await;
+        let (far, target) = tcp_pair().await;
+        let (judge, store) = Judge::with_store();
+        let cancel = (CancellationToken::new(), CancelWay::Told);
+        let task = start(leg(near), leg(far), limits, judge, cancel, Arc::default());
+        let (mut client, mut target) = (client, target);
+        play(&mut client, &mut target, Phase::Active).await;
+        Store::change(&store, |store| store.behind = Some(STORE_BYTES));
+        target.write_all(&fast_path(&[0x03, 0, 0])).await.unwrap();
+        drop(client);
+        let end = task.await.unwrap();
+        assert!(
+            matches!(
+                end,
+                InspectedEnd::Closed {
+                    by: Side::Client,
+                    ..
+                }
+            ),
+            "{end:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stage_that_fails_ends_the_session_with_its_reason_and_its_code() {
+        let (judge, store) = Judge::with_store();
+        let mut lab = Lab::start(RelayLimits::default(), judge);
+        lab.play(Phase::Active).await;
+        Store::change(&store, |store| store.fails = true);
+        let update = fast_path(&[0x03, 0, 0]);
+        // It may be dropped by then.
+        let _ = lab.target.write_all(&update).await;
+        let mut got = Vec::new();
+        lab.client.read_to_end(&mut got).await.unwrap();
+        // Nothing that was not recorded: the code, and the ultimatum.
+        assert_eq!(frames(&got), 2);
+        assert!(!got.starts_with(&update));
+        let end = lab.task.await.unwrap();
+        let InspectedEnd::Session(error) = end else {
+            panic!("{end:?}")
+        };
+        assert_eq!(error.error_info(), 7);
+        assert_eq!(error.to_string(), "session ended by policy: disk full");
+        assert!(
+            store.lock().unwrap().shown.ends_with(&got),
+            "told, and known"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_waits_holds_up_its_channel_alone_and_its_end_ends_the_wait() {
+        for cancels in [false, true] {
+            let (judge, store) = Judge::with_store();
+            let judge = Judge {
+                interest: Some(Interest::Decide),
+                ..judge
+            };
+            let mut lab = Lab::start(RelayLimits::default(), judge);
+            lab.play(Phase::Active).await;
+            let message = |data: &[u8]| {
+                let flags = 3_u32.to_le_bytes();
+                let total = u32::try_from(data.len()).unwrap().to_le_bytes();
+                let parts = [&total[..], &flags, data];
+                mcs::encode_send_data(false, 1002, 1006, &parts).unwrap()
+            };
+            let update = fast_path(&[0x03, 0, 0]);
+            let (waits, behind) = (message(b"wait"), message(b"behind"));
+            let all = [waits.clone(), behind.clone(), update.clone()].concat();
+            lab.target.write_all(&all).await.unwrap();
+            let mut got = vec![0; update.len()];
+            lab.client.read_exact(&mut got).await.unwrap();
+            assert_eq!(got, update);
+            if cancels {
+                lab.cancel.cancel();
+                let mut got = Vec::new();
+                lab.client.read_to_end(&mut got).await.unwrap();
+                assert_eq!(frames(&got), 2);
+                let end = lab.task.await.unwrap();
+                assert!(matches!(end, InspectedEnd::Relay(RelayEnd::Cancelled)));
+                continue;
+            }
+            Store::change(&store, |store| store.answer = Some(Verdict::Forward));
+            let mut got = vec![0; waits.len() + behind.len()];
+            lab.client.read_exact(&mut got).await.unwrap();
+            assert_eq!(got, [waits, behind].concat());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_may_not_pass_ends_the_session_with_a_word_to_both_sides() {
         let mut lab = Lab::start(RelayLimits::default(), Judge::default());
         lab.play(Phase::Active).await;
@@ -991,6 +1228,7 @@ mod tests {
             RelayLimits::default(),
             Judge {
                 interest: Some(Interest::Decide),
+                ..Judge::default()
             },
         );
         lab.play(Phase::Active).await;
@@ -1084,7 +1322,7 @@ mod tests {
             Err(io::ErrorKind::ConnectionReset.into()),
         ]));
         let mut lane = Lane::new(Vec::new());
-        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut cx = Context::from_waker(Waker::noop());
         assert!(matches!(
             lane.fill(&mut cx, &mut source),
             Poll::Ready(Ok(6))
@@ -1099,7 +1337,7 @@ mod tests {
     #[test]
     fn a_lane_at_rest_holds_no_more_than_the_beginning_of_a_frame() {
         let mut lane = Lane::new(Vec::new());
-        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut cx = Context::from_waker(Waker::noop());
         let (mut far, mut near) = duplex(1024 * 1024);
         let sent = pin!(far.write_all(&[7; 1000])).poll(&mut cx);
         assert!(matches!(sent, Poll::Ready(Ok(()))));
@@ -1387,6 +1625,43 @@ mod tests {
     #[derive(Debug, Default)]
     struct Judge {
         interest: Option<Interest>,
+        store: Arc<Mutex<Store>>,
+    }
+
+    impl Judge {
+        fn with_store() -> (Self, Arc<Mutex<Store>>) {
+            let judge = Self::default();
+            let store = Arc::clone(&judge.store);
+            (judge, store)
+        }
+    }
+
+    /// What a stage keeps, and what it can take.
+    #[derive(Debug, Default)]
+    struct Store {
+        /// Every byte that went to the client, as reported.
+        shown: Vec<u8>,
+        /// What of it was not written down yet, bytes; `None` where nothing has to be.
+        behind: Option<usize>,
+        /// It cannot be written down any more.
+        fails: bool,
+        /// Messages of `wait` are held until this says how.
+        answer: Option<Verdict>,
+        held: Option<HeldMessage>,
+        waker: Option<Waker>,
+    }
+
+    /// What may not be written down yet before the stage says that it cannot take more, bytes.
+    const STORE_BYTES: usize = 16 * 1024;
+
+    impl Store {
+        fn change(store: &Mutex<Self>, change: impl FnOnce(&mut Self)) {
+            let mut store = store.lock().unwrap();
+            change(&mut store);
+            if let Some(waker) = store.waker.take() {
+                waker.wake();
+            }
+        }
     }
 
     impl Sink for Judge {
@@ -1398,14 +1673,74 @@ mod tests {
             self.interest == Some(Interest::Decide)
         }
 
+        fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Termination>> {
+            let mut store = self.store.lock().unwrap();
+            if store.fails {
+                return Poll::Ready(Err(Termination {
+                    grounds: Grounds::new("record", "disk full"),
+                    error_info: 7,
+                }));
+            }
+            store.waker = Some(cx.waker().clone());
+            match store.behind {
+                Some(STORE_BYTES..) => Poll::Pending,
+                Some(_) | None => Poll::Ready(Ok(())),
+            }
+        }
+
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "the other events are of no interest here"
+        )]
         fn on_event(&mut self, event: &Event<'_>) -> Verdict {
-            if let Event::ChannelMessage { data: b"abcd", .. } = event {
-                return Verdict::Deny {
-                    answers: vec![b"no".to_vec()],
-                    reason: "test".to_owned(),
-                };
+            let mut store = self.store.lock().unwrap();
+            match event {
+                Event::ChannelMessage { data: b"abcd", .. } => {
+                    return Verdict::Deny {
+                        answers: vec![b"no".to_vec()],
+                        grounds: Grounds::new("test", "no"),
+                    };
+                }
+                Event::ChannelMessage {
+                    data: b"wait",
+                    channel,
+                    direction,
+                } => {
+                    store.held = Some(HeldMessage {
+                        channel: channel.id,
+                        direction: *direction,
+                    });
+                    return Verdict::Hold;
+                }
+                Event::Pdu {
+                    direction: Direction::ToClient,
+                    bytes,
+                    ..
+                } => {
+                    store.shown.extend_from_slice(bytes);
+                    if let Some(behind) = &mut store.behind {
+                        *behind += bytes.len();
+                    }
+                }
+                _ => {}
             }
             Verdict::Forward
+        }
+
+        fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<HeldMessage> {
+            let mut store = self.store.lock().unwrap();
+            store.waker = Some(cx.waker().clone());
+            match (&store.answer, store.held) {
+                (Some(_), Some(held)) => {
+                    store.held = None;
+                    Poll::Ready(held)
+                }
+                _ => Poll::Pending,
+            }
+        }
+
+        fn on_answer(&mut self, _: &Event<'_>) -> Verdict {
+            self.store.lock().unwrap().answer.take().unwrap()
         }
     }
 

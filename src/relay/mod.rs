@@ -402,7 +402,7 @@ impl Relay {
     ) -> Option<Stuck> {
         let client = self.up.is_stuck().then_some(&self.client);
         let target = self.down.is_stuck().then_some(&self.target);
-        match looks.look(traffic, client, target) {
+        match looks.look(traffic, client, target, false) {
             Look::GoOn => None,
             Look::Over(stuck) => Some(stuck),
             Look::ReadAhead => {

@@ -15,7 +15,9 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::graphics::{Graphics, GraphicsStatistics};
-use super::{Direction, Event, Input, Interest, Logon, Phase, Stage, Unknown, Verdict};
+use super::{
+    Direction, Event, Grounds, Input, Interest, Logon, Phase, Stage, Termination, Unknown, Verdict,
+};
 use jetway_rdp::budget::{Budget, Exhausted, Held, places};
 use jetway_rdp::channel::audin::MicrophoneEvent;
 use jetway_rdp::channel::cliprdr::{ClipboardEvent, ClipboardFile, FilePart, FileRange, Format};
@@ -335,6 +337,25 @@ pub enum AuditEvent {
         /// What is wrong with it.
         reason: String,
     },
+    /// A stage before this one did not let something pass as it was.
+    Ruled {
+        /// Name of the stage.
+        stage: &'static str,
+        /// The rule.
+        rule: String,
+        /// What was done.
+        action: Action,
+        /// Static channel of the message; none where it was something else.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        channel: Option<String>,
+        /// Where the message would have gone.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        direction: Option<Direction>,
+        /// Its length.
+        bytes: u64,
+        /// Why.
+        reason: String,
+    },
     /// The session is over.
     Ended {
         /// Why, as in the log.
@@ -347,6 +368,18 @@ pub enum AuditEvent {
         /// T.125 `Reason`.
         reason: u8,
     },
+}
+
+/// What a stage has done with an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Another message went on in its place.
+    Replaced,
+    /// It did not go on.
+    Denied,
+    /// The session ended.
+    Terminated,
 }
 
 /// What a session has done so far.
@@ -1161,6 +1194,32 @@ impl Stage for Inspector {
         self.channels.dynamic().awaited(direction)
     }
 
+    fn on_ruling(&mut self, event: &Event<'_>, by: &'static str, verdict: &Verdict) {
+        let (action, grounds) = match verdict {
+            Verdict::Forward | Verdict::Hold => return,
+            Verdict::Replace { grounds, .. } => (Action::Replaced, grounds),
+            Verdict::Deny { grounds, .. } => (Action::Denied, grounds),
+            Verdict::Terminate(termination) => (Action::Terminated, &termination.grounds),
+        };
+        let message = if let Event::ChannelMessage {
+            direction, channel, ..
+        } = event
+        {
+            Some((channel.name.clone(), *direction))
+        } else {
+            None
+        };
+        self.record(AuditEvent::Ruled {
+            stage: by,
+            rule: grounds.rule.clone(),
+            action,
+            channel: message.as_ref().map(|(channel, _)| channel.clone()),
+            direction: message.map(|(_, direction)| direction),
+            bytes: u64::try_from(event.data().len()).unwrap_or(u64::MAX),
+            reason: grounds.reason.clone(),
+        });
+    }
+
     fn on_event(&mut self, event: &Event<'_>) -> Verdict {
         match event {
             Event::ChannelMessage {
@@ -1169,10 +1228,11 @@ impl Stage for Inspector {
                 data,
             } => {
                 if let Err(error) = self.channel_message(&channel.name, *direction, data) {
-                    return Verdict::Terminate {
-                        reason: format!("{} on channel {}", error, channel.name),
+                    let reason = format!("{} on channel {}", error, channel.name);
+                    return Verdict::Terminate(Termination {
+                        grounds: Grounds::new("malformed", reason),
                         error_info: ERRINFO_VC_DECODING_ERROR,
-                    };
+                    });
                 }
             }
             Event::Phase(phase) => self.phase(*phase),
@@ -1400,14 +1460,49 @@ mod tests {
     use jetway_rdp::event::StaticChannel;
 
     #[test]
+    fn what_another_stage_did_not_let_pass_is_recorded_with_its_rule() {
+        let (mut inspector, records) = inspector();
+        let channel = StaticChannel {
+            name: "cliprdr".to_owned(),
+            id: 1004,
+            options: 0,
+        };
+        let verdict = Verdict::Deny {
+            answers: Vec::new(),
+            grounds: Grounds::new("no-files", "files stay where they are"),
+        };
+        let event = Event::ChannelMessage {
+            direction: Direction::ToClient,
+            channel: &channel,
+            data: b"secret",
+        };
+        inspector.on_ruling(&event, "filter", &verdict);
+        let record = records.try_iter().next().unwrap();
+        assert_eq!(
+            serde_json::to_value(&record).unwrap(),
+            serde_json::json!({
+                "event": "ruled",
+                "stage": "filter",
+                "rule": "no-files",
+                "action": "denied",
+                "channel": "cliprdr",
+                "direction": "to_client",
+                "bytes": 6,
+                "reason": "files stay where they are",
+            })
+        );
+    }
+
+    #[test]
     fn a_message_that_cannot_be_read_ends_the_session_and_is_recorded() {
         let (mut inspector, records) = inspector();
         let verdict = message(&mut inspector, "cliprdr", Direction::ToTarget, &[2, 0]);
-        let Verdict::Terminate { reason, error_info } = verdict else {
+        let Verdict::Terminate(termination) = verdict else {
             panic!("{verdict:?}")
         };
+        let reason = termination.grounds.reason;
         assert_eq!(reason, "msgFlags is cut off on channel cliprdr");
-        assert_eq!(error_info, ERRINFO_VC_DECODING_ERROR);
+        assert_eq!(termination.error_info, ERRINFO_VC_DECODING_ERROR);
         assert!(matches!(
             records.try_iter().next(),
             Some(AuditEvent::Malformed { .. })

@@ -42,7 +42,7 @@ use jetway::rdp::credssp::krb_error::KrbError;
 use jetway::rdp::credssp::server::Kerberos as ServerKerberos;
 use jetway::rdp::credssp::server::{Progress as Served, Server};
 use jetway::rdp::credssp::{self, SubjectPublicKeyInfo};
-use jetway::rdp::event::{Event, Interest, Sink, Verdict};
+use jetway::rdp::event::{Event, Grounds, HeldMessage, Interest, Sink, Verdict};
 use jetway::rdp::farewell::{Farewell, Reason};
 use jetway::rdp::negotiation;
 use jetway::rdp::preconnection::{self, PreconnectionPdu};
@@ -240,6 +240,8 @@ fn run_session(data: &[u8], decides: bool, size: usize) -> Passed {
         decides,
         messages: 0,
         events: Vec::new(),
+        held: Vec::new(),
+        tapped: 0,
     };
     let budget = Budget::default();
     let mut tracker = Tracker::new(Settings {
@@ -284,12 +286,28 @@ fn run_session(data: &[u8], decides: bool, size: usize) -> Passed {
                 "{held:?} bytes remembered"
             );
             if let Err(error) = result {
-                let farewell = tracker.farewell(Direction::ToClient, error.error_info());
+                let code = error.error_info();
+                let farewell = tracker.farewell(Direction::ToClient, code, &mut judge);
                 assert!(farewell.len() < 200);
                 passed.error = Some(error);
                 break 'session;
             }
         }
+        for message in std::mem::take(&mut judge.held) {
+            let [to_target, to_client, back_to_client, back_to_target] = &mut passed.sent;
+            let (onward, back) = match message.direction {
+                Direction::ToTarget => (to_target, back_to_client),
+                Direction::ToClient => (to_client, back_to_target),
+            };
+            if let Err(error) = tracker.resume(message, &mut judge, onward, back) {
+                passed.error = Some(error);
+                break 'session;
+            }
+        }
+    }
+    if passed.error.is_none() {
+        let sent: usize = passed.sent.iter().map(Vec::len).sum();
+        assert_eq!(judge.tapped, sent, "what was sent is what was reported");
     }
     passed.events = judge.events;
     drop(tracker);
@@ -303,6 +321,26 @@ struct Judge {
     decides: bool,
     messages: usize,
     events: Vec<u64>,
+    held: Vec<HeldMessage>,
+    /// Bytes of all PDUs that were reported as sent.
+    tapped: usize,
+}
+
+impl Judge {
+    fn verdict(&mut self, data: &[u8]) -> Verdict {
+        let grounds = Grounds::new("fuzz", "as it comes");
+        match self.messages % 3 {
+            0 => Verdict::Forward,
+            1 => Verdict::Replace {
+                data: data.iter().rev().copied().collect(),
+                grounds,
+            },
+            _ => Verdict::Deny {
+                answers: vec![data.to_vec()],
+                grounds,
+            },
+        }
+    }
 }
 
 impl Sink for Judge {
@@ -327,20 +365,23 @@ impl Sink for Judge {
         std::hash::Hash::hash(&(format!("{event:?}"), event.data()), &mut hash);
         self.events.push(std::hash::Hasher::finish(&hash));
         match event {
-            Event::ChannelMessage { channel, data, .. }
-                if self.decides && matches!(channel.name.as_str(), "cliprdr" | "rdpdr") =>
-            {
+            Event::ChannelMessage {
+                direction,
+                channel,
+                data,
+            } if self.decides && matches!(channel.name.as_str(), "cliprdr" | "rdpdr") => {
                 self.messages += 1;
-                match self.messages % 3 {
-                    0 => Verdict::Forward,
-                    1 => Verdict::Replace(data.iter().rev().copied().collect()),
-                    _ => Verdict::Deny {
-                        answers: vec![data.to_vec()],
-                        reason: "fuzz".to_owned(),
-                    },
+                if self.messages.is_multiple_of(4) {
+                    self.held.push(HeldMessage {
+                        channel: channel.id,
+                        direction: *direction,
+                    });
+                    return Verdict::Hold;
                 }
+                self.verdict(data)
             }
             Event::Pdu { bytes, secrets, .. } => {
+                self.tapped += bytes.len();
                 for secret in *secrets {
                     assert!(
                         bytes.get(secret.clone()).is_some(),
@@ -351,6 +392,11 @@ impl Sink for Judge {
             }
             _ => Verdict::Forward,
         }
+    }
+
+    fn on_answer(&mut self, event: &Event<'_>) -> Verdict {
+        self.messages += 1;
+        self.verdict(event.data())
     }
 }
 

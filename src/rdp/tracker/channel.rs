@@ -1,5 +1,8 @@
 //! Static virtual channels ([MS-RDPBCGR] 2.2.6.1, 3.1.5.2.2): messages put together from their chunks, judged, and
 //! passed on, held back, replaced or answered.
+//!
+//! A message that waits for its verdict holds up its own channel in its own direction, and nothing else: what comes behind it there is
+//! kept in order, as frames, until the verdict is there.
 
 use std::borrow::Cow;
 
@@ -7,12 +10,13 @@ use crate::Direction;
 use crate::budget::{Budget, Held};
 use crate::bulk::{self, Bulk};
 use crate::bytes::u32_at;
-use crate::event::{Event, Interest, Sink, StaticChannel, Unknown, Verdict};
-use crate::mcs;
+use crate::event::{Event, Interest, Origin, Sink, StaticChannel, Unknown, Verdict};
+use crate::frame;
+use crate::mcs::{self, Mcs};
 use jetway_base::limits;
 
 use super::error::SessionError;
-use super::passage::{Passage, PerDirection, malformed, note_compression, plain, watch};
+use super::passage::{Passage, PerDirection, malformed, note_compression, plain, report, watch};
 
 /// A static channel and what of its messages has arrived.
 #[derive(Debug)]
@@ -20,6 +24,37 @@ pub(super) struct Channel {
     pub(super) info: StaticChannel,
     pub(super) interest: Interest,
     pub(super) partial: PerDirection<Option<Partial>>,
+    pub(super) waiting: PerDirection<Option<Waiting>>,
+}
+
+/// A message that waits for its verdict, and what has come behind it.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    message: Vec<u8>,
+    /// Its frames, as they came.
+    frames: Vec<u8>,
+    /// What covers both.
+    memory: Held,
+    /// Frames of the same channel and direction, as they came.
+    behind: Vec<u8>,
+    /// What covers them.
+    behind_memory: Held,
+}
+
+impl Waiting {
+    /// Bytes behind the message.
+    pub(super) fn behind(&self) -> usize {
+        self.behind.len()
+    }
+
+    /// Keeps a frame behind the message.
+    fn push(&mut self, frame: &[u8]) -> Result<Passage, SessionError> {
+        let what = "what is behind a message that waits for a verdict";
+        let memory = &mut self.behind_memory;
+        memory.grow(&mut self.behind, frame.len(), usize::MAX, 0, what)?;
+        self.behind.extend_from_slice(frame);
+        Ok(Passage::Withheld)
+    }
 }
 
 /// A message that is not complete.
@@ -42,9 +77,20 @@ pub(super) struct Chunk<'a> {
     pub(super) data: &'a [u8],
 }
 
+/// A chunk whose compression was taken off.
+#[derive(Clone, Copy)]
+struct Plain<'a> {
+    direction: Direction,
+    frame: &'a [u8],
+    /// Length of the message, bytes.
+    total: u32,
+    /// Of the channel PDU header.
+    flags: u32,
+    data: &'a [u8],
+}
+
 /// What a channel shares with the others.
 pub(super) struct ChannelContext<'a> {
-    pub(super) bulk: &'a mut PerDirection<Bulk>,
     pub(super) budget: &'a Budget,
     /// What covers messages on their way out.
     pub(super) leaving: &'a mut Option<Held>,
@@ -57,6 +103,7 @@ impl Channel {
     pub(super) fn chunk(
         &mut self,
         chunk: &Chunk<'_>,
+        bulk: &mut PerDirection<Bulk>,
         context: &mut ChannelContext<'_>,
         sink: &mut dyn Sink,
     ) -> Result<Passage, SessionError> {
@@ -73,11 +120,40 @@ impl Channel {
             });
         }
         // Followed even where nobody looks: the history is shared.
-        note_compression(context.bulk, direction, compression, context.budget, sink)?;
-        let data = plain(context.bulk, direction, data, compression)?;
+        note_compression(bulk, direction, compression, context.budget, sink)?;
+        let data = plain(bulk, direction, data, compression)?;
         if self.interest == Interest::Ignore {
             return Ok(Passage::AsIs);
         }
+        if let Some(waiting) = self.waiting.of(direction) {
+            return waiting.push(chunk.frame);
+        }
+        let chunk = Plain {
+            direction,
+            frame: chunk.frame,
+            total,
+            flags,
+            data,
+        };
+        self.plain_chunk(&chunk, context, sink)
+    }
+
+    /// A chunk without its compression.
+    fn plain_chunk(
+        &mut self,
+        chunk: &Plain<'_>,
+        context: &mut ChannelContext<'_>,
+        sink: &mut dyn Sink,
+    ) -> Result<Passage, SessionError> {
+        let Plain {
+            direction,
+            frame,
+            total,
+            flags,
+            data,
+        } = *chunk;
+        let bad = || malformed(direction, "channel PDU");
+        let [_, _, compression, _] = flags.to_le_bytes();
         if flags & (channel_flag::SUSPEND | channel_flag::RESUME) != 0 && data.is_empty() {
             return Ok(Passage::AsIs);
         }
@@ -150,12 +226,12 @@ impl Channel {
             if decides {
                 partial.held_memory.grow(
                     &mut partial.held,
-                    chunk.frame.len(),
+                    frame.len(),
                     usize::MAX,
                     0,
                     "a message that waits for a verdict",
                 )?;
-                partial.held.extend_from_slice(chunk.frame);
+                partial.held.extend_from_slice(frame);
             }
             if !last {
                 return Ok(if decides {
@@ -180,22 +256,68 @@ impl Channel {
             channel: &self.info,
             data: &message,
         });
+        let (frames, memory) = match memory {
+            Some((data_memory, mut held_memory)) if verdict == Verdict::Hold => {
+                drop(data_memory);
+                let bytes = message.len().saturating_add(held.len());
+                held_memory.cover(bytes, "a message that waits for a verdict")?;
+                (held, Some(held_memory))
+            }
+            Some((_, held_memory)) => (held, Some(held_memory)),
+            None => (held, None),
+        };
+        if verdict == Verdict::Hold && decides {
+            let what = "a message that waits for a verdict";
+            let (frames, memory) = match memory {
+                Some(memory) => (frames, memory),
+                // It came in one chunk.
+                None => {
+                    let bytes = message.len().saturating_add(frame.len());
+                    let memory = context.budget.hold(direction, bytes, what)?;
+                    (frame.to_vec(), memory)
+                }
+            };
+            *self.waiting.of(direction) = Some(Waiting {
+                message: message.into_owned(),
+                frames,
+                memory,
+                behind: Vec::new(),
+                behind_memory: context.budget.nothing(direction),
+            });
+            return Ok(Passage::Withheld);
+        }
+        drop(message);
+        self.carry_out(direction, verdict, frames, memory, context)
+    }
+
+    /// Carries out a verdict on a message whose frames were kept, unless it came in one, which passes as it is.
+    fn carry_out(
+        &mut self,
+        direction: Direction,
+        verdict: Verdict,
+        frames: Vec<u8>,
+        memory: Option<Held>,
+        context: &mut ChannelContext<'_>,
+    ) -> Result<Passage, SessionError> {
+        let decides = self.interest == Interest::Decide;
         match verdict {
-            Verdict::Forward if held.is_empty() => Ok(Passage::AsIs),
+            Verdict::Forward if frames.is_empty() => Ok(Passage::AsIs),
             Verdict::Forward => {
-                leave(context.leaving, memory.map(|(_, held)| held), held.len())?;
+                leave(context.leaving, memory, frames.len())?;
                 Ok(Passage::Instead {
-                    bytes: held,
+                    bytes: frames,
                     secrets: Vec::new(),
+                    origin: Origin::Peer,
                 })
             }
-            Verdict::Replace(message) if decides => {
-                drop(held);
-                let bytes = self.encode(direction, context, &message)?;
-                leave(context.leaving, memory.map(|(_, held)| held), bytes.len())?;
+            Verdict::Replace { data, grounds: _ } if decides => {
+                drop(frames);
+                let bytes = self.encode(direction, context, &data)?;
+                leave(context.leaving, memory, bytes.len())?;
                 Ok(Passage::Instead {
                     bytes,
                     secrets: Vec::new(),
+                    origin: Origin::Gateway,
                 })
             }
             Verdict::Deny { answers, .. } if decides => {
@@ -205,13 +327,83 @@ impl Channel {
                 }
                 Ok(Passage::Withheld)
             }
-            Verdict::Replace(_) | Verdict::Deny { .. } => {
+            Verdict::Replace { .. } | Verdict::Hold | Verdict::Deny { .. } => {
                 Err(SessionError::Verdict("a message that has passed"))
             }
-            Verdict::Terminate { reason, error_info } => {
-                Err(SessionError::Terminated { reason, error_info })
-            }
+            Verdict::Terminate(termination) => Err(SessionError::Terminated(termination)),
         }
+    }
+
+    /// Asks for the verdict on the message that waits in this direction, and adds what then goes on to `onward`: itself, and what
+    /// came behind it, until a message has to wait once more.
+    pub(super) fn resume(
+        &mut self,
+        direction: Direction,
+        context: &mut ChannelContext<'_>,
+        sink: &mut dyn Sink,
+        onward: &mut Vec<u8>,
+    ) -> Result<(), SessionError> {
+        let Some(waiting) = self.waiting.of(direction).take() else {
+            // Nothing waits there: the sink is mistaken.
+            return Ok(());
+        };
+        let verdict = sink.on_answer(&Event::ChannelMessage {
+            direction,
+            channel: &self.info,
+            data: &waiting.message,
+        });
+        if verdict == Verdict::Hold {
+            *self.waiting.of(direction) = Some(waiting);
+            return Ok(());
+        }
+        let Waiting {
+            message,
+            frames,
+            memory,
+            behind,
+            behind_memory,
+        } = waiting;
+        drop(message);
+        let passage = self.carry_out(direction, verdict, frames, Some(memory), context)?;
+        pass_on(passage, direction, &[], sink, onward)?;
+        let before = onward.len();
+        let mut rest = behind.as_slice();
+        while let Ok(Some(frame)) = frame::find(rest)
+            && let Some((bytes, more)) = rest.split_at_checked(frame.length)
+        {
+            rest = more;
+            let passage = self.again(direction, bytes, context, sink)?;
+            pass_on(passage, direction, bytes, sink, onward)?;
+        }
+        let passed = onward.len().saturating_sub(before);
+        leave(context.leaving, Some(behind_memory), passed)
+    }
+
+    /// A frame that has come before, and was kept.
+    fn again(
+        &mut self,
+        direction: Direction,
+        frame: &[u8],
+        context: &mut ChannelContext<'_>,
+        sink: &mut dyn Sink,
+    ) -> Result<Passage, SessionError> {
+        let bad = || malformed(direction, "channel PDU");
+        let Ok((Mcs::SendData { user_data, .. }, _)) = mcs::decode(frame) else {
+            return Err(bad());
+        };
+        let data = frame.get(user_data).ok_or_else(bad)?;
+        if let Some(waiting) = self.waiting.of(direction) {
+            return waiting.push(frame);
+        }
+        let chunk = Plain {
+            direction,
+            frame,
+            total: u32_at(data, 0).ok_or_else(bad)?,
+            flags: u32_at(data, 4).ok_or_else(bad)?,
+            // Compression is declined where a message may have to wait.
+            data: data.get(CHANNEL_HEADER_BYTES..).unwrap_or_default(),
+        };
+        self.plain_chunk(&chunk, context, sink)
     }
 
     /// A chunk passes whose message is not read, where nothing depends on it.
@@ -272,6 +464,24 @@ impl Channel {
         }
         Ok(bytes)
     }
+}
+
+/// Adds what passes of a frame to `onward`, and reports it.
+fn pass_on(
+    passage: Passage,
+    direction: Direction,
+    frame: &[u8],
+    sink: &mut dyn Sink,
+    onward: &mut Vec<u8>,
+) -> Result<(), SessionError> {
+    let (bytes, origin) = match &passage {
+        Passage::AsIs => (frame, Origin::Peer),
+        Passage::Withheld => return Ok(()),
+        Passage::Instead { bytes, origin, .. } => (bytes.as_slice(), *origin),
+    };
+    report(sink, direction, origin, bytes, &[])?;
+    onward.extend_from_slice(bytes);
+    Ok(())
 }
 
 /// Covers a message of so many bytes until it has left, besides others that leave with it.

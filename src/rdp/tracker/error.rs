@@ -3,7 +3,7 @@
 use crate::Direction;
 use crate::budget::Exhausted;
 use crate::client_info::ClientInfoError;
-use crate::event::Phase;
+use crate::event::{Phase, Termination};
 use crate::frame::FrameError;
 use crate::gcc::GccError;
 use crate::mcs::McsError;
@@ -97,13 +97,8 @@ pub enum SessionError {
         to: String,
     },
     /// A stage ended the session.
-    #[error("session ended by policy: {reason}")]
-    Terminated {
-        /// What the stage says.
-        reason: String,
-        /// Set Error Info code for the user.
-        error_info: u32,
-    },
+    #[error("session ended by policy: {}", .0.grounds.reason)]
+    Terminated(Termination),
     /// A stage wanted what cannot be done any more.
     #[error("a verdict on {0} cannot be carried out")]
     Verdict(&'static str),
@@ -114,7 +109,7 @@ impl SessionError {
     #[must_use]
     pub fn error_info(&self) -> u32 {
         match self {
-            Self::Terminated { error_info, .. } => *error_info,
+            Self::Terminated(termination) => termination.error_info,
             // ERRINFO_SERVER_DENIED_CONNECTION.
             Self::Redirection { .. } | Self::Multitransport => 0x0000_0007,
             // ERRINFO_DATAPDUSEQUENCE.

@@ -61,7 +61,9 @@ use crate::budget::{Budget, Held};
 use crate::bulk::{self, Bulk};
 use crate::bytes::{Reader, shifted, u16_at, u32_at};
 use crate::client_info::{self, ClientInfoError, Logon};
-use crate::event::{Event, Interest, Phase, Sink, StaticChannel, Unknown, Verdict};
+use crate::event::{
+    Event, HeldMessage, Interest, Origin, Phase, Sink, StaticChannel, Unknown, Verdict,
+};
 use crate::fast_path;
 use crate::frame::{self, Frame, FrameKind};
 use crate::gcc::{self, GccError};
@@ -70,12 +72,13 @@ use crate::mcs::{self, Mcs, McsError};
 use crate::reconnect::{ClientCookie, Cookies};
 use crate::redirection::{self, Redirections};
 use crate::share::{self, pdu_type, pdu_type2};
+use jetway_base::limits;
 
 use self::channel::{Channel, ChannelContext, Chunk};
 pub use self::error::{
     ERRINFO_IDLE_TIMEOUT, ERRINFO_LOGON_TIMEOUT, ERRINFO_RPC_INITIATED_DISCONNECT, SessionError,
 };
-use self::passage::{Passage, PerDirection, malformed, note_compression, plain, watch};
+use self::passage::{Passage, PerDirection, malformed, note_compression, plain, report, watch};
 
 /// What differs between the legs, and what a session may do.
 #[derive(Debug)]
@@ -148,6 +151,8 @@ pub struct Fed {
     pub sensitive: bool,
     /// Of a message that its receiver cannot use before it is whole: so many bytes at least are still to arrive.
     pub awaited: usize,
+    /// There may be whole frames left: as many were taken as the sink may be given at once.
+    pub more: bool,
 }
 
 impl Tracker {
@@ -190,7 +195,7 @@ impl Tracker {
         }
     }
 
-    /// Takes the whole frames at the front of `arrived`, leaves the rest there, and adds what is to be sent: to the
+    /// Takes whole frames at the front of `arrived`, as many as a sink is given at once, leaves the rest there, and adds what is to be sent: to the
     /// other side to `onward`, to the side they came from to `back`. Both get whole frames only.
     ///
     /// # Errors
@@ -212,6 +217,10 @@ impl Tracker {
         // Bytes from here to `at` pass as they are.
         let mut passing = 0_usize;
         let result = loop {
+            if at >= FEED_BYTES {
+                fed.more = true;
+                break Ok(());
+            }
             let rest = arrived.get_mut(at..).unwrap_or_default();
             let frame = match frame::find(rest) {
                 Ok(Some(frame)) => frame,
@@ -241,7 +250,9 @@ impl Tracker {
                     onward.extend_from_slice(arrived.get(passing..at).unwrap_or_default());
                     passing = end;
                 }
-                Passage::Instead { mut bytes, secrets } => {
+                Passage::Instead {
+                    mut bytes, secrets, ..
+                } => {
                     onward.extend_from_slice(arrived.get(passing..at).unwrap_or_default());
                     onward.extend_from_slice(&bytes);
                     if !secrets.is_empty() {
@@ -280,10 +291,59 @@ impl Tracker {
         result.map(|()| fed)
     }
 
-    /// What to say to a side before its connection is ended: to the client a Set Error Info PDU, if it can show
-    /// one by now, and to both an MCS Disconnect Provider Ultimatum.
+    /// Whether so much waits for verdicts in this direction that no more of it is to be read.
     #[must_use]
-    pub fn farewell(&self, to: Direction, error_info: u32) -> Vec<u8> {
+    pub fn is_full(&self, direction: Direction) -> bool {
+        let behind = self.channels.iter().filter_map(|channel| {
+            let waiting = match direction {
+                Direction::ToTarget => channel.waiting.to_target.as_ref(),
+                Direction::ToClient => channel.waiting.to_client.as_ref(),
+            };
+            waiting.map(channel::Waiting::behind)
+        });
+        behind.sum::<usize>() > limits::BEHIND_HELD_MESSAGES_BYTES
+    }
+
+    /// Asks `sink` for the verdict on a message that was held, and adds what then goes on to `onward`, and what goes back to its sender
+    /// to `back`: whole frames.
+    ///
+    /// # Errors
+    /// As [`feed`](Self::feed).
+    pub fn resume(
+        &mut self,
+        message: HeldMessage,
+        sink: &mut dyn Sink,
+        onward: &mut Vec<u8>,
+        back: &mut Vec<u8>,
+    ) -> Result<(), SessionError> {
+        let HeldMessage { channel, direction } = message;
+        let mut channels = self.channels.iter_mut();
+        let Some(channel) = channels.find(|candidate| candidate.info.id == channel) else {
+            return Ok(());
+        };
+        let mut context = ChannelContext {
+            budget: &self.settings.budget,
+            leaving: self.leaving.of(direction),
+            awaited: self.awaited.of(direction),
+            initiators: &mut self.initiators,
+            answers: &mut self.answers,
+        };
+        let resumed = channel.resume(direction, &mut context, sink, onward);
+        let opposite = direction.opposite();
+        let reported = report(sink, opposite, Origin::Gateway, &self.answers, &[]);
+        back.append(&mut self.answers);
+        resumed.and(reported)
+    }
+
+    /// What to say to a side before its connection is ended: to the client a Set Error Info PDU, if it can show
+    /// one by now, and to both an MCS Disconnect Provider Ultimatum. `sink` hears of them, and has no say.
+    pub fn farewell(&self, to: Direction, error_info: u32, sink: &mut dyn Sink) -> Vec<u8> {
+        let bytes = self.farewell_pdus(to, error_info);
+        let _ = report(sink, to, Origin::Gateway, &bytes, &[]);
+        bytes
+    }
+
+    fn farewell_pdus(&self, to: Direction, error_info: u32) -> Vec<u8> {
         let Some(ids) = &self.ids else {
             return Vec::new();
         };
@@ -320,6 +380,7 @@ impl Tracker {
         sink: &mut dyn Sink,
     ) -> Result<Passage, SessionError> {
         self.secrets.clear();
+        let answered = self.answers.len();
         let passage = match frame.kind {
             FrameKind::FastPath(header) => {
                 self.fast_path(direction, header, bytes, frame.body.clone(), sink)?
@@ -330,27 +391,21 @@ impl Tracker {
             Passage::AsIs => {
                 let event = Event::Pdu {
                     direction,
+                    origin: Origin::Peer,
                     bytes,
                     secrets: &self.secrets,
                 };
                 watch(sink, &event)?;
             }
             Passage::Withheld => {}
-            Passage::Instead { bytes, secrets } => {
-                let mut rest = bytes.as_slice();
-                while let Ok(Some(frame)) = frame::find(rest)
-                    && let Some((bytes, behind)) = rest.split_at_checked(frame.length)
-                {
-                    let event = Event::Pdu {
-                        direction,
-                        bytes,
-                        secrets,
-                    };
-                    watch(sink, &event)?;
-                    rest = behind;
-                }
-            }
+            Passage::Instead {
+                bytes,
+                secrets,
+                origin,
+            } => report(sink, direction, *origin, bytes, secrets)?,
         }
+        let answers = self.answers.get(answered..).unwrap_or_default();
+        report(sink, direction.opposite(), Origin::Gateway, answers, &[])?;
         Ok(passage)
     }
 
@@ -583,6 +638,7 @@ impl Tracker {
                     options: *options,
                 },
                 partial: PerDirection::default(),
+                waiting: PerDirection::default(),
             });
         }
         write_u32(bytes, fields.protocol, self.settings.client_requested);
@@ -657,14 +713,13 @@ impl Tracker {
             data,
         };
         let mut context = ChannelContext {
-            bulk: &mut self.bulk,
             budget: &self.settings.budget,
             leaving: self.leaving.of(direction),
             awaited: self.awaited.of(direction),
             initiators: &mut self.initiators,
             answers: &mut self.answers,
         };
-        channel.chunk(&chunk, &mut context, sink)
+        channel.chunk(&chunk, &mut self.bulk, &mut context, sink)
     }
 
     /// A target that asks for UDP, although it was told that the client has none, gets the answer of a client that
@@ -789,6 +844,7 @@ impl Tracker {
                 Passage::Instead {
                     secrets: client_info::secrets_in_frame(&layout, user_data.start),
                     bytes,
+                    origin: Origin::Peer,
                 }
             }
         };
@@ -861,6 +917,7 @@ impl Tracker {
                     passage = Passage::Instead {
                         bytes: bytes.ok_or(SessionError::Verdict("redirection"))?,
                         secrets: Vec::new(),
+                        origin: Origin::Peer,
                     };
                 }
                 (Some(pdu_type::CONFIRM_ACTIVE), Direction::ToClient)
@@ -999,6 +1056,9 @@ impl Tracker {
     }
 }
 
+/// What a sink is given between two questions whether it is ready, bytes of whole frames: what is read at once fits.
+const FEED_BYTES: usize = 256 * 1024;
+
 /// Bytes behind a share PDU in its data that are no other to anybody: FreeRDP stops here, and xrdp wants a whole header.
 const SHARE_PADDING_BYTES: usize = 3;
 
@@ -1020,10 +1080,10 @@ fn report_inputs(sink: &mut dyn Sink, inputs: Vec<Input>) -> Result<Passage, Ses
         match sink.on_event(&Event::Input(input)) {
             Verdict::Forward => {}
             Verdict::Deny { answers, .. } if answers.is_empty() => passage = Passage::Withheld,
-            Verdict::Terminate { reason, error_info } => {
-                return Err(SessionError::Terminated { reason, error_info });
+            Verdict::Terminate(termination) => {
+                return Err(SessionError::Terminated(termination));
             }
-            Verdict::Replace(_) | Verdict::Deny { .. } => {
+            Verdict::Replace { .. } | Verdict::Hold | Verdict::Deny { .. } => {
                 return Err(SessionError::Verdict("input"));
             }
         }
@@ -1106,8 +1166,8 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
+    use crate::event::{Grounds, Termination};
     use crate::redirection::Redirection;
-    use jetway_base::limits;
 
     #[test]
     fn nothing_but_the_client_info_may_come_before_it() {
@@ -1423,7 +1483,10 @@ mod tests {
         for (verdict, expected) in [
             (Verdict::Forward, chunks.concat()),
             (
-                Verdict::Replace(b"other".to_vec()),
+                Verdict::Replace {
+                    data: b"other".to_vec(),
+                    grounds: Grounds::new("test", "other"),
+                },
                 // With CHANNEL_FLAG_SHOW_PROTOCOL, as this channel wants it.
                 channel(Direction::ToClient, CLIPRDR, 5, 0x13, b"other"),
             ),
@@ -1468,7 +1531,7 @@ mod tests {
     fn a_denied_message_is_answered_to_its_sender() {
         let mut session = Session::deciding(Verdict::Deny {
             answers: vec![vec![7; 2000]],
-            reason: "test".to_owned(),
+            grounds: Grounds::new("test", "no"),
         });
         let chunk = channel(Direction::ToTarget, CLIPRDR, 4, 3, b"abcd");
         assert!(
@@ -1487,9 +1550,132 @@ mod tests {
     }
 
     #[test]
+    fn a_message_that_waits_holds_up_its_channel_and_direction_and_nothing_else() {
+        let (to_client, to_target) = (Direction::ToClient, Direction::ToTarget);
+        let mut session = Session::deciding(Verdict::Hold);
+        let budget = session.tracker.settings.budget.clone();
+        let before = budget.held(to_client);
+        let first = [
+            channel(to_client, CLIPRDR, 4, 1, b"ab"),
+            channel(to_client, CLIPRDR, 4, 2, b"cd"),
+        ];
+        let behind = [
+            channel(to_client, CLIPRDR, 2, 3, b"ef"),
+            channel(to_client, CLIPRDR, 3, 1, b"g"),
+            channel(to_client, CLIPRDR, 3, 2, b"hi"),
+        ];
+        for frame in first.iter().chain(&behind) {
+            assert_eq!(session.feed(to_client, frame).unwrap(), b"");
+        }
+        assert_eq!(
+            session.judge.messages,
+            [b"abcd"],
+            "asked once, of the first"
+        );
+        session.judge.verdict = Verdict::Forward;
+        // The other direction, and another channel.
+        for (direction, id) in [(to_target, CLIPRDR), (to_client, CLIPRDR - 1)] {
+            let other = channel(direction, id, 3, 3, b"xyz");
+            assert_eq!(session.feed(direction, &other).unwrap(), other);
+            assert_eq!(session.judge.passed(direction), (other, false));
+        }
+        assert!(budget.held(to_client) > before);
+        let (onward, back) = session.resume(to_client);
+        assert_eq!(onward, [first.concat(), behind.concat()].concat());
+        assert_eq!(back, b"");
+        assert_eq!(session.judge.passed(to_client), (onward, false));
+        assert_eq!(
+            session.judge.messages[3..],
+            [&b"abcd"[..], &b"ef"[..], &b"ghi"[..]]
+        );
+        // As if nothing had happened.
+        let next = channel(to_client, CLIPRDR, 3, 3, b"xyz");
+        assert_eq!(session.feed(to_client, &next).unwrap(), next);
+        assert_eq!(budget.held(to_client), before);
+    }
+
+    #[test]
+    fn a_message_that_has_waited_is_replaced_or_denied_or_waits_again_and_the_next_may_wait_too() {
+        let to_target = Direction::ToTarget;
+        let mut session = Session::deciding(Verdict::Hold);
+        let [one, two] = [b"one", b"two"].map(|data| channel(to_target, CLIPRDR, 3, 3, data));
+        session.feed(to_target, &one).unwrap();
+        session.feed(to_target, &two).unwrap();
+        // Nobody has an answer yet.
+        assert_eq!(session.resume(to_target), (Vec::new(), Vec::new()));
+        session.judge.verdict = Verdict::Deny {
+            answers: vec![b"no".to_vec()],
+            grounds: Grounds::new("test", "no"),
+        };
+        session.judge.then = Some(Verdict::Hold);
+        let (onward, back) = session.resume(to_target);
+        assert_eq!(onward, b"");
+        // In this direction the server is whom the gateway speaks for.
+        let no = {
+            let parts = [&2_u32.to_le_bytes()[..], &0x13_u32.to_le_bytes(), b"no"];
+            let initiator = session.tracker.initiators.to_client;
+            mcs::encode_send_data(false, initiator, CLIPRDR, &parts).unwrap()
+        };
+        assert_eq!(back, no);
+        assert_eq!(session.judge.passed(Direction::ToClient), (no, true));
+        session.judge.verdict = Verdict::Replace {
+            data: b"new".to_vec(),
+            grounds: Grounds::new("test", "new"),
+        };
+        let (onward, back) = session.resume(to_target);
+        assert!(onward.ends_with(b"new") && back.is_empty());
+        assert_eq!(session.judge.passed(to_target), (onward, true));
+        // What waits nowhere is no harm.
+        assert_eq!(session.resume(to_target), (Vec::new(), Vec::new()));
+    }
+
+    #[test]
+    fn what_comes_behind_a_message_that_waits_is_bounded() {
+        let to_client = Direction::ToClient;
+        let mut session = Session::deciding(Verdict::Hold);
+        let frame = channel(to_client, CLIPRDR, 16_000, 3, &[7; 16_000]);
+        let mut fed = 0;
+        while !session.tracker.is_full(to_client) {
+            session.feed(to_client, &frame).unwrap();
+            fed += frame.len();
+        }
+        assert!(fed <= limits::BEHIND_HELD_MESSAGES_BYTES + 3 * frame.len());
+        assert!(!session.tracker.is_full(Direction::ToTarget));
+        session.judge.verdict = Verdict::Forward;
+        assert_eq!(session.resume(to_client).0.len(), fed);
+        assert!(!session.tracker.is_full(to_client));
+    }
+
+    #[test]
+    fn a_sink_is_given_no_more_at_once_than_it_was_asked_for() {
+        let mut session = Session::until(Phase::Active);
+        let frame = channel(Direction::ToClient, CLIPRDR, 16_000, 3, &[7; 16_000]);
+        let mut arrived = frame.repeat(100);
+        let all = arrived.clone();
+        let mut passed = Vec::new();
+        loop {
+            let (mut onward, mut back) = (Vec::new(), Vec::new());
+            let (to, judge) = (Direction::ToClient, &mut session.judge);
+            let fed = session
+                .tracker
+                .feed(to, &mut arrived, judge, &mut onward, &mut back)
+                .unwrap();
+            assert!(onward.len() < FEED_BYTES + frame.len());
+            passed.extend(onward);
+            if !fed.more {
+                break;
+            }
+        }
+        assert!(passed == all && arrived.is_empty());
+    }
+
+    #[test]
     fn a_verdict_that_comes_too_late_ends_the_session() {
         let mut session = Session::until(Phase::Active);
-        session.judge.verdict = Verdict::Replace(Vec::new());
+        session.judge.verdict = Verdict::Replace {
+            data: Vec::new(),
+            grounds: Grounds::default().into(),
+        };
         let chunk = channel(Direction::ToClient, CLIPRDR, 4, 3, b"abcd");
         assert!(matches!(
             session.feed(Direction::ToClient, &chunk),
@@ -1500,10 +1686,10 @@ mod tests {
     #[test]
     fn a_stage_ends_the_session_with_its_reason() {
         let mut session = Session::until(Phase::Active);
-        session.judge.verdict = Verdict::Terminate {
-            reason: "enough".to_owned(),
+        session.judge.verdict = Verdict::Terminate(Termination {
+            grounds: Grounds::new("test", "enough"),
             error_info: 9,
-        };
+        });
         let chunk = channel(Direction::ToClient, CLIPRDR, 4, 3, b"abcd");
         let error = session.feed(Direction::ToClient, &chunk).unwrap_err();
         assert_eq!(error.error_info(), 9);
@@ -1707,8 +1893,10 @@ mod tests {
             (Phase::CapabilitiesExchange, 2),
             (Phase::Active, 2),
         ] {
-            let session = Session::until(phase);
-            let mut rest = session.tracker.farewell(Direction::ToClient, 7);
+            let mut session = Session::until(phase);
+            let mut rest = session
+                .tracker
+                .farewell(Direction::ToClient, 7, &mut session.judge);
             let mut count = 0;
             while let Some(frame) = frame::find(&rest).unwrap() {
                 rest.drain(..frame.length);
@@ -1717,8 +1905,10 @@ mod tests {
             assert_eq!(count, pdus, "{phase}");
         }
         // Another session reads it.
-        let session = Session::until(Phase::Active);
-        let farewell = session.tracker.farewell(Direction::ToClient, 7);
+        let mut session = Session::until(Phase::Active);
+        let farewell = session
+            .tracker
+            .farewell(Direction::ToClient, 7, &mut session.judge);
         let mut reader = Session::until(Phase::Active);
         reader.feed(Direction::ToClient, &farewell).unwrap();
         assert_eq!(reader.judge.error_info, Some(7));
@@ -1963,6 +2153,19 @@ mod tests {
             session
         }
 
+        /// Has the message that waits in this direction answered: what goes on, and back.
+        fn resume(&mut self, direction: Direction) -> (Vec<u8>, Vec<u8>) {
+            let (mut onward, mut back) = (Vec::new(), Vec::new());
+            let message = HeldMessage {
+                channel: CLIPRDR,
+                direction,
+            };
+            let judge = &mut self.judge;
+            let resumed = self.tracker.resume(message, judge, &mut onward, &mut back);
+            resumed.unwrap();
+            (onward, back)
+        }
+
         fn run(mut self, phase: Phase) -> Self {
             for (direction, pdu) in recording() {
                 if self.tracker.phase >= phase {
@@ -1973,6 +2176,7 @@ mod tests {
             assert_eq!(self.tracker.phase, phase);
             self.judge.messages.clear();
             self.judge.secrets.clear();
+            self.judge.passed.clear();
             self
         }
 
@@ -1993,6 +2197,8 @@ mod tests {
     struct Judge {
         interest: Option<Interest>,
         verdict: Verdict,
+        /// The verdict on every message behind the next.
+        then: Option<Verdict>,
         messages: Vec<Vec<u8>>,
         secrets: Vec<Range<usize>>,
         redirection: Option<Redirection>,
@@ -2004,6 +2210,8 @@ mod tests {
         refuses_unknown: bool,
         denies_unknown_input: bool,
         reconnect: Option<(Option<u32>, bool)>,
+        /// Every PDU as it went on.
+        passed: Vec<(Direction, Origin, Vec<u8>)>,
     }
 
     impl Default for Judge {
@@ -2011,6 +2219,7 @@ mod tests {
             Self {
                 interest: None,
                 verdict: Verdict::Forward,
+                then: None,
                 messages: Vec::new(),
                 secrets: Vec::new(),
                 redirection: None,
@@ -2022,7 +2231,24 @@ mod tests {
                 refuses_unknown: false,
                 denies_unknown_input: false,
                 reconnect: None,
+                passed: Vec::new(),
             }
+        }
+    }
+
+    impl Judge {
+        /// All bytes that went in this direction since the last call, and whether the gateway has made any of them.
+        fn passed(&mut self, direction: Direction) -> (Vec<u8>, bool) {
+            let (mut bytes, mut made) = (Vec::new(), false);
+            self.passed.retain(|(to, origin, pdu)| {
+                if *to != direction {
+                    return true;
+                }
+                bytes.extend(pdu);
+                made |= *origin == Origin::Gateway;
+                false
+            });
+            (bytes, made)
         }
     }
 
@@ -2043,7 +2269,11 @@ mod tests {
             match event {
                 Event::ChannelMessage { data, .. } => {
                     self.messages.push(data.to_vec());
-                    return self.verdict.clone();
+                    let verdict = self.verdict.clone();
+                    if let Some(then) = self.then.take() {
+                        self.verdict = then;
+                    }
+                    return verdict;
                 }
                 Event::Redirection(redirection) => {
                     self.redirection = Some((*redirection).clone());
@@ -2052,10 +2282,10 @@ mod tests {
                 Event::ErrorInfo(code) => self.error_info = Some(*code),
                 Event::Disconnect { .. } => self.disconnected = true,
                 Event::Unknown { .. } if self.refuses_unknown => {
-                    return Verdict::Terminate {
-                        reason: "unknown".to_owned(),
+                    return Verdict::Terminate(Termination {
+                        grounds: Grounds::new("test", "unknown"),
                         error_info: 1,
-                    };
+                    });
                 }
                 Event::Unknown { what, .. } => self.unknown.push(*what),
                 Event::Reconnect { logon_id, passed } => {
@@ -2064,10 +2294,16 @@ mod tests {
                 Event::Input(Input::Unknown { .. }) if self.denies_unknown_input => {
                     return Verdict::Deny {
                         answers: Vec::new(),
-                        reason: "unknown".to_owned(),
+                        grounds: Grounds::new("test", "unknown"),
                     };
                 }
-                Event::Pdu { bytes, secrets, .. } => {
+                Event::Pdu {
+                    direction,
+                    origin,
+                    bytes,
+                    secrets,
+                } => {
+                    self.passed.push((*direction, *origin, bytes.to_vec()));
                     self.secrets.extend(secrets.iter().cloned());
                     if let Ok((Mcs::SendData { user_data, .. }, 0)) = mcs::decode(bytes)
                         && u16_at(&bytes[user_data.clone()], 0) == Some(security::INFO_PKT)

@@ -6,7 +6,8 @@ use super::error::SessionError;
 use crate::Direction;
 use crate::budget::Budget;
 use crate::bulk::Bulk;
-use crate::event::{Event, Sink, Verdict};
+use crate::event::{Event, Origin, Sink, Verdict};
+use crate::frame;
 
 /// One of a kind for each direction.
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,6 +36,7 @@ pub(super) enum Passage {
     Instead {
         bytes: Vec<u8>,
         secrets: Vec<Range<usize>>,
+        origin: Origin,
     },
 }
 
@@ -42,13 +44,35 @@ pub(super) enum Passage {
 pub(super) fn watch(sink: &mut dyn Sink, event: &Event<'_>) -> Result<(), SessionError> {
     match sink.on_event(event) {
         Verdict::Forward => Ok(()),
-        Verdict::Terminate { reason, error_info } => {
-            Err(SessionError::Terminated { reason, error_info })
-        }
-        Verdict::Replace(_) | Verdict::Deny { .. } => {
+        Verdict::Terminate(termination) => Err(SessionError::Terminated(termination)),
+        Verdict::Replace { .. } | Verdict::Hold | Verdict::Deny { .. } => {
             Err(SessionError::Verdict("what is not a channel message"))
         }
     }
+}
+
+/// Reports whole PDUs as they go on.
+pub(super) fn report(
+    sink: &mut dyn Sink,
+    direction: Direction,
+    origin: Origin,
+    bytes: &[u8],
+    secrets: &[Range<usize>],
+) -> Result<(), SessionError> {
+    let mut rest = bytes;
+    while let Ok(Some(frame)) = frame::find(rest)
+        && let Some((bytes, behind)) = rest.split_at_checked(frame.length)
+    {
+        let event = Event::Pdu {
+            direction,
+            origin,
+            bytes,
+            secrets,
+        };
+        watch(sink, &event)?;
+        rest = behind;
+    }
+    Ok(())
 }
 
 /// Tells of a kind of compression when it is used for the first time, and makes room for what it needs.
