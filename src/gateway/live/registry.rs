@@ -187,6 +187,8 @@ struct Table {
 pub struct Registry {
     table: Mutex<Table>,
     reached: Reached,
+    /// Fires when all sessions are to end, and what is left of connections whose session is over.
+    cut: CancellationToken,
 }
 
 /// A session in the registry; dropping it takes it out.
@@ -207,6 +209,7 @@ impl Registry {
                 closed: false,
             }),
             reached: Reached::new("limits.sessions_per_address"),
+            cut: CancellationToken::new(),
         }
     }
 
@@ -269,8 +272,9 @@ impl Registry {
         self.lock().closed = true;
     }
 
-    /// Ends all sessions.
+    /// Ends all sessions, and what is left of the connections of those that are over.
     pub fn end_all(&self, cause: &EndCause) {
+        self.cut.cancel();
         for session in self.list() {
             session.end(cause.clone());
         }
@@ -288,6 +292,12 @@ impl Registry {
 }
 
 impl Registered {
+    /// Fires when connections are not to outlive their session any more: the process is about to end.
+    #[must_use]
+    pub fn cut(&self) -> CancellationToken {
+        self.registry.cut.clone()
+    }
+
     /// The session itself, for those who look at it after its end.
     #[must_use]
     pub fn shared(&self) -> &Arc<Session> {

@@ -50,9 +50,13 @@ impl Live {
         // The reconnect window starts no later than the log says so.
         drop(reservation);
         log_end(&session, reason, started);
+        let cut = session.cut();
         drop(session);
         if !closed {
-            parting.finish().await;
+            tokio::select! {
+                () = cut.cancelled() => {}
+                () = parting.finish() => {}
+            }
         }
         drop(admission);
     }
