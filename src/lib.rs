@@ -46,9 +46,11 @@
 //!
 //! # Layers
 //!
-//! The **core** does no I/O, reads no clock and spawns nothing: bytes and `now` in, values out. It builds alone
-//! (`cargo check --no-default-features`), which also keeps the fuzz targets small; a test greps it for what does not belong
-//! there. The **shell** does the I/O. Shell uses core, never the other way round.
+//! The **core** does no I/O, reads no clock and spawns nothing: bytes and `now` in, values out. Each part of it is a member of the
+//! workspace (`src/token` is the package `jetway-token`), known here by its short name, which builds alone, as the fuzz targets do.
+//! What it may depend on is in its manifest; what it may not call (files, sockets, threads, clocks) is in `src/clippy.toml`; that it
+//! reaches no runtime through its dependencies, a test asks of Cargo (`it::layers`). The **shell** does the I/O. Shell uses core,
+//! never the other way round.
 //!
 //! | part | what | uses |
 //! |---|---|---|
@@ -169,7 +171,8 @@
 //! # JET requirements and their tests
 //!
 //! `grep -rn J-JWT-1 src tests` finds every proof; these are the ones to read first. `it::` is `tests/it`, `peers::` is
-//! `tests/peers` (real FreeRDP, xrdp and freerdp-shadow).
+//! `tests/peers` (real FreeRDP, xrdp and freerdp-shadow); `token::`, `jet::` and the like are unit tests of those members
+//! (`cargo nextest run -p jetway-token`).
 //!
 //! | id | what | proof |
 //! |---|---|---|
@@ -208,13 +211,6 @@
 //! [JET-PROTO]: https://github.com/Devolutions/devolutions-gateway
 //! [MS-RDPBCGR]: https://learn.microsoft.com/en-us/openspecs/windows_protocols/ms-rdpbcgr/
 //! [MS-RDPEPS]: https://learn.microsoft.com/en-us/openspecs/windows_protocols/ms-rdpeps/
-#![cfg_attr(
-    not(feature = "shell"),
-    allow(
-        rustdoc::broken_intra_doc_links,
-        reason = "the map names the shell, which this build leaves out"
-    )
-)]
 
 // Core: bytes and `now` in, values out.
 pub use jetway_base as base;
@@ -226,33 +222,22 @@ pub use jetway_stage as stage;
 pub use jetway_token as token;
 
 // Shell: may do I/O.
-#[cfg(feature = "shell")]
 pub mod cli;
 #[cfg(feature = "demo")]
 pub mod demo;
-#[cfg(feature = "shell")]
 pub mod gateway;
-#[cfg(feature = "shell")]
 pub mod io;
-#[cfg(feature = "shell")]
 pub mod log;
-#[cfg(feature = "shell")]
 pub mod peer;
-#[cfg(feature = "shell")]
 pub mod relay;
-#[cfg(feature = "shell")]
 pub mod store;
 
 // Short names.
 pub use crate::base::{address, escape, limits, log_limit, time};
 pub use crate::entry::{carrier, preamble, proxy_protocol, rdp_file, ticket};
-#[cfg(feature = "shell")]
 pub use crate::gateway::trust::{keyring, target_certificate, tls};
-#[cfg(feature = "shell")]
 pub use crate::gateway::{api, config, listener, refusal, session};
-#[cfg(feature = "shell")]
 pub use crate::io::websocket::frames;
-#[cfg(feature = "shell")]
 pub use crate::io::{
     buffers, clock, file_stamp, low_water, over_tcp, private_file, read_ahead, stream, websocket,
 };

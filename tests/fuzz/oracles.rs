@@ -19,41 +19,41 @@ use ironrdp_core::decode as ironrdp_decode;
 use ironrdp_pdu::nego;
 use ironrdp_pdu::pcb::PreconnectionBlob;
 use ironrdp_pdu::x224::X224;
-use jetway::application_protocol::{self, ApplicationProtocol, FirstBytes};
-use jetway::jet::agent::{FromAgent, FromGateway};
-use jetway::jet::candidate::CandidateUrl;
-use jetway::jet::exchange::{JetPath, Request, Response};
-use jetway::jet::frame::{self, Arrival, Deframer, Found};
-use jetway::jet::message::Message;
-use jetway::jet::packet;
-use jetway::limits;
-use jetway::preamble::{self, Preamble, Recognition};
-use jetway::proxy_protocol::{self, ProxyHeader};
-use jetway::rdp::Direction;
-use jetway::rdp::budget::Budget;
-use jetway::rdp::bulk::Bulk;
-use jetway::rdp::channel::Channels;
-use jetway::rdp::channel::rdp8_lite::Rdp8Lite;
-use jetway::rdp::client_info::Logon;
-use jetway::rdp::connection_request::{self, ConnectionRequestError};
-use jetway::rdp::credssp::client::{Client, Package, Progress};
-use jetway::rdp::credssp::keytab::Keytab;
-use jetway::rdp::credssp::krb_error::KrbError;
-use jetway::rdp::credssp::server::Kerberos as ServerKerberos;
-use jetway::rdp::credssp::server::{Progress as Served, Server};
-use jetway::rdp::credssp::{self, SubjectPublicKeyInfo};
-use jetway::rdp::event::{Event, Grounds, HeldMessage, Interest, Sink, Verdict};
-use jetway::rdp::farewell::{Farewell, Reason};
-use jetway::rdp::negotiation;
-use jetway::rdp::preconnection::{self, PreconnectionPdu};
-use jetway::rdp::redirection::{Redirection, Redirections};
-use jetway::rdp::tracker::{SessionError, Settings, Tracker};
-use jetway::stage::inspector::{AuditEvent, Inspector};
-use jetway::ticket::Ticket;
-use jetway::time::UnixTime;
-use jetway::token::claims::ConnectionMode;
-use jetway::token::mint::{EncryptionKey, SigningKey, mint};
-use jetway::token::{KeyDocument, KeySet, Token, TokenRules, Verifier};
+use jetway_base::limits;
+use jetway_base::time::UnixTime;
+use jetway_entry::preamble::{self, Preamble, Recognition};
+use jetway_entry::proxy_protocol::{self, ProxyHeader};
+use jetway_entry::ticket::Ticket;
+use jetway_jet::agent::{FromAgent, FromGateway};
+use jetway_jet::candidate::CandidateUrl;
+use jetway_jet::exchange::{JetPath, Request, Response};
+use jetway_jet::frame::{self, Arrival, Deframer, Found};
+use jetway_jet::message::Message;
+use jetway_jet::packet;
+use jetway_rdp::Direction;
+use jetway_rdp::budget::Budget;
+use jetway_rdp::bulk::Bulk;
+use jetway_rdp::channel::Channels;
+use jetway_rdp::channel::rdp8_lite::Rdp8Lite;
+use jetway_rdp::client_info::Logon;
+use jetway_rdp::connection_request::{self, ConnectionRequestError};
+use jetway_rdp::credssp::client::{Client, Package, Progress};
+use jetway_rdp::credssp::keytab::Keytab;
+use jetway_rdp::credssp::krb_error::KrbError;
+use jetway_rdp::credssp::server::Kerberos as ServerKerberos;
+use jetway_rdp::credssp::server::{Progress as Served, Server};
+use jetway_rdp::credssp::{self, SubjectPublicKeyInfo};
+use jetway_rdp::event::{Event, Grounds, HeldMessage, Interest, Sink, Verdict};
+use jetway_rdp::farewell::{Farewell, Reason};
+use jetway_rdp::negotiation;
+use jetway_rdp::preconnection::{self, PreconnectionPdu};
+use jetway_rdp::redirection::{Redirection, Redirections};
+use jetway_rdp::tracker::{SessionError, Settings, Tracker};
+use jetway_stage::inspector::{AuditEvent, Inspector};
+use jetway_token::application_protocol::{self, ApplicationProtocol, FirstBytes};
+use jetway_token::claims::ConnectionMode;
+use jetway_token::mint::{EncryptionKey, SigningKey, mint};
+use jetway_token::{KeyDocument, KeySet, Token, TokenRules, Verifier};
 use openssl::hash::MessageDigest;
 use openssl::pkey::PKey;
 use openssl::sign::Signer;
@@ -74,7 +74,7 @@ pub(crate) fn session(data: &[u8]) {
     }
     for bytes in &whole.sent {
         let mut rest = bytes.as_slice();
-        while let Ok(Some(frame)) = jetway::rdp::frame::find(rest) {
+        while let Ok(Some(frame)) = jetway_rdp::frame::find(rest) {
             assert!(frame.length <= rest.len(), "half a frame was passed on");
             rest = &rest[frame.length..];
         }
@@ -123,7 +123,7 @@ pub(crate) fn farewell(data: &[u8]) {
         assert!(said_slowly == said || error.is_some() && said_slowly.starts_with(&said));
     }
     let mut rest = said.as_slice();
-    while let Ok(Some(frame)) = jetway::rdp::frame::find(rest) {
+    while let Ok(Some(frame)) = jetway_rdp::frame::find(rest) {
         rest = &rest[frame.length..];
     }
     assert!(rest.is_empty());

@@ -13,6 +13,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 #[cfg(feature = "credssp")]
+use tracing_core::dispatcher::{self, Dispatch};
+
+#[cfg(feature = "credssp")]
 mod acceptor;
 #[cfg(feature = "credssp")]
 pub mod cause;
@@ -218,8 +221,7 @@ const EXPLICIT_VERSION: u8 = 0xa0;
 /// here; what it leaves behind must not be used again.
 #[cfg(feature = "credssp")]
 fn contained<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
-    let unlogged =
-        || tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::new(), work);
+    let unlogged = || dispatcher::with_default(&Dispatch::none(), work);
     catch_unwind(AssertUnwindSafe(unlogged)).map_err(|_| Panicked)
 }
 
