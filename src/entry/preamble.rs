@@ -6,7 +6,7 @@
 //!
 //! | protocol | bytes that decide |
 //! |---|---|
-//! | X.224 in TPKT ([T.123] 8) | `03 00`: as `cbSize` this would be 3, 65,539 or 131,075, none of which is accepted |
+//! | X.224 in TPKT ([T.123] 8) | `03 00`: as `cbSize` this would be 3, 65,539 or 131,075, none of which is accepted; behind a preconnection PDU `03` and any byte, as the second one is reserved and targets take any |
 //! | TLS record ([RFC 8446] 5.1) | `16 03 02` to `16 03 04`; `16 03 00` and `16 03 01` with a length that is not zero in byte 4 or, for what no `cbSize` can be, in byte 3 |
 //! | preconnection PDU ([MS-RDPEPS] 2.2.1) | a `cbSize` from 16 to what `cchPCB` can name, and `Flags` of zero: 8 bytes |
 //! | `JET\0` | 4 bytes |
@@ -16,9 +16,14 @@
 //! Version 1 of the preconnection PDU and sizes above the limit are recognised too, so that the refusal can say what
 //! was wrong. Nothing is validated beyond recognition: that is the work of the decoder of each protocol.
 //!
+//! Receivers of RDP are less strict, and what they take for its beginning is known here as well: [`check_no_rdp`], [`recognise_late`].
+//!
 //! [T.123]: https://www.itu.int/rec/T-REC-T.123
 //! [RFC 8446]: https://www.rfc-editor.org/rfc/rfc8446#section-5.1
 //! [MS-RDPEPS]: https://learn.microsoft.com/en-us/openspecs/windows_protocols/ms-rdpeps/
+
+use jetway_token::first_bytes::Expected::{Any, Is, Within};
+use jetway_token::first_bytes::{Expected, FirstBytes, fit, fit_text};
 
 /// A protocol that a connection may begin with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -63,21 +68,7 @@ pub enum Recognition {
 /// ```
 #[must_use]
 pub fn recognise(bytes: &[u8]) -> Recognition {
-    // INVARIANT: no two rules ever match the same bytes, and a rule that matched or failed does so for all longer
-    // bytes. That makes the order irrelevant and the answer final.
-    let mut undecided = false;
-    for (preamble, rule) in RULES {
-        match rule(bytes) {
-            Fit::Yes => return Recognition::Known(preamble),
-            Fit::Maybe => undecided = true,
-            Fit::No => {}
-        }
-    }
-    if undecided {
-        Recognition::NeedMore
-    } else {
-        Recognition::Unknown
-    }
+    by_rules(bytes, &RULES)
 }
 
 /// Tells how a connection goes on behind a preconnection PDU: by X.224, by TLS at once, or by something else. Nothing else needs to be
@@ -102,15 +93,52 @@ pub fn recognise_behind(bytes: &[u8]) -> Recognition {
     }
 }
 
-/// How bytes fit one protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fit {
-    Yes,
-    Maybe,
-    No,
+/// Tells whether a client that was connected before it said anything begins with RDP after all: by X.224 in any form that a target
+/// takes, by TLS at once, or by a preconnection PDU or a PROXY header, behind which it may come.
+///
+/// # Examples
+/// ```
+/// use jetway_entry::preamble::{Preamble, Recognition, recognise_late};
+///
+/// assert_eq!(recognise_late(b"\x03\r\n"), Recognition::NeedMore);
+/// assert_eq!(recognise_late(b"\x03\r\nls\r\n"), Recognition::Unknown);
+/// assert_eq!(recognise_late(b"\x03\x00\x00\x0b\x06\xe0"), Recognition::Known(Preamble::X224));
+/// ```
+#[must_use]
+pub fn recognise_late(bytes: &[u8]) -> Recognition {
+    by_rules(bytes, &LATE_RULES)
 }
 
-type Rule = fn(&[u8]) -> Fit;
+/// Judges what a client says first where no RDP may pass as another protocol: it is nothing that some target takes for the beginning of
+/// RDP. TLS at once stays what the token calls it; what the gateway reads inside of TLS is judged likewise.
+#[must_use]
+pub fn check_no_rdp(bytes: &[u8]) -> FirstBytes {
+    match FirstBytes::any(RDP_IN_ANY_FORM.iter().map(|rule| rule(bytes))) {
+        FirstBytes::Conforms => FirstBytes::Violates,
+        FirstBytes::NeedMore => FirstBytes::NeedMore,
+        FirstBytes::Violates => FirstBytes::Conforms,
+    }
+}
+
+fn by_rules(bytes: &[u8], rules: &[(Preamble, Rule)]) -> Recognition {
+    // INVARIANT: no two rules of a table ever match the same bytes, and a rule that matched or failed does so for all longer
+    // bytes. That makes the order irrelevant and the answer final.
+    let mut undecided = false;
+    for (preamble, rule) in rules {
+        match rule(bytes) {
+            FirstBytes::Conforms => return Recognition::Known(*preamble),
+            FirstBytes::NeedMore => undecided = true,
+            FirstBytes::Violates => {}
+        }
+    }
+    if undecided {
+        Recognition::NeedMore
+    } else {
+        Recognition::Unknown
+    }
+}
+
+type Rule = fn(&[u8]) -> FirstBytes;
 
 const RULES: [(Preamble, Rule); 6] = [
     (Preamble::X224, x224),
@@ -121,33 +149,53 @@ const RULES: [(Preamble, Rule); 6] = [
     (Preamble::ProxyProtocol, proxy_protocol),
 ];
 
-fn x224(bytes: &[u8]) -> Fit {
-    literal(bytes, &[0x03, 0x00])
+const LATE_RULES: [(Preamble, Rule); 4] = [
+    (Preamble::X224, x224_in_any_form),
+    (Preamble::Tls, tls),
+    (Preamble::PreconnectionPdu, preconnection_pdu),
+    (Preamble::ProxyProtocol, proxy_protocol),
+];
+
+/// What targets take for the beginning of RDP, whatever the specifications have them refuse.
+const RDP_IN_ANY_FORM: [Rule; 4] = [
+    x224_in_any_form,
+    preconnection_pdu_in_any_form,
+    proxy_protocol,
+    ts_request,
+];
+
+fn x224(bytes: &[u8]) -> FirstBytes {
+    fit_text(bytes, &[0x03, 0x00])
 }
 
-fn jet(bytes: &[u8]) -> Fit {
-    literal(bytes, b"JET\0")
+/// TPKT with any second byte (it is reserved) around a Connection Request or data.
+fn x224_in_any_form(bytes: &[u8]) -> FirstBytes {
+    fit(bytes, &[Is(3), Any, Any, Any, Any, Within(0xe0, 0xff)])
 }
 
-fn http(bytes: &[u8]) -> Fit {
-    any_literal(bytes, &HTTP_METHODS)
+fn jet(bytes: &[u8]) -> FirstBytes {
+    fit_text(bytes, b"JET\0")
 }
 
-fn proxy_protocol(bytes: &[u8]) -> Fit {
-    any_literal(bytes, &[b"PROXY ", PROXY_V2_SIGNATURE])
+fn http(bytes: &[u8]) -> FirstBytes {
+    any_text(bytes, &HTTP_METHODS)
+}
+
+fn proxy_protocol(bytes: &[u8]) -> FirstBytes {
+    any_text(bytes, &[PROXY_V1_WORD, PROXY_V2_SIGNATURE])
 }
 
 /// A handshake record: content type 22, version 3.x, a length that is not zero.
-fn tls(bytes: &[u8]) -> Fit {
+fn tls(bytes: &[u8]) -> FirstBytes {
     match *bytes {
-        [] | [0x16] | [0x16, 0x03] => Fit::Maybe,
+        [] | [0x16] | [0x16, 0x03] => FirstBytes::NeedMore,
         // As `cbSize` at least 131,862: more than `cchPCB` can name.
-        [0x16, 0x03, 0x02..=0x04, ..] => Fit::Yes,
+        [0x16, 0x03, 0x02..=0x04, ..] => FirstBytes::Conforms,
         // As `cbSize` 790 or 66,326 while byte 3 is zero. A record is not empty, `Flags` are zero: byte 4 decides.
-        [0x16, 0x03, 0x00 | 0x01] | [0x16, 0x03, 0x00 | 0x01, 0x00] => Fit::Maybe,
-        [0x16, 0x03, 0x00 | 0x01, 0x00, 0x00, ..] => Fit::No,
-        [0x16, 0x03, 0x00 | 0x01, ..] => Fit::Yes,
-        _ => Fit::No,
+        [0x16, 0x03, 0x00 | 0x01] | [0x16, 0x03, 0x00 | 0x01, 0x00] => FirstBytes::NeedMore,
+        [0x16, 0x03, 0x00 | 0x01, 0x00, 0x00, ..] => FirstBytes::Violates,
+        [0x16, 0x03, 0x00 | 0x01, ..] => FirstBytes::Conforms,
+        _ => FirstBytes::Violates,
     }
 }
 
@@ -155,9 +203,9 @@ fn tls(bytes: &[u8]) -> Fit {
 ///
 /// The specification has the receiver ignore `Flags`, but it also has the sender set them to zero, and without them
 /// a PDU of 790 bytes and a TLS record could not be told apart.
-fn preconnection_pdu(bytes: &[u8]) -> Fit {
-    if x224(bytes) == Fit::Yes {
-        return Fit::No;
+fn preconnection_pdu(bytes: &[u8]) -> FirstBytes {
+    if x224(bytes) == FirstBytes::Conforms {
+        return FirstBytes::Violates;
     }
     // Missing bytes are taken as zero for the upper bound and not judged at all for the lower one.
     let byte = |index: usize| bytes.get(index).copied().unwrap_or(0);
@@ -166,34 +214,53 @@ fn preconnection_pdu(bytes: &[u8]) -> Fit {
     let below = bytes.len() >= 4 && cb_size < CB_SIZE_MIN;
     let flagged = bytes.iter().skip(4).take(4).any(|&flags| flags != 0);
     if beyond || below || flagged {
-        Fit::No
+        FirstBytes::Violates
     } else if bytes.len() < 8 {
-        Fit::Maybe
+        FirstBytes::NeedMore
     } else {
-        Fit::Yes
+        FirstBytes::Conforms
     }
 }
 
-fn any_literal(bytes: &[u8], texts: &[&[u8]]) -> Fit {
-    let mut fit = Fit::No;
-    for text in texts {
-        match literal(bytes, text) {
-            Fit::Yes => return Fit::Yes,
-            Fit::Maybe => fit = Fit::Maybe,
-            Fit::No => {}
-        }
-    }
-    fit
+/// With any flags, and by its version.
+fn preconnection_pdu_in_any_form(bytes: &[u8]) -> FirstBytes {
+    const MARKS: [Expected; 12] = [
+        Any,
+        Any,
+        Within(0, 2),
+        Is(0),
+        Any,
+        Any,
+        Any,
+        Any,
+        Within(1, 2),
+        Is(0),
+        Is(0),
+        Is(0),
+    ];
+    fit(bytes, &MARKS)
 }
 
-fn literal(bytes: &[u8], text: &[u8]) -> Fit {
-    if bytes.starts_with(text) {
-        Fit::Yes
-    } else if text.starts_with(bytes) {
-        Fit::Maybe
-    } else {
-        Fit::No
-    }
+/// A TSRequest of CredSSP, with the length of its SEQUENCE in any form: it comes first inside of direct TLS ([MS-RDPBCGR] 5.4.2.2).
+///
+/// [MS-RDPBCGR]: https://learn.microsoft.com/en-us/openspecs/windows_protocols/ms-rdpbcgr/
+fn ts_request(bytes: &[u8]) -> FirstBytes {
+    const VERSION: [Expected; 4] = [Is(0xa0), Is(3), Is(2), Is(1)];
+    const LENGTHS: [&[Expected]; 5] = [
+        &[Within(0, 0x7f)],
+        &[Is(0x81), Any],
+        &[Is(0x82), Any, Any],
+        &[Is(0x83), Any, Any, Any],
+        &[Is(0x84), Any, Any, Any, Any],
+    ];
+    FirstBytes::any(LENGTHS.iter().map(|length| {
+        let pattern = [&[Is(0x30)], *length, &VERSION].concat();
+        fit(bytes, &pattern)
+    }))
+}
+
+fn any_text(bytes: &[u8], texts: &[&[u8]]) -> FirstBytes {
+    FirstBytes::any(texts.iter().map(|text| fit_text(bytes, text)))
 }
 
 /// `cbSize` of version 1 ([MS-RDPEPS] 2.2.1.1).
@@ -201,6 +268,9 @@ const CB_SIZE_MIN: u32 = 16;
 
 /// `cbSize` of version 2 with the largest `cchPCB`: 18 + 2 * 65,535 ([MS-RDPEPS] 2.2.1.2).
 const CB_SIZE_MAX: u32 = 131_088;
+
+/// The first bytes of PROXY protocol version 1.
+const PROXY_V1_WORD: &[u8] = b"PROXY ";
 
 /// The first twelve bytes of PROXY protocol version 2.
 const PROXY_V2_SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
@@ -335,29 +405,101 @@ mod tests {
                     for rest in [[0, 0, 0, 0, 0], [0, 1, 1, 0, 0], [1, 0, 1, 0, 0]] {
                         let mut bytes = vec![first, second, third];
                         bytes.extend(rest);
-                        let matches = RULES
-                            .iter()
-                            .filter(|(_, rule)| rule(&bytes) == Fit::Yes)
-                            .count();
-                        assert!(matches <= 1, "{bytes:02x?}");
+                        for rules in [&RULES[..], &LATE_RULES] {
+                            let matches = rules
+                                .iter()
+                                .filter(|(_, rule)| rule(&bytes) == FirstBytes::Conforms)
+                                .count();
+                            assert!(matches <= 1, "{bytes:02x?}");
+                        }
                     }
                 }
             }
         }
     }
 
+    #[test]
+    fn rdp_is_known_in_whatever_form_a_target_takes_it() {
+        let forms: [&[u8]; 9] = [
+            &[3, 0, 0, 11, 6, 0xe0],
+            &[3, 1, 0, 11, 6, 0xe1],
+            &[3, 0xff, 0, 11, 2, 0xf0],
+            &[16, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0],
+            &[80, 1, 1, 0, 9, 9, 9, 9, 2, 0, 0, 0],
+            b"PROXY ",
+            b"\r\n\r\n\0\r\nQUIT\n",
+            &[0x30, 0x37, 0xa0, 3, 2, 1],
+            &[0x30, 0x82, 1, 9, 0xa0, 3, 2, 1],
+        ];
+        for form in forms {
+            for end in 0..form.len() {
+                assert_eq!(check_no_rdp(&form[..end]), FirstBytes::NeedMore, "{form:?}");
+            }
+            assert_eq!(check_no_rdp(form), FirstBytes::Violates, "{form:?}");
+        }
+        // FTP, TLS, a BindRequest of LDAP, HTTP, SSH.
+        let others: [&[u8]; 6] = [
+            b"USER you",
+            &[22, 3, 1, 0, 5, 1, 0, 0, 1, 3, 3],
+            &[0x30, 0x0c, 2, 1, 1],
+            b"GET / HTTP/1.1",
+            b"SSH-2.0-",
+            b"PUT / HTTP/1.1",
+        ];
+        for other in others {
+            assert_eq!(check_no_rdp(other), FirstBytes::Conforms, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_client_that_speaks_late_is_known_by_what_a_target_takes_for_rdp() {
+        let known: [(&[u8], usize, Preamble); 6] = [
+            (b"\x03\x00\x00\x2b\x26\xe0\0\0", 6, Preamble::X224),
+            (b"\x03\xff\x00\x2b\x26\xe0\0\0", 6, Preamble::X224),
+            (b"\x16\x03\x01\x00\xf4\x01", 5, Preamble::Tls),
+            (PCB_790, 8, Preamble::PreconnectionPdu),
+            (
+                b"\x03\x01\0\0\0\0\0\0\x02\0\0\0",
+                8,
+                Preamble::PreconnectionPdu,
+            ),
+            (b"PROXY TCP4", 6, Preamble::ProxyProtocol),
+        ];
+        for (bytes, enough, preamble) in known {
+            for count in 0..=bytes.len() {
+                let expected = if count < enough {
+                    Recognition::NeedMore
+                } else {
+                    Recognition::Known(preamble)
+                };
+                assert_eq!(recognise_late(&bytes[..count]), expected, "{bytes:02x?}");
+            }
+        }
+        // Who types before their server has said anything begins with any key.
+        for other in [
+            &b"\x03\x03\x03\x03\x03\x03"[..],
+            b"GET / ",
+            b"JET\0",
+            b"SSH-2.0-",
+        ] {
+            assert_eq!(recognise_late(other), Recognition::Unknown, "{other:02x?}");
+        }
+    }
+
     proptest! {
         #[test]
         fn more_bytes_never_change_an_answer(bytes in first_bytes()) {
-            let mut answer = Recognition::NeedMore;
-            for count in 0..=bytes.len() {
-                let now = recognise(&bytes[..count]);
-                if answer != Recognition::NeedMore {
-                    prop_assert_eq!(now, answer);
+            for recognise in [recognise, recognise_late] {
+                let mut answer = Recognition::NeedMore;
+                for count in 0..=bytes.len() {
+                    let now = recognise(&bytes[..count]);
+                    if answer != Recognition::NeedMore {
+                        prop_assert_eq!(now, answer);
+                    }
+                    answer = now;
                 }
-                answer = now;
+                prop_assert!(bytes.len() < 12 || answer != Recognition::NeedMore);
             }
-            prop_assert!(bytes.len() < 12 || answer != Recognition::NeedMore);
         }
     }
 

@@ -20,6 +20,10 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::first_bytes::Expected::{Any, Is, Within};
+pub use super::first_bytes::FirstBytes;
+use super::first_bytes::{Expected, fit};
+
 /// `jet_ap`: what will be spoken between client and target.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
@@ -109,17 +113,6 @@ impl fmt::Display for ApplicationProtocol {
     }
 }
 
-/// What the first bytes of one side show.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FirstBytes {
-    /// They begin the advertised protocol, or no bytes could contradict it; more bytes never change that.
-    Conforms,
-    /// More bytes decide.
-    NeedMore,
-    /// They do not begin the advertised protocol; more bytes never change that.
-    Violates,
-}
-
 /// Judges what the client says first.
 #[must_use]
 pub fn check_client(ap: &ApplicationProtocol, bytes: &[u8]) -> FirstBytes {
@@ -130,18 +123,6 @@ pub fn check_client(ap: &ApplicationProtocol, bytes: &[u8]) -> FirstBytes {
         ApplicationProtocol::None | ApplicationProtocol::Wayk | ApplicationProtocol::Other(_) => {
             FirstBytes::Conforms
         }
-    }
-}
-
-/// Judges what the client of a protocol says first that [`check_client`] cannot tell, where no RDP may pass as another protocol: it is
-/// nothing that some target takes for the beginning of RDP. TLS at once stays what the token calls it; what the gateway reads inside of
-/// TLS is judged likewise.
-#[must_use]
-pub fn check_no_rdp(bytes: &[u8]) -> FirstBytes {
-    match any(bytes, RDP_IN_ANY_FORM) {
-        FirstBytes::Conforms => FirstBytes::Violates,
-        FirstBytes::NeedMore => FirstBytes::NeedMore,
-        FirstBytes::Violates => FirstBytes::Conforms,
     }
 }
 
@@ -162,100 +143,8 @@ pub fn check_target(ap: &ApplicationProtocol, bytes: &[u8]) -> FirstBytes {
 }
 
 fn any(bytes: &[u8], patterns: &[&[Expected]]) -> FirstBytes {
-    let mut answer = FirstBytes::Violates;
-    for pattern in patterns {
-        let fits = bytes
-            .iter()
-            .zip(*pattern)
-            .all(|(byte, expected)| expected.fits(*byte));
-        if fits && bytes.len() >= pattern.len() {
-            return FirstBytes::Conforms;
-        } else if fits {
-            answer = FirstBytes::NeedMore;
-        }
-    }
-    answer
+    FirstBytes::any(patterns.iter().map(|pattern| fit(bytes, pattern)))
 }
-
-/// What targets take for the beginning of RDP, whatever the specifications have them refuse: TPKT with any second byte (it is reserved)
-/// around a Connection Request or data, a preconnection PDU with any flags, a PROXY header, and a TSRequest of CredSSP, which comes
-/// first inside of direct TLS ([MS-RDPBCGR] 5.4.2.2).
-///
-/// [MS-RDPBCGR]: https://learn.microsoft.com/en-us/openspecs/windows_protocols/ms-rdpbcgr/
-const RDP_IN_ANY_FORM: &[&[Expected]] = &[
-    &[Is(3), Any, Any, Any, Any, Within(0xe0, 0xff)],
-    &[
-        Any,
-        Any,
-        Within(0, 2),
-        Is(0),
-        Any,
-        Any,
-        Any,
-        Any,
-        Within(1, 2),
-        Is(0),
-        Is(0),
-        Is(0),
-    ],
-    &[Is(b'P'), Is(b'R'), Is(b'O'), Is(b'X'), Is(b'Y'), Is(b' ')],
-    &[
-        Is(0x0d),
-        Is(0x0a),
-        Is(0x0d),
-        Is(0x0a),
-        Is(0),
-        Is(0x0d),
-        Is(0x0a),
-        Is(b'Q'),
-    ],
-    &[Is(0x30), Within(0, 0x7f), Is(0xa0), Is(3), Is(2), Is(1)],
-    &[Is(0x30), Is(0x81), Any, Is(0xa0), Is(3), Is(2), Is(1)],
-    &[Is(0x30), Is(0x82), Any, Any, Is(0xa0), Is(3), Is(2), Is(1)],
-    &[
-        Is(0x30),
-        Is(0x83),
-        Any,
-        Any,
-        Any,
-        Is(0xa0),
-        Is(3),
-        Is(2),
-        Is(1),
-    ],
-    &[
-        Is(0x30),
-        Is(0x84),
-        Any,
-        Any,
-        Any,
-        Any,
-        Is(0xa0),
-        Is(3),
-        Is(2),
-        Is(1),
-    ],
-];
-
-/// One byte of a pattern.
-#[derive(Clone, Copy)]
-enum Expected {
-    Is(u8),
-    Within(u8, u8),
-    Any,
-}
-
-impl Expected {
-    fn fits(self, byte: u8) -> bool {
-        match self {
-            Self::Is(value) => byte == value,
-            Self::Within(least, most) => (least..=most).contains(&byte),
-            Self::Any => true,
-        }
-    }
-}
-
-use Expected::{Any, Is, Within};
 
 /// TPKT, length, length indicator, CR.
 const X224_CONNECTION_REQUEST: &[Expected] = &[Is(3), Is(0), Any, Any, Any, Is(0xe0)];
@@ -312,39 +201,6 @@ mod tests {
         for name in ["RDP", "Rdp", "SSH", "Vnc", "NONE", "Wayk"] {
             let protocol: ApplicationProtocol = name.parse().unwrap();
             assert_eq!(protocol.to_string(), name.to_ascii_lowercase());
-        }
-    }
-
-    #[test]
-    fn rdp_is_known_in_whatever_form_a_target_takes_it() {
-        let forms: [&[u8]; 9] = [
-            &[3, 0, 0, 11, 6, 0xe0],
-            &[3, 1, 0, 11, 6, 0xe1],
-            &[3, 0xff, 0, 11, 2, 0xf0],
-            &[16, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0],
-            &[80, 1, 1, 0, 9, 9, 9, 9, 2, 0, 0, 0],
-            b"PROXY ",
-            b"\r\n\r\n\0\r\nQ",
-            &[0x30, 0x37, 0xa0, 3, 2, 1],
-            &[0x30, 0x82, 1, 9, 0xa0, 3, 2, 1],
-        ];
-        for form in forms {
-            for end in 0..form.len() {
-                assert_eq!(check_no_rdp(&form[..end]), FirstBytes::NeedMore, "{form:?}");
-            }
-            assert_eq!(check_no_rdp(form), FirstBytes::Violates, "{form:?}");
-        }
-        // FTP, TLS, a BindRequest of LDAP, HTTP, SSH.
-        let others: [&[u8]; 6] = [
-            b"USER you",
-            &[22, 3, 1, 0, 5, 1, 0, 0, 1, 3, 3],
-            &[0x30, 0x0c, 2, 1, 1],
-            b"GET / HTTP/1.1",
-            b"SSH-2.0-",
-            b"PUT / HTTP/1.1",
-        ];
-        for other in others {
-            assert_eq!(check_no_rdp(other), FirstBytes::Conforms, "{other:?}");
         }
     }
 

@@ -13,6 +13,7 @@ pub mod algorithm;
 pub mod application_protocol;
 pub mod claims;
 pub mod error;
+pub mod first_bytes;
 mod jose;
 mod json;
 pub mod key;

@@ -28,6 +28,7 @@ use crate::io::keep_alive;
 use crate::limits;
 use crate::policy::Inspecting;
 use crate::policy::permit::Permit;
+use crate::preamble;
 use crate::rdp::connection_request::{ConnectionRequest, NegotiationRequest, PROTOCOL_SSL};
 use crate::rdp::negotiation::{self, ConnectionConfirm, FailureCode};
 use crate::refusal::Refusal;
@@ -224,7 +225,7 @@ impl Announced<'_> {
         )? {
             return Ok(false);
         }
-        match application_protocol::check_no_rdp(bytes) {
+        match preamble::check_no_rdp(bytes) {
             _ if !self.no_rdp || *protocol == ApplicationProtocol::Rdp => Ok(true),
             FirstBytes::Conforms => Ok(true),
             FirstBytes::NeedMore => Ok(false),
