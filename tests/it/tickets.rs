@@ -12,11 +12,13 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::lab::{Lab, SELECTED_TLS, Target, confirm, request, within};
+use crate::lab::{CLIENT_HELLO, Lab, SELECTED_TLS, Target, confirm, request, within};
 use crate::process::{Served, configure, log, wait_until};
 
 /// `HYBRID_REQUIRED_BY_SERVER`: what the client carries is the problem.
 const REFUSED: ConnectionConfirm = ConnectionConfirm::Failure { code: 5 };
+
+const OPERATOR: &str = "operator-secret";
 
 /// A gateway's folder and port; the gateway itself comes and goes.
 struct Site {
@@ -28,10 +30,19 @@ struct Site {
 
 impl Site {
     async fn new() -> Self {
+        Self::with_session("").await
+    }
+
+    /// With more of the `[session]` table.
+    async fn with_session(more: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        let digest = hex::encode(openssl::sha::sha256(OPERATOR.as_bytes()));
         let address = configure(
             folder.path(),
-            "revoked = \"revoked.json\"\n[session]\ndrain_s = 0\n[egress]\nallow = [{ cidr = \"127.0.0.0/8\" }]\n",
+            &format!(
+                "revoked = \"revoked.json\"\n[api]\nkeys = [{{ name = \"desk\", sha256 = \"{digest}\" }}]\n\
+                 [session]\ndrain_s = 0\n{more}[egress]\nallow = [{{ cidr = \"127.0.0.0/8\" }}]\n"
+            ),
         );
         let signing = mint::generate(Algorithm::Signature(SignatureAlgorithm::Es256)).unwrap();
         let public = signing.public_pem().unwrap();
@@ -66,6 +77,25 @@ impl Site {
         assert!(text.starts_with("HTTP/1.1 201"), "{text}");
         let body: Value = serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap();
         body["ticket"].as_str().unwrap().to_owned()
+    }
+
+    /// Asks for the end of the live session.
+    async fn end_sessions(&self) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        let ask = |what: &str| {
+            format!(
+                "{what} HTTP/1.1\r\nHost: gw\r\nAuthorization: Bearer {OPERATOR}\r\nConnection: close\r\n\r\n"
+            )
+        };
+        let list = ask("GET /jet/sessions");
+        stream.write_all(list.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        within(stream.read_to_string(&mut text)).await.unwrap();
+        let rows: Value = serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap();
+        let path = format!("DELETE /jet/sessions/{}", rows[0]["id"].as_str().unwrap());
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(ask(&path).as_bytes()).await.unwrap();
+        stream
     }
 
     /// A client that has nothing but a ticket, and what it hears.
@@ -117,6 +147,40 @@ async fn tickets_outlive_the_process_however_it_ends() {
         assert_eq!(site.show(&spent).await.1, REFUSED, "{signal:?}");
         site.told("the token was used already");
         drop(served);
+    }
+}
+
+/// It is on disk before anybody can see it.
+#[tokio::test]
+async fn what_is_ended_for_good_stays_so_though_the_process_is_killed_as_soon_as_that_is_seen() {
+    for (limit, operator) in [
+        ("idle_timeout_s = 1\n", false),
+        ("time_limit_s = 1\n", false),
+        ("", true),
+    ] {
+        let site = Site::with_session(limit).await;
+        for _ in 0..2 {
+            let mut served = site.start();
+            let ticket = site.ticket(&site.token(json!({ "jet_reuse": 60 }))).await;
+            let (mut client, confirm) = site.show(&ticket).await;
+            assert_eq!(confirm, SELECTED_TLS);
+            client.write_all(CLIENT_HELLO).await.unwrap();
+            // An operator does not wait for the answer here.
+            let asked = if operator {
+                Some(site.end_sessions().await)
+            } else {
+                None
+            };
+            let mut rest = Vec::new();
+            let _end = within(client.read_to_end(&mut rest)).await;
+            served.signal(Signal::KILL);
+            served.0.wait().unwrap();
+            drop(asked);
+            let served = site.start();
+            assert_eq!(site.show(&ticket).await.1, REFUSED, "{limit}");
+            site.told("the token was used already");
+            drop(served);
+        }
     }
 }
 

@@ -62,18 +62,21 @@ impl Live {
     }
 }
 
-/// What a limit has ended stays ended, however long its token's reconnect window is, and though the process be killed behind the log's
-/// line of it.
+/// What a limit or an operator has ended stays ended, however long its token's reconnect window is, and though the process be killed as
+/// soon as either side sees the end: this comes before.
 pub(super) async fn spend_behind_limit(live: &Live, end: &RelayEnd) {
-    match end {
-        // In a box: a live session is not to be larger for it.
-        RelayEnd::IdleTimeout | RelayEnd::TimeLimit => Box::pin(live.reservation.spend()).await,
+    let for_good = match end {
+        RelayEnd::IdleTimeout | RelayEnd::TimeLimit => true,
+        RelayEnd::Cancelled => live.session.spent().is_set(),
         RelayEnd::Closed
         | RelayEnd::Ended(_)
         | RelayEnd::ClientFailed(_)
         | RelayEnd::TargetFailed(_)
-        | RelayEnd::TargetStalled
-        | RelayEnd::Cancelled => {}
+        | RelayEnd::TargetStalled => false,
+    };
+    if for_good {
+        // In a box: a live session is not to be larger for it.
+        Box::pin(live.reservation.spend()).await;
     }
 }
 
