@@ -18,7 +18,7 @@
 //! | does it hold? | [`gateway::session::authenticate`], [`token`] | verified [`Claims`](token::Claims) |
 //! | may it? | [`gateway::session::authorize`], [`policy`] | a [`Permit`](policy::permit::Permit), the token reserved, the session [registered](gateway::live::registry) |
 //! | where to? | [`gateway::session::connect`], [`gateway::upstream`] | a target, dialled within the [egress rules](policy::egress) |
-//! | do both speak it? | [`gateway::session::open`], [`token::application_protocol`] | the first exchange done, the token's use on disk |
+//! | do both speak it? | [`gateway::session::open`], [`token::application_protocol`] | the first exchange done, the token's use on disk; what a client says late that may be RDP is judged then (`session::late`) |
 //! | relay | [`relay`] | bytes both ways until the end, and one closing log line |
 //!
 //! Where a token asks for what only works inside the session (credentials for the target, a credential for the client's

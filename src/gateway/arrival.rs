@@ -70,7 +70,7 @@ async fn handle(gateway: Arc<Gateway>, client: Client) {
         ready = Box::pin(establish(&gateway, client)) => ready,
     };
     if let Some(ready) = ready {
-        session::run(ready).await;
+        session::run(&gateway, ready).await;
     }
 }
 

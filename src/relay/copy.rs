@@ -97,6 +97,13 @@ impl From<Box<[u8]>> for Leftover {
 }
 
 impl Leftover {
+    /// All of it that was not written.
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        let mut bytes = self.bytes.into_vec();
+        bytes.drain(..self.sent.min(bytes.len()));
+        bytes
+    }
+
     /// Writes as much as the receiver takes; the second value is whether all of it is gone.
     pub(super) fn write_some<W>(
         &mut self,

@@ -74,6 +74,8 @@ pub struct RelayLimits {
     pub half_close: bool,
     /// When one side has ended and the other has not.
     pub after_end: Option<AfterEnd>,
+    /// What the client says first is for the caller ([`RelayEnd::Heard`]).
+    pub listen: bool,
 }
 
 /// How long a session may go on of which one side has ended.
@@ -120,6 +122,19 @@ pub enum RelayEnd {
     TimeLimit,
     /// The caller said stop.
     Cancelled,
+    /// The client has said something for the first time, and the caller has listened.
+    Heard(Box<Heard>),
+}
+
+/// The connections of a session whose client has said something for the first time. Nothing that its target has said is on its way.
+#[derive(Debug)]
+pub struct Heard {
+    /// The client.
+    pub client: Io,
+    /// What it has said, and the target has not heard.
+    pub said: Vec<u8>,
+    /// The target.
+    pub target: Io,
 }
 
 /// Relays between `client` and `target` until both are done, a limit is reached or `cancel` fires. Neither side has heard of an end that
@@ -134,8 +149,24 @@ pub fn run(
     limits: RelayLimits,
     cancel: CancellationToken,
 ) -> impl Future<Output = (RelayEnd, Parting<'static>)> {
+    run_on(client, Vec::new(), target, traffic, limits, cancel)
+}
+
+/// As [`run`], with what was read of the client already and the target has not got.
+///
+/// # Cancel safety
+/// Dropping the future closes both connections at once.
+pub fn run_on(
+    client: Io,
+    said: Vec<u8>,
+    target: Io,
+    traffic: &Traffic,
+    limits: RelayLimits,
+    cancel: CancellationToken,
+) -> impl Future<Output = (RelayEnd, Parting<'static>)> {
     // Not async: a session would hold all of these twice.
-    run_with(client, target, traffic, limits, cancel, Means::default())
+    let means = Means::default();
+    run_with((client, said), target, traffic, limits, cancel, means)
 }
 
 /// What a relay may use; a seam for tests.
@@ -155,7 +186,7 @@ impl Default for Means {
 }
 
 async fn run_with(
-    client: Io,
+    (client, said): (Io, Vec<u8>),
     target: Io,
     traffic: &Traffic,
     limits: RelayLimits,
@@ -170,7 +201,11 @@ async fn run_with(
     let mut relay = Relay {
         client,
         target,
-        up: Direction::new(means, patience_s(TARGET_PATIENCE_S)),
+        up: Direction {
+            held: said.into(),
+            listening: limits.listen,
+            ..Direction::new(means, patience_s(TARGET_PATIENCE_S))
+        },
         down: Direction {
             to_client: true,
             ..Direction::new(means, patience_s(CLIENT_PATIENCE_S))
@@ -217,6 +252,15 @@ async fn run_with(
     let Relay {
         client, target, up, ..
     } = relay;
+    if up.heard {
+        let said = up.held.into_copied();
+        let heard = Heard {
+            client,
+            said,
+            target,
+        };
+        return (RelayEnd::Heard(Box::new(heard)), Parting::done());
+    }
     if up.is_stuck() {
         // What it has not taken by now is for nobody.
         target.break_on_drop();
@@ -225,11 +269,17 @@ async fn run_with(
     (end, parting)
 }
 
+/// The end of a session whose connections are not relayed at that moment.
+pub fn part_from_both(end: RelayEnd, client: Io, target: Io) -> (RelayEnd, Parting<'static>) {
+    let parting = part(&end, None, client, target);
+    (end, parting)
+}
+
 /// How the connections are closed behind `end`, of which `left` alone is to be parted from in order, if it is not one that a limit or
 /// the caller has made.
 fn part(end: &RelayEnd, left: Option<Side>, client: Io, target: Io) -> Parting<'static> {
     let farewell = match end {
-        RelayEnd::Closed | RelayEnd::Ended(_) => None,
+        RelayEnd::Closed | RelayEnd::Ended(_) | RelayEnd::Heard(_) => None,
         RelayEnd::ClientFailed(_) | RelayEnd::TargetFailed(_) | RelayEnd::TargetStalled => {
             Some(Farewell::OtherSideBroke)
         }
@@ -332,6 +382,14 @@ impl Relay {
         }
         if self.up.is_over() && self.down.is_over() {
             return Poll::Ready(self.give_up());
+        }
+        if self.up.heard {
+            if self.down.is_idle() && self.dying.is_none() {
+                return Poll::Ready((RelayEnd::Closed, None));
+            }
+            // It goes on: a target that has said more than is taken, or all it had to say, does not wait for this.
+            self.up.heard = false;
+            cx.waker().wake_by_ref();
         }
         // Nobody is left to hear the rest.
         match (self.up.state, self.down.state) {
@@ -446,6 +504,10 @@ struct Direction {
     means: Means,
     /// How long the sink may be silent that cannot be told of the end without cutting it off, seconds.
     patience_s: u8,
+    /// What is read first is held, and not written.
+    listening: bool,
+    /// It is held.
+    heard: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -491,11 +553,14 @@ impl Direction {
             held: Held::Nothing,
             ahead: Ahead::default(),
             pace: Pace::Copy { large: 0 },
-            unflushed: false,
+            // Whoever wrote to the sink before may have left that to the relay.
+            unflushed: true,
             cut: false,
             to_client: false,
             means,
             patience_s,
+            listening: false,
+            heard: false,
         }
     }
 
@@ -517,6 +582,11 @@ impl Direction {
     /// Its sink has not taken what was read: the end of its source may be behind more.
     fn is_stuck(&self) -> bool {
         self.state == State::Open && !matches!(self.held, Held::Nothing)
+    }
+
+    /// Its source is there, and nothing of what it said is on its way.
+    fn is_idle(&self) -> bool {
+        self.state == State::Open && matches!(self.held, Held::Nothing)
     }
 
     fn abandon(&mut self) {
@@ -634,6 +704,9 @@ impl Direction {
         sink: &mut Io,
         written: &mut u64,
     ) -> Result<Step, Fault> {
+        if self.listening {
+            return self.listen(cx, source, sink);
+        }
         #[cfg(target_os = "linux")]
         if let (Pace::Splice { .. }, Some(from), Some(to)) =
             (self.pace, source.plain(), sink.plain())
@@ -664,6 +737,34 @@ impl Direction {
             return Ok(Step::Parked);
         }
         Ok(Step::Done)
+    }
+
+    /// Reads, and holds what came.
+    fn listen(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut Io,
+        sink: &mut Io,
+    ) -> Result<Step, Fault> {
+        match copy::poll_read(cx, source) {
+            Poll::Ready(Ok(Some(bytes))) => {
+                self.held = Held::Bytes(bytes.into());
+                self.listening = false;
+                self.heard = true;
+                Ok(Step::Parked)
+            }
+            Poll::Ready(Ok(None)) => {
+                self.state = State::Ending;
+                Ok(Step::Done)
+            }
+            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                self.cut = true;
+                self.state = State::Ending;
+                Ok(Step::Done)
+            }
+            Poll::Ready(Err(error)) => Err(Fault::Reader(error)),
+            Poll::Pending => self.flush(cx, sink),
+        }
     }
 
     #[cfg(target_os = "linux")]
@@ -750,6 +851,27 @@ impl Direction {
             }
         }
         Ok(Step::Parked)
+    }
+}
+
+impl From<Vec<u8>> for Held {
+    fn from(bytes: Vec<u8>) -> Self {
+        if bytes.is_empty() {
+            Self::Nothing
+        } else {
+            Self::Bytes(bytes.into_boxed_slice().into())
+        }
+    }
+}
+
+impl Held {
+    fn into_copied(self) -> Vec<u8> {
+        match self {
+            Self::Bytes(leftover) => leftover.into_bytes(),
+            Self::Nothing => Vec::new(),
+            #[cfg(target_os = "linux")]
+            Self::Pipe(_) => Vec::new(),
+        }
     }
 }
 
@@ -1459,6 +1581,63 @@ mod tests {
         assert_eq!(start.elapsed().as_secs(), 60);
     }
 
+    #[tokio::test]
+    async fn what_a_client_says_first_is_for_who_listens() {
+        let listen = RelayLimits {
+            listen: true,
+            ..RelayLimits::default()
+        };
+        let (mut client, gateway_client) = tcp_pair().await;
+        let (gateway_target, mut target) = tcp_pair().await;
+        let (client_io, target_io) = (Io::Tcp(gateway_client), Io::Tcp(gateway_target));
+        let traffic = Traffic::default();
+        let cancel = CancellationToken::new();
+        let relay = run(client_io, target_io, &traffic, listen, cancel.clone());
+        let sides = async {
+            // Meanwhile the target is heard.
+            target.write_all(b"220 ready").await.unwrap();
+            assert_eq!(read(&mut client, 9).await, b"220 ready");
+            client.write_all(b"USER").await.unwrap();
+        };
+        let ((end, _parting), ()) = tokio::join!(relay, sides);
+        let RelayEnd::Heard(heard) = end else {
+            panic!("{end:?}");
+        };
+        let Heard {
+            client: client_io,
+            said,
+            target: target_io,
+        } = *heard;
+        assert_eq!((&said[..], counts(&traffic)), (&b"USER"[..], (0, 9)));
+        // And goes on from there.
+        let limits = RelayLimits::default();
+        let relay = run_on(client_io, said, target_io, &traffic, limits, cancel);
+        let sides = async {
+            assert_eq!(read(&mut target, 4).await, b"USER");
+            drop((client, target));
+        };
+        let ((_end, _parting), ()) = tokio::join!(relay, sides);
+        assert_eq!(counts(&traffic), (4, 9));
+    }
+
+    /// Its own direction does not wait for the other.
+    #[tokio::test]
+    async fn what_a_client_says_that_reads_nothing_goes_on() {
+        let mut relay = Fixture::start_narrow(RelayLimits {
+            listen: true,
+            ..RelayLimits::default()
+        })
+        .await;
+        let block = vec![7; 65_536];
+        while let Ok(written) =
+            timeout(Duration::from_millis(200), relay.target.write(&block)).await
+        {
+            written.unwrap();
+        }
+        relay.client.write_all(b"stop").await.unwrap();
+        assert_eq!(read(&mut relay.target, 4).await, b"stop");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_byte_in_either_direction_starts_the_idle_limit_again() {
         let mut relay = Fixture::start(limits(Some(60), None)).await;
@@ -1615,7 +1794,14 @@ mod tests {
     ) -> JoinHandle<RelayEnd> {
         let traffic = Arc::clone(traffic);
         tokio::spawn(async move {
-            let relayed = run_with(client, target, &traffic, limits, cancel, means);
+            let relayed = run_with(
+                (client, Vec::new()),
+                target,
+                &traffic,
+                limits,
+                cancel,
+                means,
+            );
             let (end, mut parting) = relayed.await;
             if !parting.begin().await {
                 tokio::spawn(parting.finish());

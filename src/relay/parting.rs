@@ -41,7 +41,7 @@ impl std::fmt::Debug for Parting<'_> {
 
 impl<'a> Parting<'a> {
     /// Nobody is left to part from.
-    pub(super) fn done() -> Self {
+    pub fn done() -> Self {
         Self::new(async {})
     }
 

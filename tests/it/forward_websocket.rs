@@ -94,7 +94,7 @@ async fn open_on(stream: TcpStream, leg: &str, token: &str) -> Result<Peer, u16>
     handshake(Box::new(stream), request).await
 }
 
-async fn open(lab: &Lab, token: &str) -> Peer {
+pub(crate) async fn open(lab: &Lab, token: &str) -> Peer {
     let opened = open_on(lab.connect().await, "tcp", token).await;
     let Ok(peer) = opened else {
         panic!("{:?}, log:\n{}", opened.err(), log());

@@ -21,6 +21,7 @@ mod forward_websocket;
 mod impostors;
 mod inside;
 mod lab;
+mod late;
 mod layers;
 mod limits;
 mod log;

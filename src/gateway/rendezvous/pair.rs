@@ -26,7 +26,7 @@ use crate::gateway::state::Gateway;
 use crate::jet::rendezvous::Refused as Declined;
 use crate::limits;
 use crate::preamble::{Preamble, Recognition, recognise_behind};
-use crate::session::authenticate::{Authenticated, ToTarget, check_protocol};
+use crate::session::authenticate::{Authenticated, ToTarget, check_protocol, check_routing};
 use crate::session::authorize;
 use crate::session::identify::Expected;
 use crate::session::meet_acceptor::{leads_to, tighten, together};
@@ -183,7 +183,7 @@ async fn pair(
     // Making the session needs far more memory than having it.
     let ready = Box::pin(establish(gateway, connector, acceptor, association)).await;
     if let Some(ready) = ready {
-        run(ready).await;
+        run(gateway, ready).await;
     }
 }
 
@@ -288,7 +288,7 @@ async fn establish(
         if let Err(refusal) = agreed {
             return Err(client.refused(refusal, Opening::Unread).with_token(&token));
         }
-        let authenticated = authenticated(client, token).await?;
+        let authenticated = authenticated(gateway, client, token).await?;
         let authorized = authorize::authorize(gateway, authenticated).await?;
         let reached = together(gateway, association, place, acceptor, &authorized.session);
         secure_or_open(gateway, authorized.with(reached)).await
@@ -303,7 +303,11 @@ async fn establish(
 }
 
 /// The connector as a client with its token: how it begins, and whether that is what the token announces.
-async fn authenticated(mut client: Client, token: Token) -> Result<Authenticated, Box<Refused>> {
+async fn authenticated(
+    gateway: &Gateway,
+    mut client: Client,
+    token: Token,
+) -> Result<Authenticated, Box<Refused>> {
     let speaks_rdp = match Expected::by(&token.claims) {
         Expected::Rdp => true,
         // Its server may speak first, so nothing is waited for; but what is there tells.
@@ -313,7 +317,7 @@ async fn authenticated(mut client: Client, token: Token) -> Result<Authenticated
         ),
         Expected::Other(_) => false,
     };
-    let opening = if speaks_rdp {
+    let mut opening = if speaks_rdp {
         let opening = client.read_opening(Expected::Rdp).await;
         match opening {
             Ok(opening) => opening,
@@ -324,7 +328,10 @@ async fn authenticated(mut client: Client, token: Token) -> Result<Authenticated
     } else {
         Opening::Other
     };
-    if let Err(refusal) = check_protocol(&token.claims, &opening, &client) {
+    // Its token was shown with its request, and what its text was is not known any more.
+    let checked = check_routing(gateway, &mut client, &mut opening, None, &token)
+        .and_then(|()| check_protocol(&token.claims, &opening, &client));
+    if let Err(refusal) = checked {
         return Err(client.refused(refusal, opening).with_token(&token));
     }
     Ok(Authenticated {

@@ -72,7 +72,8 @@ pub(super) async fn spend_behind_limit(live: &Live, end: &RelayEnd) {
         | RelayEnd::Ended(_)
         | RelayEnd::ClientFailed(_)
         | RelayEnd::TargetFailed(_)
-        | RelayEnd::TargetStalled => false,
+        | RelayEnd::TargetStalled
+        | RelayEnd::Heard(_) => false,
     };
     if for_good {
         // In a box: a live session is not to be larger for it.
@@ -104,7 +105,8 @@ pub(super) fn describe(session: &Session, end: &RelayEnd) -> String {
         }
         (RelayEnd::IdleTimeout, _) => "idle for too long".to_owned(),
         (RelayEnd::TimeLimit, _) => "time limit reached".to_owned(),
-        (RelayEnd::Cancelled, None) => "ended".to_owned(),
+        // Of the second no session ends.
+        (RelayEnd::Cancelled, None) | (RelayEnd::Heard(_), _) => "ended".to_owned(),
     }
 }
 

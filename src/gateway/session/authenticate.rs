@@ -3,6 +3,8 @@
 //! The preconnection PDU wins over the routing token. Where both carry a credential and they do not stand for the same
 //! token, somebody has tampered with one of them, and the connection is refused.
 
+use std::net::IpAddr;
+
 use tracing::Span;
 use tracing::field::display;
 use zeroize::Zeroizing;
@@ -12,6 +14,7 @@ use crate::carrier::{self, Credential};
 use crate::clock;
 use crate::gateway::connection::{Client, Opening};
 use crate::gateway::state::Gateway;
+use crate::rdp::connection_request::ConnectionRequest;
 use crate::refusal::Refusal;
 use crate::session::identify::{Before, Expected, RdpClient};
 use crate::session::refuse::Refused;
@@ -101,7 +104,9 @@ pub async fn go_on(
         Ok(Before::Nothing) => Opening::Unread,
         Ok(Before::Preconnection(credential)) => {
             let (text, token) = (&shown.text, &shown.token);
-            if let Err(refusal) = check_same(gateway, &client, Some(&credential), text, token) {
+            let text = Some(text.as_str());
+            let peer = client.peer.ip();
+            if let Err(refusal) = check_same(gateway, peer, Some(&credential), text, token) {
                 return Err(client
                     .refused(refusal, Opening::Unread)
                     .with_token(&shown.token));
@@ -145,8 +150,8 @@ async fn begin(
             }
         };
     }
-    let checked = take_routing(&mut client, &mut opening)
-        .and_then(|routing| check_same(gateway, &client, routing.as_ref(), &text, &token))
+    let text = Some(text.as_str());
+    let checked = check_routing(gateway, &mut client, &mut opening, text, &token)
         .and_then(|()| check_protocol(&token.claims, &opening, &client));
     if let Err(refusal) = checked {
         return Err(client.refused(refusal, opening).with_token(&token));
@@ -164,12 +169,39 @@ fn take_routing(client: &mut Client, opening: &mut Opening) -> Result<Option<Cre
     let Opening::X224(request) = opening else {
         return Ok(None);
     };
-    let Some(routing_token) = request.take_routing_token() else {
-        return Ok(None);
-    };
-    let credential = carrier::from_routing_token(&routing_token)?;
-    client.routing_token = Some(routing_token);
+    let (routing_token, credential) = take_credential(request)?;
+    client.routing_token = routing_token;
     Ok(credential)
+}
+
+/// Takes the routing token out of a Connection Request, with the credential that it may be.
+///
+/// # Errors
+/// It begins as a credential and is none.
+pub(super) fn take_credential(request: &mut ConnectionRequest) -> Result<Routing, Refusal> {
+    let routing_token = request.take_routing_token();
+    let credential = match &routing_token {
+        Some(routing_token) => carrier::from_routing_token(routing_token)?,
+        None => None,
+    };
+    Ok((routing_token, credential))
+}
+
+type Routing = (Option<Zeroizing<Vec<u8>>>, Option<Credential>);
+
+/// Takes the routing token of a client that has shown `token`, as `text` if that is known: it has to stand for the same.
+///
+/// # Errors
+/// It does not.
+pub fn check_routing(
+    gateway: &Gateway,
+    client: &mut Client,
+    opening: &mut Opening,
+    text: Option<&str>,
+    token: &Token,
+) -> Result<(), Refusal> {
+    let routing = take_routing(client, opening)?;
+    check_same(gateway, client.peer.ip(), routing.as_ref(), text, token)
 }
 
 /// Verifies the token that `credential` is or stands for.
@@ -192,30 +224,49 @@ fn verify(
 
 /// A second carrier is checked, not used: it must stand for the same token, in whatever that is wrapped. A ticket that no longer
 /// exists contradicts nothing: it was good for one use, and a reconnecting client shows it again.
-fn check_same(
+///
+/// # Errors
+/// It does not, or verifying it is too much work.
+pub(super) fn check_same(
     gateway: &Gateway,
-    client: &Client,
-    routing: Option<&Credential>,
-    text: &str,
+    peer: IpAddr,
+    second: Option<&Credential>,
+    text: Option<&str>,
     token: &Token,
 ) -> Result<(), Refusal> {
-    let same = match routing {
+    let same = match second {
         None => true,
-        Some(Credential::Token(other)) if other.as_str() == text => true,
-        Some(Credential::Token(other)) => match gateway.verify_token(other, client.peer.ip()) {
-            Ok(other) => other.id == token.id,
-            Err(Refusal::TooMuchWork) => return Err(Refusal::TooMuchWork),
-            Err(_) => false,
-        },
-        Some(Credential::Ticket(ticket)) => gateway
-            .tickets
-            .stands_for(ticket, &token.id, clock::unix_now())
-            .unwrap_or(true),
+        Some(Credential::Token(other)) if Some(other.as_str()) == text => true,
+        Some(credential) => stands_for(gateway, peer, credential, token)?
+            .unwrap_or(matches!(credential, Credential::Ticket(_))),
     };
     if same {
         Ok(())
     } else {
         Err(Refusal::Contradiction)
+    }
+}
+
+/// Whether a credential stands for `token`, if it stands for any here.
+///
+/// # Errors
+/// Verifying it is too much work.
+pub(super) fn stands_for(
+    gateway: &Gateway,
+    peer: IpAddr,
+    credential: &Credential,
+    token: &Token,
+) -> Result<Option<bool>, Refusal> {
+    match credential {
+        Credential::Token(other) => match gateway.verify_token(other, peer) {
+            Ok(other) => Ok(Some(other.id == token.id)),
+            Err(Refusal::TooMuchWork) => Err(Refusal::TooMuchWork),
+            Err(_) => Ok(None),
+        },
+        Credential::Ticket(ticket) => {
+            let now = clock::unix_now();
+            Ok(gateway.tickets.stands_for(ticket, &token.id, now))
+        }
     }
 }
 

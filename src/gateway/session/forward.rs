@@ -111,7 +111,7 @@ fn is_for(gateway: &Gateway, request: &Request<'_>, token: &Token) -> Result<(),
 pub async fn proceed(gateway: &Arc<Gateway>, client: Client, shown: ShownBefore) {
     // As for every session: setting up needs far more memory than relaying.
     if let Some(ready) = Box::pin(establish(gateway, client, shown)).await {
-        run(ready).await;
+        run(gateway, ready).await;
     }
 }
 

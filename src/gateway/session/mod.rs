@@ -5,7 +5,7 @@
 //! 3. [`authorize`]: a [`Permit`](crate::policy::permit::Permit), the token reserved, the session registered.
 //! 4. [`connect`]: the target dialled.
 //! 5. [`open`]: the first exchange of the protocol that the token announces, and the use of the token on disk; the relay
-//!    takes over from there. Or, where the gateway stands inside the session, [`inspect`]: both legs
+//!    takes over from there; a client that says something only then, and may speak RDP, is judged then (`late`). Or, where the gateway stands inside the session, [`inspect`]: both legs
 //!    [secured](secure), then PDUs past the stages.
 //!
 //! Each step takes the one before it by value, so a step that was skipped does not compile. A step that fails returns a
@@ -18,6 +18,7 @@ pub mod connect;
 pub mod forward;
 pub mod identify;
 pub mod inspect;
+mod late;
 pub mod meet_acceptor;
 pub mod meet_agent;
 pub mod open;
@@ -32,9 +33,9 @@ use crate::session::open::Opened;
 use crate::session::refuse::Refused;
 
 /// Runs a session to its end and accounts for it.
-pub async fn run(ready: Ready) {
+pub async fn run(gateway: &Gateway, ready: Ready) {
     match ready {
-        Ready::Opaque(opened) => opened.run().await,
+        Ready::Opaque(opened) => opened.run(gateway).await,
         // In a box of its own: it needs three times the memory of an opaque one.
         Ready::Inspected(inspected) => Box::pin(inspected.run()).await,
     }

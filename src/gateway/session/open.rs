@@ -8,19 +8,24 @@
 //! few targets speak. The gateway sends one for it, which asks for TLS and nothing else, and keeps the answer. FreeRDP and what is
 //! built on it show the target in their MCS data that TLS was selected, as then it was; clients do not compare what comes back.
 //!
+//! A client whose token does not say what it will speak, and that says nothing for a while, is connected as one whose server speaks
+//! first. What it says first is judged when it comes ([`late`](super::late)).
+//!
 //! For anything else that a token announces, nothing passes from either side before its first bytes are known to begin that protocol,
 //! whichever side speaks first.
 //!
 //! [MS-RDPBCGR]: https://learn.microsoft.com/en-us/openspecs/windows_protocols/ms-rdpbcgr/
 
+use std::future::pending;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::timeout_at;
+use tokio::time::{sleep_until, timeout_at};
 
 use crate::application_protocol::{self, ApplicationProtocol, FirstBytes};
+use crate::clock;
 use crate::gateway::connection::{Client, Opening};
 use crate::gateway::live::registry::Registered;
 use crate::gateway::state::Gateway;
@@ -32,56 +37,94 @@ use crate::preamble;
 use crate::rdp::connection_request::{ConnectionRequest, NegotiationRequest, PROTOCOL_SSL};
 use crate::rdp::negotiation::{self, ConnectionConfirm, FailureCode};
 use crate::refusal::Refusal;
-use crate::relay::{self, AfterEnd, RDP_AFTER_END, RelayLimits, Traffic};
+use crate::relay::{self, AfterEnd, Parting, RDP_AFTER_END, RelayEnd, RelayLimits, Traffic};
 use crate::session::account::Live;
 use crate::session::account::describe;
 use crate::session::account::log_opened;
 use crate::session::account::spend_behind_limit;
 use crate::session::connect::Connected;
+use crate::session::late::{self, Begun, Turned};
 use crate::session::reached::Reached;
-use crate::session::refuse::Refused;
+use crate::session::refuse::{Refused, refuse};
 use crate::store::usage::Reservation;
-use crate::stream::{Io, Stream};
+use crate::stream::Stream;
 
 /// A session whose bytes can be relayed.
 #[derive(Debug)]
 pub struct Opened {
     /// What it holds until its end.
     pub live: Live,
-    /// The client's transport; what was read ahead is on its way to the target.
-    pub client: Io,
+    /// The client's bytes.
+    pub client: Stream,
     /// The target's.
-    pub target: Io,
+    pub target: Stream,
     /// What the session may do.
     pub permit: Permit,
-    /// How long it goes on when one side has ended.
-    pub after_end: AfterEnd,
-    /// What was announced.
-    pub protocol: Option<ApplicationProtocol>,
+    /// How it ends when one side has ended.
+    pub manners: Manners,
+    /// Whether it is not known what the client speaks, which may be RDP.
+    pub listens: bool,
 }
 
 impl Opened {
     /// Relays until the end and accounts for it.
-    pub async fn run(self: Box<Self>) {
+    pub async fn run(self: Box<Self>, gateway: &Gateway) {
         let Self {
             live,
-            client,
-            target,
+            mut client,
+            mut target,
             permit,
-            after_end,
-            protocol,
+            mut manners,
+            mut listens,
         } = *self;
-        let limits = RelayLimits {
-            idle: permit.idle_timeout(),
-            total: permit
-                .time_limit()
-                .map(|limit| live.reservation.left_of(limit)),
-            half_close: half_closes(protocol.as_ref()),
-            after_end: Some(after_end),
+        let left = permit
+            .time_limit()
+            .map(|limit| live.reservation.left_of(limit));
+        let ends_at = left.and_then(|left| clock::now().checked_add(left));
+        let (end, parting) = loop {
+            if listens && !client.buffered().is_empty() {
+                // In a box: few sessions need it, and none for long.
+                let heard = Box::pin(hear(gateway, &live, ends_at, &mut client, &mut target));
+                match heard.await {
+                    Ok(Heard::Begun(Begun::Rdp)) => (manners, listens) = (Manners::RDP, false),
+                    Ok(Heard::Begun(Begun::Other)) => listens = false,
+                    Ok(Heard::Begun(Begun::Nothing)) => {}
+                    Ok(Heard::Over(end)) => {
+                        // What is left of what it has said is for nobody.
+                        let (client, _unjudged) = client.into_parts();
+                        let (target, _written) = target.into_parts();
+                        break relay::part_from_both(end, client, target);
+                    }
+                    Err(turned) => {
+                        drop(target);
+                        let turned = turn_away(gateway, live, client, turned);
+                        return Box::pin(turned).await;
+                    }
+                }
+            }
+            let limits = RelayLimits {
+                idle: permit.idle_timeout(),
+                total: ends_at.map(|at| at.saturating_duration_since(clock::now())),
+                half_close: manners.half_close,
+                after_end: Some(manners.after_end),
+                listen: listens,
+            };
+            let (io, said) = client.into_parts();
+            let (target_io, _written) = target.into_parts();
+            for io in [&io, &target_io] {
+                // A connection that has gone ends by itself.
+                let _ = keep_alive::give_time(io.tcp(), manners.pause());
+            }
+            let traffic = &live.session.traffic;
+            let cancel = live.session.cancelled().clone();
+            match relay::run_on(io, said, target_io, traffic, limits, cancel).await {
+                (RelayEnd::Heard(heard), _) => {
+                    client = Stream::rewound(heard.client, heard.said);
+                    target = Stream::new(heard.target);
+                }
+                ended => break ended,
+            }
         };
-        let cancel = live.session.cancelled().clone();
-        let relayed = relay::run(client, target, &live.session.traffic, limits, cancel);
-        let (end, parting) = relayed.await;
         // Before either side hears of it.
         spend_behind_limit(&live, &end).await;
         let reason = describe(&live.session, &end);
@@ -90,41 +133,104 @@ impl Opened {
     }
 }
 
-/// Whether a session may go on when one side of it has ended.
-fn half_closes(protocol: Option<&ApplicationProtocol>) -> bool {
-    match protocol {
-        Some(
-            ApplicationProtocol::Rdp
-            | ApplicationProtocol::Ssh
-            | ApplicationProtocol::Vnc
-            | ApplicationProtocol::Wayk,
-        ) => false,
-        Some(ApplicationProtocol::None | ApplicationProtocol::Other(_)) | None => true,
+/// What came of what a client has said first.
+enum Heard {
+    /// It is known what it begins.
+    Begun(Begun),
+    /// Its session was over before.
+    Over(RelayEnd),
+}
+
+/// Judges what the client has said, for as long as its session may last.
+async fn hear(
+    gateway: &Gateway,
+    live: &Live,
+    ends_at: Option<Instant>,
+    client: &mut Stream,
+    target: &mut Stream,
+) -> Result<Heard, Turned> {
+    let out_of_time = async {
+        match ends_at {
+            Some(at) => sleep_until(at.into()).await,
+            None => pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        () = live.session.cancelled().cancelled() => Ok(Heard::Over(RelayEnd::Cancelled)),
+        () = out_of_time => Ok(Heard::Over(RelayEnd::TimeLimit)),
+        begun = late::hear(gateway, &live.session, client, target) => begun.map(Heard::Begun),
     }
 }
 
-/// How long a session may go on when one side of it has ended; `silent_s` is for protocols that can go on with one. RDP cannot, and
-/// what began as RDP is RDP unless its token calls it something else.
-fn after_end(protocol: Option<&ApplicationProtocol>, opening: &Opening, silent_s: u64) -> AfterEnd {
-    let is_rdp = match protocol {
-        Some(ApplicationProtocol::Rdp) => true,
-        Some(ApplicationProtocol::None) | None => {
-            matches!(opening, Opening::X224(_) | Opening::DirectTls)
-        }
-        Some(
-            ApplicationProtocol::Ssh
-            | ApplicationProtocol::Vnc
-            | ApplicationProtocol::Wayk
-            | ApplicationProtocol::Other(_),
-        ) => false,
+/// A session that was open ends with the answer to what its client has said at last.
+async fn turn_away(gateway: &Gateway, live: Live, client: Stream, turned: Turned) {
+    let Turned { refusal, opening } = turned;
+    let reason = refusal.to_string();
+    let session = &live.session;
+    let refused = Refused::without_stream(session.id, session.peer, live.started, refusal);
+    let mut refused = Box::new(refused).with_session(session);
+    refused.answer = Some((client, opening));
+    refuse(&gateway.refusals, *refused).await;
+    live.close(Parting::done(), &reason).await;
+}
+
+/// How a session goes on when one side of it has ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Manners {
+    /// For how long.
+    after_end: AfterEnd,
+    /// Whether the end of one side need not be that of the other.
+    half_close: bool,
+}
+
+impl Manners {
+    /// RDP has no half-close.
+    const RDP: Self = Self {
+        after_end: RDP_AFTER_END,
+        half_close: false,
     };
-    if is_rdp {
-        RDP_AFTER_END
-    } else {
-        AfterEnd::Silent {
-            time_s: u32::try_from(silent_s).unwrap_or(u32::MAX),
+
+    /// How long a side may take nothing.
+    fn pause(self) -> Duration {
+        match self.after_end {
+            AfterEnd::Silent { time_s } => Duration::from_secs(time_s.into()),
+            AfterEnd::Within { .. } => Duration::ZERO,
         }
     }
+
+    /// `silent_s` is for protocols that can go on with one side. What began as RDP is RDP unless its token calls it something else.
+    fn of(protocol: Option<&ApplicationProtocol>, opening: &Opening, silent_s: u64) -> Self {
+        let half_close = match protocol {
+            Some(ApplicationProtocol::Rdp) => return Self::RDP,
+            Some(ApplicationProtocol::None) | None => match opening {
+                Opening::X224(_) | Opening::DirectTls => return Self::RDP,
+                Opening::Unread | Opening::Other => true,
+            },
+            Some(
+                ApplicationProtocol::Ssh | ApplicationProtocol::Vnc | ApplicationProtocol::Wayk,
+            ) => false,
+            Some(ApplicationProtocol::Other(_)) => true,
+        };
+        Self {
+            after_end: AfterEnd::Silent {
+                time_s: u32::try_from(silent_s).unwrap_or(u32::MAX),
+            },
+            half_close,
+        }
+    }
+}
+
+/// Whether the client may yet begin RDP that is to be treated as such.
+fn listens(
+    protocol: Option<&ApplicationProtocol>,
+    opening: &Opening,
+    inspecting: Inspecting,
+) -> bool {
+    let unsaid = matches!(protocol, None | Some(ApplicationProtocol::None));
+    let silent = matches!(opening, Opening::Unread | Opening::Other);
+    // Where all RDP is inspected, nothing passes before it is known to be none.
+    unsaid && silent && inspecting != Inspecting::Always
 }
 
 /// Lets client and target exchange their first messages.
@@ -146,6 +252,7 @@ pub async fn open(gateway: &Gateway, connected: Connected) -> Result<Opened, Box
         },
     } = connected;
     let inspecting = gateway.means_by(&client.listener).inspecting;
+    let listens = listens(protocol.as_ref(), &opening, inspecting);
     let announced = protocol.as_ref().map(|protocol| Announced {
         protocol,
         no_rdp: inspecting == Inspecting::Always,
@@ -154,7 +261,7 @@ pub async fn open(gateway: &Gateway, connected: Connected) -> Result<Opened, Box
         &mut client,
         &opening,
         &session,
-        (&mut reservation, announced),
+        (&mut reservation, announced, listens),
         &mut target,
     );
     let cancelled = session.cancelled().cancelled();
@@ -170,26 +277,15 @@ pub async fn open(gateway: &Gateway, connected: Connected) -> Result<Opened, Box
         }
         return Err(refused);
     }
-    let after_end = after_end(
-        protocol.as_ref(),
-        &opening,
-        gateway.config.session.half_close_timeout_s,
-    );
+    let silent_s = gateway.config.session.half_close_timeout_s;
+    let manners = Manners::of(protocol.as_ref(), &opening, silent_s);
     let Client {
-        stream,
+        stream: client,
         started,
         mut admission,
         ..
     } = client;
     admission.proven();
-    let (client, _sent) = stream.into_parts();
-    let (target, _sent) = target.into_parts();
-    if let AfterEnd::Silent { time_s } = after_end {
-        for io in [&client, &target] {
-            // A connection that has gone ends by itself.
-            let _ = keep_alive::give_time(io.tcp(), Duration::from_secs(time_s.into()));
-        }
-    }
     log_opened(&session, None);
     Ok(Opened {
         live: Live {
@@ -202,8 +298,8 @@ pub async fn open(gateway: &Gateway, connected: Connected) -> Result<Opened, Box
         client,
         target,
         permit,
-        after_end,
-        protocol,
+        manners,
+        listens,
     })
 }
 
@@ -260,7 +356,7 @@ async fn exchange(
     client: &mut Client,
     opening: &Opening,
     session: &Registered,
-    (reservation, announced): (&mut Reservation, Option<Announced<'_>>),
+    (reservation, announced, listens): (&mut Reservation, Option<Announced<'_>>, bool),
     target: &mut Stream,
 ) -> Result<(), Failure> {
     let protocol = announced.map(|announced| announced.protocol);
@@ -268,7 +364,8 @@ async fn exchange(
         let request = request
             .encode()
             .map_err(|error| Failure::before_answer(error.into()))?;
-        let answer = ask(client, &request, &session.traffic, protocol, target).await;
+        let deadline = client.establish_by.into();
+        let answer = ask(deadline, &request, &session.traffic, protocol, target).await;
         let answer = answer.map_err(Failure::before_answer)?;
         reservation
             .commit()
@@ -290,18 +387,22 @@ async fn exchange(
             .commit()
             .await
             .map_err(|error| Failure::before_answer(error.into()))?;
-        if let Some(announced) = announced {
+        if let Some(announced) = announced
+            && !listens
+        {
             first_words(client, target, announced, &session.traffic).await?;
         }
     }
-    let read_ahead = client.stream.buffered();
-    write(target.io_mut(), read_ahead)
-        .await
-        .map_err(target_failed)
-        .map_err(Failure::after_answer)?;
-    count(&session.traffic.to_target, read_ahead.len());
-    let sent = read_ahead.len();
-    client.stream.consume(sent);
+    if !listens {
+        let read_ahead = client.stream.buffered();
+        write(target.io_mut(), read_ahead)
+            .await
+            .map_err(target_failed)
+            .map_err(Failure::after_answer)?;
+        count(&session.traffic.to_target, read_ahead.len());
+        let sent = read_ahead.len();
+        client.stream.consume(sent);
+    }
     // What the target said behind what was judged, and a peer of a rendezvous before it was met.
     let early = target.buffered();
     if !early.is_empty() {
@@ -316,8 +417,8 @@ async fn exchange(
 }
 
 /// What the target answers to a Connection Request.
-async fn ask(
-    client: &Client,
+pub(super) async fn ask(
+    deadline: tokio::time::Instant,
     request: &[u8],
     traffic: &Traffic,
     protocol: Option<&ApplicationProtocol>,
@@ -333,7 +434,7 @@ async fn ask(
             "accepts connections and does not answer".to_owned(),
         ))
     };
-    timeout_at(client.establish_by.into(), answer)
+    timeout_at(deadline, answer)
         .await
         .unwrap_or_else(|_| silent())
 }
@@ -353,7 +454,8 @@ async fn negotiate_tls(
         ..ConnectionRequest::default()
     };
     let request = request.encode()?;
-    let answer = ask(client, &request, traffic, protocol, target).await?;
+    let deadline = client.establish_by.into();
+    let answer = ask(deadline, &request, traffic, protocol, target).await?;
     let unsecured = |reason: &str| Refusal::Unsecured {
         rule: "target-security",
         reason: reason.to_owned(),
@@ -599,15 +701,15 @@ async fn read_more(target: &mut Stream, bytes: &mut Vec<u8>) -> Result<(), Refus
     }
 }
 
-async fn write(to: &mut (impl AsyncWriteExt + Unpin), bytes: &[u8]) -> io::Result<()> {
+pub(super) async fn write(to: &mut (impl AsyncWriteExt + Unpin), bytes: &[u8]) -> io::Result<()> {
     to.write_all(bytes).await?;
     to.flush().await
 }
 
-fn count(bytes: &AtomicU64, more: usize) {
+pub(super) fn count(bytes: &AtomicU64, more: usize) {
     bytes.fetch_add(u64::try_from(more).unwrap_or(u64::MAX), Ordering::Relaxed);
 }
 
-fn target_failed(error: io::Error) -> Refusal {
+pub(super) fn target_failed(error: io::Error) -> Refusal {
     Refusal::Target(error.to_string())
 }
