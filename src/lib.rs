@@ -49,8 +49,8 @@
 //! The **core** does no I/O, reads no clock and spawns nothing: bytes and `now` in, values out. Each part of it is a member of the
 //! workspace (`src/token` is the package `jetway-token`), known here by its short name, which builds alone, as the fuzz targets do.
 //! What it may depend on is in its manifest; what it may not call (files, sockets, threads, clocks) is in `src/clippy.toml`; that it
-//! reaches no runtime through its dependencies, a test asks of Cargo (`it::layers`). The **shell** does the I/O. Shell uses core,
-//! never the other way round.
+//! reaches no runtime through its dependencies, a test asks of Cargo (`it::layers`). The **shell** does the I/O; of its parts, [`io`]
+//! is a member. Shell uses core, never the other way round.
 //!
 //! | part | what | uses |
 //! |---|---|---|
@@ -226,11 +226,14 @@ pub mod cli;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod gateway;
-pub mod io;
+pub use jetway_io as io;
 pub mod log;
 pub mod peer;
 pub mod relay;
 pub mod store;
+#[cfg(test)]
+#[path = "io/tcp_pair.rs"]
+mod tcp_pair;
 
 // Short names.
 pub use crate::base::{address, escape, limits, log_limit, time};

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 
-use crate::time::UnixTime;
+use jetway_base::time::UnixTime;
 
 /// Wall-clock time in whole seconds; the epoch itself where the system's clock is set before it.
 #[must_use]

@@ -112,7 +112,7 @@ impl<R, W> OverTcp for tokio::io::Join<R, W> {
     }
 }
 
-#[cfg(test)]
+/// A pipe in memory is over nothing; relays are tested with it.
 impl OverTcp for tokio::io::DuplexStream {
     fn tcp(&self) -> Option<&TcpStream> {
         None
@@ -122,7 +122,7 @@ impl OverTcp for tokio::io::DuplexStream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::relay::tcp_pair;
+    use crate::tcp_pair::tcp_pair;
 
     #[tokio::test]
     async fn a_peer_that_has_ended_or_broken_off_is_seen_behind_what_was_not_read() {

@@ -10,8 +10,16 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {problem}")]
 pub struct TlsFileError {
-    pub(crate) path: String,
+    path: String,
     problem: String,
+}
+
+impl TlsFileError {
+    /// The file at fault, as it was named.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
 }
 
 /// The certificates of a PEM file, at least one.

@@ -309,7 +309,7 @@ impl AsyncWrite for Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::relay::tcp_pair;
+    use crate::tcp_pair::tcp_pair;
 
     #[tokio::test]
     async fn all_slices_of_a_vectored_write_reach_the_socket_at_once() {

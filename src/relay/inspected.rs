@@ -804,7 +804,8 @@ mod tests {
     use crate::rdp::event::{Event, Grounds, HeldMessage, Interest, Phase, Termination, Verdict};
     use crate::rdp::tracker::Settings;
     use crate::rdp::{frame, mcs};
-    use crate::relay::tests::{part_from_all, reset, tcp_pair, tls_pair};
+    use crate::relay::tcp_pair;
+    use crate::relay::tests::{part_from_all, reset, tls_pair};
 
     #[tokio::test(start_paused = true)]
     async fn a_session_passes_and_each_side_may_finish_first() {

@@ -43,7 +43,7 @@ use crate::websocket::Farewell;
 
 /// For the tests of other modules, too.
 #[cfg(test)]
-pub(crate) use self::tests::tcp_pair;
+pub(crate) use crate::tcp_pair::tcp_pair;
 
 /// Steps of one direction before the other directions and tasks get their turn.
 const STEPS_PER_POLL: u32 = 16;
@@ -1039,7 +1039,6 @@ mod tests {
     use bytes::BufMut;
     use socket2::SockRef;
     use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpListener;
     use tokio::task::JoinHandle;
     use tokio_rustls::rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
     use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
@@ -1904,18 +1903,6 @@ mod tests {
             .set_linger(Some(Duration::ZERO))
             .unwrap();
         drop(stream);
-    }
-
-    /// Two ends of one connection.
-    /// Both ends of a connection on loopback.
-    pub(crate) async fn tcp_pair() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
-        let (near, (far, _)) = (near.unwrap(), far.unwrap());
-        near.set_nodelay(true).unwrap();
-        far.set_nodelay(true).unwrap();
-        (near, far)
     }
 
     pub(super) async fn tls_pair() -> (client::TlsStream<TcpStream>, server::TlsStream<TcpStream>) {

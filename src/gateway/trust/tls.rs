@@ -63,7 +63,7 @@ impl ServerTls {
     /// The key file is at fault, and not the certificate.
     #[must_use]
     pub fn is_fault_of_key(config: &TlsConfig, error: &TlsFileError) -> bool {
-        error.path == config.key.display().to_string()
+        error.path() == config.key.display().to_string()
     }
 
     /// The certificate file, for messages.

@@ -16,7 +16,7 @@ use std::task::{Context, Poll, Waker, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::jet::frame::{Arrival, Deframer, Found, apply, head};
+use jetway_jet::frame::{Arrival, Deframer, Found, apply, head};
 
 /// Which side of the handshake we were.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -329,8 +329,8 @@ mod tests {
     use tokio_tungstenite::tungstenite::{Message, WebSocket};
 
     use super::*;
-    use crate::jet::frame::{CONTROL_BYTES, HEAD_BYTES};
-    use crate::limits;
+    use jetway_base::limits;
+    use jetway_jet::frame::{CONTROL_BYTES, HEAD_BYTES};
 
     /// A connection on which `input` arrives in pieces, and which takes what is sent in pieces.
     struct Pieces {

@@ -46,9 +46,9 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval_at, sleep};
 
-use crate::frames::{Frames, Role};
-use crate::jet::frame::Arrival;
-use crate::limits;
+use crate::websocket::frames::{Frames, Role};
+use jetway_base::limits;
+use jetway_jet::frame::Arrival;
 
 /// How often a ping goes out. Balancers commonly close what was silent for a minute.
 pub const PING_EVERY: Duration = Duration::from_secs(25);

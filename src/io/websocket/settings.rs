@@ -2,7 +2,7 @@
 
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
-use crate::limits;
+use jetway_base::limits;
 
 /// Settings of the WebSocket, on either side: messages are JSON of a bounded size.
 #[must_use]
