@@ -5,7 +5,7 @@
 //! ([`OverTcp::has_gone`]). Where nothing moves between two looks, or in any case after a few, the session is over.
 //!
 //! The end of a client that has filled every buffer on the way is still in the client's own system, and nothing on this side tells of
-//! it. So bytes of a client whose target takes them slowly are read ahead ([`Ahead`]) until its end shows, or until more was read than
+//! it. So bytes of a client whose target takes them slowly are read ahead (`Ahead`) until its end shows, or until more was read than
 //! a client's system holds back. Memory for that is bounded for all sessions together; without it, and for a client that is still
 //! there, a target that takes next to nothing and says nothing for `STALL_LOOKS` looks has stalled: who is still there comes back by itself.
 //!
