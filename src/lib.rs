@@ -60,7 +60,7 @@
 //! | [`entry`] | what a client brings: first bytes, PROXY header, carriers, tickets, `.rdp` files | token |
 //! | [`jet`] | packets, messages, candidates, the state of a rendezvous | token |
 //! | [`policy`] | from claims to a permit or a denial; egress; work; shares | token |
-//! | [`stage`] | what looks into inspected sessions | rdp |
+//! | [`stage`] | what looks into inspected sessions; your own by [`gateway::live::stages`], as `tests/plugin` shows | rdp |
 //! | [`io`] | what the system gives: clock, streams, WebSockets, files | jet |
 //! | [`log`] | lines, their budgets, the thread that writes them | io |
 //! | [`relay`] | bytes both ways | io, rdp |

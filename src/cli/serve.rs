@@ -1,6 +1,7 @@
 //! `jetway serve`: the gateway.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
@@ -8,6 +9,7 @@ use tracing::info;
 
 use crate::config::{Config, Flags};
 use crate::gateway::build::Prepared;
+use crate::gateway::live::stages::Stages;
 use crate::gateway::run::Running;
 use crate::log;
 
@@ -32,10 +34,21 @@ pub struct Args {
 /// # Errors
 /// The configuration, a file that it names, or a port cannot be used.
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    run_with(args, None)
+}
+
+/// As [`run`], with `stages` in the sessions that are inspected: for programs that add their own.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with(args: &Args, stages: Option<Arc<dyn Stages>>) -> anyhow::Result<()> {
     let reading = Config::read(&args.config, &args.flags);
     // Dropped last, so that the lines of an end or of a start that fails are written.
     let _log = log::start(&reading.log())?;
-    let prepared = Prepared::read(reading)?;
+    let mut prepared = Prepared::read(reading)?;
+    if let Some(stages) = stages {
+        prepared = prepared.with_stages(stages);
+    }
     raise_descriptor_limit(prepared.config().limits.connections);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -20,6 +20,7 @@ use crate::config::{
     TlsConfig, VerifyTarget,
 };
 use crate::gateway::live::registry::Registry;
+use crate::gateway::live::stages::Stages;
 use crate::gateway::meeting::MeetingPlace;
 use crate::gateway::state::Gateway;
 use crate::gateway::trust::target_logon::{Kerberos, SecureConfig};
@@ -57,6 +58,7 @@ pub struct Prepared {
     tls: Vec<Arc<ServerTls>>,
     secure: SecureConfig,
     taken: Vec<SocketAddr>,
+    stages: Option<Arc<dyn Stages>>,
 }
 
 impl Prepared {
@@ -103,10 +105,18 @@ impl Prepared {
                     tls,
                     secure,
                     taken,
+                    stages: None,
                 })
             }
             _ => Err(ConfigErrors(errors)),
         }
+    }
+
+    /// Adds stages to those of every session that is inspected.
+    #[must_use]
+    pub fn with_stages(mut self, stages: Arc<dyn Stages>) -> Self {
+        self.stages = Some(stages);
+        self
     }
 
     /// Opens the store and makes what connections share; nothing listens yet.
@@ -121,6 +131,7 @@ impl Prepared {
             listeners,
             tls,
             secure,
+            stages,
             ..
         } = self;
         let now = clock::unix_now();
@@ -152,6 +163,7 @@ impl Prepared {
                 limits.sessions_per_address,
             )),
             listeners,
+            stages,
             registry: Arc::new(Registry::new(limits.sessions_per_address)),
             door: Door::new(
                 limits.connections,

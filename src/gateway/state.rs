@@ -10,6 +10,7 @@ use tracing::warn;
 use crate::clock;
 use crate::config::{Arrival, Config};
 use crate::gateway::live::registry::Registry;
+use crate::gateway::live::stages::Stages;
 use crate::gateway::meeting::MeetingPlace;
 use crate::gateway::trust::target_logon::SecureConfig;
 use crate::io::reached::Reached;
@@ -64,6 +65,8 @@ pub struct Gateway {
     pub returning: Arc<Returning>,
     /// Where the peers of rendezvous wait for each other.
     pub meetings: Arc<MeetingPlace>,
+    /// Stages that were added to those of the gateway.
+    pub stages: Option<Arc<dyn Stages>>,
     /// The ports.
     pub listeners: Vec<Arc<Listener>>,
     pub(super) work: Mutex<WorkLimiter>,

@@ -20,6 +20,7 @@ mod meets;
 mod opens;
 mod others;
 mod pages;
+mod plugin;
 mod protocols;
 mod readme;
 mod redirects;

@@ -2,3 +2,4 @@
 
 pub mod legs;
 pub mod registry;
+pub mod stages;

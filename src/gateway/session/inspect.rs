@@ -177,17 +177,23 @@ pub async fn inspect(
     });
     let budget = Budget::default();
     let inspector = Inspector::new(&budget, AuditLog::new(id));
+    let mut pipeline = Pipeline::new();
+    for stage in gateway.stages.iter().flat_map(|stages| stages.of(&session)) {
+        pipeline.push(stage);
+    }
     session.stand_inside(Inside {
         legs: legs.clone(),
         statistics: inspector.statistics(),
     });
+    // Last, so that it hears what the others have decided.
+    pipeline.push(Box::new(inspector));
     Ok(Box::new(Inspected {
         tracker: Tracker::new(Settings {
             redirections: follower.map(|follower| -> Box<dyn Redirections> { Box::new(follower) }),
             routing_token: shown,
             ..settings(&legs, inspection, cookies, budget)
         }),
-        pipeline: Pipeline::new().with(inspector),
+        pipeline,
         live: Live {
             session,
             reservation,

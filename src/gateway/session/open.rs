@@ -9,7 +9,7 @@
 //! built on it show the target in their MCS data that TLS was selected, as then it was; clients do not compare what comes back.
 //!
 //! A client whose token does not say what it will speak, and that says nothing for a while, is connected as one whose server speaks
-//! first. What it says first is judged when it comes ([`late`](super::late)).
+//! first. What it says first is judged when it comes (`late`).
 //!
 //! For anything else that a token announces, nothing passes from either side before its first bytes are known to begin that protocol,
 //! whichever side speaks first.

@@ -185,7 +185,8 @@ tls_only = {tls_only:?}
             workspace.path("jetway.log"),
             workspace.path("jetway-stdout.log"),
         ];
-        let process = serve(workspace, &folder, arguments, &outputs, &port)?;
+        let binary = Path::new(BINARY);
+        let process = serve(binary, workspace, &folder, arguments, &outputs, &port)?;
         Ok(Self {
             process,
             port,
@@ -391,9 +392,21 @@ tls_only = {tls_only:?}
 
     /// Ends it so, and starts it again; its log goes on.
     pub(crate) fn restart(&mut self, workspace: &Workspace) -> Result<()> {
+        self.restart_as(workspace, Path::new(BINARY))
+    }
+
+    /// Likewise, as another program that is a gateway.
+    pub(crate) fn restart_as(&mut self, workspace: &Workspace, binary: &Path) -> Result<()> {
         self.stop();
-        self.process = serve(workspace, &self.folder, &[], &self.outputs, &self.port)?;
+        let outputs = &self.outputs;
+        self.process = serve(binary, workspace, &self.folder, &[], outputs, &self.port)?;
         Ok(())
+    }
+
+    /// What it has written to standard output.
+    pub(crate) fn printed(&self) -> Result<String> {
+        let [_log, stdout] = &self.outputs;
+        Ok(fs::read_to_string(stdout)?)
     }
 
     /// Waits until something happened that has all of `expected`, and returns what was told of it.
@@ -443,6 +456,7 @@ tls_only = {tls_only:?}
 
 /// Starts the gateway that `folder` configures.
 fn serve(
+    binary: &Path,
     workspace: &Workspace,
     folder: &Path,
     arguments: &[&str],
@@ -457,7 +471,7 @@ fn serve(
     let mut process = Process::start_as_is(
         workspace,
         "jetway",
-        Command::new(BINARY)
+        Command::new(binary)
             .args([
                 OsStr::new("serve"),
                 OsStr::new("--config"),
