@@ -57,9 +57,9 @@ pub struct Args {
 /// What to do.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Make a key, and enrol it at the gateway by a text that its operator has issued
+    /// Create a key and register it with the enrolment that the gateway's operator has issued
     Enrol(EnrolArgs),
-    /// Stay connected to the gateway, and bring who it sends to targets beside
+    /// Stay connected to the gateway, and connect the clients that it sends to their targets
     Run(RunArgs),
 }
 
@@ -100,11 +100,11 @@ pub struct RunArgs {
     /// The name that it was enrolled with
     #[arg(long)]
     pub name: AgentName,
-    /// Where it leads; may be repeated. Nothing else is connected to
+    /// Target that the agent may connect to; may be repeated
     #[arg(long = "target", value_name = "HOST:PORT", required = true)]
     pub targets: Vec<TargetAddr>,
-    /// What the gateway calls itself (jet.instance of its configuration): nobody else is proved the name to. By default as it said
-    /// at the enrolment, which is in agent.gateway beside the key
+    /// Name of the gateway (jet.instance of its configuration), the only one that the agent proves its name to. By default the one that
+    /// it was enrolled at, which is in agent.gateway beside the key
     #[arg(long, value_name = "NAME")]
     pub instance: Option<String>,
     /// Tell clients the addresses of this machine, so that those that can reach it come directly

@@ -53,7 +53,7 @@ pub struct Args {
     /// Have the gateway speak TLS to the target, whose certificate the token pins (cert_thumb256); what is sent goes inside
     #[arg(long, conflicts_with_all = ["agent", "direct"])]
     pub target_tls: bool,
-    /// Port of this machine that leads there; without it standard input and output do
+    /// Listen on this port of this machine; without it, use standard input and output
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen: Option<SocketAddr>,
     /// Go to the agent directly where it tells its address and that can be reached; nothing encrypts such a session but the

@@ -27,20 +27,20 @@ pub struct Cli {
 pub enum Command {
     /// Run the gateway
     Serve(serve::Args),
-    /// Make keys, publish and show their public halves
+    /// Create keys, and show or publish their public halves
     Keys(keys::Args),
     /// Make tokens and explain them
     Token(token::Args),
-    /// Show all of it on this machine: a target, a gateway, a client, a picture
+    /// Run a target, a gateway and a client on this machine, and save a picture of the session
     #[cfg(feature = "demo")]
     Demo(demo::Args),
     /// Exchange a token for a ticket, short enough for loadbalanceinfo
     Ticket(ticket::Args),
     /// Write a .rdp file that leads through the gateway
     Rdp(Box<rdp::Args>),
-    /// Run beside targets that nothing can reach from outside
+    /// Run an agent next to targets that cannot be reached from outside
     Agent(agent::Args),
-    /// Lead a local port, or standard input and output, to a target behind an agent
+    /// Connect a local port, or standard input and output, to a target through the gateway
     Connect(connect::Args),
     /// Check the configuration
     Config(config::Args),

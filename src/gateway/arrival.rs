@@ -34,7 +34,7 @@ pub fn spawn(
     admission: Admission,
 ) {
     if let Err(error) = keep_alive::tune(&stream) {
-        debug!(%peer, %error, "The client was gone at once");
+        debug!(%peer, %error, "Client disconnected before it was served");
         return;
     }
     let started = clock::now();

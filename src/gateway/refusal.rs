@@ -28,7 +28,7 @@ use crate::token::{About, Rejected, Token};
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
     /// The first bytes begin nothing known.
-    #[error("the first bytes are no protocol that this gateway speaks")]
+    #[error("the first bytes do not begin a protocol that this gateway supports")]
     Unrecognised,
     /// The listener's configuration does not accept this protocol.
     #[error("this listener does not accept {0}")]
@@ -37,7 +37,7 @@ pub enum Refusal {
     #[error("the client was silent for too long")]
     Silent,
     /// The client went away before it had said enough.
-    #[error("the client closed the connection before it had said what it wants")]
+    #[error("the client closed the connection before it sent a request")]
     Gone,
     /// The socket failed.
     #[error("the connection failed: {0}")]
@@ -73,7 +73,7 @@ pub enum Refusal {
     #[error("preconnection PDU and routing token carry different tokens")]
     Contradiction,
     /// No such ticket: never issued, expired, or used by somebody else.
-    #[error("the ticket is not valid, or not any more")]
+    #[error("the ticket is not valid, or has expired")]
     Ticket,
     /// The token does not hold.
     #[error("{0}")]

@@ -38,7 +38,7 @@ impl Reached {
     /// Says that `who` has reached it, unless somebody has a moment ago.
     pub fn by(&self, who: &dyn Display) {
         if let Some(before) = self.turn(clock::now()) {
-            warn!(limit = self.limit, who = %who, suppressed = before, "A limit was reached");
+            warn!(limit = self.limit, who = %who, suppressed = before, "Limit reached");
         }
     }
 

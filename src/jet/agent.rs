@@ -205,7 +205,7 @@ pub struct Acceptance {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unmet {
     /// Never enrolled, or revoked.
-    #[error("no agent has the name {0}")]
+    #[error("no agent is named {0}")]
     Unknown(AgentName),
     /// Enrolled, and not there.
     #[error("agent {0} is not connected")]
@@ -226,7 +226,7 @@ pub enum Unmet {
     #[error("the association was offered to agent {0} before, for something else")]
     Elsewhere(AgentName),
     /// The acceptor is not who the token leads to.
-    #[error("somebody else than agent {0} has accepted, or for another target")]
+    #[error("the acceptor is not agent {0}, or is for another target")]
     Other(AgentName),
 }
 

@@ -126,7 +126,7 @@ pub enum Refused {
     #[error("the token is not for this association")]
     OtherToken,
     /// It is for whoever has created the association.
-    #[error("somebody else has created this association")]
+    #[error("the association was created with another token")]
     OtherOwner,
     /// The id is taken, by an association with other claims.
     #[error("the association exists with other claims")]
@@ -138,7 +138,7 @@ pub enum Refused {
     #[error("the candidate is connected already")]
     Connected,
     /// There is no acceptor.
-    #[error("nobody has accepted on this candidate")]
+    #[error("no acceptor is connected to this candidate")]
     NotAccepted,
     /// There is no connector.
     #[error("the candidate is not connected")]

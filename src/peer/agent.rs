@@ -173,11 +173,14 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Hope
         };
         let name = &agent.settings.name;
         if was_waiting {
-            debug!(%name, reason, wait_ms, "Still waiting for the other agent to go");
+            debug!(%name, reason, wait_ms, "Still waiting for the other agent to disconnect");
         } else if yields {
             warn!(%name, wait_ms, "Another agent with this name and key has taken over, waiting until it is gone");
         } else {
-            warn!(reason, wait_ms, "The gateway is gone, coming back");
+            warn!(
+                reason,
+                wait_ms, "Lost the connection to the gateway, reconnecting"
+            );
         }
         tokio::select! {
             () = sleep(wait) => {}
@@ -440,7 +443,7 @@ impl Session {
         };
         let carrier = timeout(CHOICE_TIMEOUT, self.carrier(agent, hosts, chosen));
         let Ok(Some(mut carrier)) = carrier.await else {
-            debug!(%target, "Nobody came");
+            debug!(%target, "No client connected to the candidates in time");
             return;
         };
         let mut stream = match reached {
@@ -534,7 +537,7 @@ impl Session {
                 Some(joined) = waiting.join_next() => match joined {
                     Ok(Ok(carrier)) => return Some(carrier),
                     Ok(Err(reason)) => {
-                        debug!(reason, "A candidate is gone");
+                        debug!(reason, "Candidate disconnected");
                         failed = failed.saturating_add(1);
                     }
                     Err(_ended) => failed = failed.saturating_add(1),

@@ -141,7 +141,7 @@ async fn test(
                 }
             }
             Some(Ok(Err(error))) => {
-                debug!(error = format!("{error:#}"), "A candidate does not work");
+                debug!(error = format!("{error:#}"), "Candidate failed");
                 reason = error;
             }
             Some(Err(_ended)) => {}

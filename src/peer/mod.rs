@@ -222,12 +222,12 @@ impl Site {
         match self.relay(url.clone()) {
             Ok(_) => true,
             Err(why @ NotTheGateway::Host(_)) => {
-                warn!(reason = %why, "A candidate is not used");
+                warn!(reason = %why, "Ignoring a candidate");
                 false
             }
             // A gateway may have ways in for others.
             Err(why @ NotTheGateway::Clear(_)) => {
-                debug!(reason = %why, "A candidate is not used");
+                debug!(reason = %why, "Ignoring a candidate");
                 false
             }
         }

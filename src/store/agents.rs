@@ -190,7 +190,7 @@ pub enum EnrolError {
     #[error("{0}")]
     Malformed(#[from] NotAnEnrolment),
     /// Never issued, used, or past its time.
-    #[error("the enrolment is not valid, or not any more")]
+    #[error("the enrolment is not valid, or has expired")]
     Unknown,
     /// The system has no randomness.
     #[error("the system's random generator failed: {0}")]

@@ -487,7 +487,7 @@ impl Reservation {
         self.claim.spent.set();
         let token = &self.claim.token;
         if let Err(error) = self.usages.spend(token).await {
-            error!(%token, %error, "That a token is spent could not be written");
+            error!(%token, %error, "Cannot store that a token is spent");
         }
     }
 
@@ -507,12 +507,12 @@ impl Reservation {
         let disk = &self.usages.disk;
         if guess.is_last {
             if let Err(error) = disk.spend(token.clone(), *keep_until).await {
-                error!(%token, %error, "That a token is spent could not be written");
+                error!(%token, %error, "Cannot store that a token is spent");
             }
         } else {
             let written = disk.count_guess(token.clone(), guess.count, *keep_until);
             if let Err(error) = written.await {
-                error!(%token, %error, "A wrong password could not be written");
+                error!(%token, %error, "Cannot store a wrong password");
             }
         }
         guess

@@ -135,7 +135,7 @@ pub enum KeyProblem {
     #[error("neither PEM nor a JWK nor a JWKS")]
     Unreadable,
     /// Nothing in it that this gateway can use.
-    #[error("holds no key that can be used here")]
+    #[error("contains no usable key")]
     Empty,
     /// A private key under a passphrase.
     #[error("the private key is encrypted; write it without a passphrase and protect the file")]

@@ -33,7 +33,7 @@ pub enum StatementKeyError {
     #[error("not a key")]
     NotAKey,
     /// Its private half is in it.
-    #[error("a private key, which is to stay where it was made")]
+    #[error("expected a public key, got a private one")]
     Private,
     /// Not on P-256.
     #[error("not a key for ES256")]

@@ -452,7 +452,7 @@ async fn a_newer_channel_of_an_agent_takes_the_place_of_the_older() {
     // The older one is told, says so, and asks from now on without taking the place.
     let told = "Another agent with this name and key has taken over, waiting until it is gone";
     logged(told).await;
-    let asked = "Two agents share a name and a key, and one of them waits";
+    let asked = "Two agents share a name and a key; one of them waits";
     assert_eq!(logged_times(asked, 3).await[0]["agent"], NAME);
     assert_eq!(logged_times(told, 1).await.len(), 1);
     assert_eq!(logged_times("Agent connected", 2).await.len(), 2);
@@ -507,7 +507,7 @@ async fn a_channel_that_has_not_logged_on_makes_room_for_another_address() {
     drop(site.lab.session_from(2, &token).await);
     let oldest = &mut held[0];
     within(async { while let Some(Ok(_)) = oldest.next().await {} }).await;
-    assert!(!log().contains("An agent was silent for too long"));
+    assert!(!log().contains("Agent did not log on in time"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -728,7 +728,7 @@ async fn an_offer_is_for_the_agent_and_the_target_that_the_token_names() {
     assert!(error.contains("not for this association"), "{error}");
     let gone = json!({ "jet_agent_id": "branch-8" });
     let error = offered(site.token(&target, gone), "branch-8").await;
-    assert!(error.contains("no agent has the name branch-8"), "{error}");
+    assert!(error.contains("no agent is named branch-8"), "{error}");
     assert_eq!((target.connections(), other.connections()), (0, 0));
 }
 
@@ -768,7 +768,7 @@ async fn one_token_has_its_share_of_an_agent_and_others_are_offered_meanwhile() 
     }
     let (status, problem) = within(offer(&greedy).await).await.unwrap();
     assert_eq!(status, 503, "{problem}");
-    let line = logged("A limit was reached").await;
+    let line = logged("Limit reached").await;
     assert_eq!(
         line["limit"],
         "sessions of one agent by one token or address"

@@ -556,7 +556,7 @@ async fn the_bearer_of_a_token_is_not_the_agent_that_it_names() {
     let line = logged("Session refused").await;
     assert_eq!(
         line["reason"],
-        "somebody else than agent branch-7 has accepted, or for another target"
+        "the acceptor is not agent branch-7, or is for another target"
     );
 }
 
@@ -591,7 +591,7 @@ async fn who_accepts_in_the_place_of_an_agent_meets_nobody() {
     let line = logged("Session refused").await;
     assert_eq!(
         line["reason"],
-        "somebody else than agent branch-7 has accepted, or for another target"
+        "the acceptor is not agent branch-7, or is for another target"
     );
 }
 

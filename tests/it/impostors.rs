@@ -133,10 +133,8 @@ async fn a_taken_over_agent_leads_nobody_to_a_relay_of_its_own() {
         assert!(!error.contains(&token), "{direct}");
         attacker.saw_nobody().await;
     }
-    let line = logged(
-        "An agent has answered with candidates that are not this gateway's, and they are dropped",
-    )
-    .await;
+    let line =
+        logged("Dropped candidates that are not this gateway's from the answer of an agent").await;
     assert_eq!(
         (&line["agent"], &line["foreign"]),
         (&json!(NAME), &json!(9))
@@ -225,7 +223,7 @@ async fn an_agent_signs_for_the_gateway_where_it_was_enrolled_and_for_no_other()
         heard.push(message);
     }
     assert!(!heard.iter().any(Message::is_text), "{heard:?}");
-    let line = logged("The gateway is gone, coming back").await;
+    let line = logged("Lost the connection to the gateway, reconnecting").await;
     let reason = line["reason"].as_str().unwrap();
     assert!(
         reason.contains("calls itself \"other.example\""),

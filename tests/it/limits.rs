@@ -221,7 +221,7 @@ async fn a_place_is_held_as_long_as_the_socket_is_whatever_became_of_its_handsha
     }
     let mut refused = lab.connect().await;
     ended(&mut refused).await;
-    let line = logged("A limit was reached").await;
+    let line = logged("Limit reached").await;
     assert_eq!(line["limit"], "limits.pending_per_address");
     assert_eq!(line["who"], "address 127.0.0.1");
     // Others are served meanwhile, and the address itself once they are gone.
@@ -273,7 +273,7 @@ async fn addresses_that_have_taken_all_places_make_room_for_another() {
     let token = lab.token(target.address, json!({}));
     drop(lab.session_from(25, &token).await);
     logged_times("Made room for another connection", 5).await;
-    let lines = logged_times("A limit was reached", 2).await;
+    let lines = logged_times("Limit reached", 2).await;
     let mut limits: Vec<&str> = lines
         .iter()
         .map(|line| line["limit"].as_str().unwrap())
@@ -313,7 +313,7 @@ async fn one_token_has_its_share_of_the_sessions_that_are_set_up() {
     for _ in 0..=limits::SESSIONS_PER_TOKEN {
         held.push(lab.client(&greedy).await);
     }
-    let line = logged("A limit was reached").await;
+    let line = logged("Limit reached").await;
     assert!(line["who"].as_str().unwrap().starts_with("token "));
     assert!(lab.running().gateway().registry.list().len() <= limits::SESSIONS_PER_TOKEN);
     // Another token is served meanwhile.
@@ -348,7 +348,7 @@ async fn one_api_key_has_its_share_of_what_others_use_too() {
     }
     assert_eq!(invite(OPERATOR, share).await, 503);
     assert_eq!(invite(PORTAL, share).await, 201);
-    let lines = logged_times("A limit was reached", 2).await;
+    let lines = logged_times("Limit reached", 2).await;
     for (line, limit) in lines.iter().zip([
         "associations of one token, address or API key",
         "agents and enrolments, in total or of one API key",
@@ -388,7 +388,7 @@ async fn one_token_and_one_address_have_their_share_of_the_tickets() {
     assert_eq!(ask_for_ticket(&mut other, &token).await, 201);
     drop(lab.session_from(2, &token).await);
     // Who it was, and not once for each of them.
-    let lines = logged_times("A limit was reached", 1).await;
+    let lines = logged_times("Limit reached", 1).await;
     assert_eq!(lines.len(), 1);
     assert_eq!(
         lines[0]["limit"],
@@ -410,7 +410,7 @@ async fn one_token_has_its_share_of_the_associations_and_those_that_are_over_go_
     }
     let another = format!("POST /jet/association/{}", Uuid::new_v4());
     assert_eq!(place.http(&another, &greedy, "").await.0, 503);
-    let line = logged("A limit was reached").await;
+    let line = logged("Limit reached").await;
     assert_eq!(
         line["limit"],
         "associations of one token, address or API key"
@@ -451,7 +451,7 @@ async fn one_address_has_its_share_of_the_associations_however_many_tokens_it_ha
         let (create, token) = bearer();
         assert_eq!(place.http(&create, &token, "").await.0, expected);
     }
-    let line = logged("A limit was reached").await;
+    let line = logged("Limit reached").await;
     assert_eq!(
         line["limit"],
         "associations of one token, address or API key"

@@ -732,7 +732,7 @@ async fn what_is_no_packet_is_closed_with_a_line() {
         let _end = within(stream.read_to_end(&mut rest)).await;
         assert_eq!(rest, b"");
     }
-    logged_times("Bad JET packet", 4).await;
+    logged_times("Invalid JET packet", 4).await;
     // Without the signature it may be anything, and is worth no more than any other noise.
     assert_eq!(logged("Connection dropped").await["rule"], "unrecognised");
 }
@@ -1099,7 +1099,11 @@ async fn a_token_in_a_url_is_not_read_and_the_refusal_says_what_to_use() {
         let response = response(&mut stream).await;
         assert_eq!(u16::from(response.status), expected.unwrap_or(200));
     }
-    told(logged("Bad JET request").await["reason"].as_str().unwrap());
+    told(
+        logged("Invalid JET request").await["reason"]
+            .as_str()
+            .unwrap(),
+    );
 }
 
 // J-API-2

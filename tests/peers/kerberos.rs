@@ -373,7 +373,7 @@ fn a_target_that_the_kdc_does_not_know_is_reached_by_ntlm_where_that_is_allowed(
             secured[0].field("target_logon").as_deref() == Some("ntlm"),
             "{secured:?}"
         );
-        let instead = gateway.logged("NTLM is used in the place of Kerberos")?;
+        let instead = gateway.logged("Using NTLM instead of Kerberos")?;
         ensure!(instead.len() == 1, "{instead:?}");
         Ok(())
     })

@@ -290,7 +290,7 @@ pub async fn offer(
     });
     if foreign > 0 {
         warn!(session = %state.id, peer = %state.peer, agent = %name, jet_aid = %association, foreign,
-            "An agent has answered with candidates that are not this gateway's, and they are dropped");
+            "Dropped candidates that are not this gateway's from the answer of an agent");
         if answer.candidates.is_empty() {
             gateway.agents.withdraw(association);
             let why = Unmet::Declined(name, Decline::Candidates);

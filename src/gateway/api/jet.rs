@@ -189,7 +189,7 @@ impl Upgrade {
                     next(Stream::rewound(io, read_ahead), connection).await;
                 }
                 Ok(Err(_)) | Err(_) => {
-                    debug!(session = %id, %peer, "A peer left during its handshake");
+                    debug!(session = %id, %peer, "Peer disconnected during the handshake");
                 }
             }
         };

@@ -114,7 +114,7 @@ pub async fn end(
 pub(super) async fn spend(state: &ApiState, session: &Session) -> Result<(), Problem> {
     let written = state.gateway.usages.spend(&session.token.id).await;
     written.map_err(|error| {
-        error!(session = %session.id, %error, "That a session was ended could not be written");
+        error!(session = %session.id, %error, "Cannot store that an operator has ended a session");
         let detail = format!("the session is ended, and that could not be written: {error}");
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store", detail, state.id)
     })

@@ -24,11 +24,11 @@ pub async fn serve(gateway: &Arc<Gateway>, mut client: Client) {
     let request = match timeout_at(deadline, read_request(&mut client)).await {
         Ok(Ok(request)) => request,
         Ok(Err(reason)) => {
-            info!(session = %id, %peer, reason, "Bad JET packet");
+            info!(session = %id, %peer, reason, "Invalid JET packet");
             return;
         }
         Err(_elapsed) => {
-            debug!(session = %id, %peer, "JET peer was silent for too long");
+            debug!(session = %id, %peer, "JET peer sent nothing in time");
             return;
         }
     };
@@ -83,7 +83,7 @@ async fn read_request(client: &mut Client) -> Result<Result<Request, Response>, 
     match Request::parse(&packet.payload) {
         Ok(request) => Ok(Ok(request)),
         Err(error) => {
-            info!(session = %client.id, peer = %client.peer, reason = %error, "Bad JET request");
+            info!(session = %client.id, peer = %client.peer, reason = %error, "Invalid JET request");
             match Response::to_error(&error) {
                 Some(response) => Ok(Err(response)),
                 None => Err(error.to_string()),

@@ -62,7 +62,7 @@ pub async fn serve(
             return;
         }
         Err(_elapsed) => {
-            debug!(session = %id, %peer, "An agent was silent for too long");
+            debug!(session = %id, %peer, "Agent did not log on in time");
             return;
         }
     };
@@ -77,14 +77,14 @@ pub async fn serve(
             return;
         }
         Err(NoSeat::Taken) => {
-            warn!(session = %id, %peer, agent = %name, "Two agents share a name and a key, and one of them waits");
+            warn!(session = %id, %peer, agent = %name, "Two agents share a name and a key; one of them waits");
             close(&mut socket, REPLACED.into(), ANOTHER).await;
             return;
         }
     };
     let welcome = Message::text(FromGateway::Welcome.to_json());
     if send(&mut socket, welcome).await.is_err() {
-        debug!(session = %id, %peer, agent = %name, "An agent left before it was welcome");
+        debug!(session = %id, %peer, agent = %name, "Agent disconnected before the welcome message");
         return;
     }
     connection.admission.proven();

@@ -349,7 +349,7 @@ async fn tell(
             let said =
                 secure::say_farewell(&mut client, &read_ahead, requested, reason, deadline).await;
             if let Err(error) = said {
-                info!(%error, "The client could not be told why");
+                info!(%error, "Cannot tell the client why it was refused");
             }
             None
         }

@@ -127,7 +127,7 @@ pub fn together(
         admission,
         ..
     } = client;
-    debug!(session = %session.id, acceptor = %id, peer = %peer, jet_aid = %association, "Peers have met");
+    debug!(session = %session.id, acceptor = %id, peer = %peer, jet_aid = %association, "Peers connected");
     let created = gateway.meetings.token_of(association);
     let proven = shown.proves(association, created.as_ref());
     let acceptors = shown.token().cloned();

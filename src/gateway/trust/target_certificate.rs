@@ -261,7 +261,9 @@ pub enum CertificateRefusal {
     #[error("the target's certificate shows no public key")]
     NoPublicKey,
     /// It is to be judged by a name, and whoever has accepted has none.
-    #[error("the certificate of an acceptor can be judged by nothing but cert_thumb256")]
+    #[error(
+        "an acceptor has no name to verify: the token must pin its certificate (cert_thumb256)"
+    )]
     Nameless,
     /// The pins cannot be read or written: refused rather than trusted.
     #[error("the store of certificate pins failed: {0}")]

@@ -160,7 +160,7 @@ impl KdcLookup {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LookupError {
     /// Not a domain name.
-    #[error("not a name that DNS could know")]
+    #[error("not a valid DNS name")]
     Realm,
     /// What the system says of its name servers.
     #[error("the system's name servers: {0}")]

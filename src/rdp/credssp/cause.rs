@@ -30,7 +30,7 @@ pub enum Cause {
     #[error("the client's list of mechanisms is not protected")]
     List,
     /// A message that does not belong there.
-    #[error("a message that is not due")]
+    #[error("unexpected CredSSP message")]
     Sequence,
     /// A version that binds the TLS key without a nonce.
     #[error("the client speaks CredSSP {0}, and 5 is the least that is safe")]

@@ -228,7 +228,7 @@ fn contained<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
 /// The security package panicked.
 #[cfg(feature = "credssp")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the security package cannot read it at all")]
+#[error("the security package cannot read it")]
 struct Panicked;
 
 /// The name by which the gateway calls itself in NTLM and Kerberos messages.

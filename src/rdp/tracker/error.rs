@@ -88,7 +88,7 @@ pub enum SessionError {
         why: &'static str,
     },
     /// UDP is offered where it cannot be declined.
-    #[error("a second transport was asked for, which would pass the gateway by")]
+    #[error("a second transport was requested, which would bypass the gateway")]
     Multitransport,
     /// The target sends the client where its token does not.
     #[error("target redirects to {to}, which is not allowed")]

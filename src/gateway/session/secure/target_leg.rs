@@ -309,7 +309,7 @@ async fn first_message(
     if let Some(kerberos) = &request.config.kerberos {
         match first_by_kerberos(kerberos, public_key, credentials, request).await {
             Err(error) if kerberos.ntlm_fallback && error.leaves_ntlm() => {
-                warn!(%error, "NTLM is used in the place of Kerberos");
+                warn!(%error, "Using NTLM instead of Kerberos");
             }
             other => return other,
         }
