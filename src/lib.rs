@@ -162,7 +162,8 @@
 //!   to nothing and says nothing for half a minute ends the session ([`relay::gone`]).
 //! - **A session is accounted for before its client has read the last of it**: what remains is a connection to a client on a slow line,
 //!   for a minute ([`relay::Parting`]). What a limit has ended is spent on disk before either side can see the end.
-//! - **A time limit is that of all sessions of a token** ([`store::usage`]): else to reconnect would begin it anew.
+//! - **A time limit is that of all sessions of a token** ([`store::usage`]): else to reconnect would begin it anew. In a rendezvous it is
+//!   that of all sessions in which the token of the acceptor took part as well, whoever has connected.
 //! - **A token that was forgotten is refused as long as a clock that was set back makes it valid again** ([`store::usage`]).
 //! - **Bulk is spliced, small talk is copied**: see [`relay`] for the figures behind that.
 //! - **The reader of an inspected session sleeps through the middle of a large message** ([`io::low_water`]): its receiver can use nothing

@@ -214,6 +214,7 @@ impl Refusal {
                 UsageError::Replayed
                 | UsageError::InUse
                 | UsageError::OtherAddress
+                | UsageError::OverTime
                 | UsageError::Guessed => FailureCode::HybridRequired,
                 UsageError::Store(_) => FailureCode::SslCertNotOnServer,
             }),

@@ -25,6 +25,9 @@ const USED_TOKENS: TableDefinition<'_, &str, (&str, u64, u64)> =
 /// Token id to what its sessions have lasted together, seconds, and the time until which that matters, in Unix seconds.
 const LASTED: TableDefinition<'_, &str, (u64, u64)> = TableDefinition::new("lasted-v1");
 
+/// Token id to what the sessions have lasted in which it took part and that another token has opened, as [`LASTED`].
+const ACCOMPANIED: TableDefinition<'_, &str, (u64, u64)> = TableDefinition::new("accompanied-v1");
+
 /// Id of a token that wrong passwords have spent to the time until which that matters, in Unix seconds.
 const SPENT_TOKENS: TableDefinition<'_, &str, u64> = TableDefinition::new("spent-tokens-v1");
 
@@ -88,6 +91,8 @@ pub struct Records {
     pub spent: Vec<(TokenId, UnixTime)>,
     /// Wrong passwords of those that they have not spent yet, and until when that matters.
     pub guesses: Vec<(TokenId, u32, UnixTime)>,
+    /// What the sessions of others have lasted in which a token took part, seconds, and until when that matters.
+    pub accompanied: Vec<(TokenId, u64, UnixTime)>,
     /// No token that ends later was ever forgotten.
     pub forgotten_until: UnixTime,
 }
@@ -142,6 +147,12 @@ enum Command {
     Put {
         token: TokenId,
         record: Record,
+        done: Option<oneshot::Sender<Result<(), String>>>,
+    },
+    Accompany {
+        token: TokenId,
+        lasted_s: u64,
+        keep_until: UnixTime,
         done: Option<oneshot::Sender<Result<(), String>>>,
     },
     Spend {
@@ -311,6 +322,35 @@ impl Disk {
         });
     }
 
+    /// Writes what the sessions of others have lasted in which a token took part; returns when that is on disk.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put).
+    pub async fn accompany(
+        &self,
+        token: TokenId,
+        lasted_s: u64,
+        keep_until: UnixTime,
+    ) -> Result<(), DiskError> {
+        self.write(|done| Command::Accompany {
+            token,
+            lasted_s,
+            keep_until,
+            done: Some(done),
+        })
+        .await
+    }
+
+    /// The same when there is time. What is lost counts for nothing at the next start.
+    pub fn accompany_later(&self, token: TokenId, lasted_s: u64, keep_until: UnixTime) {
+        self.send(Command::Accompany {
+            token,
+            lasted_s,
+            keep_until,
+            done: None,
+        });
+    }
+
     /// Removes what has expired by `now`, when there is time.
     pub fn forget_expired(&self, now: UnixTime) {
         self.send(Command::ForgetExpired { now });
@@ -451,6 +491,9 @@ fn write_all(database: Database, open: &Open, commands: &mpsc::Receiver<Command>
             | Command::Ticket {
                 done: Some(done), ..
             }
+            | Command::Accompany {
+                done: Some(done), ..
+            }
             | Command::Spend { done, .. }
             | Command::Guess { done, .. }
             | Command::Agent { done, .. } = command
@@ -508,6 +551,12 @@ fn read_all(database: &Database) -> Result<Contents, redb::Error> {
         let (count, keep_until) = row.value();
         guesses.push((TokenId::new(token.value()), count, UnixTime(keep_until)));
     }
+    let mut accompanied = Vec::new();
+    for row in transaction.open_table(ACCOMPANIED)?.iter()? {
+        let (token, row) = row?;
+        let (lasted_s, keep_until) = row.value();
+        accompanied.push((TokenId::new(token.value()), lasted_s, UnixTime(keep_until)));
+    }
     let mut tickets = Vec::new();
     for row in transaction.open_table(TICKETS)?.iter()? {
         let (digest, row) = row?;
@@ -528,6 +577,7 @@ fn read_all(database: &Database) -> Result<Contents, redb::Error> {
         tokens,
         spent,
         guesses,
+        accompanied,
         forgotten_until: UnixTime(forgotten.map_or(0, |until| until.value())),
     };
     Ok(Contents {
@@ -583,6 +633,7 @@ fn write_batch(database: &Database, batch: &[Command]) -> Result<(), redb::Error
     {
         let mut table = transaction.open_table(USED_TOKENS)?;
         let mut lasted = transaction.open_table(LASTED)?;
+        let mut accompanied = transaction.open_table(ACCOMPANIED)?;
         let mut spent = transaction.open_table(SPENT_TOKENS)?;
         let mut guesses = transaction.open_table(GUESSES)?;
         let mut tickets = transaction.open_table(TICKETS)?;
@@ -613,6 +664,7 @@ fn write_batch(database: &Database, batch: &[Command]) -> Result<(), redb::Error
                     };
                     table.retain(|_, (_, keep_until, _)| keep(keep_until))?;
                     lasted.retain(|_, (_, keep_until)| keep_until >= now.0)?;
+                    accompanied.retain(|_, (_, keep_until)| keep_until >= now.0)?;
                     spent.retain(|_, keep_until| keep(keep_until))?;
                     guesses.retain(|_, (_, keep_until)| keep_until >= now.0)?;
                     tickets.retain(|_, row| row.1 >= now.0)?;
@@ -622,6 +674,14 @@ fn write_batch(database: &Database, batch: &[Command]) -> Result<(), redb::Error
                     {
                         forgotten.insert(UNTIL, until)?;
                     }
+                }
+                Command::Accompany {
+                    token,
+                    lasted_s,
+                    keep_until,
+                    ..
+                } => {
+                    accompanied.insert(token.as_str(), (*lasted_s, keep_until.0))?;
                 }
                 Command::Spend {
                     token, keep_until, ..

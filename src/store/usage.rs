@@ -6,7 +6,9 @@
 //! another session for the same address, never two at one time; not where an operator or a limit has ended the last one.
 //!
 //! What a token's sessions have lasted together is remembered, too: a time limit (`jet_ttl`) is one of all of them, so that to come
-//! back within the window gains no time. A process that is killed loses what its last session has lasted.
+//! back within the window gains no time. A process that is killed loses what its last session has lasted. In a rendezvous tokens of others
+//! take part, that of the acceptor and the one that the association was created with: their time is counted as well ([`Companion`]), so
+//! that to meet one token after the other gains none, either.
 //!
 //! A token that has expired is forgotten, since its age refuses it. A clock that was set forward and back would make it young again, so
 //! the latest end of all that were forgotten is remembered, here and on disk: a token that ends no later is refused when it is not
@@ -59,6 +61,13 @@ enum State {
     Ended(UnixTime),
 }
 
+/// What sessions have lasted in which a token took part and that another one has opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Accompanied {
+    lasted_s: u64,
+    keep_until: UnixTime,
+}
+
 /// The wrong passwords of one token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Guesses {
@@ -78,6 +87,9 @@ pub enum UsageError {
     /// The token was used from another address.
     #[error("the token was used already, from another address")]
     OtherAddress,
+    /// The time limit of another token that takes part in the session is used up by others.
+    #[error("the time of another token that takes part is over (jet_ttl, session.time_limit_s)")]
+    OverTime,
     /// Too many wrong passwords were shown with the token.
     #[error("the token was spent by wrong passwords (prx_pwd)")]
     Guessed,
@@ -94,6 +106,7 @@ impl UsageError {
             Self::Replayed => "replayed",
             Self::InUse => "in-use",
             Self::OtherAddress => "other-address",
+            Self::OverTime => "over-time",
             Self::Guessed => "guessed",
             Self::Store(_) => "store",
         }
@@ -118,6 +131,7 @@ struct Table {
     /// No token with a later `keep_until` was ever forgotten.
     forgotten_until: UnixTime,
     guesses: HashMap<TokenId, Guesses>,
+    accompanied: HashMap<TokenId, Accompanied>,
     /// Tokens that wrong passwords have spent, until they would be refused for their age.
     spent: HashMap<TokenId, UnixTime>,
     shares: Shares,
@@ -129,6 +143,7 @@ impl Default for Table {
             tokens: HashMap::new(),
             forgotten_until: UnixTime(0),
             guesses: HashMap::new(),
+            accompanied: HashMap::new(),
             spent: HashMap::new(),
             shares: Shares::new(usize::MAX, REMEMBERED_TOKENS_PER_ADDRESS),
         }
@@ -253,6 +268,37 @@ impl Table {
         usage.lasted_s
     }
 
+    /// What all sessions have lasted that a token has opened or taken part in, and that are over.
+    fn lasted_s(&self, token: &TokenId) -> u64 {
+        let own = self.tokens.get(token).map_or(0, |usage| usage.lasted_s);
+        let others = self.accompanied.get(token);
+        own.saturating_add(others.map_or(0, |others| others.lasted_s))
+    }
+
+    /// A session is over in which the token took part, after so many seconds; what all of those have lasted. Where there is no room, it
+    /// counts for nothing.
+    fn accompany(
+        &mut self,
+        token: &TokenId,
+        keep_until: UnixTime,
+        lasted_s: u64,
+        now: UnixTime,
+    ) -> u64 {
+        if self.accompanied.len() >= REMEMBERED_TOKENS && !self.accompanied.contains_key(token) {
+            self.forget_expired(now);
+            if self.accompanied.len() >= REMEMBERED_TOKENS {
+                return lasted_s;
+            }
+        }
+        let known = self.accompanied.entry(token.clone());
+        let known = known.or_insert(Accompanied {
+            lasted_s: 0,
+            keep_until,
+        });
+        known.lasted_s = known.lasted_s.saturating_add(lasted_s);
+        known.lasted_s
+    }
+
     fn remembered(&self) -> usize {
         self.tokens.len().saturating_add(self.spent.len())
     }
@@ -300,6 +346,7 @@ impl Table {
             keep
         };
         self.guesses.retain(|_, known| known.keep_until >= now);
+        self.accompanied.retain(|_, known| known.keep_until >= now);
         self.spent.retain(|_, keep_until| keep(*keep_until));
         let Self { tokens, shares, .. } = self;
         tokens.retain(|_, usage| {
@@ -342,6 +389,17 @@ impl Usages {
                 .guesses
                 .into_iter()
                 .map(|(token, count, keep_until)| (token, Guesses { count, keep_until }))
+                .collect(),
+            accompanied: records
+                .accompanied
+                .into_iter()
+                .map(|(token, lasted_s, keep_until)| {
+                    let accompanied = Accompanied {
+                        lasted_s,
+                        keep_until,
+                    };
+                    (token, accompanied)
+                })
                 .collect(),
             forgotten_until: records.forgotten_until,
             ..Table::default()
@@ -396,11 +454,37 @@ impl Usages {
                 self.reached.by(refusal);
             }
         })?;
+        let before_s = self.lock().lasted_s(&claim.token);
         Ok(Reservation {
             usages: Arc::clone(self),
             claim,
             previous,
+            before_s,
             opened_at: None,
+        })
+    }
+
+    /// Lets a token take part in a session that another has opened, until the companion is dropped; `limit` is that of all sessions of
+    /// the token.
+    ///
+    /// # Errors
+    /// They have lasted as long already.
+    pub fn accompany(
+        self: &Arc<Self>,
+        token: TokenId,
+        keep_until: UnixTime,
+        limit: Option<Duration>,
+    ) -> Result<Companion, UsageError> {
+        let before = Duration::from_secs(self.lock().lasted_s(&token));
+        if limit.is_some_and(|limit| before >= limit) {
+            return Err(UsageError::OverTime);
+        }
+        Ok(Companion {
+            usages: Arc::clone(self),
+            token,
+            keep_until,
+            left: limit.map(|limit| limit.saturating_sub(before)),
+            since: clock::now(),
         })
     }
 
@@ -451,6 +535,8 @@ pub struct Reservation {
     usages: Arc<Usages>,
     claim: Claim,
     previous: Option<Usage>,
+    /// What all sessions have lasted that the token has opened before, or taken part in, seconds.
+    before_s: u64,
     /// Since when the use is permanent; no clock that is set changes how long the session lasts.
     opened_at: Option<Instant>,
 }
@@ -474,7 +560,7 @@ impl Reservation {
     /// What is left of a time limit that holds for all sessions of the token together.
     #[must_use]
     pub fn left_of(&self, limit: Duration) -> Duration {
-        limit.saturating_sub(Duration::from_secs(self.lasted_s()))
+        limit.saturating_sub(Duration::from_secs(self.before_s))
     }
 
     /// What the token's earlier sessions have lasted, seconds.
@@ -551,6 +637,55 @@ impl Drop for Reservation {
     }
 }
 
+/// A token that takes part in a session which another has opened: what the session lasts counts for it, too.
+#[derive(Debug)]
+pub struct Companion {
+    usages: Arc<Usages>,
+    token: TokenId,
+    keep_until: UnixTime,
+    left: Option<Duration>,
+    since: Instant,
+}
+
+impl Companion {
+    /// What was left of the token's time limit when the session began.
+    #[must_use]
+    pub fn left(&self) -> Option<Duration> {
+        self.left
+    }
+
+    /// A limit has ended the session: what it has lasted is on disk when this returns.
+    pub async fn settle(&self) {
+        let others = self.usages.lock().accompanied.get(&self.token).copied();
+        let others_s = others.map_or(0, |others| others.lasted_s);
+        let lasted_s = others_s.saturating_add(self.lasted_s());
+        let token = &self.token;
+        let disk = &self.usages.disk;
+        let written = disk.accompany(token.clone(), lasted_s, self.keep_until);
+        if let Err(error) = written.await {
+            error!(%token, %error, "Cannot store how long a session lasted");
+        }
+    }
+
+    /// As [`Reservation`] counts it.
+    fn lasted_s(&self) -> u64 {
+        let lasted = clock::now().saturating_duration_since(self.since);
+        lasted.as_secs().saturating_add(1)
+    }
+}
+
+impl Drop for Companion {
+    fn drop(&mut self) {
+        let (token, now) = (&self.token, clock::unix_now());
+        let lasted_s = self.lasted_s();
+        let mut table = self.usages.lock();
+        let lasted_s = table.accompany(token, self.keep_until, lasted_s, now);
+        drop(table);
+        let disk = &self.usages.disk;
+        disk.accompany_later(token.clone(), lasted_s, self.keep_until);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -581,6 +716,22 @@ mod tests {
             table.reserve(&claim(ELSEWHERE, 60), UnixTime(2)),
             Err(UsageError::InUse)
         ));
+    }
+
+    #[test]
+    fn sessions_in_which_a_token_takes_part_add_up_with_its_own() {
+        let (mut table, token) = (Table::default(), TokenId::new("t1"));
+        table.reserve(&claim(HERE, 60), UnixTime(1)).unwrap();
+        table.end(&token, UnixTime(31), 30);
+        assert_eq!(
+            table.accompany(&token, UnixTime(1000), 20, UnixTime(60)),
+            20
+        );
+        assert_eq!(table.accompany(&token, UnixTime(1000), 5, UnixTime(70)), 25);
+        assert_eq!(table.lasted_s(&token), 55);
+        assert_eq!(table.lasted_s(&TokenId::new("t2")), 0);
+        table.forget_expired(UnixTime(1001));
+        assert_eq!(table.lasted_s(&token), 0);
     }
 
     #[test]

@@ -2,18 +2,21 @@
 
 use std::time::Duration;
 
+use jetway::jet::exchange::Operation;
 use jetway::rdp::negotiation::ConnectionConfirm;
 use jetway::rdp::preconnection;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use crate::api::{sessions, ticket};
 use crate::lab::{
     CLIENT_HELLO, KEYS, Lab, SELECTED_TLS, Sealing, Target, closed, confirm, failure, forget_log,
     logged, logged_times, path, request, within,
 };
+use crate::rendezvous::{self, Peer, Place, of};
 
 /// `HYBRID_REQUIRED_BY_SERVER`: the token is the problem.
 const TOKEN: u32 = 5;
@@ -187,6 +190,59 @@ async fn to_come_back_within_the_window_gains_no_time() {
     };
     assert!(last > 2, "the first had time left");
     assert_eq!(failure(&mut lab.client(&token).await).await, TOKEN);
+}
+
+/// The connector's token is another one each time.
+#[tokio::test(flavor = "multi_thread")]
+async fn to_accept_again_and_again_gains_no_time() {
+    let mut place = Place::start(&format!(
+        "[session]\ntime_limit_s = 4\n[token]\n{KEYS}reconnect_window_s = 60\n"
+    ));
+    let association = Uuid::new_v4();
+    let accepting = place.token(association, json!({}));
+    let candidates = place.association(association, &accepting).await;
+    let candidate = of(&candidates, "tcp");
+    let accept = rendezvous::path(Operation::Accept, association, candidate);
+    let connect = rendezvous::path(Operation::Connect, association, candidate);
+    let mut sessions = 0;
+    loop {
+        let connecting = place.token(association, json!({}));
+        let accepted = place.peer("tcp", accept, Some(&accepting)).await;
+        let connected = place.peer("tcp", connect, Some(&connecting)).await;
+        let (mut accepted, mut connected) = (accepted.ok().unwrap(), connected.ok().unwrap());
+        connected.send(b"who").await;
+        let Peer::Stream(stream) = &mut accepted else {
+            panic!("TCP");
+        };
+        let mut heard = [0; 3];
+        if within(stream.read_exact(&mut heard)).await.is_err() {
+            break;
+        }
+        sessions += 1;
+        assert!(sessions < 5, "sessions of more than a second each");
+        let mut rest = [0];
+        let _end = timeout(Duration::from_millis(1_100), stream.read(&mut rest)).await;
+        drop((accepted, connected));
+        closed(sessions).await;
+    }
+    assert!(sessions > 1, "the first had time left");
+    let refused = logged("Session refused").await;
+    assert_eq!(refused["rule"], "over-time", "{refused}");
+    assert_eq!(closed(sessions).await.len(), sessions);
+    // Nor is it forgotten with the process.
+    forget_log();
+    place.lab.restart().await;
+    let candidates = place.association(association, &accepting).await;
+    let candidate = of(&candidates, "tcp");
+    let accept = rendezvous::path(Operation::Accept, association, candidate);
+    let connect = rendezvous::path(Operation::Connect, association, candidate);
+    let connecting = place.token(association, json!({}));
+    let accepted = place.peer("tcp", accept, Some(&accepting)).await;
+    let connected = place.peer("tcp", connect, Some(&connecting)).await;
+    let (accepted, mut connected) = (accepted.ok().unwrap(), connected.ok().unwrap());
+    connected.send(b"who").await;
+    assert_eq!(accepted.rest().await, b"");
+    assert_eq!(logged("Session refused").await["rule"], "over-time");
 }
 
 /// A gateway that can read encrypted tokens, and has a revocation list.

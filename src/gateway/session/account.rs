@@ -2,7 +2,7 @@
 
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::info;
 
@@ -10,6 +10,7 @@ use crate::clock;
 use crate::gateway::live::legs::TlsFacts;
 use crate::gateway::live::registry::{EndCause, Registered, Session};
 use crate::listener::admission::Admission;
+use crate::policy::permit::Permit;
 use crate::refusal::Refusal;
 use crate::relay::{Parting, RelayEnd, Side};
 use crate::session::reached::Met;
@@ -34,6 +35,14 @@ pub struct Live {
 }
 
 impl Live {
+    /// What is left of the time limits of the token that has opened the session, and of those that take part.
+    pub(super) fn time_left(&self, permit: &Permit) -> Option<Duration> {
+        let own = permit.time_limit();
+        let own = own.map(|limit| self.reservation.left_of(limit));
+        let others = self.met.as_ref().and_then(|met| met.together.time_left());
+        own.into_iter().chain(others).min()
+    }
+
     /// The session is over: gives everything back, writes the one line, and closes the connections in order. Of a client that needs
     /// longer for the rest of what was said to it, only the connection is left.
     pub(super) async fn close(self, mut parting: Parting<'_>, reason: &str) {
@@ -78,6 +87,9 @@ pub(super) async fn spend_behind_limit(live: &Live, end: &RelayEnd) {
     if for_good {
         // In a box: a live session is not to be larger for it.
         Box::pin(live.reservation.spend()).await;
+    }
+    if let (RelayEnd::TimeLimit, Some(met)) = (end, &live.met) {
+        Box::pin(met.together.settle()).await;
     }
 }
 

@@ -19,6 +19,7 @@ use crate::session::authenticate::{self, Authenticated};
 use crate::session::authorize::{self, Authorized};
 use crate::session::reached::{self, Reached, Together};
 use crate::session::refuse::Refused;
+use crate::store::usage::{Companion, UsageError};
 use crate::target_name::TargetName;
 use crate::token::Token;
 use crate::token::claims::{Claims, ConnectionMode};
@@ -103,17 +104,20 @@ pub async fn meet(gateway: &Gateway, authorized: &mut Authorized) -> Result<Reac
     gateway.meetings.select(association, candidate)?;
     let acceptor = *acceptor;
     sleep_until(acceptor.readable_at(false).into()).await;
-    Ok(together(gateway, association, place, acceptor, session))
+    together(gateway, association, place, acceptor, session)
 }
 
 /// Makes a session of two peers.
+///
+/// # Errors
+/// The time of a token that takes part is over.
 pub fn together(
     gateway: &Gateway,
     association: Uuid,
     connector: Place,
     acceptor: Party,
     session: &Registered,
-) -> Reached {
+) -> Result<Reached, Refusal> {
     let Party {
         client,
         place,
@@ -131,6 +135,13 @@ pub fn together(
     let created = gateway.meetings.token_of(association);
     let proven = shown.proves(association, created.as_ref());
     let acceptors = shown.token().cloned();
+    let mut others: Vec<Token> = created.into_iter().chain(acceptors).collect();
+    others.retain(|other| other.id != session.token.id);
+    others.dedup_by(|one, other| one.id == other.id);
+    let companions = others
+        .iter()
+        .map(|other| accompany(gateway, association, other));
+    let companions = companions.collect::<Result<_, _>>()?;
     let name = match shown {
         Shown::Agent { name, target, .. } => TargetName::Behind {
             agent: name,
@@ -143,7 +154,7 @@ pub fn together(
     };
     session.relaying(name.address().clone(), peer, None);
     let shared: &Arc<Session> = session.shared();
-    for token in created.into_iter().chain(acceptors) {
+    for token in others {
         session.join(token);
     }
     // Asked after joining: a rule that arrives between the two finds the session.
@@ -153,12 +164,26 @@ pub fn together(
     let window = authorize::reconnect_window(&gateway.config.token, &session.token.claims);
     let meetings = &gateway.meetings;
     meetings.in_session(association, &connector, shared, window);
-    let together = Together::new(connector, place, admission);
-    Reached {
+    let together = Together::new(connector, place, admission, companions);
+    Ok(Reached {
         stream,
         name,
         met: Some(reached::Met { together, proven }),
-    }
+    })
+}
+
+/// Counts a session for a token that takes part in it. One that an acceptor shows although nobody asked for it may be for sessions of
+/// any number of associations: only what it says itself bounds them together.
+fn accompany(gateway: &Gateway, association: Uuid, token: &Token) -> Result<Companion, UsageError> {
+    let config = &gateway.config;
+    let is_for_it = token.claims.jet_aid == Some(association);
+    let configured = config.session.time_limit().filter(|_| is_for_it);
+    let limits = [token.claims.jet_ttl, configured];
+    let keep_until = token.claims.validity.not_after.plus(config.token.leeway_s);
+    let limit = limits.into_iter().flatten().min();
+    gateway
+        .usages
+        .accompany(token.id.clone(), keep_until, limit)
 }
 
 /// Adds the demands of `others`, tokens of the same rendezvous.

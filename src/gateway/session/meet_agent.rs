@@ -93,7 +93,7 @@ async fn meet_at(
     gateway.agents.complete(association, candidate);
     let acceptor = *acceptor;
     sleep_until(acceptor.readable_at(false).into()).await;
-    Ok(together(gateway, association, place, acceptor, session))
+    together(gateway, association, place, acceptor, session)
 }
 
 /// The association that the token names, or a new one.

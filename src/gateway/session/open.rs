@@ -77,9 +77,7 @@ impl Opened {
             mut manners,
             mut listens,
         } = *self;
-        let left = permit
-            .time_limit()
-            .map(|limit| live.reservation.left_of(limit));
+        let left = live.time_left(&permit);
         let ends_at = left.and_then(|left| clock::now().checked_add(left));
         let (end, parting) = loop {
             if listens && !client.buffered().is_empty() {

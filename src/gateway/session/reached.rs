@@ -1,7 +1,10 @@
 //! A target, and how it was reached.
 
+use std::time::Duration;
+
 use crate::gateway::meeting::Place;
 use crate::listener::admission::Admission;
+use crate::store::usage::Companion;
 use crate::stream::Stream;
 use crate::target_name::TargetName;
 
@@ -25,12 +28,13 @@ pub struct Met {
     pub proven: bool,
 }
 
-/// What a session by rendezvous holds until its end; dropping it leaves the candidate.
+/// What a session by rendezvous holds until its end, with the other tokens that take part; dropping it leaves the candidate.
 #[derive(Debug)]
 pub struct Together {
     _connector: Place,
     _acceptor: Place,
     _admission: Admission,
+    companions: Vec<Companion>,
 }
 
 impl Reached {
@@ -42,13 +46,32 @@ impl Reached {
 }
 
 impl Together {
-    /// The places of both peers, and the acceptor's among the connections.
+    /// The places of both peers, the acceptor's among the connections, and the tokens that take part besides the client's.
     #[must_use]
-    pub fn new(connector: Place, acceptor: Place, admission: Admission) -> Self {
+    pub fn new(
+        connector: Place,
+        acceptor: Place,
+        admission: Admission,
+        companions: Vec<Companion>,
+    ) -> Self {
         Self {
             _connector: connector,
             _acceptor: acceptor,
             _admission: admission,
+            companions,
+        }
+    }
+
+    /// What is left of the time limits of the other tokens that take part.
+    #[must_use]
+    pub fn time_left(&self) -> Option<Duration> {
+        self.companions.iter().filter_map(Companion::left).min()
+    }
+
+    /// A limit has ended the session: what it has lasted is on disk when this returns.
+    pub async fn settle(&self) {
+        for companion in &self.companions {
+            companion.settle().await;
         }
     }
 }
