@@ -73,7 +73,7 @@ impl Live {
 
 /// What a limit or an operator has ended stays ended, however long its token's reconnect window is, and though the process be killed as
 /// soon as either side sees the end: this comes before.
-pub(super) async fn spend_behind_limit(live: &Live, end: &RelayEnd) {
+pub(super) async fn spend_for_good(live: &Live, end: &RelayEnd) {
     let for_good = match end {
         RelayEnd::IdleTimeout | RelayEnd::TimeLimit => true,
         RelayEnd::Cancelled => live.session.spent().is_set(),

@@ -29,7 +29,7 @@ use crate::relay::{RDP_AFTER_END, RelayLimits, Side};
 use crate::session::account::Live;
 use crate::session::account::describe;
 use crate::session::account::log_opened;
-use crate::session::account::spend_behind_limit;
+use crate::session::account::spend_for_good;
 use crate::session::connect::Connected;
 use crate::session::reached::Reached;
 use crate::session::refuse::Refused;
@@ -226,9 +226,7 @@ impl Inspected {
         } = *self;
         let limits = RelayLimits {
             idle: permit.idle_timeout(),
-            total: permit
-                .time_limit()
-                .map(|limit| live.reservation.left_of(limit)),
+            total: live.time_left(&permit),
             after_end: Some(RDP_AFTER_END),
             ..RelayLimits::default()
         };
@@ -256,7 +254,7 @@ impl Inspected {
         let reason = match &end {
             InspectedEnd::Closed { by, orderly } => closed(*by, *orderly).to_owned(),
             InspectedEnd::Relay(end) => {
-                spend_behind_limit(&live, end).await;
+                spend_for_good(&live, end).await;
                 describe(&live.session, end)
             }
             InspectedEnd::Session(error) => error.to_string(),

@@ -41,7 +41,7 @@ use crate::relay::{self, AfterEnd, Parting, RDP_AFTER_END, RelayEnd, RelayLimits
 use crate::session::account::Live;
 use crate::session::account::describe;
 use crate::session::account::log_opened;
-use crate::session::account::spend_behind_limit;
+use crate::session::account::spend_for_good;
 use crate::session::connect::Connected;
 use crate::session::late::{self, Begun, Turned};
 use crate::session::reached::Reached;
@@ -124,7 +124,7 @@ impl Opened {
             }
         };
         // Before either side hears of it.
-        spend_behind_limit(&live, &end).await;
+        spend_for_good(&live, &end).await;
         let reason = describe(&live.session, &end);
         // In a box: a live session is not to be larger for its end.
         Box::pin(live.close(parting, &reason)).await;
