@@ -15,21 +15,21 @@ use tracing::warn;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::io::reached::Reached;
-use crate::jet::agent::{
+use crate::disk::{Disk, DiskError};
+use jetway_base::limits;
+use jetway_base::time::UnixTime;
+use jetway_io::reached::Reached;
+use jetway_jet::agent::{
     ACCEPT_TYPE, Acceptance, Decline, Dial, Enrolment, EnrolmentDigest, FromGateway, LOGON_TYPE,
     Logon, NotAnEnrolment, RANDOM_BYTES, Unmet,
 };
-use crate::jet::candidate::CandidateUrl;
-use crate::jet::exchange::JetPath;
-use crate::jet::message::{Answer, Candidate, Complete, Offer};
-use crate::limits;
-use crate::shares::{Crowded, Owner, Shares};
-use crate::store::disk::{Disk, DiskError};
-use crate::time::UnixTime;
-use crate::token::agent_name::AgentName;
-use crate::token::statement::{self, StatementKey};
-use crate::token::target::TargetAddr;
+use jetway_jet::candidate::CandidateUrl;
+use jetway_jet::exchange::JetPath;
+use jetway_jet::message::{Answer, Candidate, Complete, Offer};
+use jetway_policy::shares::{Crowded, Owner, Shares};
+use jetway_token::agent_name::AgentName;
+use jetway_token::statement::{self, StatementKey};
+use jetway_token::target::TargetAddr;
 
 /// All agents of this gateway.
 #[derive(Debug)]
@@ -682,12 +682,12 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::jet::exchange::Operation;
-    use crate::jet::message::Version;
-    use crate::token::TokenId;
-    use crate::token::algorithm::{Algorithm, SignatureAlgorithm};
-    use crate::token::key::Key;
-    use crate::token::mint::{self, SigningKey};
+    use jetway_jet::exchange::Operation;
+    use jetway_jet::message::Version;
+    use jetway_token::TokenId;
+    use jetway_token::algorithm::{Algorithm, SignatureAlgorithm};
+    use jetway_token::key::Key;
+    use jetway_token::mint::{self, SigningKey};
 
     const NOW: UnixTime = UnixTime(1_800_000_000);
 

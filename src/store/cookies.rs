@@ -1,4 +1,4 @@
-//! Which auto-reconnect cookies of targets belong to which association ([`crate::rdp::reconnect`]).
+//! Which auto-reconnect cookies of targets belong to which association ([`jetway_rdp::reconnect`]).
 //!
 //! Of a cookie only a digest is kept, keyed by a secret of this process, over all that it is bound to: the association
 //! (or the token, without one), the target and the account there. The table cannot be turned back into cookies, and a
@@ -16,13 +16,13 @@ use openssl::pkey::{PKey, Private};
 use openssl::sign::Signer;
 use zeroize::Zeroizing;
 
-use crate::clock;
-use crate::limits;
-use crate::rdp::reconnect::{ClientCookie, Cookies};
-use crate::shares::{Owner, Shares};
-use crate::target_name::TargetName;
-use crate::time::UnixTime;
-use crate::token::{Token, TokenId};
+use jetway_base::limits;
+use jetway_base::time::UnixTime;
+use jetway_io::clock;
+use jetway_policy::shares::{Owner, Shares};
+use jetway_rdp::reconnect::{ClientCookie, Cookies};
+use jetway_token::target_name::TargetName;
+use jetway_token::{Token, TokenId};
 
 type Digest = [u8; 32];
 

@@ -12,11 +12,11 @@ use std::thread;
 use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition};
 use tokio::sync::oneshot;
 
-use crate::private_file;
-use crate::shares::Owner;
-use crate::ticket::{SealedToken, TicketDigest};
-use crate::time::UnixTime;
-use crate::token::TokenId;
+use jetway_base::time::UnixTime;
+use jetway_entry::ticket::{SealedToken, TicketDigest};
+use jetway_io::private_file;
+use jetway_policy::shares::Owner;
+use jetway_token::TokenId;
 
 /// Token id to (client address, keep until, ended at or [`NOT_ENDED`]), times in Unix seconds.
 const USED_TOKENS: TableDefinition<'_, &str, (&str, u64, u64)> =
@@ -123,7 +123,7 @@ pub struct Contents {
     pub usage: Records,
     /// Tickets.
     pub tickets: Vec<(TicketDigest, TicketRecord)>,
-    /// Agents: name, and what [`agents`](crate::store::agents) wrote.
+    /// Agents: name, and what [`agents`](crate::agents) wrote.
     pub agents: Vec<(String, String)>,
 }
 
@@ -722,7 +722,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
-    use crate::store::tickets::{IssueError, Terms, Tickets};
+    use crate::tickets::{IssueError, Terms, Tickets};
 
     fn record(keep_until: u64, ended_at: Option<u64>) -> Record {
         Record {

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
 
-use crate::clock;
-use crate::io::reached::Reached;
-use crate::limits;
-use crate::rdp::redirection::{Redirection, Redirections};
-use crate::shares::{Owner, Shares};
-use crate::token::TokenId;
-use crate::token::target::TargetAddr;
+use jetway_base::limits;
+use jetway_io::clock;
+use jetway_io::reached::Reached;
+use jetway_policy::shares::{Owner, Shares};
+use jetway_rdp::redirection::{Redirection, Redirections};
+use jetway_token::TokenId;
+use jetway_token::target::TargetAddr;
 
 /// How long a client may take to come back.
 pub const RETURN_WINDOW: Duration = Duration::from_secs(60);

@@ -8,10 +8,10 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use crate::base::session_id::SessionId;
-use crate::limits;
-use crate::rdp::negotiation::FailureCode;
-use crate::shares::{Owner, Shares};
+use jetway_base::limits;
+use jetway_base::session_id::SessionId;
+use jetway_policy::shares::{Owner, Shares};
+use jetway_rdp::negotiation::FailureCode;
 
 /// A refusal that is remembered for its address.
 #[derive(Clone, Copy, Debug)]
@@ -108,7 +108,7 @@ impl Refusals {
 )]
 mod tests {
     use super::*;
-    use crate::clock;
+    use jetway_io::clock;
 
     #[test]
     fn a_retry_meets_the_first_reason_for_a_while() {

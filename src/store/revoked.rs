@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use crate::file_stamp::FileStamp;
-use crate::token::revocation::Revocations;
+use jetway_io::file_stamp::FileStamp;
+use jetway_token::revocation::Revocations;
 
 /// The list and where it comes from.
 #[derive(Debug)]

@@ -17,14 +17,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use zeroize::Zeroizing;
 
-use crate::address::AddressGroup;
-use crate::io::reached::Reached;
-use crate::limits;
-use crate::shares::{Crowded, Owner, Shares};
-use crate::store::disk::{Disk, TicketRecord};
-use crate::ticket::{RANDOM_BYTES, SealError, Ticket, TicketDigest};
-use crate::time::UnixTime;
-use crate::token::TokenId;
+use crate::disk::{Disk, TicketRecord};
+use jetway_base::address::AddressGroup;
+use jetway_base::limits;
+use jetway_base::time::UnixTime;
+use jetway_entry::ticket::{RANDOM_BYTES, SealError, Ticket, TicketDigest};
+use jetway_io::reached::Reached;
+use jetway_policy::shares::{Crowded, Owner, Shares};
+use jetway_token::TokenId;
 
 /// How long a new ticket and its token are good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -322,7 +322,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::ticket::SealedToken;
+    use jetway_entry::ticket::SealedToken;
 
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
     const ELSEWHERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));

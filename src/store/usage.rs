@@ -27,15 +27,15 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tracing::error;
 
-use crate::address::AddressGroup;
-use crate::base::session_id::SessionId;
-use crate::clock;
-use crate::io::reached::Reached;
-use crate::limits;
-use crate::shares::{Owner, Shares};
-use crate::store::disk::{Disk, DiskError, Record, Records};
-use crate::time::UnixTime;
-use crate::token::TokenId;
+use crate::disk::{Disk, DiskError, Record, Records};
+use jetway_base::address::AddressGroup;
+use jetway_base::limits;
+use jetway_base::session_id::SessionId;
+use jetway_base::time::UnixTime;
+use jetway_io::clock;
+use jetway_io::reached::Reached;
+use jetway_policy::shares::{Owner, Shares};
+use jetway_token::TokenId;
 
 /// Tokens remembered at one time. Only tokens that verified get here, so only an issuer can fill it.
 const REMEMBERED_TOKENS: usize = 1_000_000;
@@ -365,7 +365,7 @@ const LONG_AGO: UnixTime = UnixTime(0);
 
 /// How long a client that comes back at once is let wait for the end of its own last session. The target's close, which made
 /// it come back, is still on its way through the relay then; or it is the client itself that has gone and comes back, while its target
-/// has its time to end ([`RDP_AFTER_END`](crate::relay::RDP_AFTER_END)) and to close.
+/// has its time to end (`jetway::relay::RDP_AFTER_END`) and to close.
 const HANDOVER: Duration = Duration::from_secs(4);
 
 /// The table and its disk.

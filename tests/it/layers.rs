@@ -8,8 +8,9 @@ use std::process::Command;
 use serde_json::Value;
 
 /// The members of the workspace from top to bottom; those of one line stand side by side.
-const MEMBERS: [&[&str]; 6] = [
+const MEMBERS: [&[&str]; 7] = [
     &["jetway"],
+    &["jetway-store"],
     &["jetway-io"],
     &["jetway-entry", "jetway-jet", "jetway-stage"],
     &["jetway-policy"],
@@ -18,7 +19,7 @@ const MEMBERS: [&[&str]; 6] = [
 ];
 
 /// The members that may do I/O; all others are core.
-const SHELL: [&str; 2] = ["jetway", "jetway-io"];
+const SHELL: [&str; 3] = ["jetway", "jetway-io", "jetway-store"];
 
 /// What only the shell may reach, however far down.
 const SYSTEM: [&str; 7] = [
