@@ -170,7 +170,10 @@ fn take_routing(client: &mut Client, opening: &mut Opening) -> Result<Option<Cre
         return Ok(None);
     };
     let (routing_token, credential) = take_credential(request)?;
-    client.routing_token = routing_token;
+    // Of a request that was asked before, it is known already.
+    if routing_token.is_some() {
+        client.routing_token = routing_token;
+    }
     Ok(credential)
 }
 
