@@ -71,25 +71,38 @@ pub fn recognise(bytes: &[u8]) -> Recognition {
     by_rules(bytes, &RULES)
 }
 
+/// How a connection goes on behind a preconnection PDU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Behind {
+    /// By X.224 in TPKT.
+    X224,
+    /// By a TLS handshake record.
+    Tls,
+    /// By something else; more bytes never change that.
+    Other,
+    /// More bytes decide.
+    NeedMore,
+}
+
 /// Tells how a connection goes on behind a preconnection PDU: by X.224, by TLS at once, or by something else. Nothing else needs to be
 /// told apart there, so one byte may be enough to know that it is neither.
 ///
 /// # Examples
 /// ```
-/// use jetway_entry::preamble::{Preamble, Recognition, recognise_behind};
+/// use jetway_entry::preamble::{Behind, recognise_behind};
 ///
-/// assert_eq!(recognise_behind(b"\x16\x03\x01"), Recognition::Known(Preamble::Tls));
-/// assert_eq!(recognise_behind(b"\x03"), Recognition::NeedMore);
-/// assert_eq!(recognise_behind(b"G"), Recognition::Unknown);
+/// assert_eq!(recognise_behind(b"\x16\x03\x01"), Behind::Tls);
+/// assert_eq!(recognise_behind(b"\x03"), Behind::NeedMore);
+/// assert_eq!(recognise_behind(b"G"), Behind::Other);
 /// ```
 #[must_use]
-pub fn recognise_behind(bytes: &[u8]) -> Recognition {
+pub fn recognise_behind(bytes: &[u8]) -> Behind {
     match *bytes {
-        [] | [0x03] | [0x16] | [0x16, 0x03] => Recognition::NeedMore,
+        [] | [0x03] | [0x16] | [0x16, 0x03] => Behind::NeedMore,
         // The second byte of TPKT is reserved, and targets take any.
-        [0x03, _, ..] => Recognition::Known(Preamble::X224),
-        [0x16, 0x03, 0x00..=0x04, ..] => Recognition::Known(Preamble::Tls),
-        _ => Recognition::Unknown,
+        [0x03, _, ..] => Behind::X224,
+        [0x16, 0x03, 0x00..=0x04, ..] => Behind::Tls,
+        _ => Behind::Other,
     }
 }
 

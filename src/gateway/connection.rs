@@ -7,9 +7,11 @@ use std::time::Instant;
 use zeroize::Zeroizing;
 
 use crate::base::session_id::SessionId;
+use crate::limits;
 use crate::listener::Listener;
 use crate::listener::admission::Admission;
-use crate::rdp::connection_request::ConnectionRequest;
+use crate::rdp::connection_request::{self, ConnectionRequest};
+use crate::refusal::Refusal;
 use crate::stream::Stream;
 
 /// A connection on its way to being a session.
@@ -46,6 +48,39 @@ pub enum Opening {
     DirectTls,
     /// Some other protocol; still in the stream.
     Other,
+}
+
+/// Waits for more of what the client sends, at most up to `limit` bytes that wait to be read.
+///
+/// # Errors
+/// It has left, or its connection has broken.
+///
+/// # Cancel safety
+/// Cancel safe.
+pub async fn fill(stream: &mut Stream, limit: usize) -> Result<(), Refusal> {
+    match stream.fill(limit).await {
+        Ok(0) => Err(Refusal::Gone),
+        Ok(_) => Ok(()),
+        Err(error) => Err(Refusal::Io(error)),
+    }
+}
+
+/// Waits for a whole Connection Request and takes it from the stream.
+///
+/// # Errors
+/// It is malformed, or as [`fill`].
+///
+/// # Cancel safety
+/// Cancel safe: what has come of it stays in the stream.
+pub async fn read_request(stream: &mut Stream) -> Result<ConnectionRequest, Refusal> {
+    let (request, length) = loop {
+        match connection_request::decode(stream.buffered())? {
+            Some(found) => break found,
+            None => fill(stream, limits::CONNECTION_REQUEST_BYTES).await?,
+        }
+    };
+    stream.consume(length);
+    Ok(request)
 }
 
 /// What an accepted connection is besides its bytes, where another part has those.

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::BufMut;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::read_ahead::ReadAhead;
@@ -244,6 +244,17 @@ impl Stream {
     #[must_use]
     pub fn io(&self) -> &Io {
         &self.io
+    }
+
+    /// Ends the connection in order: ends what is said to the peer, and takes up to `most` bytes that it still says. A connection that is
+    /// closed with bytes unread is reset, and what was said last could be lost with it.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub async fn close(mut self, most: u64) -> io::Result<()> {
+        self.io.shutdown().await?;
+        tokio::io::copy(&mut self.io.take(most), &mut tokio::io::sink()).await?;
+        Ok(())
     }
 
     /// Both parts. The caller sends the read-ahead before anything it reads from the transport.

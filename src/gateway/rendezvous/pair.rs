@@ -25,7 +25,7 @@ use crate::gateway::rendezvous::part::part;
 use crate::gateway::state::Gateway;
 use crate::jet::rendezvous::Refused as Declined;
 use crate::limits;
-use crate::preamble::{Preamble, Recognition, recognise_behind};
+use crate::preamble::{Behind, recognise_behind};
 use crate::session::authenticate::{Authenticated, ToTarget, check_protocol, check_routing};
 use crate::session::authorize::{self, Authorized};
 use crate::session::identify::Expected;
@@ -321,10 +321,7 @@ async fn authenticated(
     let speaks_rdp = match Expected::by(&token.claims) {
         Expected::Rdp => true,
         // Its server may speak first, so nothing is waited for; but what is there tells.
-        Expected::Unsaid => matches!(
-            recognise_behind(client.stream.buffered()),
-            Recognition::Known(Preamble::X224)
-        ),
+        Expected::Unsaid => recognise_behind(client.stream.buffered()) == Behind::X224,
         Expected::Other(_) => false,
     };
     let mut opening = if speaks_rdp {

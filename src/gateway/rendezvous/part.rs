@@ -21,14 +21,7 @@ pub(super) async fn part(mut stream: Stream, response: Option<Response>) {
         if let Some(response) = response {
             respond(&mut stream, &response).await?;
         }
-        stream.io_mut().shutdown().await?;
-        // Closing with bytes unread would reset the connection, and the response could be lost with it.
-        let (io, _read_ahead) = stream.into_parts();
-        tokio::io::copy(
-            &mut tokio::io::AsyncReadExt::take(io, PARTING_BYTES),
-            &mut tokio::io::sink(),
-        )
-        .await
+        stream.close(PARTING_BYTES).await
     };
     // It has been as polite as it can be.
     let _ = timeout(PARTING, parting).await;

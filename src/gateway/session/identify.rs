@@ -11,11 +11,10 @@ use crate::application_protocol::{self, ApplicationProtocol, FirstBytes};
 use crate::carrier::{self, Credential};
 use crate::clock;
 use crate::config::Arrival;
-use crate::gateway::connection::{Client, Opening};
+use crate::gateway::connection::{Client, Opening, fill, read_request};
 use crate::limits;
-use crate::preamble::{Preamble, Recognition, recognise, recognise_behind};
+use crate::preamble::{Behind, Preamble, Recognition, recognise, recognise_behind};
 use crate::proxy_protocol;
-use crate::rdp::connection_request::{self, ConnectionRequest};
 use crate::rdp::preconnection::{self, PreconnectionPdu};
 use crate::refusal::Refusal;
 use crate::session::refuse::Refused;
@@ -146,7 +145,7 @@ async fn read(mut client: Client) -> Result<Identified, Box<Refused>> {
             }
             Preamble::PreconnectionPdu => return client.read_preconnection().await,
             Preamble::X224 => {
-                return match client.read_connection_request().await {
+                return match read_request(&mut client.stream).await {
                     Ok(request) => Ok(Identified::Rdp(Box::new(RdpClient {
                         client,
                         preconnection: None,
@@ -362,17 +361,6 @@ impl Client {
         }
     }
 
-    async fn read_connection_request(&mut self) -> Result<ConnectionRequest, Refusal> {
-        let (request, length) = loop {
-            match connection_request::decode(self.stream.buffered())? {
-                Some(found) => break found,
-                None => self.fill(limits::CONNECTION_REQUEST_BYTES).await?,
-            }
-        };
-        self.stream.consume(length);
-        Ok(request)
-    }
-
     /// Reads how the connection goes on behind a preconnection PDU. Where RDP is announced it has to come; of any other protocol the
     /// server may be who speaks first, so a client that says nothing for a while is connected as it is.
     ///
@@ -390,21 +378,15 @@ impl Client {
             match expected {
                 Expected::Rdp | Expected::Unsaid => {
                     match recognise_behind(self.stream.buffered()) {
-                        Recognition::Known(Preamble::X224) => {
+                        Behind::X224 => {
                             let deadline = self.identify_by.into();
-                            let request =
-                                timeout_at(deadline, self.read_connection_request()).await;
+                            let request = read_request(&mut self.stream);
+                            let request = timeout_at(deadline, request).await;
                             return request.unwrap_or(Err(Refusal::Silent)).map(Opening::X224);
                         }
-                        Recognition::Known(Preamble::Tls) => return Ok(Opening::DirectTls),
-                        Recognition::Known(
-                            Preamble::ProxyProtocol
-                            | Preamble::PreconnectionPdu
-                            | Preamble::Http
-                            | Preamble::Jet,
-                        )
-                        | Recognition::Unknown => return Ok(Opening::Other),
-                        Recognition::NeedMore => {}
+                        Behind::Tls => return Ok(Opening::DirectTls),
+                        Behind::Other => return Ok(Opening::Other),
+                        Behind::NeedMore => {}
                     }
                 }
                 Expected::Other(protocol) => {
@@ -427,10 +409,6 @@ impl Client {
     }
 
     async fn fill(&mut self, limit: usize) -> Result<(), Refusal> {
-        match self.stream.fill(limit).await {
-            Ok(0) => Err(Refusal::Gone),
-            Ok(_) => Ok(()),
-            Err(error) => Err(Refusal::Io(error)),
-        }
+        fill(&mut self.stream, limit).await
     }
 }

@@ -13,13 +13,13 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::carrier::{self, Credential};
 use crate::clock;
-use crate::gateway::connection::Opening;
+use crate::gateway::connection::{Opening, read_request};
 use crate::gateway::live::registry::{Registered, Session};
 use crate::gateway::state::Gateway;
 use crate::limits;
 use crate::preamble::{Preamble, Recognition, recognise_late};
 use crate::proxy_protocol;
-use crate::rdp::connection_request::{self, ConnectionRequest};
+use crate::rdp::connection_request::ConnectionRequest;
 use crate::rdp::preconnection::{self, PreconnectionPdu};
 use crate::refusal::Refusal;
 use crate::session::authenticate::{check_same, stands_for, take_credential};
@@ -132,22 +132,11 @@ impl Hearing<'_> {
     /// The Connection Request, whole.
     async fn read_request(&self, client: &mut Stream) -> Result<ConnectionRequest, Turned> {
         let deadline = self.started + limits::IDENTIFY_TIMEOUT;
-        loop {
-            match connection_request::decode(client.buffered()) {
-                Ok(Some((request, length))) => {
-                    client.consume(length);
-                    return Ok(request);
-                }
-                Ok(None) => {}
-                Err(error) => return Err(told(error.into())),
-            }
-            let more = client.fill(limits::CONNECTION_REQUEST_BYTES);
-            match timeout_at(deadline, more).await {
-                Ok(Ok(1..)) => {}
-                Ok(Ok(0)) => return Err(untold(Refusal::Gone)),
-                Ok(Err(error)) => return Err(untold(Refusal::Io(error))),
-                Err(_elapsed) => return Err(told(Refusal::Silent)),
-            }
+        match timeout_at(deadline, read_request(client)).await {
+            Ok(Ok(request)) => Ok(request),
+            Ok(Err(refusal @ (Refusal::Gone | Refusal::Io(_)))) => Err(untold(refusal)),
+            Ok(Err(refusal)) => Err(told(refusal)),
+            Err(_elapsed) => Err(told(Refusal::Silent)),
         }
     }
 

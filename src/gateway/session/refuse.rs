@@ -6,18 +6,18 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use crate::base::session_id::SessionId;
 use crate::clock;
-use crate::gateway::connection::{Client, Opening};
+use crate::gateway::connection::{Client, Opening, read_request};
 use crate::gateway::live::registry::Session;
 use crate::limits;
 use crate::listener::admission::Admission;
-use crate::preamble::{Preamble, Recognition, recognise_behind};
-use crate::rdp::connection_request::{self, ConnectionRequest};
+use crate::preamble::{Behind, recognise_behind};
+use crate::rdp::connection_request::ConnectionRequest;
 use crate::rdp::negotiation::{self, FailureCode};
 use crate::refusal::Refusal;
 use crate::store::refusals::Refusals;
@@ -197,35 +197,25 @@ async fn answer(
             Io::WebSocket(socket) => socket.end_with(Farewell::NotGranted),
         },
     }
-    stream.io_mut().shutdown().await?;
-    // Closing with bytes unread would reset the connection, and the answer could be lost with it.
-    let (io, _read_ahead) = stream.into_parts();
-    tokio::io::copy(&mut io.take(DRAIN_BYTES), &mut tokio::io::sink()).await?;
-    Ok(())
+    stream.close(DRAIN_BYTES).await
 }
 
 /// Waits for what is to be answered.
 async fn read_opening(stream: &mut Stream) -> std::io::Result<Opening> {
     loop {
         match recognise_behind(stream.buffered()) {
-            Recognition::Known(Preamble::X224) => {
-                match connection_request::decode(stream.buffered()) {
-                    Ok(Some((request, _))) => return Ok(Opening::X224(request)),
-                    Ok(None) => {}
-                    Err(_) => {
-                        return Ok(Opening::X224(ConnectionRequest::default()));
-                    }
-                }
+            Behind::X224 => {
+                return Ok(match read_request(stream).await {
+                    Err(Refusal::Gone) => Opening::Other,
+                    Err(Refusal::Io(error)) => return Err(error),
+                    // It speaks RDP, whatever is wrong with it.
+                    Err(_) => Opening::X224(ConnectionRequest::default()),
+                    Ok(request) => Opening::X224(request),
+                });
             }
-            Recognition::Known(Preamble::Tls) => return Ok(Opening::DirectTls),
-            Recognition::Known(
-                Preamble::ProxyProtocol
-                | Preamble::PreconnectionPdu
-                | Preamble::Http
-                | Preamble::Jet,
-            )
-            | Recognition::Unknown => return Ok(Opening::Other),
-            Recognition::NeedMore => {}
+            Behind::Tls => return Ok(Opening::DirectTls),
+            Behind::Other => return Ok(Opening::Other),
+            Behind::NeedMore => {}
         }
         if stream.fill(limits::CONNECTION_REQUEST_BYTES).await? == 0 {
             return Ok(Opening::Other);
