@@ -91,18 +91,22 @@ pub enum Behind {
 /// ```
 /// use jetway_entry::preamble::{Behind, recognise_behind};
 ///
-/// assert_eq!(recognise_behind(b"\x16\x03\x01"), Behind::Tls);
+/// assert_eq!(recognise_behind(b"\x16\x03\x01\x01"), Behind::Tls);
 /// assert_eq!(recognise_behind(b"\x03"), Behind::NeedMore);
 /// assert_eq!(recognise_behind(b"G"), Behind::Other);
 /// ```
 #[must_use]
 pub fn recognise_behind(bytes: &[u8]) -> Behind {
     match *bytes {
-        [] | [0x03] | [0x16] | [0x16, 0x03] => Behind::NeedMore,
+        [] | [0x03] => Behind::NeedMore,
         // The second byte of TPKT is reserved, and targets take any.
         [0x03, _, ..] => Behind::X224,
-        [0x16, 0x03, 0x00..=0x04, ..] => Behind::Tls,
-        _ => Behind::Other,
+        // It may be another preconnection PDU, of 790 bytes.
+        _ => match tls(bytes) {
+            FirstBytes::Conforms => Behind::Tls,
+            FirstBytes::NeedMore => Behind::NeedMore,
+            FirstBytes::Violates => Behind::Other,
+        },
     }
 }
 

@@ -1,13 +1,17 @@
 //! A client whose token does not say what it speaks, and that says nothing until its target was reached: what it says at last is judged
 //! as if it had come at once.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 use jetway::jet::exchange::Operation;
+use jetway::limits;
 use jetway::rdp::connection_request::ConnectionRequest;
 use jetway::rdp::preconnection;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::sleep;
 use uuid::Uuid;
 
 use crate::api::ticket;
@@ -86,8 +90,12 @@ async fn a_late_connection_request_opens_a_session_of_rdp_and_its_ticket_stays_h
             let (mut client, mut target) = waiting.connected(way, &token).await;
             let asks = request(Some(&routing)).encode().unwrap();
             if in_bytes {
-                for byte in asks {
+                for (count, byte) in asks.into_iter().enumerate() {
                     client.send(&[byte]).await;
+                    if count == 0 || count == 4 {
+                        // What might be RDP waits longer than what might be anything.
+                        sleep(limits::OPENING_PATIENCE + Duration::from_millis(200)).await;
+                    }
                 }
             } else {
                 client.send(&asks).await;
@@ -239,6 +247,25 @@ async fn a_ticket_stays_here_whoever_speaks_first_and_whatever_comes_before_it()
         let expected = [before, stripped()].concat();
         assert_eq!(heard(&mut target, expected.len()).await, expected);
     }
+}
+
+/// A preconnection PDU of 790 bytes begins as a record of SSL 3.0 would.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ticket_stays_here_behind_a_preconnection_pdu_that_looks_like_tls() {
+    let lab = Lab::start("");
+    let waiting = Waiting::by(&lab).await;
+    let token = waiting.token(&json!(null));
+    let routing = ticket(&lab, &token).await;
+    let foreign = preconnection::encode_v2(0, &"v".repeat(385)).unwrap();
+    assert!(foreign.len() == 790 && foreign.starts_with(&[0x16, 0x03, 0, 0]));
+    let mut client = lab.connect().await;
+    let own = preconnection::encode_v2(0, &token).unwrap();
+    let asks = request(Some(&routing)).encode().unwrap();
+    let all = [own, foreign.clone(), asks].concat();
+    client.write_all(&all).await.unwrap();
+    let (mut target, _) = within(waiting.listener.accept()).await.unwrap();
+    assert_eq!(heard(&mut target, 790).await, foreign);
+    assert_eq!(heard(&mut target, stripped().len()).await, stripped());
 }
 
 #[tokio::test(flavor = "multi_thread")]

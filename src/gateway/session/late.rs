@@ -239,6 +239,8 @@ impl Said {
             Recognition::Known(Preamble::Http | Preamble::Jet) | Recognition::Unknown => {
                 Self::Other
             }
+            // No other protocol is known whose client begins so and pauses; and its routing token is for nobody else.
+            Recognition::NeedMore if bytes.first() == Some(&0x03) => whole,
             Recognition::NeedMore => Self::Incomplete(limits::OPENING_PATIENCE),
         }
     }
