@@ -159,7 +159,7 @@
 //! - **RDP has no half-close**: who ends has gone, so the session ends within seconds, while other protocols may finish what they say
 //!   ([`relay::AfterEnd`]). The end of a client may be in its own system behind full buffers; where the target takes them slowly, bytes
 //!   of it are read ahead until the end shows, within a bound for all sessions together. Without room for that, a target that takes next
-//!   to nothing and says nothing for half a minute ends the session ([`relay::gone`]).
+//!   to nothing and says nothing for two minutes ends the session ([`relay::gone`]).
 //! - **A session is accounted for before its client has read the last of it**: what remains is a connection to a client on a slow line,
 //!   for a minute ([`relay::Parting`]). What a limit has ended is spent on disk before either side can see the end.
 //! - **A time limit is that of all sessions of a token** ([`store::usage`]): else to reconnect would begin it anew. In a rendezvous it is

@@ -5,9 +5,13 @@
 //! ([`OverTcp::has_gone`]). Where nothing moves between two looks, or in any case after a few, the session is over.
 //!
 //! The end of a client that has filled every buffer on the way is still in the client's own system, and nothing on this side tells of
-//! it. So bytes of a client whose target takes them slowly are read ahead (`Ahead`) until its end shows, or until more was read than
-//! a client's system holds back. Memory for that is bounded for all sessions together; without it, and for a client that is still
-//! there, a target that takes next to nothing and says nothing for `STALL_LOOKS` looks has stalled: who is still there comes back by itself.
+//! it. So bytes of a client whose target takes them slowly are read ahead (`Ahead`) until its end shows, or until there are no more:
+//! then it is still there, and its target may take its time. Memory for that is bounded, for one session and for all together; where it
+//! ends before the client does, a target that takes next to nothing and says nothing for `STALL_LOOKS` looks has stalled: who is still
+//! there comes back by itself.
+//!
+//! A send buffer of Linux takes more once a third of it is free. Whoever reads slowly seems to take nothing for as long as that lasts,
+//! so that a client is given all of its time for the last words of its target.
 //!
 //! A client that stalls is given the time that its connection has (`TCP_USER_TIMEOUT`): people stop their machines, and come back to
 //! their sessions.
@@ -29,9 +33,9 @@ use crate::io::over_tcp::OverTcp;
 /// How often directions that are stuck are looked at.
 pub(super) const LOOK_INTERVAL: Duration = Duration::from_secs(4);
 
-/// Looks in a row between which the target said nothing and took next to nothing of what was read of the client, after which it has
-/// stalled: 32 s.
-const STALL_LOOKS: u32 = 8;
+/// Looks in a row between which the target said nothing and took next to nothing of what was read of a client that may have gone, after
+/// which it has stalled: as long as a connection may take nothing (`TCP_USER_TIMEOUT`), two minutes.
+const STALL_LOOKS: u32 = 30;
 
 /// Next to nothing between two looks, bytes: the slowest modem line takes more.
 const STALL_BYTES: u64 = 4096;
@@ -61,6 +65,8 @@ pub(super) struct Looks {
     to_client: Way,
     /// Looks in a row that found the target at rest.
     at_rest: u32,
+    /// All that the client had sent was read when it was looked at last, and its end was not among it.
+    pub(super) client_is_there: bool,
     ends: Option<AfterEnd>,
 }
 
@@ -101,6 +107,7 @@ impl Looks {
             to_target: Way::default(),
             to_client: Way::default(),
             at_rest: 0,
+            client_is_there: false,
             ends,
         }
     }
@@ -142,15 +149,17 @@ impl Looks {
             |way: &Way, other: &Way| way.still >= silence && (is_rdp || other.still >= silence);
         let over =
             |way: &Way, other: &Way, looks| way.gone > 0 && (still(way, other) || way.gone > looks);
-        let target_over = if staged {
+        let target_over = if is_rdp {
             self.to_client.gone > target_looks
         } else {
             over(&self.to_client, &self.to_target, target_looks)
         };
         let at_rest = client.is_some()
             && !staged
+            && !self.client_is_there
             && up.is_some_and(|moved| moved < STALL_BYTES)
             && self.to_client.still > 0;
+        self.client_is_there = false;
         self.at_rest = if at_rest {
             self.at_rest.saturating_add(1)
         } else {
@@ -186,6 +195,17 @@ impl Way {
         }
         moved
     }
+}
+
+/// What came of reading ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ReadAhead {
+    /// The client has ended.
+    Ended,
+    /// All that it has sent was read.
+    All,
+    /// Not all could be read.
+    Full,
 }
 
 /// Bytes of a client that were read while those before them wait for the target.
@@ -232,6 +252,12 @@ pub(super) struct Reserved {
 /// Bytes read ahead of all clients.
 static ALL_AHEAD: AtomicUsize = AtomicUsize::new(0);
 
+/// Bytes read ahead of all clients, for tests.
+#[cfg(test)]
+pub(super) fn all_ahead() -> usize {
+    ALL_AHEAD.load(Ordering::Relaxed)
+}
+
 impl Reserved {
     /// Makes it at least `bytes`, if there are as many.
     pub(super) fn grow_to(&mut self, bytes: usize) -> bool {
@@ -273,7 +299,10 @@ mod tests {
         assert_eq!(looks.judge(&traffic, GONE, GONE, false), Look::GoOn);
         assert_eq!(looks.judge(&traffic, GONE, GONE, false), gone(Side::Client));
         let mut looks = Looks::new(RDP);
-        assert_eq!(looks.judge(&traffic, None, GONE, false), Look::GoOn);
+        // A client has its time for the last words of its target, however little it seems to take.
+        for _ in 0..TARGET_GONE_LOOKS {
+            assert_eq!(looks.judge(&traffic, None, GONE, false), Look::GoOn);
+        }
         assert_eq!(looks.judge(&traffic, None, GONE, false), gone(Side::Target));
         // Whose bytes are all on their way is no matter of looks.
         let mut looks = Looks::new(RDP);
@@ -322,6 +351,13 @@ mod tests {
         rest(&mut looks, STALL_LOOKS);
         let look = looks.judge(&traffic, HERE, None, false);
         assert_eq!(look, Look::Over(Stuck::TargetStalled));
+        // Not if the client is known to be there.
+        let mut looks = Looks::new(RDP);
+        for _ in 0..=STALL_LOOKS {
+            looks.client_is_there = true;
+            let look = looks.judge(&traffic, HERE, None, false);
+            assert!(matches!(look, Look::GoOn | Look::ReadAhead), "{look:?}");
+        }
         // A client may take its time.
         let mut looks = Looks::new(RDP);
         for _ in 0..=STALL_LOOKS {

@@ -24,7 +24,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::copy::to_u64;
 use super::gather::Gather;
-use super::gone::{AHEAD_BYTES, Look, Looks, Reserved, Stuck};
+use super::gone::{AHEAD_BYTES, Look, Looks, ReadAhead, Reserved, Stuck};
 use super::parting::{LINGER_TIMEOUT, Parting, linger};
 use super::{Alarm, Clock, Fault, RelayEnd, RelayLimits, STEPS_PER_POLL, Side, Traffic};
 use crate::buffers;
@@ -369,7 +369,7 @@ where
                 return ended;
             }
             if (self.staged || self.to_target.waiting() > 0)
-                && self.up.read_ahead(cx, &mut self.client)
+                && self.up.read_ahead(cx, &mut self.client) == ReadAhead::Ended
             {
                 return Poll::Ready(self.gone(Side::Client));
             }
@@ -482,8 +482,9 @@ where
             Look::GoOn => None,
             Look::ReadAhead => {
                 self.up.ahead_wanted = true;
-                let ended = self.up.read_ahead(cx, &mut self.client);
-                ended.then(|| self.gone(Side::Client))
+                let read = self.up.read_ahead(cx, &mut self.client);
+                looks.client_is_there = read == ReadAhead::All;
+                (read == ReadAhead::Ended).then(|| self.gone(Side::Client))
             }
             Look::Over(Stuck::Gone(side)) => Some(self.gone(side)),
             // Cut off and not told: a client that is still there comes back by itself.
@@ -610,8 +611,6 @@ where
         }
     }
     lane.fresh = false;
-    lane.ahead = Reserved::default();
-    lane.ahead_wanted = false;
     *progress = true;
     inspect.sink.at(inspect.started.elapsed());
     // The outbox is empty here, so that a run of untouched frames is handed over without a copy.
@@ -628,6 +627,11 @@ where
     }
     let fed = fed.map_err(Stop::Session)?;
     lane.fresh = fed.more;
+    if !fed.more {
+        // What was read ahead has been passed on.
+        lane.ahead = Reserved::default();
+        lane.ahead_wanted = false;
+    }
     outbox.sensitive |= fed.sensitive;
     lane.gather.expect(cx, fed.awaited, source);
     outbox
@@ -694,23 +698,26 @@ impl Lane {
         Poll::Ready(Ok(count))
     }
 
-    /// If that is wanted, reads what is there although the sink has not taken what was read before: whether the source has ended.
-    fn read_ahead<S: AsyncRead + Unpin>(&mut self, cx: &mut Context<'_>, source: &mut S) -> bool {
+    /// If that is wanted, reads what is there although the sink has not taken what was read before.
+    fn read_ahead<S>(&mut self, cx: &mut Context<'_>, source: &mut S) -> ReadAhead
+    where
+        S: AsyncRead + Unpin,
+    {
         while self.ahead_wanted {
             if self.end.is_some() {
-                return true;
+                return ReadAhead::Ended;
             }
             let bytes = self.arrived.len().saturating_add(2 * READ_BYTES);
             if bytes > AHEAD_BYTES || !self.ahead.grow_to(bytes) {
-                return false;
+                return ReadAhead::Full;
             }
             match self.fill(cx, source) {
                 Poll::Ready(Ok(1..)) => self.fresh = true,
-                Poll::Ready(Ok(0) | Err(_)) => return true,
-                Poll::Pending => return false,
+                Poll::Ready(Ok(0) | Err(_)) => return ReadAhead::Ended,
+                Poll::Pending => return ReadAhead::All,
             }
         }
-        false
+        ReadAhead::Full
     }
 
     /// Nothing to read: nothing is held but the beginning of a frame.
@@ -854,7 +861,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_target_that_takes_nothing_is_cut_off_with_its_client() {
+    async fn a_target_that_takes_nothing_keeps_the_session_of_a_client_that_is_there_and_of_no_other()
+     {
         let limits = RelayLimits {
             after_end: Some(crate::relay::RDP_AFTER_END),
             ..RelayLimits::default()
@@ -863,18 +871,47 @@ mod tests {
         lab.play(Phase::Active).await;
         let inputs = [0x04, 0x04, 0x00, 0x1e].repeat(16);
         while let Ok(written) = timeout(Duration::from_secs(1), lab.client.write(&inputs)).await {
-            if written.is_err() {
-                break;
-            }
+            written.unwrap();
         }
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        assert!(!lab.task.is_finished());
+        drop(lab.client);
         let end = lab.task.await.unwrap();
         assert!(
-            matches!(end, InspectedEnd::Relay(RelayEnd::TargetStalled)),
+            matches!(
+                end,
+                InspectedEnd::Closed {
+                    by: Side::Client,
+                    ..
+                }
+            ),
             "{end:?}"
         );
-        let mut got = Vec::new();
-        lab.client.read_to_end(&mut got).await.unwrap();
-        assert_eq!(got, b"");
+    }
+
+    /// A target takes a part of what was read ahead at a time; none of it is lost, and no more is held than was reserved.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_read_ahead_is_reserved_until_it_has_left() {
+        let limits = RelayLimits {
+            after_end: Some(crate::relay::RDP_AFTER_END),
+            ..RelayLimits::default()
+        };
+        let mut lab = Lab::start(limits, Judge::default());
+        lab.play(Phase::Active).await;
+        let inputs = [0x04, 0x04, 0x00, 0x1e].repeat(250_000);
+        lab.client.write_all(&inputs).await.unwrap();
+        let ahead = crate::relay::gone::all_ahead();
+        assert!(ahead >= 900_000, "{ahead}");
+        let mut part = vec![0; 300_000];
+        lab.target.read_exact(&mut part).await.unwrap();
+        let ahead = crate::relay::gone::all_ahead();
+        assert!(ahead >= 500_000, "{ahead}");
+        let mut rest = vec![0; inputs.len() - part.len()];
+        lab.target.read_exact(&mut rest).await.unwrap();
+        assert!([part, rest].concat() == inputs);
+        lab.client.write_all(&inputs[..4]).await.unwrap();
+        lab.target.read_exact(&mut [0; 4]).await.unwrap();
+        assert_eq!(crate::relay::gone::all_ahead(), 0);
     }
 
     #[tokio::test(start_paused = true)]

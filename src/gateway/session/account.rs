@@ -113,7 +113,7 @@ pub(super) fn describe(session: &Session, end: &RelayEnd) -> String {
         (RelayEnd::ClientFailed(error), _) => format!("client: {error}"),
         (RelayEnd::TargetFailed(error), _) => format!("target: {error}"),
         (RelayEnd::TargetStalled, _) => {
-            "the target took nothing of what the client sent for half a minute".to_owned()
+            "the target took next to nothing of what the client sent for two minutes".to_owned()
         }
         (RelayEnd::IdleTimeout, _) => "idle for too long".to_owned(),
         (RelayEnd::TimeLimit, _) => "time limit reached".to_owned(),

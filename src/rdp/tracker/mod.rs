@@ -267,7 +267,7 @@ impl Tracker {
             }
             at = end;
         };
-        if passing == 0 && onward.is_empty() && at > 0 {
+        if passing == 0 && onward.is_empty() && at > 0 && !fed.more {
             // The common case: nothing to move but the incomplete end.
             mem::swap(arrived, onward);
             arrived.clear();
