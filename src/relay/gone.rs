@@ -199,7 +199,7 @@ impl Way {
 
 /// What came of reading ahead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ReadAhead {
+pub(super) enum Extent {
     /// The client has ended.
     Ended,
     /// All that it has sent was read.

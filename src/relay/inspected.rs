@@ -24,7 +24,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::copy::to_u64;
 use super::gather::Gather;
-use super::gone::{AHEAD_BYTES, Look, Looks, ReadAhead, Reserved, Stuck};
+use super::gone::{AHEAD_BYTES, Extent, Look, Looks, Reserved, Stuck};
 use super::parting::{LINGER_TIMEOUT, Parting, linger};
 use super::{Alarm, Clock, Fault, RelayEnd, RelayLimits, STEPS_PER_POLL, Side, Traffic};
 use crate::buffers;
@@ -369,7 +369,7 @@ where
                 return ended;
             }
             if (self.staged || self.to_target.waiting() > 0)
-                && self.up.read_ahead(cx, &mut self.client) == ReadAhead::Ended
+                && self.up.read_ahead(cx, &mut self.client) == Extent::Ended
             {
                 return Poll::Ready(self.gone(Side::Client));
             }
@@ -483,8 +483,8 @@ where
             Look::ReadAhead => {
                 self.up.ahead_wanted = true;
                 let read = self.up.read_ahead(cx, &mut self.client);
-                looks.client_is_there = read == ReadAhead::All;
-                (read == ReadAhead::Ended).then(|| self.gone(Side::Client))
+                looks.client_is_there = read == Extent::All;
+                (read == Extent::Ended).then(|| self.gone(Side::Client))
             }
             Look::Over(Stuck::Gone(side)) => Some(self.gone(side)),
             // Cut off and not told: a client that is still there comes back by itself.
@@ -699,25 +699,25 @@ impl Lane {
     }
 
     /// If that is wanted, reads what is there although the sink has not taken what was read before.
-    fn read_ahead<S>(&mut self, cx: &mut Context<'_>, source: &mut S) -> ReadAhead
+    fn read_ahead<S>(&mut self, cx: &mut Context<'_>, source: &mut S) -> Extent
     where
         S: AsyncRead + Unpin,
     {
         while self.ahead_wanted {
             if self.end.is_some() {
-                return ReadAhead::Ended;
+                return Extent::Ended;
             }
             let bytes = self.arrived.len().saturating_add(2 * READ_BYTES);
             if bytes > AHEAD_BYTES || !self.ahead.grow_to(bytes) {
-                return ReadAhead::Full;
+                return Extent::Full;
             }
             match self.fill(cx, source) {
                 Poll::Ready(Ok(1..)) => self.fresh = true,
-                Poll::Ready(Ok(0) | Err(_)) => return ReadAhead::Ended,
-                Poll::Pending => return ReadAhead::All,
+                Poll::Ready(Ok(0) | Err(_)) => return Extent::Ended,
+                Poll::Pending => return Extent::All,
             }
         }
-        ReadAhead::Full
+        Extent::Full
     }
 
     /// Nothing to read: nothing is held but the beginning of a frame.

@@ -32,7 +32,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use self::gone::{Ahead, LOOK_INTERVAL, Look, Looks, ReadAhead, Stuck};
+use self::gone::{Ahead, Extent, LOOK_INTERVAL, Look, Looks, Stuck};
 pub use self::parting::Parting;
 use self::parting::{LINGER_TIMEOUT, drain, linger};
 use self::side::Fault;
@@ -367,7 +367,7 @@ impl Relay {
         {
             return ended;
         }
-        if self.up.is_stuck() && self.up.read_ahead(cx, &mut self.client) == ReadAhead::Ended {
+        if self.up.is_stuck() && self.up.read_ahead(cx, &mut self.client) == Extent::Ended {
             let end = RelayEnd::Ended(Side::Client);
             return Poll::Ready((end, Some(Side::Target)));
         }
@@ -466,8 +466,8 @@ impl Relay {
             Look::ReadAhead => {
                 self.up.ahead.wanted = true;
                 let read = self.up.read_ahead(cx, &mut self.client);
-                looks.client_is_there = read == ReadAhead::All;
-                (read == ReadAhead::Ended).then_some(Stuck::Gone(Side::Client))
+                looks.client_is_there = read == Extent::All;
+                (read == Extent::Ended).then_some(Stuck::Gone(Side::Client))
             }
         }
     }
@@ -597,15 +597,15 @@ impl Direction {
     }
 
     /// If that is wanted, reads what is there although the sink has not taken what was read before.
-    fn read_ahead(&mut self, cx: &mut Context<'_>, source: &mut Io) -> ReadAhead {
+    fn read_ahead(&mut self, cx: &mut Context<'_>, source: &mut Io) -> Extent {
         while self.ahead.wanted && self.ahead.admits(copy::CHUNK_BYTES) {
             match copy::poll_read(cx, source) {
                 Poll::Ready(Ok(Some(bytes))) => self.ahead.push(bytes),
-                Poll::Ready(Ok(None) | Err(_)) => return ReadAhead::Ended,
-                Poll::Pending => return ReadAhead::All,
+                Poll::Ready(Ok(None) | Err(_)) => return Extent::Ended,
+                Poll::Pending => return Extent::All,
             }
         }
-        ReadAhead::Full
+        Extent::Full
     }
 
     /// Moves what can be moved now, within reason.

@@ -27,7 +27,7 @@ use crate::jet::rendezvous::Refused as Declined;
 use crate::limits;
 use crate::preamble::{Behind, recognise_behind};
 use crate::session::authenticate::{Authenticated, ToTarget, check_protocol, check_routing};
-use crate::session::authorize::{self, Authorized};
+use crate::session::authorize;
 use crate::session::identify::Expected;
 use crate::session::meet_acceptor::{leads_to, tighten, together};
 use crate::session::refuse::{self, Refused};
@@ -292,15 +292,7 @@ async fn establish(
         let authorized = authorize::authorize(gateway, authenticated).await?;
         match together(gateway, association, place, acceptor, &authorized.session) {
             Ok(reached) => secure_or_open(gateway, authorized.with(reached)).await,
-            Err(refusal) => {
-                let Authorized {
-                    client,
-                    opening,
-                    session,
-                    ..
-                } = authorized;
-                Err(client.refused(refusal, opening).with_session(&session))
-            }
+            Err(refusal) => Err(authorized.refused(refusal)),
         }
     };
     match ready.await {

@@ -37,6 +37,20 @@ pub struct Authorized {
     pub reservation: Reservation,
 }
 
+impl Authorized {
+    /// Turns the client away; its token is free for another attempt, and its session over.
+    #[must_use]
+    pub fn refused(self, refusal: Refusal) -> Box<Refused> {
+        let Self {
+            client,
+            opening,
+            session,
+            ..
+        } = self;
+        client.refused(refusal, opening).with_session(&session)
+    }
+}
+
 /// Decides.
 ///
 /// # Errors

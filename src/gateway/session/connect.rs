@@ -83,15 +83,9 @@ pub async fn connect(
     match reached {
         Ok(reached) => Ok(authorized.with(reached)),
         Err(refusal) => {
-            let Authorized {
-                client,
-                opening,
-                session,
-                ..
-            } = authorized;
             // The next attempt begins where its token does.
-            gateway.returning.forget(&session.token.id);
-            Err(client.refused(refusal, opening).with_token(&session.token))
+            gateway.returning.forget(&authorized.session.token.id);
+            Err(authorized.refused(refusal))
         }
     }
 }
