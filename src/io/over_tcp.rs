@@ -1,6 +1,7 @@
 //! The TCP socket below a stream, and what the system knows of its peer that reading the stream does not tell.
 
 use std::os::fd::AsFd;
+use std::task::Context;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -45,6 +46,10 @@ pub trait OverTcp {
             let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
         }
     }
+
+    /// Shows the peer that this side is alive although it does not read for now. TCP does so by itself; for a WebSocket above it, this
+    /// has to be called now and then.
+    fn keep_alive_unread(&mut self, _cx: &mut Context<'_>) {}
 }
 
 fn has(tcp: &TcpStream, flags: PollFlags) -> bool {
@@ -68,11 +73,22 @@ impl OverTcp for Io {
     fn tcp(&self) -> Option<&TcpStream> {
         Some(Self::tcp(self))
     }
+
+    fn keep_alive_unread(&mut self, cx: &mut Context<'_>) {
+        match self {
+            Self::Tcp(_) | Self::Tls(_) | Self::TargetTls(_) => {}
+            Self::WebSocket(socket) => socket.ping_unread(cx),
+        }
+    }
 }
 
 impl OverTcp for Stream {
     fn tcp(&self) -> Option<&TcpStream> {
         OverTcp::tcp(self.io())
+    }
+
+    fn keep_alive_unread(&mut self, cx: &mut Context<'_>) {
+        self.io_mut().keep_alive_unread(cx);
     }
 }
 
@@ -80,11 +96,19 @@ impl<S: OverTcp + ?Sized> OverTcp for Box<S> {
     fn tcp(&self) -> Option<&TcpStream> {
         S::tcp(self)
     }
+
+    fn keep_alive_unread(&mut self, cx: &mut Context<'_>) {
+        S::keep_alive_unread(self, cx);
+    }
 }
 
 impl<S: OverTcp> OverTcp for ReadAhead<S> {
     fn tcp(&self) -> Option<&TcpStream> {
         self.get_ref().tcp()
+    }
+
+    fn keep_alive_unread(&mut self, cx: &mut Context<'_>) {
+        self.get_mut().keep_alive_unread(cx);
     }
 }
 
@@ -92,17 +116,29 @@ impl<S: OverTcp + AsyncRead + AsyncWrite + Unpin> OverTcp for WebSocket<S> {
     fn tcp(&self) -> Option<&TcpStream> {
         self.get_ref().tcp()
     }
+
+    fn keep_alive_unread(&mut self, cx: &mut Context<'_>) {
+        self.ping_unread(cx);
+    }
 }
 
 impl<S: OverTcp> OverTcp for client::TlsStream<S> {
     fn tcp(&self) -> Option<&TcpStream> {
         self.get_ref().0.tcp()
     }
+
+    fn keep_alive_unread(&mut self, cx: &mut Context<'_>) {
+        self.get_mut().0.keep_alive_unread(cx);
+    }
 }
 
 impl<S: OverTcp> OverTcp for server::TlsStream<S> {
     fn tcp(&self) -> Option<&TcpStream> {
         self.get_ref().0.tcp()
+    }
+
+    fn keep_alive_unread(&mut self, cx: &mut Context<'_>) {
+        self.get_mut().0.keep_alive_unread(cx);
     }
 }
 

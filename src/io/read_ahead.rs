@@ -44,6 +44,11 @@ impl<S> ReadAhead<S> {
         &self.inner
     }
 
+    /// Likewise, for what is not reading.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
     /// Hands out what was read ahead; false where there is nothing.
     fn hand_out(&mut self, buf: &mut ReadBuf<'_>) -> bool {
         let rest = self.ahead.get(self.at..).unwrap_or_default();

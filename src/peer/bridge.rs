@@ -101,6 +101,12 @@ pub async fn bridge(
                     .unwrap_or(io::ErrorKind::ConnectionReset.into());
                 return Poll::Ready(Err(error));
             }
+            if to_other.is_stuck() {
+                peer.keep_alive_unread(cx);
+            }
+            if to_peer.is_stuck() {
+                other.keep_alive_unread(cx);
+            }
             looks.as_mut().reset(Instant::now() + LOOK_INTERVAL);
         }
         if one_is_left {
@@ -247,6 +253,8 @@ mod tests {
     use super::*;
     use crate::io::over_tcp::OverTcp;
     use crate::relay::tcp_pair;
+    use crate::websocket::frames::Role;
+    use crate::websocket::{Ends, WebSocket};
 
     #[tokio::test(start_paused = true)]
     async fn a_side_that_says_nothing_after_the_others_end_does_not_hold_a_session() {
@@ -298,6 +306,34 @@ mod tests {
         // The far side does not have to take all of it to hear that.
         let read = far.read_to_end(&mut Vec::new()).await;
         assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_websocket_does_not_end_because_a_program_makes_a_pause() {
+        let (near, peer) = tcp_pair().await;
+        let (mut other, mut far) = tcp_pair().await;
+        let mut near = WebSocket::new(near, Role::Server, Vec::new(), Ends::Apart);
+        let peer: Box<dyn Duplex> = Box::new(peer);
+        let mut peer = WebSocket::new(peer, Role::Client, Vec::new(), Ends::Apart);
+        let bridging = tokio::spawn(async move { bridge(&mut peer, &mut other, b"").await });
+        // More than the program takes, which has a word of its own meanwhile.
+        let block = vec![7; 65_536];
+        let all = Duration::from_secs(1);
+        let mut written = 0;
+        while let Ok(count) = tokio::time::timeout(all, near.write(&block)).await {
+            written += count.unwrap();
+        }
+        far.write_all(b"x").await.unwrap();
+        assert_eq!(near.read_u8().await.unwrap(), b'x');
+        let paused = tokio::time::timeout(2 * PATIENCE, near.read_u8()).await;
+        assert!(paused.is_err(), "{paused:?}");
+        let mut rest = vec![0; written];
+        let (read, flushed) = tokio::join!(far.read_exact(&mut rest), near.flush());
+        (read.unwrap(), flushed.unwrap());
+        far.write_all(b"y").await.unwrap();
+        assert_eq!(near.read_u8().await.unwrap(), b'y');
+        drop((near, far));
+        let _ended = bridging.await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

@@ -476,8 +476,16 @@ where
     /// The end that follows from a direction that is stuck, if one does.
     fn look(&mut self, cx: &mut Context<'_>, looks: &mut Looks, traffic: &Traffic) -> Option<End> {
         let staged = self.staged;
-        let client = (staged || self.to_target.waiting() > 0).then_some(&self.client);
-        let target = (staged || self.to_client.waiting() > 0).then_some(&self.target);
+        let client_is_stuck = staged || self.to_target.waiting() > 0;
+        let target_is_stuck = staged || self.to_client.waiting() > 0;
+        if client_is_stuck {
+            self.client.keep_alive_unread(cx);
+        }
+        if target_is_stuck {
+            self.target.keep_alive_unread(cx);
+        }
+        let client = client_is_stuck.then_some(&self.client);
+        let target = target_is_stuck.then_some(&self.target);
         match looks.look(traffic, client, target, staged) {
             Look::GoOn => None,
             Look::ReadAhead => {

@@ -458,6 +458,12 @@ impl Relay {
         looks: &mut Looks,
         traffic: &Traffic,
     ) -> Option<Stuck> {
+        if self.up.is_stuck() {
+            self.client.keep_alive_unread(cx);
+        }
+        if self.down.is_stuck() {
+            self.target.keep_alive_unread(cx);
+        }
         let client = self.up.is_stuck().then_some(&self.client);
         let target = self.down.is_stuck().then_some(&self.target);
         match looks.look(traffic, client, target, false) {
@@ -1046,8 +1052,43 @@ mod tests {
     use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
     use super::*;
+    use crate::websocket::frames::Role;
+    use crate::websocket::{Ends, WebSocket};
 
     const MIB: u64 = 1024 * 1024;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_websocket_does_not_end_because_its_target_makes_a_pause() {
+        let (near, client) = tcp_pair().await;
+        let (target, mut far) = tcp_pair().await;
+        let socket = WebSocket::new(client.into(), Role::Server, Vec::new(), Ends::Apart);
+        let mut near = WebSocket::new(near, Role::Client, Vec::new(), Ends::Apart);
+        let limits = RelayLimits {
+            after_end: Some(AfterEnd::Silent { time_s: 600 }),
+            ..RelayLimits::default()
+        };
+        let (traffic, cancel) = (Arc::new(Traffic::default()), CancellationToken::new());
+        let (counted, cancelled) = (Arc::clone(&traffic), cancel.clone());
+        let relaying = tokio::spawn(async move {
+            let client = Io::WebSocket(Box::new(socket));
+            let target = Io::Tcp(target);
+            let (end, _parting) = run(client, target, &counted, limits, cancelled).await;
+            end
+        });
+        // More than the target takes, which has a word of its own meanwhile.
+        let block = vec![7; 65_536];
+        let all = Duration::from_secs(1);
+        while let Ok(written) = timeout(all, near.write(&block)).await {
+            written.unwrap();
+        }
+        far.write_all(b"x").await.unwrap();
+        assert_eq!(near.read_u8().await.unwrap(), b'x');
+        let paused = timeout(Duration::from_secs(1200), near.read_u8()).await;
+        assert!(paused.is_err(), "{paused:?}");
+        assert!(!relaying.is_finished());
+        cancel.cancel();
+        assert!(matches!(relaying.await.unwrap(), RelayEnd::Cancelled));
+    }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn bulk_both_ways_at_once_arrives_unchanged() {

@@ -2,6 +2,9 @@
 //!
 //! - A ping goes out every [`PING_EVERY`]; a peer that has sent nothing since the last [`SILENT_PINGS`] of them is gone.
 //!   Proxies between keep connections open only while something moves.
+//! - A peer that does not read for now answers no ping. So a peer that was sent bytes since it was last heard has the time that
+//!   protocols with pauses have ([`limits::HALF_CLOSE_S`]), and who does not read sends its own pings all the same
+//!   ([`WebSocket::ping_unread`]).
 //! - Close codes ([RFC 6455] 7.4.1): 1000 at an end, 1002 for what is no WebSocket, 1003 for text, 1009 for a message
 //!   above [`WEBSOCKET_MESSAGE_BYTES`](limits::WEBSOCKET_MESSAGE_BYTES); the others are in [`Farewell`].
 //! - Whoever sends what is not taken is probably still sending, and a connection that is closed with bytes unread is reset:
@@ -55,6 +58,9 @@ pub const PING_EVERY: Duration = Duration::from_secs(25);
 
 /// After so many pings without a frame in return the peer is gone.
 pub const SILENT_PINGS: u32 = 2;
+
+/// Likewise where bytes before the pings may be what the peer does not read.
+const PAUSED_PINGS: u64 = limits::HALF_CLOSE_S / PING_EVERY.as_secs();
 
 /// Bytes of one message that goes out.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -131,6 +137,10 @@ where
     closed: bool,
     ping: Interval,
     silent_pings: u32,
+    /// Bytes were sent, or could not be, since the peer was last heard.
+    may_pause: bool,
+    /// The last bytes for the peer could not be sent.
+    blocked: bool,
     /// Until when a peer that cannot be told our end without cutting it off is listened to.
     parting: Option<Parting>,
     /// Who waits for the peer's end.
@@ -178,6 +188,8 @@ where
             closed: false,
             ping,
             silent_pings: 0,
+            may_pause: false,
+            blocked: false,
             parting: None,
             waiting: None,
             farewell: Farewell::default(),
@@ -197,8 +209,13 @@ where
 
     /// Sends pings that are due; an error where the peer has answered none.
     fn poll_pings(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let most = if self.may_pause || self.blocked {
+            PAUSED_PINGS
+        } else {
+            SILENT_PINGS.into()
+        };
         while self.ping.poll_tick(cx).is_ready() {
-            if self.silent_pings >= SILENT_PINGS {
+            if u64::from(self.silent_pings) >= most {
                 return Err(io::ErrorKind::TimedOut.into());
             }
             self.silent_pings = self.silent_pings.saturating_add(1);
@@ -208,6 +225,15 @@ where
             self.frames.ping(cx)?;
         }
         Ok(())
+    }
+
+    /// Sends the pings that are due to a peer that is not read for now. They count for nothing here; the peer, whose own pings nobody
+    /// answers, sees that this side is alive.
+    pub fn ping_unread(&mut self, cx: &mut Context<'_>) {
+        while !self.closed && self.ping.poll_tick(cx).is_ready() {
+            // Whoever reads or writes next finds a connection that has failed.
+            let _ = self.frames.ping(cx);
+        }
     }
 
     /// Takes nothing more from the peer: what is read next is that `error` happened.
@@ -277,6 +303,7 @@ where
             self.poll_pings(cx)?;
             let arrival = ready!(self.frames.poll_read(cx, buf));
             self.silent_pings = 0;
+            self.may_pause = false;
             match arrival {
                 Ok(Arrival::Bytes) => {
                     if let Some(parting) = &mut self.parting {
@@ -450,7 +477,10 @@ where
         }
         let count = buf.len().min(CHUNK_BYTES);
         let chunk = buf.get(..count).unwrap_or_default();
-        this.frames.poll_write(cx, chunk)
+        let written = this.frames.poll_write(cx, chunk);
+        this.may_pause = true;
+        this.blocked = written.is_pending();
+        written
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -670,6 +700,44 @@ mod tests {
         poll_fn(|cx| near.poll_end(cx, PATIENCE)).await.unwrap();
         assert_eq!(started.elapsed(), Duration::ZERO);
         poll_fn(|cx| near.poll_keep(cx)).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_reads_nothing_for_some_time_is_not_gone() {
+        let (mut near, mut far) = pair(Ends::Apart);
+        near.write_all(b"more than it reads now").await.unwrap();
+        far.read_u8().await.unwrap();
+        // The other direction goes on a little later: `far` is heard, and is silent from then on.
+        sleep(PING_EVERY / 5).await;
+        far.write_all(b"x").await.unwrap();
+        near.read_u8().await.unwrap();
+        let reading = tokio::spawn(async move { near.read_u8().await });
+        let paused = async {
+            loop {
+                sleep(Duration::from_secs(4)).await;
+                poll_fn(|cx| Poll::Ready(far.ping_unread(cx))).await;
+            }
+        };
+        let over = tokio::time::timeout(PING_EVERY * 20, paused).await;
+        over.unwrap_err();
+        assert!(!reading.is_finished());
+        far.write_all(b"y").await.unwrap();
+        assert_eq!(reading.await.unwrap().unwrap(), b'y');
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_was_sent_bytes_and_answers_no_ping_has_the_time_of_a_pause() {
+        for (said, most) in [(false, PING_EVERY * 4), (true, PING_EVERY * 26)] {
+            let (mut near, _far) = pair(Ends::Together);
+            if said {
+                near.write_all(b"unread").await.unwrap();
+            }
+            let started = Instant::now();
+            let error = near.read_u8().await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+            assert!(started.elapsed() < most, "{said}");
+            assert!(started.elapsed() > most / 2, "{said}");
+        }
     }
 
     async fn close_code(peer: &mut WebSocketStream<DuplexStream>) -> u16 {
