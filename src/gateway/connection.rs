@@ -2,11 +2,13 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use tokio::time::sleep;
 use zeroize::Zeroizing;
 
 use crate::base::session_id::SessionId;
+use crate::io::over_tcp::OverTcp;
 use crate::limits;
 use crate::listener::Listener;
 use crate::listener::admission::Admission;
@@ -50,6 +52,17 @@ pub enum Opening {
     Other,
 }
 
+impl Opening {
+    /// Whether it is known that the client speaks RDP.
+    #[must_use]
+    pub fn is_rdp(&self) -> bool {
+        match self {
+            Self::X224(_) | Self::DirectTls => true,
+            Self::Unread | Self::Other => false,
+        }
+    }
+}
+
 /// Waits for more of what the client sends, at most up to `limit` bytes that wait to be read.
 ///
 /// # Errors
@@ -62,6 +75,23 @@ pub async fn fill(stream: &mut Stream, limit: usize) -> Result<(), Refusal> {
         Ok(0) => Err(Refusal::Gone),
         Ok(_) => Ok(()),
         Err(error) => Err(Refusal::Io(error)),
+    }
+}
+
+/// How often a client that waits is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Waits until the client behind `stream` has left, however much of what it has sent was not read. RDP has no half-close: its clients
+/// have left when they have ended what they say. Others may wait for an answer, and have left when their connection breaks.
+///
+/// # Cancel safety
+/// Cancel safe.
+pub async fn departed(stream: &impl OverTcp, is_rdp: bool) -> Refusal {
+    loop {
+        sleep(LOOK_INTERVAL).await;
+        if stream.has_broken() || is_rdp && stream.has_gone() {
+            return Refusal::Gone;
+        }
     }
 }
 

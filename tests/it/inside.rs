@@ -7,10 +7,11 @@ use jetway::demo::client::{Session, Visit};
 use jetway::demo::desktop::Desktop;
 use jetway::demo::target;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::lab::{Lab, Sealing, closed, forget_log, log, logged, within};
+use crate::lab::{Lab, SELECTED_TLS, Sealing, closed, forget_log, log, logged, within};
 
 /// A gateway with a certificate and a key for encrypted tokens, which knows that `target` has TLS alone.
 fn lab(target: SocketAddr) -> (Lab, Sealing, tempfile::TempDir) {
@@ -89,6 +90,41 @@ async fn the_user_is_logged_on_as_the_token_says_and_operators_see_it() {
     assert!(!audit.is_empty());
     for secret in ["correct horse", "guess", token.as_str()] {
         assert!(!log().contains(secret));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_while_its_target_is_secured_leaves_session_and_token() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = listener.local_addr().unwrap();
+    let (lab, sealing, _files) = lab(target);
+    let changes = json!({ "dst_usr": "alice", "dst_pwd": "correct horse" });
+    let token = sealing.token(&lab, &Lab::claims(target, changes));
+    // The target falls silent at once, then behind its answer, while the client is in TLS.
+    for answers in [false, true] {
+        forget_log();
+        let mut visit = Visit::new(lab.address(), "stranger", "guess");
+        visit.wsz_pcb = Some(&token);
+        let leaving = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut header = [0; 4];
+            stream.read_exact(&mut header).await.unwrap();
+            let mut rest = vec![0; usize::from(header[3]) - header.len()];
+            stream.read_exact(&mut rest).await.unwrap();
+            if answers {
+                stream.write_all(&SELECTED_TLS.encode()).await.unwrap();
+                // ClientHello of the target's leg, when the client's is complete.
+                stream.read_u8().await.unwrap();
+            }
+            stream
+        };
+        let stream = tokio::select! {
+            stream = within(leaving) => stream,
+            _ended = Session::connect(&visit) => panic!("the target has not answered"),
+        };
+        let refused = logged("Session refused").await;
+        assert_eq!(refused["rule"], "gone", "{refused}");
+        drop(stream);
     }
 }
 

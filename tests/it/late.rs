@@ -316,6 +316,39 @@ async fn a_routing_token_stays_here_in_a_rendezvous_too() {
     }
 }
 
+/// Whoever comes back need not wait until the target has had its time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_while_its_target_is_asked_leaves_session_and_token() {
+    let lab = Lab::start("");
+    let waiting = Waiting::by(&lab).await;
+    let asks = request(None).encode().unwrap();
+    for late in [false, true] {
+        let token = waiting.token(&json!("none"));
+        for _again in 0..2 {
+            forget_log();
+            let (client, mut target) = if late {
+                let (mut client, target) = waiting.connected("pcb", &token).await;
+                client.send(&asks).await;
+                (client, target)
+            } else {
+                let stream = lab.client(&token).await;
+                let (target, _) = within(waiting.listener.accept()).await.unwrap();
+                (Peer::Stream(Box::new(stream)), target)
+            };
+            // It is asked, and does not answer.
+            assert_eq!(heard(&mut target, asks.len()).await, asks);
+            drop(client);
+            assert_eq!(all_heard(&mut target).await, b"");
+            let refused = logged("Session refused").await;
+            assert_eq!(refused["rule"], "gone", "{refused}");
+            if late {
+                // It was open, and that is its use.
+                break;
+            }
+        }
+    }
+}
+
 /// It lasts no longer than any other session, and ends as others do.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_says_nothing_has_the_limits_of_all() {

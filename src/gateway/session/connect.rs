@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::application_protocol::ApplicationProtocol;
 use crate::clock;
-use crate::gateway::connection::{Client, Opening};
+use crate::gateway::connection::{Client, Opening, departed};
 use crate::gateway::live::registry::Registered;
 use crate::gateway::state::Gateway;
 use crate::gateway::upstream::{self, ConnectClass, SystemResolver};
@@ -74,7 +74,7 @@ pub async fn connect(
 ) -> Result<Connected, Box<Refused>> {
     let claims = &authorized.session.token.claims;
     let reached = match claims.jet_cm {
-        ConnectionMode::Fwd => reach(gateway, &authorized.permit, &authorized.session).await,
+        ConnectionMode::Fwd => reach(gateway, &authorized).await,
         ConnectionMode::Rdv if claims.agent.is_some() => {
             meet_agent::meet(gateway, &authorized).await
         }
@@ -90,11 +90,15 @@ pub async fn connect(
     }
 }
 
-async fn reach(
-    gateway: &Gateway,
-    permit: &Permit,
-    session: &Registered,
-) -> Result<Reached, Refusal> {
+async fn reach(gateway: &Gateway, authorized: &Authorized) -> Result<Reached, Refusal> {
+    let Authorized {
+        client,
+        opening,
+        permit,
+        session,
+        ..
+    } = authorized;
+    let left = async || departed(&client.stream, opening.is_rdp()).await;
     let timeout = Duration::from_secs(gateway.config.session.connect_timeout_s);
     let deadline = tokio::time::Instant::from_std(clock::now() + timeout);
     let dial = upstream::connect(
@@ -106,6 +110,7 @@ async fn reach(
     let connected = tokio::select! {
         connected = dial => connected,
         () = session.cancelled().cancelled() => return Err(session.cancellation()),
+        left = left() => return Err(left),
     };
     let connected = connected.map_err(|error| match error.class() {
         ConnectClass::NotAllowed => Refusal::Egress(error.to_string()),
@@ -123,6 +128,7 @@ async fn reach(
         let tls = tokio::select! {
             tls = secured => tls.map_err(|error| secure::error::unsecured(&error))?,
             () = session.cancelled().cancelled() => return Err(session.cancellation()),
+            left = left() => return Err(left),
         };
         stream = Stream::new(Io::TargetTls(Box::new(tls)));
     }

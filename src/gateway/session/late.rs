@@ -157,8 +157,11 @@ impl Hearing<'_> {
         check_same(self.gateway, peer.ip(), credential.as_ref(), None, token).map_err(told)?;
         let request = request.encode().map_err(|error| told(error.into()))?;
         let deadline = self.started + limits::ESTABLISH_TIMEOUT;
-        let answer = ask(deadline, &request, traffic, None, target).await;
-        let answer = answer.map_err(told)?;
+        let answer = ask(deadline, &request, traffic, None, (client, target)).await;
+        let answer = answer.map_err(|refusal| match refusal {
+            Refusal::Gone => untold(refusal),
+            refusal => told(refusal),
+        })?;
         write(client.io_mut(), &answer)
             .await
             .map_err(|error| untold(Refusal::Io(error)))?;

@@ -7,6 +7,7 @@ use tracing::debug;
 use uuid::Uuid;
 
 use crate::gateway::connection::Client;
+use crate::gateway::connection::departed;
 use crate::gateway::live::registry::{EndCause, Registered, Session};
 use crate::gateway::meeting::party::{Shown, proof_of};
 use crate::gateway::meeting::{Met, Party, Place};
@@ -83,6 +84,7 @@ pub async fn meet(gateway: &Gateway, authorized: &mut Authorized) -> Result<Reac
     let met = tokio::select! {
         met = met => met?,
         () = session.cancelled().cancelled() => return Err(session.cancellation()),
+        left = departed(&client.stream, opening.is_rdp()) => return Err(left),
     };
     let Met {
         place,

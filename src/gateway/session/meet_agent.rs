@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::clock;
 use crate::gateway::connection::Client;
-use crate::gateway::live::registry::Registered;
+use crate::gateway::connection::departed;
 use crate::gateway::meeting::Met;
 use crate::gateway::meeting::party::Creator;
 use crate::gateway::state::Gateway;
@@ -36,16 +36,13 @@ use crate::token::target::TargetAddr;
 /// It is not there, declines, or does not come in time.
 pub async fn meet(gateway: &Gateway, authorized: &Authorized) -> Result<Reached, Refusal> {
     let Authorized {
-        client,
-        permit,
-        session,
-        ..
+        permit, session, ..
     } = authorized;
     let wanted = session.token.claims.agent.as_ref();
     let name = &wanted.ok_or(Refused::OtherToken)?.agent;
     let mut last = Refusal::from(Refused::OtherToken);
     for target in permit.behind() {
-        match meet_at(gateway, client, session, (name, target)).await {
+        match meet_at(gateway, authorized, (name, target)).await {
             Err(
                 refusal @ Refusal::Agent(
                     Unmet::Target(_) | Unmet::Declined(_, Decline::Target | Decline::Unreachable),
@@ -59,16 +56,22 @@ pub async fn meet(gateway: &Gateway, authorized: &Authorized) -> Result<Reached,
 
 async fn meet_at(
     gateway: &Gateway,
-    client: &Client,
-    session: &Registered,
+    authorized: &Authorized,
     (name, target): (&AgentName, &TargetAddr),
 ) -> Result<Reached, Refusal> {
+    let Authorized {
+        client,
+        opening,
+        session,
+        ..
+    } = authorized;
     // Asked first, so that nothing is created for an agent that is not there.
     gateway.agents.ways(name, target)?;
     let association = create(gateway, client, &session.token)?;
     let met = tokio::select! {
         met = offer(gateway, client, &session.token, association, (name, target)) => met,
         () = session.cancelled().cancelled() => Err(session.cancellation()),
+        left = departed(&client.stream, opening.is_rdp()) => Err(left),
     };
     let met = met.and_then(|met| {
         // The bearer of the token may accept, too, and is not the agent.

@@ -26,7 +26,7 @@ use tokio::time::{sleep_until, timeout_at};
 
 use crate::application_protocol::{self, ApplicationProtocol, FirstBytes};
 use crate::clock;
-use crate::gateway::connection::{Client, Opening};
+use crate::gateway::connection::{Client, Opening, departed};
 use crate::gateway::live::registry::Registered;
 use crate::gateway::state::Gateway;
 use crate::io::keep_alive;
@@ -363,7 +363,14 @@ async fn exchange(
             .encode()
             .map_err(|error| Failure::before_answer(error.into()))?;
         let deadline = client.establish_by.into();
-        let answer = ask(deadline, &request, &session.traffic, protocol, target).await;
+        let answer = ask(
+            deadline,
+            &request,
+            &session.traffic,
+            protocol,
+            (&client.stream, target),
+        )
+        .await;
         let answer = answer.map_err(Failure::before_answer)?;
         reservation
             .commit()
@@ -414,13 +421,13 @@ async fn exchange(
     Ok(())
 }
 
-/// What the target answers to a Connection Request.
+/// What the target answers to a Connection Request, if the client waits for it.
 pub(super) async fn ask(
     deadline: tokio::time::Instant,
     request: &[u8],
     traffic: &Traffic,
     protocol: Option<&ApplicationProtocol>,
-    target: &mut Stream,
+    (client, target): (&Stream, &mut Stream),
 ) -> Result<Vec<u8>, Refusal> {
     let answer = async {
         write(target, request).await.map_err(target_failed)?;
@@ -432,9 +439,10 @@ pub(super) async fn ask(
             "accepts connections and does not answer".to_owned(),
         ))
     };
-    timeout_at(deadline, answer)
-        .await
-        .unwrap_or_else(|_| silent())
+    tokio::select! {
+        answer = timeout_at(deadline, answer) => answer.unwrap_or_else(|_| silent()),
+        left = departed(client, true) => Err(left),
+    }
 }
 
 /// Has the target expect TLS, for a client that is in the middle of it already.
@@ -453,7 +461,14 @@ async fn negotiate_tls(
     };
     let request = request.encode()?;
     let deadline = client.establish_by.into();
-    let answer = ask(deadline, &request, traffic, protocol, target).await?;
+    let answer = ask(
+        deadline,
+        &request,
+        traffic,
+        protocol,
+        (&client.stream, target),
+    )
+    .await?;
     let unsecured = |reason: &str| Refusal::Unsecured {
         rule: "target-security",
         reason: reason.to_owned(),

@@ -65,6 +65,9 @@ pub enum SecureError {
         /// What.
         problem: String,
     },
+    /// The client has left while it waited for the target.
+    #[error("the client has left")]
+    ClientLeft,
     /// The client offers no TLS.
     #[error("the client does not offer TLS")]
     ClientWithoutTls,
@@ -136,7 +139,8 @@ impl SecureError {
                     }
                 }
             }
-            Self::ClientWithoutTls
+            Self::ClientLeft
+            | Self::ClientWithoutTls
             | Self::ClientWithoutNla
             | Self::CredentialLess
             | Self::UnexpectedNla
@@ -244,6 +248,9 @@ pub enum Class {
 /// Why a client is turned away whose session was not secured.
 #[must_use]
 pub fn unsecured(error: &SecureError) -> Refusal {
+    if matches!(error, SecureError::ClientLeft) {
+        return Refusal::Gone;
+    }
     Refusal::Unsecured {
         rule: error.rule(),
         reason: error.to_string(),

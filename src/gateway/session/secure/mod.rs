@@ -23,6 +23,7 @@ pub mod request;
 mod target_leg;
 mod transfer;
 
+use std::future::Future;
 use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -32,7 +33,9 @@ use zeroize::Zeroizing;
 use self::client_leg::{ClientSelection, client_leg};
 use self::target_leg::{negotiate, target_leg};
 use self::transfer::{READ_BYTES, drain};
+use crate::gateway::connection::departed;
 use crate::gateway::live::legs::{Legs, Logon, TlsFacts};
+use crate::io::over_tcp::OverTcp;
 use crate::rdp::farewell::{Farewell, FarewellError, Reason};
 use crate::session::secure::error::SecureError;
 use crate::session::secure::request::{ClientTls, Opening, SecureRequest, TargetTls};
@@ -123,7 +126,7 @@ pub async fn secure<C>(
     request: &SecureRequest<'_>,
 ) -> Result<Secured<C>, Box<Failed<C>>>
 where
-    C: AsyncRead + AsyncWrite + Unpin,
+    C: AsyncRead + AsyncWrite + OverTcp + Unpin,
 {
     let mut target = target.into();
     let unanswered = |error, client, read_ahead| {
@@ -134,13 +137,14 @@ where
         Ok(selection) => selection,
         Err(error) => return Err(unanswered(error, client, read_ahead)),
     };
-    let negotiated = match negotiate(&mut target, request).await {
-        Ok(negotiated) => negotiated,
-        Err(error) => return Err(unanswered(error, client, read_ahead)),
-    };
     let gone = |error| {
         let client = Remaining::Gone;
         Box::new(Failed { error, client })
+    };
+    let negotiated = match while_waited_for(&client, negotiate(&mut target, request)).await {
+        Ok(negotiated) => negotiated,
+        Err(error @ SecureError::ClientLeft) => return Err(gone(error)),
+        Err(error) => return Err(unanswered(error, client, read_ahead)),
     };
     let leg = client_leg(client, read_ahead, opening, selection, &negotiated, request)
         .await
@@ -149,7 +153,8 @@ where
     if request.proxy_credentials.is_some() && leg.logon == Logon::None {
         return Err(gone(SecureError::ClientWithoutNla));
     }
-    match target_leg(target, &negotiated, request).await {
+    let to_target = target_leg(target, &negotiated, request);
+    match while_waited_for(&leg.stream, to_target).await {
         Ok(leg_to_target) => {
             let legs = Legs {
                 client_requested: leg.requested,
@@ -171,6 +176,7 @@ where
                 remembered: leg_to_target.remembered,
             })
         }
+        Err(error @ SecureError::ClientLeft) => Err(gone(error)),
         Err(error) => Err(Box::new(Failed {
             error,
             client: Remaining::Secured {
@@ -179,6 +185,17 @@ where
                 requested: leg.requested,
             },
         })),
+    }
+}
+
+/// What is done with the target, for as long as the client is there.
+async fn while_waited_for<T>(
+    client: &impl OverTcp,
+    step: impl Future<Output = Result<T, SecureError>>,
+) -> Result<T, SecureError> {
+    tokio::select! {
+        done = step => done,
+        _gone = departed(client, true) => Err(SecureError::ClientLeft),
     }
 }
 
