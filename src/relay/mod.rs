@@ -126,7 +126,7 @@ pub enum RelayEnd {
     Heard(Box<Heard>),
 }
 
-/// The connections of a session whose client has said something for the first time. Nothing that its target has said is on its way.
+/// The connections of a session whose client has said something for the first time.
 #[derive(Debug)]
 pub struct Heard {
     /// The client.
@@ -135,6 +135,8 @@ pub struct Heard {
     pub said: Vec<u8>,
     /// The target.
     pub target: Io,
+    /// What it has said, and the client has not got.
+    pub unsent: Vec<u8>,
 }
 
 /// Relays between `client` and `target` until both are done, a limit is reached or `cancel` fires. Neither side has heard of an end that
@@ -149,24 +151,24 @@ pub fn run(
     limits: RelayLimits,
     cancel: CancellationToken,
 ) -> impl Future<Output = (RelayEnd, Parting<'static>)> {
-    run_on(client, Vec::new(), target, traffic, limits, cancel)
+    let (client, target) = ((client, Vec::new()), (target, Vec::new()));
+    run_on(client, target, traffic, limits, cancel)
 }
 
-/// As [`run`], with what was read of the client already and the target has not got.
+/// As [`run`], with what was read of each side already and the other has not got.
 ///
 /// # Cancel safety
 /// Dropping the future closes both connections at once.
 pub fn run_on(
-    client: Io,
-    said: Vec<u8>,
-    target: Io,
+    client: (Io, Vec<u8>),
+    target: (Io, Vec<u8>),
     traffic: &Traffic,
     limits: RelayLimits,
     cancel: CancellationToken,
 ) -> impl Future<Output = (RelayEnd, Parting<'static>)> {
     // Not async: a session would hold all of these twice.
     let means = Means::default();
-    run_with((client, said), target, traffic, limits, cancel, means)
+    run_with(client, target, traffic, limits, cancel, means)
 }
 
 /// What a relay may use; a seam for tests.
@@ -174,6 +176,14 @@ pub fn run_on(
 struct Means {
     #[cfg(target_os = "linux")]
     pipes: Option<&'static splice::PipePool>,
+}
+
+impl Means {
+    /// No pipes.
+    const COPIES: Self = Self {
+        #[cfg(target_os = "linux")]
+        pipes: None,
+    };
 }
 
 impl Default for Means {
@@ -187,7 +197,7 @@ impl Default for Means {
 
 async fn run_with(
     (client, said): (Io, Vec<u8>),
-    target: Io,
+    (target, unsent): (Io, Vec<u8>),
     traffic: &Traffic,
     limits: RelayLimits,
     cancel: CancellationToken,
@@ -207,8 +217,13 @@ async fn run_with(
             ..Direction::new(means, patience_s(TARGET_PATIENCE_S))
         },
         down: Direction {
+            held: unsent.into(),
             to_client: true,
-            ..Direction::new(means, patience_s(CLIENT_PATIENCE_S))
+            ..Direction::new(
+                // What is held may have to be given back.
+                if limits.listen { Means::COPIES } else { means },
+                patience_s(CLIENT_PATIENCE_S),
+            )
         },
         dying: None,
     };
@@ -250,14 +265,18 @@ async fn run_with(
     })
     .await;
     let Relay {
-        client, target, up, ..
+        client,
+        target,
+        up,
+        down,
+        ..
     } = relay;
     if up.heard {
-        let said = up.held.into_copied();
         let heard = Heard {
             client,
-            said,
+            said: up.held.into_copied(),
             target,
+            unsent: down.held.into_copied(),
         };
         return (RelayEnd::Heard(Box::new(heard)), Parting::done());
     }
@@ -380,16 +399,16 @@ impl Relay {
         {
             return ended;
         }
-        if self.up.is_over() && self.down.is_over() {
-            return Poll::Ready(self.give_up());
-        }
         if self.up.heard {
-            if self.down.is_idle() && self.dying.is_none() {
+            if self.dying.is_none() && !matches!(self.down.state, State::Left | State::Abandoned) {
                 return Poll::Ready((RelayEnd::Closed, None));
             }
-            // It goes on: a target that has said more than is taken, or all it had to say, does not wait for this.
+            // Nobody would judge it.
             self.up.heard = false;
-            cx.waker().wake_by_ref();
+            self.up.abandon();
+        }
+        if self.up.is_over() && self.down.is_over() {
+            return Poll::Ready(self.give_up());
         }
         // Nobody is left to hear the rest.
         match (self.up.state, self.down.state) {
@@ -589,11 +608,6 @@ impl Direction {
     /// Its sink has not taken what was read: the end of its source may be behind more.
     fn is_stuck(&self) -> bool {
         self.state == State::Open && !matches!(self.held, Held::Nothing)
-    }
-
-    /// Its source is there, and nothing of what it said is on its way.
-    fn is_idle(&self) -> bool {
-        self.state == State::Open && matches!(self.held, Held::Nothing)
     }
 
     fn abandon(&mut self) {
@@ -1652,11 +1666,14 @@ mod tests {
             client: client_io,
             said,
             target: target_io,
+            unsent,
         } = *heard;
         assert_eq!((&said[..], counts(&traffic)), (&b"USER"[..], (0, 9)));
+        assert_eq!(unsent, b"");
         // And goes on from there.
         let limits = RelayLimits::default();
-        let relay = run_on(client_io, said, target_io, &traffic, limits, cancel);
+        let (client_side, target_side) = ((client_io, said), (target_io, unsent));
+        let relay = run_on(client_side, target_side, &traffic, limits, cancel);
         let sides = async {
             assert_eq!(read(&mut target, 4).await, b"USER");
             drop((client, target));
@@ -1665,22 +1682,67 @@ mod tests {
         assert_eq!(counts(&traffic), (4, 9));
     }
 
-    /// Its own direction does not wait for the other.
+    /// The target cannot have it pass unjudged by saying more than is taken, or all it has to say.
     #[tokio::test]
-    async fn what_a_client_says_that_reads_nothing_goes_on() {
-        let mut relay = Fixture::start_narrow(RelayLimits {
-            listen: true,
-            ..RelayLimits::default()
-        })
-        .await;
-        let block = vec![7; 65_536];
-        while let Ok(written) =
-            timeout(Duration::from_millis(200), relay.target.write(&block)).await
-        {
-            written.unwrap();
+    async fn what_a_client_says_that_reads_nothing_is_for_who_listens() {
+        for ends in [false, true] {
+            let (mut client, gateway_client) = tcp_pair().await;
+            let (gateway_target, mut target) = tcp_pair().await;
+            let (client_io, target_io) = (Io::Tcp(gateway_client), Io::Tcp(gateway_target));
+            let traffic = Traffic::default();
+            let cancel = CancellationToken::new();
+            let listen = RelayLimits {
+                listen: true,
+                ..RelayLimits::default()
+            };
+            let relay = run(client_io, target_io, &traffic, listen, cancel.clone());
+            let block: Vec<u8> = (0..=250).collect();
+            let mut written = 0;
+            let sides = async {
+                let mut flood = block.iter().copied().cycle();
+                loop {
+                    let next: Vec<u8> = flood.by_ref().take(65_536).collect();
+                    let mut rest = &next[..];
+                    while let Ok(count) =
+                        timeout(Duration::from_millis(200), target.write(rest)).await
+                    {
+                        rest = &rest[count.unwrap()..];
+                        if rest.is_empty() {
+                            break;
+                        }
+                    }
+                    written += next.len() - rest.len();
+                    if !rest.is_empty() {
+                        break;
+                    }
+                }
+                if ends {
+                    target.shutdown().await.unwrap();
+                }
+                client.write_all(b"stop").await.unwrap();
+            };
+            let ((end, _parting), ()) = tokio::join!(relay, sides);
+            let RelayEnd::Heard(heard) = end else {
+                panic!("{end:?}");
+            };
+            assert_eq!(heard.said, b"stop");
+            let limits = RelayLimits::default();
+            let sides = ((heard.client, heard.said), (heard.target, heard.unsent));
+            let relay = run_on(sides.0, sides.1, &traffic, limits, cancel);
+            let sides = async {
+                assert_eq!(read(&mut target, 4).await, b"stop");
+                let got = read(&mut client, written).await;
+                assert!(
+                    got.chunks(block.len())
+                        .all(|chunk| block.starts_with(chunk))
+                );
+                if ends {
+                    assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+                }
+                drop((client, target));
+            };
+            let ((_end, _parting), ()) = tokio::join!(relay, sides);
         }
-        relay.client.write_all(b"stop").await.unwrap();
-        assert_eq!(read(&mut relay.target, 4).await, b"stop");
     }
 
     #[tokio::test(start_paused = true)]
@@ -1841,7 +1903,7 @@ mod tests {
         tokio::spawn(async move {
             let relayed = run_with(
                 (client, Vec::new()),
-                target,
+                (target, Vec::new()),
                 &traffic,
                 limits,
                 cancel,

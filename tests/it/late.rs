@@ -249,6 +249,38 @@ async fn a_ticket_stays_here_whoever_speaks_first_and_whatever_comes_before_it()
     }
 }
 
+/// Nor by saying more than its client takes, or all that it has to say.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ticket_stays_here_however_much_the_target_has_said() {
+    let lab = Lab::start("");
+    let waiting = Waiting::by(&lab).await;
+    for floods in [true, false] {
+        forget_log();
+        let token = waiting.token(&json!("none"));
+        let routing = ticket(&lab, &token).await;
+        let asks = request(Some(&routing)).encode().unwrap();
+        let (mut client, mut target) = waiting.connected("pcb", &token).await;
+        if floods {
+            let block = vec![7; 65_536];
+            let all = Duration::from_millis(300);
+            while let Ok(written) = tokio::time::timeout(all, target.write(&block)).await {
+                written.unwrap();
+            }
+        } else {
+            target.write_all(b"bye").await.unwrap();
+            target.shutdown().await.unwrap();
+            assert_eq!(client.receive(3).await, b"bye");
+        }
+        client.send(&asks).await;
+        // It may hear the request, as it is for targets, and its answer is none.
+        let seen = all_heard(&mut target).await;
+        assert!(stripped().starts_with(&seen), "{seen:?}");
+        let refused = logged("Session refused").await;
+        let rule = if floods { "protocol" } else { "target" };
+        assert_eq!(refused["rule"], rule, "{refused}");
+    }
+}
+
 /// A preconnection PDU of 790 bytes begins as a record of SSL 3.0 would.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ticket_stays_here_behind_a_preconnection_pdu_that_looks_like_tls() {

@@ -108,17 +108,18 @@ impl Opened {
                 listen: listens,
             };
             let (io, said) = client.into_parts();
-            let (target_io, _written) = target.into_parts();
+            let (target_io, unsent) = target.into_parts();
             for io in [&io, &target_io] {
                 // A connection that has gone ends by itself.
                 let _ = keep_alive::give_time(io.tcp(), manners.pause());
             }
             let traffic = &live.session.traffic;
             let cancel = live.session.cancelled().clone();
-            match relay::run_on(io, said, target_io, traffic, limits, cancel).await {
+            let (client_side, target_side) = ((io, said), (target_io, unsent));
+            match relay::run_on(client_side, target_side, traffic, limits, cancel).await {
                 (RelayEnd::Heard(heard), _) => {
                     client = Stream::rewound(heard.client, heard.said);
-                    target = Stream::new(heard.target);
+                    target = Stream::rewound(heard.target, heard.unsent);
                 }
                 ended => break ended,
             }
