@@ -541,7 +541,7 @@ pub struct Flags {
     #[arg(long = "log-format", value_enum)]
     #[serde(skip)]
     pub log_format: Option<LogFormat>,
-    /// Log filter, as in info,jetway::relay=debug
+    /// Log filter, as in info,jetway::gateway=debug
     #[arg(long = "log-filter", value_name = "FILTER")]
     #[serde(skip)]
     pub log_filter: Option<String>,

@@ -252,7 +252,7 @@ mod tests {
 
     use super::*;
     use crate::io::over_tcp::OverTcp;
-    use crate::relay::tcp_pair;
+    use crate::tcp_pair::tcp_pair;
     use crate::websocket::frames::Role;
     use crate::websocket::{Ends, WebSocket};
 

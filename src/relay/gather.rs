@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::buffers;
-use crate::low_water::LowWater;
+use jetway_io::buffers;
+use jetway_io::low_water::LowWater;
 
 /// Pieces of this size, bytes.
 const PIECE_BYTES: usize = buffers::BUFFER_BYTES;

@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use super::AfterEnd;
 use super::side::{Side, Traffic};
-use crate::io::over_tcp::OverTcp;
+use jetway_io::over_tcp::OverTcp;
 
 /// How often directions that are stuck are looked at.
 pub(super) const LOOK_INTERVAL: Duration = Duration::from_secs(4);

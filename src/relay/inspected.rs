@@ -27,12 +27,12 @@ use super::gather::Gather;
 use super::gone::{AHEAD_BYTES, Extent, Look, Looks, Reserved, Stuck};
 use super::parting::{LINGER_TIMEOUT, Parting, linger};
 use super::{Alarm, Clock, Fault, RelayEnd, RelayLimits, STEPS_PER_POLL, Side, Traffic};
-use crate::buffers;
-use crate::io::over_tcp::OverTcp;
-use crate::low_water::LowWater;
-use crate::rdp::Direction;
-use crate::rdp::event::Sink;
-use crate::rdp::tracker::{
+use jetway_io::buffers;
+use jetway_io::low_water::LowWater;
+use jetway_io::over_tcp::OverTcp;
+use jetway_rdp::Direction;
+use jetway_rdp::event::Sink;
+use jetway_rdp::tracker::{
     ERRINFO_IDLE_TIMEOUT, ERRINFO_LOGON_TIMEOUT, ERRINFO_RPC_INITIATED_DISCONNECT, SessionError,
     Tracker,
 };
@@ -815,12 +815,12 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
-    use crate::rdp::budget::Budget;
-    use crate::rdp::event::{Event, Grounds, HeldMessage, Interest, Phase, Termination, Verdict};
-    use crate::rdp::tracker::Settings;
-    use crate::rdp::{frame, mcs};
-    use crate::relay::tcp_pair;
-    use crate::relay::tests::{part_from_all, reset, tls_pair};
+    use crate::tcp_pair::tcp_pair;
+    use crate::tests::{part_from_all, reset, tls_pair};
+    use jetway_rdp::budget::Budget;
+    use jetway_rdp::event::{Event, Grounds, HeldMessage, Interest, Phase, Termination, Verdict};
+    use jetway_rdp::tracker::Settings;
+    use jetway_rdp::{frame, mcs};
 
     #[tokio::test(start_paused = true)]
     async fn a_session_passes_and_each_side_may_finish_first() {
@@ -848,7 +848,7 @@ mod tests {
     async fn who_has_gone_ends_the_session_although_the_other_stays() {
         for goes in [Side::Client, Side::Target] {
             let limits = RelayLimits {
-                after_end: Some(crate::relay::RDP_AFTER_END),
+                after_end: Some(crate::RDP_AFTER_END),
                 ..RelayLimits::default()
             };
             let mut lab = Lab::start(limits, Judge::default());
@@ -872,7 +872,7 @@ mod tests {
     async fn a_target_that_takes_nothing_keeps_the_session_of_a_client_that_is_there_and_of_no_other()
      {
         let limits = RelayLimits {
-            after_end: Some(crate::relay::RDP_AFTER_END),
+            after_end: Some(crate::RDP_AFTER_END),
             ..RelayLimits::default()
         };
         let mut lab = Lab::start(limits, Judge::default());
@@ -901,31 +901,31 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_read_ahead_is_reserved_until_it_has_left() {
         let limits = RelayLimits {
-            after_end: Some(crate::relay::RDP_AFTER_END),
+            after_end: Some(crate::RDP_AFTER_END),
             ..RelayLimits::default()
         };
         let mut lab = Lab::start(limits, Judge::default());
         lab.play(Phase::Active).await;
         let inputs = [0x04, 0x04, 0x00, 0x1e].repeat(250_000);
         lab.client.write_all(&inputs).await.unwrap();
-        let ahead = crate::relay::gone::all_ahead();
+        let ahead = crate::gone::all_ahead();
         assert!(ahead >= 900_000, "{ahead}");
         let mut part = vec![0; 300_000];
         lab.target.read_exact(&mut part).await.unwrap();
-        let ahead = crate::relay::gone::all_ahead();
+        let ahead = crate::gone::all_ahead();
         assert!(ahead >= 500_000, "{ahead}");
         let mut rest = vec![0; inputs.len() - part.len()];
         lab.target.read_exact(&mut rest).await.unwrap();
         assert!([part, rest].concat() == inputs);
         lab.client.write_all(&inputs[..4]).await.unwrap();
         lab.target.read_exact(&mut [0; 4]).await.unwrap();
-        assert_eq!(crate::relay::gone::all_ahead(), 0);
+        assert_eq!(crate::gone::all_ahead(), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_target_that_takes_a_little_now_and_then_does_not_keep_the_session_of_who_has_gone() {
         let limits = RelayLimits {
-            after_end: Some(crate::relay::RDP_AFTER_END),
+            after_end: Some(crate::RDP_AFTER_END),
             ..RelayLimits::default()
         };
         let mut lab = Lab::start(limits, Judge::default());
@@ -967,7 +967,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_was_read_ahead_of_a_client_reaches_its_target_unchanged() {
         let limits = RelayLimits {
-            after_end: Some(crate::relay::RDP_AFTER_END),
+            after_end: Some(crate::RDP_AFTER_END),
             ..RelayLimits::default()
         };
         let mut lab = Lab::start(limits, Judge::default());
@@ -1112,7 +1112,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn limits_and_ends_and_the_caller_end_a_session_whose_stage_takes_nothing() {
-        let after_end = Some(crate::relay::RDP_AFTER_END);
+        let after_end = Some(crate::RDP_AFTER_END);
         let [idle, total] = [(Some(60), None), (None, Some(60))].map(|(idle, total)| {
             let seconds = |limit: Option<u64>| limit.map(Duration::from_secs);
             RelayLimits {
@@ -1158,7 +1158,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_has_gone_ends_a_session_whose_stage_takes_nothing() {
         let limits = RelayLimits {
-            after_end: Some(crate::relay::RDP_AFTER_END),
+            after_end: Some(crate::RDP_AFTER_END),
             ..RelayLimits::default()
         };
         let (client, near) = tcp_pair().await;

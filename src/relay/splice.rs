@@ -218,7 +218,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::relay::tcp_pair;
+    use crate::tcp_pair::tcp_pair;
 
     #[test]
     fn no_more_pipes_than_the_limit_and_empty_ones_are_reused() {

@@ -350,7 +350,7 @@ mod tests {
     use tokio::io::AsyncWriteExt;
 
     use super::*;
-    use crate::relay::tcp_pair;
+    use crate::tcp_pair::tcp_pair;
 
     #[tokio::test]
     async fn nothing_more_is_read_of_a_peer_that_speaks_too_early() {

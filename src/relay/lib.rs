@@ -3,7 +3,7 @@
 //! - The two directions are independent. Each reads only when what it read before has been written, so a receiver
 //!   that does not read holds up its own sender and nothing else.
 //! - The end of one direction is passed on as a half-close; the other goes on, for as long as [`AfterEnd`] says. How a WebSocket is
-//!   told: [`crate::websocket`].
+//!   told: [`jetway_io::websocket`].
 //! - A direction that has nothing to move holds no buffer and no pipe.
 //! - Small traffic is copied through the stack. A direction whose reads come back full is spliced through a pooled
 //!   pipe on Linux, until it quiets down.
@@ -19,6 +19,9 @@ mod parting;
 #[cfg(target_os = "linux")]
 mod side;
 mod splice;
+#[cfg(test)]
+#[path = "../io/tcp_pair.rs"]
+mod tcp_pair;
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -37,13 +40,9 @@ pub use self::parting::Parting;
 use self::parting::{LINGER_TIMEOUT, drain, linger};
 use self::side::Fault;
 pub use self::side::{Side, Traffic};
-use crate::io::over_tcp::OverTcp;
-use crate::stream::Io;
-use crate::websocket::Farewell;
-
-/// For the tests of other modules, too.
-#[cfg(test)]
-pub(crate) use crate::tcp_pair::tcp_pair;
+use jetway_io::over_tcp::OverTcp;
+use jetway_io::stream::Io;
+use jetway_io::websocket::Farewell;
 
 /// Steps of one direction before the other directions and tasks get their turn.
 const STEPS_PER_POLL: u32 = 16;
@@ -70,7 +69,7 @@ pub struct RelayLimits {
     /// In total, from the start of the relay.
     pub total: Option<Duration>,
     /// Where the end of one direction need not be that of the session, a side whose WebSocket cannot be half-closed hears later of
-    /// the end of the other ([`WebSocket::poll_end`](crate::websocket::WebSocket::poll_end)).
+    /// the end of the other ([`WebSocket::poll_end`](jetway_io::websocket::WebSocket::poll_end)).
     pub half_close: bool,
     /// When one side has ended and the other has not.
     pub after_end: Option<AfterEnd>,
@@ -1066,8 +1065,9 @@ mod tests {
     use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
     use super::*;
-    use crate::websocket::frames::Role;
-    use crate::websocket::{Ends, WebSocket};
+    use crate::tcp_pair::tcp_pair;
+    use jetway_io::websocket::frames::Role;
+    use jetway_io::websocket::{Ends, WebSocket};
 
     const MIB: u64 = 1024 * 1024;
 
