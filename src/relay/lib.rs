@@ -16,8 +16,8 @@ mod gather;
 pub mod gone;
 pub mod inspected;
 mod parting;
-#[cfg(target_os = "linux")]
 mod side;
+#[cfg(target_os = "linux")]
 mod splice;
 #[cfg(test)]
 #[path = "../io/tcp_pair.rs"]
