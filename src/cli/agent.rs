@@ -110,7 +110,7 @@ pub struct RunArgs {
     /// Tell clients the addresses of this machine, so that those that can reach it come directly
     #[arg(long)]
     pub host_candidates: bool,
-    /// Log filter, as in info,jetway::peer=debug
+    /// Log filter, as in info,jetway_peer=debug
     #[arg(long, default_value = "info")]
     pub log_filter: String,
 }

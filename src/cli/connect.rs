@@ -60,7 +60,7 @@ pub struct Args {
     /// protocol inside
     #[arg(long)]
     pub direct: bool,
-    /// Log filter, as in info,jetway::peer=debug
+    /// Log filter, as in info,jetway_peer=debug
     #[arg(long, default_value = "warn")]
     pub log_filter: String,
 }

@@ -41,22 +41,22 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, info, info_span, warn};
 use uuid::Uuid;
 
-use crate::jet::agent::{
+use crate::bridge::bridge;
+use crate::host::{self, HostCandidate};
+use crate::{Duplex, Granted, Site, tune};
+use jetway_base::limits;
+use jetway_io::websocket::PING_EVERY;
+use jetway_jet::agent::{
     ACCEPT_TYPE, Acceptance, BackOff, Decline, Dial, FromAgent, FromGateway, LOGON_TYPE, Logon,
     NOT_KNOWN, REPLACED, REVOKED,
 };
-use crate::jet::candidate::Transport;
-use crate::jet::exchange::{JetPath, Operation};
-use crate::jet::message::{Answer, Candidate, Offer};
-use crate::limits;
-use crate::peer::bridge::bridge;
-use crate::peer::host::{self, HostCandidate};
-use crate::peer::{Duplex, Granted, Site, tune};
-use crate::token::agent_name::AgentName;
-use crate::token::mint::SigningKey;
-use crate::token::statement;
-use crate::token::target::TargetAddr;
-use crate::websocket::PING_EVERY;
+use jetway_jet::candidate::Transport;
+use jetway_jet::exchange::{JetPath, Operation};
+use jetway_jet::message::{Answer, Candidate, Offer};
+use jetway_token::agent_name::AgentName;
+use jetway_token::mint::SigningKey;
+use jetway_token::statement;
+use jetway_token::target::TargetAddr;
 
 /// How long a target may take to answer.
 const TARGET_TIMEOUT: Duration = Duration::from_secs(10);

@@ -2,7 +2,7 @@
 //!
 //! A peer does not know what is spoken through it, so that the end of one direction leaves the other open, within a bound on silence. But
 //! a connection that has broken carries nothing any more, and that is not read where the other side takes nothing: while a direction is
-//! stuck, or only one is left, both connections are looked at now and then ([`OverTcp::has_broken`](crate::io::over_tcp::OverTcp::has_broken)). What nobody has taken by the end
+//! stuck, or only one is left, both connections are looked at now and then ([`OverTcp::has_broken`](jetway_io::over_tcp::OverTcp::has_broken)). What nobody has taken by the end
 //! is thrown away together with the connection, so that its far side hears of the end at once, and not behind that.
 
 use std::future::{Future, poll_fn};
@@ -15,8 +15,8 @@ use std::time::Duration;
 use tokio::io::{AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::limits;
-use crate::peer::Duplex;
+use crate::Duplex;
+use jetway_base::limits;
 
 /// Silence of the side that is left, after which a bridge ends.
 const PATIENCE: Duration = Duration::from_secs(limits::HALF_CLOSE_S);
@@ -251,10 +251,10 @@ mod tests {
     use tokio::net::TcpStream;
 
     use super::*;
-    use crate::io::over_tcp::OverTcp;
     use crate::tcp_pair::tcp_pair;
-    use crate::websocket::frames::Role;
-    use crate::websocket::{Ends, WebSocket};
+    use jetway_io::over_tcp::OverTcp;
+    use jetway_io::websocket::frames::Role;
+    use jetway_io::websocket::{Ends, WebSocket};
 
     #[tokio::test(start_paused = true)]
     async fn a_side_that_says_nothing_after_the_others_end_does_not_hold_a_session() {

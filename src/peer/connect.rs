@@ -19,11 +19,11 @@ use tracing::debug;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::jet::candidate::{CandidateType, Transport};
-use crate::jet::exchange::{JetPath, Operation};
-use crate::jet::message::{Answer, Candidate, Complete, Offer, Version};
-use crate::peer::{Duplex, Site};
-use crate::token::agent_name::AgentName;
+use crate::{Duplex, Site};
+use jetway_jet::candidate::{CandidateType, Transport};
+use jetway_jet::exchange::{JetPath, Operation};
+use jetway_jet::message::{Answer, Candidate, Complete, Offer, Version};
+use jetway_token::agent_name::AgentName;
 
 /// After the first candidate that works, how long better ones are waited for.
 const SETTLE: Duration = Duration::from_millis(500);

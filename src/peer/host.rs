@@ -17,12 +17,12 @@ use tokio::time::timeout;
 use tracing::debug;
 use uuid::Uuid;
 
-use crate::jet::candidate::{CandidateType, CandidateUrl, Transport};
-use crate::jet::exchange::{JetPath, Operation, Request, Response, Status};
-use crate::jet::message::Candidate;
-use crate::jet::packet::{self, mask};
-use crate::limits;
-use crate::token::target::TargetAddr;
+use jetway_base::limits;
+use jetway_jet::candidate::{CandidateType, CandidateUrl, Transport};
+use jetway_jet::exchange::{JetPath, Operation, Request, Response, Status};
+use jetway_jet::message::Candidate;
+use jetway_jet::packet::{self, mask};
+use jetway_token::target::TargetAddr;
 
 /// How long who connects may take for its request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -84,7 +84,7 @@ impl HostCandidate {
     }
 
     async fn serve(&self, stream: &mut TcpStream, association: Uuid) -> io::Result<bool> {
-        crate::peer::tune(stream)?;
+        crate::tune(stream)?;
         let request = read_request(stream).await?;
         let JetPath {
             operation,

@@ -10,7 +10,7 @@ use serde_json::Value;
 /// The members of the workspace from top to bottom; those of one line stand side by side.
 const MEMBERS: [&[&str]; 7] = [
     &["jetway"],
-    &["jetway-relay", "jetway-store"],
+    &["jetway-peer", "jetway-relay", "jetway-store"],
     &["jetway-io"],
     &["jetway-entry", "jetway-jet", "jetway-stage"],
     &["jetway-policy"],
@@ -19,7 +19,13 @@ const MEMBERS: [&[&str]; 7] = [
 ];
 
 /// The members that may do I/O; all others are core.
-const SHELL: [&str; 4] = ["jetway", "jetway-io", "jetway-relay", "jetway-store"];
+const SHELL: [&str; 5] = [
+    "jetway",
+    "jetway-io",
+    "jetway-peer",
+    "jetway-relay",
+    "jetway-store",
+];
 
 /// What only the shell may reach, however far down.
 const SYSTEM: [&str; 7] = [

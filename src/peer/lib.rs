@@ -16,6 +16,9 @@ pub mod agent;
 pub mod bridge;
 pub mod connect;
 pub mod host;
+#[cfg(test)]
+#[path = "../io/tcp_pair.rs"]
+mod tcp_pair;
 pub mod trust;
 
 use std::io;
@@ -47,18 +50,18 @@ use tracing::{debug, warn};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::frames::Role;
-use crate::io::over_tcp::OverTcp;
-use crate::io::websocket::settings;
-use crate::io::{keep_alive, pem};
-use crate::jet::candidate::{CandidateUrl, Transport};
-use crate::jet::exchange::{self, JetPath, SUB_PROTOCOL, Status};
-use crate::jet::message::Version;
-use crate::jet::packet::{self, mask};
-use crate::limits;
-use crate::peer::trust::TrustedFile;
-use crate::token::target::TargetAddr;
-use crate::websocket::{Ends, HALF_CLOSE_PROTOCOL, WebSocket};
+use crate::trust::TrustedFile;
+use jetway_base::limits;
+use jetway_io::over_tcp::OverTcp;
+use jetway_io::websocket::frames::Role;
+use jetway_io::websocket::settings;
+use jetway_io::websocket::{Ends, HALF_CLOSE_PROTOCOL, WebSocket};
+use jetway_io::{keep_alive, pem};
+use jetway_jet::candidate::{CandidateUrl, Transport};
+use jetway_jet::exchange::{self, JetPath, SUB_PROTOCOL, Status};
+use jetway_jet::message::Version;
+use jetway_jet::packet::{self, mask};
+use jetway_token::target::TargetAddr;
 
 /// From the first packet to an answer.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(15);
