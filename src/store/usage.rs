@@ -8,7 +8,8 @@
 //! What a token's sessions have lasted together is remembered, too: a time limit (`jet_ttl`) is one of all of them, so that to come
 //! back within the window gains no time. A process that is killed loses what its last session has lasted. In a rendezvous tokens of others
 //! take part, that of the acceptor and the one that the association was created with: their time is counted as well ([`Companion`]), so
-//! that to meet one token after the other gains none, either.
+//! that to meet one token after the other gains none, either. It runs while at least one of their sessions does: several at once do not
+//! use it up faster, and gain none.
 //!
 //! A token that has expired is forgotten, since its age refuses it. A clock that was set forward and back would make it young again, so
 //! the latest end of all that were forgotten is remembered, here and on disk: a token that ends no later is refused when it is not
@@ -49,6 +50,8 @@ struct Usage {
     client: IpAddr,
     keep_until: UnixTime,
     state: State,
+    /// Since when its session is open, if one is.
+    open_since: Option<Instant>,
     /// What its sessions have lasted that are over, seconds.
     lasted_s: u64,
 }
@@ -61,11 +64,30 @@ enum State {
     Ended(UnixTime),
 }
 
-/// What sessions have lasted in which a token took part and that another one has opened.
+/// The sessions in which a token takes part and that another one has opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Accompanied {
+    /// How long there was one at least, up to the moment at which there was none any more, seconds.
     lasted_s: u64,
     keep_until: UnixTime,
+    /// How many there are.
+    live: u32,
+    /// Since when there is one.
+    live_since: Instant,
+}
+
+impl Accompanied {
+    /// How long there was one at least until `now`, seconds.
+    fn lasted_until(&self, now: Instant) -> u64 {
+        let live = (self.live > 0).then(|| whole_seconds(self.live_since, now));
+        self.lasted_s.saturating_add(live.unwrap_or(0))
+    }
+}
+
+/// A second that has begun counts: else many short sessions would gain time.
+fn whole_seconds(since: Instant, now: Instant) -> u64 {
+    let lasted = now.saturating_duration_since(since);
+    lasted.as_secs().saturating_add(1)
 }
 
 /// The wrong passwords of one token.
@@ -220,6 +242,7 @@ impl Table {
             client: claim.client,
             keep_until: claim.keep_until,
             state: State::Live(claim.session),
+            open_since: None,
             lasted_s: previous.as_ref().map_or(0, |usage| usage.lasted_s),
         };
         self.put(&claim.token, Some(usage));
@@ -264,39 +287,61 @@ impl Table {
             return lasted_s;
         };
         usage.state = State::Ended(now);
+        usage.open_since = None;
         usage.lasted_s = usage.lasted_s.saturating_add(lasted_s);
         usage.lasted_s
     }
 
-    /// What all sessions have lasted that a token has opened or taken part in, and that are over.
-    fn lasted_s(&self, token: &TokenId) -> u64 {
-        let own = self.tokens.get(token).map_or(0, |usage| usage.lasted_s);
+    /// What all sessions have lasted until `now` that a token has opened or taken part in, seconds.
+    fn lasted_s(&self, token: &TokenId, now: Instant) -> u64 {
+        let own = self.tokens.get(token).map_or(0, |usage| {
+            let open = usage
+                .open_since
+                .map_or(0, |since| whole_seconds(since, now));
+            usage.lasted_s.saturating_add(open)
+        });
         let others = self.accompanied.get(token);
-        own.saturating_add(others.map_or(0, |others| others.lasted_s))
+        own.saturating_add(others.map_or(0, |others| others.lasted_until(now)))
     }
 
-    /// A session is over in which the token took part, after so many seconds; what all of those have lasted. Where there is no room, it
-    /// counts for nothing.
+    /// A session begins in which the token takes part.
     fn accompany(
         &mut self,
         token: &TokenId,
         keep_until: UnixTime,
-        lasted_s: u64,
-        now: UnixTime,
-    ) -> u64 {
+        (now, unix_now): (Instant, UnixTime),
+    ) -> Result<(), UsageError> {
         if self.accompanied.len() >= REMEMBERED_TOKENS && !self.accompanied.contains_key(token) {
-            self.forget_expired(now);
+            self.forget_expired(unix_now);
             if self.accompanied.len() >= REMEMBERED_TOKENS {
-                return lasted_s;
+                return Err(UsageError::Store("too many tokens remembered".to_owned()));
             }
         }
         let known = self.accompanied.entry(token.clone());
         let known = known.or_insert(Accompanied {
             lasted_s: 0,
             keep_until,
+            live: 0,
+            live_since: now,
         });
-        known.lasted_s = known.lasted_s.saturating_add(lasted_s);
-        known.lasted_s
+        if known.live == 0 {
+            known.live_since = now;
+        }
+        known.live = known.live.saturating_add(1);
+        Ok(())
+    }
+
+    /// Such a session is over: what all of them have lasted until `now`, seconds.
+    fn leave(&mut self, token: &TokenId, now: Instant) -> u64 {
+        let Some(known) = self.accompanied.get_mut(token) else {
+            return 0;
+        };
+        let lasted_s = known.lasted_until(now);
+        known.live = known.live.saturating_sub(1);
+        if known.live == 0 {
+            known.lasted_s = lasted_s;
+        }
+        lasted_s
     }
 
     fn remembered(&self) -> usize {
@@ -346,7 +391,8 @@ impl Table {
             keep
         };
         self.guesses.retain(|_, known| known.keep_until >= now);
-        self.accompanied.retain(|_, known| known.keep_until >= now);
+        self.accompanied
+            .retain(|_, known| known.live > 0 || known.keep_until >= now);
         self.spent.retain(|_, keep_until| keep(*keep_until));
         let Self { tokens, shares, .. } = self;
         tokens.retain(|_, usage| {
@@ -397,6 +443,8 @@ impl Usages {
                     let accompanied = Accompanied {
                         lasted_s,
                         keep_until,
+                        live: 0,
+                        live_since: clock::now(),
                     };
                     (token, accompanied)
                 })
@@ -409,6 +457,7 @@ impl Usages {
                 client: record.client,
                 keep_until: record.keep_until,
                 state: State::Ended(record.ended_at.unwrap_or(now)),
+                open_since: None,
                 lasted_s: record.lasted_s,
             };
             table.put(&token, Some(usage));
@@ -448,13 +497,15 @@ impl Usages {
     }
 
     fn try_reserve(self: &Arc<Self>, claim: Claim) -> Result<Reservation, UsageError> {
-        let reserved = self.lock().reserve(&claim, clock::unix_now());
+        let mut table = self.lock();
+        let reserved = table.reserve(&claim, clock::unix_now());
+        let before_s = table.lasted_s(&claim.token, clock::now());
+        drop(table);
         let previous = reserved.inspect_err(|refusal| {
             if matches!(refusal, UsageError::Store(_)) {
                 self.reached.by(refusal);
             }
         })?;
-        let before_s = self.lock().lasted_s(&claim.token);
         Ok(Reservation {
             usages: Arc::clone(self),
             claim,
@@ -468,23 +519,27 @@ impl Usages {
     /// the token.
     ///
     /// # Errors
-    /// They have lasted as long already.
+    /// They have lasted as long already, or there are too many tokens.
     pub fn accompany(
         self: &Arc<Self>,
         token: TokenId,
         keep_until: UnixTime,
         limit: Option<Duration>,
     ) -> Result<Companion, UsageError> {
-        let before = Duration::from_secs(self.lock().lasted_s(&token));
+        let now = clock::now();
+        let mut table = self.lock();
+        let before = Duration::from_secs(table.lasted_s(&token, now));
         if limit.is_some_and(|limit| before >= limit) {
             return Err(UsageError::OverTime);
         }
+        let accompanied = table.accompany(&token, keep_until, (now, clock::unix_now()));
+        drop(table);
+        accompanied.inspect_err(|refusal| self.reached.by(refusal))?;
         Ok(Companion {
             usages: Arc::clone(self),
             token,
             keep_until,
             left: limit.map(|limit| limit.saturating_sub(before)),
-            since: clock::now(),
         })
     }
 
@@ -553,7 +608,11 @@ impl Reservation {
             .put(self.claim.token.clone(), record)
             .await
             .map_err(|error| UsageError::Store(error.to_string()))?;
-        self.opened_at = Some(clock::now());
+        let now = clock::now();
+        self.opened_at = Some(now);
+        if let Some(usage) = self.usages.lock().tokens.get_mut(&self.claim.token) {
+            usage.open_since = Some(now);
+        }
         Ok(())
     }
 
@@ -620,11 +679,9 @@ impl Drop for Reservation {
         if self.opened_at.is_some() || spent {
             // Every window that began then is over.
             let ended = if spent { LONG_AGO } else { clock::unix_now() };
-            // A second that has begun counts: else many short sessions would gain time.
-            let lasted_s = self.opened_at.map_or(0, |opened_at| {
-                let lasted = clock::now().saturating_duration_since(opened_at);
-                lasted.as_secs().saturating_add(1)
-            });
+            let lasted_s = self
+                .opened_at
+                .map_or(0, |opened_at| whole_seconds(opened_at, clock::now()));
             let lasted_s = self.usages.lock().end(&self.claim.token, ended, lasted_s);
             let record = self.record(Some(ended), lasted_s);
             self.usages.disk.put_later(self.claim.token.clone(), record);
@@ -644,7 +701,6 @@ pub struct Companion {
     token: TokenId,
     keep_until: UnixTime,
     left: Option<Duration>,
-    since: Instant,
 }
 
 impl Companion {
@@ -656,9 +712,8 @@ impl Companion {
 
     /// A limit has ended the session: what it has lasted is on disk when this returns.
     pub async fn settle(&self) {
-        let others = self.usages.lock().accompanied.get(&self.token).copied();
-        let others_s = others.map_or(0, |others| others.lasted_s);
-        let lasted_s = others_s.saturating_add(self.lasted_s());
+        let known = self.usages.lock().accompanied.get(&self.token).copied();
+        let lasted_s = known.map_or(0, |known| known.lasted_until(clock::now()));
         let token = &self.token;
         let disk = &self.usages.disk;
         let written = disk.accompany(token.clone(), lasted_s, self.keep_until);
@@ -666,21 +721,12 @@ impl Companion {
             error!(%token, %error, "Cannot store how long a session lasted");
         }
     }
-
-    /// As [`Reservation`] counts it.
-    fn lasted_s(&self) -> u64 {
-        let lasted = clock::now().saturating_duration_since(self.since);
-        lasted.as_secs().saturating_add(1)
-    }
 }
 
 impl Drop for Companion {
     fn drop(&mut self) {
-        let (token, now) = (&self.token, clock::unix_now());
-        let lasted_s = self.lasted_s();
-        let mut table = self.usages.lock();
-        let lasted_s = table.accompany(token, self.keep_until, lasted_s, now);
-        drop(table);
+        let token = &self.token;
+        let lasted_s = self.usages.lock().leave(token, clock::now());
         let disk = &self.usages.disk;
         disk.accompany_later(token.clone(), lasted_s, self.keep_until);
     }
@@ -723,15 +769,40 @@ mod tests {
         let (mut table, token) = (Table::default(), TokenId::new("t1"));
         table.reserve(&claim(HERE, 60), UnixTime(1)).unwrap();
         table.end(&token, UnixTime(31), 30);
-        assert_eq!(
-            table.accompany(&token, UnixTime(1000), 20, UnixTime(60)),
-            20
-        );
-        assert_eq!(table.accompany(&token, UnixTime(1000), 5, UnixTime(70)), 25);
-        assert_eq!(table.lasted_s(&token), 55);
-        assert_eq!(table.lasted_s(&TokenId::new("t2")), 0);
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let begin = |table: &mut Table, seconds| {
+            let now = (at(seconds), UnixTime(60));
+            table.accompany(&token, UnixTime(1000), now).unwrap();
+        };
+        // A second that has begun counts.
+        begin(&mut table, 0);
+        assert_eq!(table.leave(&token, at(19)), 20);
+        // Two at once: one clock for both, which is read while it runs.
+        begin(&mut table, 100);
+        begin(&mut table, 102);
+        assert_eq!(table.lasted_s(&token, at(103)), 30 + 20 + 4);
+        assert_eq!(table.leave(&token, at(105)), 20 + 6);
         table.forget_expired(UnixTime(1001));
-        assert_eq!(table.lasted_s(&token), 0);
+        assert_eq!(table.lasted_s(&token, at(105)), 20 + 6, "one is live yet");
+        assert_eq!(table.leave(&token, at(109)), 20 + 10);
+        assert_eq!(table.lasted_s(&token, at(200)), 20 + 10);
+        assert_eq!(table.lasted_s(&TokenId::new("t2"), at(200)), 0);
+        table.forget_expired(UnixTime(1001));
+        assert_eq!(table.lasted_s(&token, at(200)), 0);
+    }
+
+    #[test]
+    fn the_time_of_a_token_runs_while_its_own_session_is_open() {
+        let (mut table, token) = (Table::default(), TokenId::new("t1"));
+        table.reserve(&claim(HERE, 60), UnixTime(1)).unwrap();
+        let start = Instant::now();
+        assert_eq!(table.lasted_s(&token, start), 0);
+        table.tokens.get_mut(&token).unwrap().open_since = Some(start);
+        let later = start + Duration::from_secs(7);
+        assert_eq!(table.lasted_s(&token, later), 8);
+        table.end(&token, UnixTime(9), 8);
+        assert_eq!(table.lasted_s(&token, later), 8);
     }
 
     #[test]
@@ -1021,6 +1092,26 @@ mod tests {
         table.end(&later.token, UnixTime(1001), 0);
         table.forget_expired(UnixTime(2001));
         assert!(table.tokens.is_empty() && table.shares.is_empty());
+    }
+
+    #[tokio::test]
+    async fn sessions_at_once_gain_a_token_no_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let now = clock::unix_now();
+        let (disk, contents) = Disk::open(&folder.path().join("state.redb"), now).unwrap();
+        let usages = Arc::new(Usages::new(Arc::new(disk), contents.usage, now));
+        let accompany = |limit_s| {
+            let limit = Some(Duration::from_secs(limit_s));
+            usages.accompany(TokenId::new("t1"), now.plus(600), limit)
+        };
+        let first = accompany(60).unwrap();
+        assert_eq!(first.left(), Some(Duration::from_secs(60)));
+        // The second that has begun is none of theirs.
+        let second = accompany(60).unwrap();
+        assert!(second.left() < first.left());
+        assert_eq!(accompany(1).unwrap_err(), UsageError::OverTime);
+        drop((first, second));
+        assert_eq!(accompany(1).unwrap_err(), UsageError::OverTime);
     }
 
     #[tokio::test]
