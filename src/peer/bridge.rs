@@ -329,7 +329,8 @@ mod tests {
         assert!(paused.is_err(), "{paused:?}");
         let mut rest = vec![0; written];
         let (read, flushed) = tokio::join!(far.read_exact(&mut rest), near.flush());
-        (read.unwrap(), flushed.unwrap());
+        read.unwrap();
+        flushed.unwrap();
         far.write_all(b"y").await.unwrap();
         assert_eq!(near.read_u8().await.unwrap(), b'y');
         drop((near, far));

@@ -5,8 +5,8 @@
 //! ([`OverTcp::has_gone`]). Where nothing moves between two looks, or in any case after a few, the session is over.
 //!
 //! The end of a client that has filled every buffer on the way is still in the client's own system, and nothing on this side tells of
-//! it. So bytes of a client whose target takes them slowly are read ahead (`Ahead`) until its end shows, or until there are no more:
-//! then it is still there, and its target may take its time. Memory for that is bounded, for one session and for all together; where it
+//! it. So bytes of a client whose target takes them slowly are read ahead ([`ahead`](super::ahead)) until its end shows, or until there are no more:
+//! then it is still there, and its target may take its time. Memory for that is bounded; where it
 //! ends before the client does, a target that takes next to nothing and says nothing for `STALL_LOOKS` looks has stalled: who is still
 //! there comes back by itself.
 //!
@@ -22,8 +22,7 @@
 //! Other protocols than RDP have half-closes: who has ended may wait for an answer. There only silence ends a session, for the time that
 //! is configured, and nothing is read ahead.
 
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::AfterEnd;
@@ -50,13 +49,6 @@ const TARGET_GONE_LOOKS: u32 = 15;
 /// A target that takes less than this of a client between two looks, bytes, is slow: 256 KiB/s. The ends of clients of others show soon
 /// enough by themselves.
 const SLOW_BYTES: u64 = 1024 * 1024;
-
-/// What is read ahead of one client, bytes: the largest receive buffer that Linux gives a socket by itself (6 MiB, `tcp_rmem`) and the
-/// largest send buffer of a client's system (4 MiB, `tcp_wmem`), twice where a `jetway connect` is in between.
-pub(super) const AHEAD_BYTES: usize = 16 * 1024 * 1024;
-
-/// What is read ahead of all clients together, bytes.
-const ALL_AHEAD_BYTES: usize = 64 * 1024 * 1024;
 
 /// What each direction had moved when it was looked at last, bytes, and what was seen since.
 #[derive(Debug)]
@@ -194,88 +186,6 @@ impl Way {
             self.gone = self.gone.saturating_add(1);
         }
         moved
-    }
-}
-
-/// What came of reading ahead.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Extent {
-    /// The client has ended.
-    Ended,
-    /// All that it has sent was read.
-    All,
-    /// Not all could be read.
-    Full,
-}
-
-/// Bytes of a client that were read while those before them wait for the target.
-#[derive(Debug, Default)]
-pub(super) struct Ahead {
-    /// More is read as it comes.
-    pub(super) wanted: bool,
-    chunks: VecDeque<Box<[u8]>>,
-    bytes: usize,
-    reserved: Reserved,
-}
-
-impl Ahead {
-    /// Whether so many more bytes may be read.
-    pub(super) fn admits(&mut self, more: usize) -> bool {
-        let bytes = self.bytes.saturating_add(more);
-        bytes <= AHEAD_BYTES && self.reserved.grow_to(bytes)
-    }
-
-    /// Adds what was read.
-    pub(super) fn push(&mut self, bytes: Box<[u8]>) {
-        self.bytes = self.bytes.saturating_add(bytes.len());
-        self.chunks.push_back(bytes);
-    }
-
-    /// The next bytes to pass on.
-    pub(super) fn pop(&mut self) -> Option<Box<[u8]>> {
-        let chunk = self.chunks.pop_front();
-        match &chunk {
-            Some(chunk) => self.bytes = self.bytes.saturating_sub(chunk.len()),
-            // The target has caught up.
-            None => *self = Self::default(),
-        }
-        chunk
-    }
-}
-
-/// A part of what may be read ahead of all clients together; given back when dropped.
-#[derive(Debug, Default)]
-pub(super) struct Reserved {
-    bytes: usize,
-}
-
-/// Bytes read ahead of all clients.
-static ALL_AHEAD: AtomicUsize = AtomicUsize::new(0);
-
-/// Bytes read ahead of all clients, for tests.
-#[cfg(test)]
-pub(super) fn all_ahead() -> usize {
-    ALL_AHEAD.load(Ordering::Relaxed)
-}
-
-impl Reserved {
-    /// Makes it at least `bytes`, if there are as many.
-    pub(super) fn grow_to(&mut self, bytes: usize) -> bool {
-        let more = bytes.saturating_sub(self.bytes);
-        let taken = ALL_AHEAD.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |all| {
-            let all = all.checked_add(more)?;
-            (all <= ALL_AHEAD_BYTES).then_some(all)
-        });
-        if taken.is_ok() {
-            self.bytes = self.bytes.max(bytes);
-        }
-        taken.is_ok()
-    }
-}
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        ALL_AHEAD.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -417,35 +327,5 @@ mod tests {
         for _ in 0..100 {
             assert_eq!(looks.judge(&traffic, GONE, GONE, false), Look::GoOn);
         }
-    }
-
-    #[test]
-    fn what_is_read_ahead_of_one_and_of_all_is_bounded_and_comes_out_as_it_went_in() {
-        let mut all: Vec<Ahead> = Vec::new();
-        while all.len() < 100 {
-            let mut ahead = Ahead::default();
-            let before = ahead.bytes;
-            while ahead.admits(1024 * 1024) {
-                ahead.push(vec![7; 1024 * 1024].into());
-            }
-            assert!(ahead.bytes <= AHEAD_BYTES);
-            if ahead.bytes == before {
-                break;
-            }
-            all.push(ahead);
-        }
-        let bytes: usize = all.iter().map(|ahead| ahead.bytes).sum();
-        assert!(bytes <= ALL_AHEAD_BYTES, "{bytes}");
-        drop(all);
-        let mut ahead = Ahead::default();
-        assert!(ahead.admits(3));
-        for chunk in [b"a", b"b", b"c"] {
-            ahead.push(chunk.as_slice().into());
-        }
-        let mut out = Vec::new();
-        while let Some(chunk) = ahead.pop() {
-            out.extend(chunk);
-        }
-        assert_eq!(out, b"abc");
     }
 }

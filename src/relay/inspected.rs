@@ -13,6 +13,7 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
@@ -22,9 +23,10 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use zeroize::{Zeroize, Zeroizing};
 
+use super::ahead::{AHEAD_BYTES, Extent, Reserved};
 use super::copy::to_u64;
 use super::gather::Gather;
-use super::gone::{AHEAD_BYTES, Extent, Look, Looks, Reserved, Stuck};
+use super::gone::{Look, Looks, Stuck};
 use super::parting::{LINGER_TIMEOUT, Parting, linger};
 use super::{Alarm, Clock, Fault, RelayEnd, RelayLimits, STEPS_PER_POLL, Side, Traffic};
 use jetway_io::buffers;
@@ -115,8 +117,8 @@ where
     let mut relay = Relay {
         client: client.stream,
         target: target.stream,
-        up: Lane::new(client.read_ahead),
-        down: Lane::new(target.read_ahead),
+        up: Lane::new(client.read_ahead, limits.client),
+        down: Lane::new(target.read_ahead, None),
         to_client: Outbox::default(),
         to_target: Outbox::default(),
         dying: None,
@@ -637,7 +639,7 @@ where
     lane.fresh = fed.more;
     if !fed.more {
         // What was read ahead has been passed on.
-        lane.ahead = Reserved::default();
+        lane.ahead.give_back();
         lane.ahead_wanted = false;
     }
     outbox.sensitive |= fed.sensitive;
@@ -649,13 +651,13 @@ where
 }
 
 impl Lane {
-    fn new(read_ahead: Vec<u8>) -> Self {
+    fn new(read_ahead: Vec<u8>, client: Option<IpAddr>) -> Self {
         Self {
             state: LaneState::Open,
             fresh: !read_ahead.is_empty(),
             arrived: read_ahead,
             end: None,
-            ahead: Reserved::default(),
+            ahead: Reserved::of(client),
             ahead_wanted: false,
             gather: Gather::default(),
         }
@@ -908,18 +910,18 @@ mod tests {
         lab.play(Phase::Active).await;
         let inputs = [0x04, 0x04, 0x00, 0x1e].repeat(250_000);
         lab.client.write_all(&inputs).await.unwrap();
-        let ahead = crate::gone::all_ahead();
+        let ahead = crate::ahead::all_ahead();
         assert!(ahead >= 900_000, "{ahead}");
         let mut part = vec![0; 300_000];
         lab.target.read_exact(&mut part).await.unwrap();
-        let ahead = crate::gone::all_ahead();
+        let ahead = crate::ahead::all_ahead();
         assert!(ahead >= 500_000, "{ahead}");
         let mut rest = vec![0; inputs.len() - part.len()];
         lab.target.read_exact(&mut rest).await.unwrap();
         assert!([part, rest].concat() == inputs);
         lab.client.write_all(&inputs[..4]).await.unwrap();
         lab.target.read_exact(&mut [0; 4]).await.unwrap();
-        assert_eq!(crate::gone::all_ahead(), 0);
+        assert_eq!(crate::ahead::all_ahead(), 0);
     }
 
     #[tokio::test(start_paused = true)]
@@ -1367,7 +1369,7 @@ mod tests {
             Ok(b"two".to_vec()),
             Err(io::ErrorKind::ConnectionReset.into()),
         ]));
-        let mut lane = Lane::new(Vec::new());
+        let mut lane = Lane::new(Vec::new(), None);
         let mut cx = Context::from_waker(Waker::noop());
         assert!(matches!(
             lane.fill(&mut cx, &mut source),
@@ -1382,7 +1384,7 @@ mod tests {
 
     #[test]
     fn a_lane_at_rest_holds_no_more_than_the_beginning_of_a_frame() {
-        let mut lane = Lane::new(Vec::new());
+        let mut lane = Lane::new(Vec::new(), None);
         let mut cx = Context::from_waker(Waker::noop());
         let (mut far, mut near) = duplex(1024 * 1024);
         let sent = pin!(far.write_all(&[7; 1000])).poll(&mut cx);

@@ -11,6 +11,7 @@
 //! When one side breaks, the other gets what is already on its way to it and an orderly end, since the last message
 //! of a session is often the one that says why it ended.
 
+mod ahead;
 mod copy;
 mod gather;
 pub mod gone;
@@ -25,6 +26,7 @@ mod tcp_pair;
 
 use std::future::{Future, poll_fn};
 use std::io;
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
@@ -35,7 +37,8 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use self::gone::{Ahead, Extent, LOOK_INTERVAL, Look, Looks, Stuck};
+use self::ahead::{Ahead, Extent};
+use self::gone::{LOOK_INTERVAL, Look, Looks, Stuck};
 pub use self::parting::Parting;
 use self::parting::{LINGER_TIMEOUT, drain, linger};
 use self::side::Fault;
@@ -75,6 +78,8 @@ pub struct RelayLimits {
     pub after_end: Option<AfterEnd>,
     /// What the client says first is for the caller ([`RelayEnd::Heard`]).
     pub listen: bool,
+    /// The client's address, by which memory for reading ahead of it is shared out.
+    pub client: Option<IpAddr>,
 }
 
 /// How long a session may go on of which one side has ended.
@@ -212,6 +217,7 @@ async fn run_with(
         target,
         up: Direction {
             held: said.into(),
+            ahead: Ahead::of(limits.client),
             listening: limits.listen,
             ..Direction::new(means, patience_s(TARGET_PATIENCE_S))
         },
@@ -576,7 +582,7 @@ impl Direction {
         Self {
             state: State::Open,
             held: Held::Nothing,
-            ahead: Ahead::default(),
+            ahead: Ahead::of(None),
             pace: Pace::Copy { large: 0 },
             // Whoever wrote to the sink before may have left that to the relay.
             unflushed: true,
@@ -612,7 +618,7 @@ impl Direction {
     fn abandon(&mut self) {
         self.state = State::Abandoned;
         self.held = Held::Nothing;
-        self.ahead = Ahead::default();
+        self.ahead.clear();
     }
 
     /// If that is wanted, reads what is there although the sink has not taken what was read before.

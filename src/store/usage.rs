@@ -769,7 +769,7 @@ mod tests {
         let (mut table, token) = (Table::default(), TokenId::new("t1"));
         table.reserve(&claim(HERE, 60), UnixTime(1)).unwrap();
         table.end(&token, UnixTime(31), 30);
-        let start = Instant::now();
+        let start = clock::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let begin = |table: &mut Table, seconds| {
             let now = (at(seconds), UnixTime(60));
@@ -796,7 +796,7 @@ mod tests {
     fn the_time_of_a_token_runs_while_its_own_session_is_open() {
         let (mut table, token) = (Table::default(), TokenId::new("t1"));
         table.reserve(&claim(HERE, 60), UnixTime(1)).unwrap();
-        let start = Instant::now();
+        let start = clock::now();
         assert_eq!(table.lasted_s(&token, start), 0);
         table.tokens.get_mut(&token).unwrap().open_since = Some(start);
         let later = start + Duration::from_secs(7);

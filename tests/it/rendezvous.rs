@@ -24,7 +24,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::lab::{Lab, Target, failure, log, logged, logged_times, within};
+use crate::lab::{Lab, Target, closed, failure, log, logged, logged_times, within};
 
 /// A gateway with a certificate, and an operator.
 pub(crate) struct Place {
@@ -986,6 +986,28 @@ async fn a_token_that_names_no_association_decides_on_its_own_alone() {
         let head = format!("{method} /jet/association/{own}");
         assert_eq!(place.http(&head, &nameless, "").await.0, 200);
     }
+}
+
+// J-API-3
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_whose_association_is_deleted_ends_and_its_line_says_so() {
+    let place = Place::start("");
+    let association = Uuid::new_v4();
+    let token = place.token(association, json!({}));
+    let candidates = place.association(association, &token).await;
+    let candidate = of(&candidates, "tcp");
+    let accept = path(Operation::Accept, association, candidate);
+    let connect = path(Operation::Connect, association, candidate);
+    let shown = Some(token.as_str());
+    let mut accepted = place.peer("tcp", accept, shown).await.ok().unwrap();
+    let mut connected = place.peer("tcp", connect, shown).await.ok().unwrap();
+    connected.send(b"hello").await;
+    assert_eq!(accepted.receive(5).await, b"hello");
+    let delete = format!("DELETE /jet/association/{association}");
+    assert_eq!(place.http(&delete, &token, "").await.0, 200);
+    assert_eq!(accepted.rest().await, b"");
+    let line = closed(1).await.remove(0);
+    assert_eq!(line["reason"], "its association was deleted");
 }
 
 // J-API-3

@@ -12,6 +12,7 @@ use crate::base::session_id::SessionId;
 use crate::clock;
 use crate::gateway::live::legs::Legs;
 use crate::io::reached::Reached;
+use crate::jet::rendezvous::Refused;
 use crate::limits;
 use crate::refusal::Refusal;
 use crate::relay::Traffic;
@@ -30,6 +31,8 @@ pub enum EndCause {
     Revoked(String),
     /// An operator said so, by the name of their API key.
     Operator(String),
+    /// The association that it is of was deleted, by a peer or because its time is over.
+    Association,
     /// The process stops.
     Shutdown,
 }
@@ -83,7 +86,7 @@ impl Session {
         match cause {
             // Or the client, which comes back by itself, would undo it at once.
             EndCause::Operator(_) => self.spent.set(),
-            EndCause::Revoked(_) | EndCause::Shutdown => {}
+            EndCause::Revoked(_) | EndCause::Association | EndCause::Shutdown => {}
         }
         let _first = self.cause.set(cause);
         self.cancel.cancel();
@@ -113,6 +116,7 @@ impl Session {
         match self.end_cause() {
             Some(EndCause::Revoked(rule)) => Refusal::Revoked(rule.clone()),
             Some(EndCause::Operator(name)) => Refusal::Ended(name.clone()),
+            Some(EndCause::Association) => Refused::UnknownAssociation.into(),
             Some(EndCause::Shutdown) | None => Refusal::ShuttingDown,
         }
     }

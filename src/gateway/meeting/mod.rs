@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::clock;
 use crate::gateway::connection::Client;
-use crate::gateway::live::registry::Session;
+use crate::gateway::live::registry::{EndCause, Session};
 use crate::gateway::meeting::party::{Creator, Shown};
 use crate::io::reached::Reached;
 use crate::jet::candidate::Transport;
@@ -539,6 +539,9 @@ impl MeetingPlace {
             let vouched = table.vouched.iter();
             let revoked = vouched.filter_map(|(id, vouched)| {
                 let rule = rules.revokes(&vouched.token.id, &vouched.token.claims)?;
+                if let Some(session) = &vouched.session {
+                    session.end(EndCause::Revoked(rule.clone()));
+                }
                 Some((*id, rule))
             });
             revoked.collect()
@@ -670,12 +673,15 @@ impl Table {
         }
     }
 
-    /// Forgets what an association was created with, and by whom.
+    /// Forgets what an association was created with, and by whom; ends its session, if one is live.
     fn forget(&mut self, id: Uuid) {
         let Some(vouched) = self.vouched.remove(&id) else {
             return;
         };
         vouched.changed.notify_waiters();
+        if let Some(session) = &vouched.session {
+            session.end(EndCause::Association);
+        }
         let owner = vouched.by.owner(&vouched.token);
         self.shares_of(vouched.by).leave(&owner);
     }

@@ -102,6 +102,9 @@ pub(super) fn describe(session: &Session, end: &RelayEnd) -> String {
         (RelayEnd::Cancelled, Some(EndCause::Operator(name))) => {
             Refusal::Ended(name.clone()).to_string()
         }
+        (RelayEnd::Cancelled, Some(EndCause::Association)) => {
+            "its association was deleted".to_owned()
+        }
         (RelayEnd::Cancelled, Some(EndCause::Shutdown)) => Refusal::ShuttingDown.to_string(),
         (RelayEnd::Closed, _) => "closed by both sides".to_owned(),
         (RelayEnd::Ended(Side::Client), _) => {

@@ -228,6 +228,7 @@ impl Inspected {
             idle: permit.idle_timeout(),
             total: live.time_left(&permit),
             after_end: Some(RDP_AFTER_END),
+            client: Some(live.session.peer.ip()),
             ..RelayLimits::default()
         };
         let way = || way(live.session.end_cause());
@@ -275,7 +276,9 @@ impl Inspected {
 fn way(cause: Option<&EndCause>) -> CancelWay {
     match cause {
         Some(EndCause::Shutdown) => CancelWay::Cut,
-        Some(EndCause::Operator(_) | EndCause::Revoked(_)) | None => CancelWay::Told,
+        Some(EndCause::Operator(_) | EndCause::Revoked(_) | EndCause::Association) | None => {
+            CancelWay::Told
+        }
     }
 }
 

@@ -158,9 +158,12 @@ impl Hearing<'_> {
         let request = request.encode().map_err(|error| told(error.into()))?;
         let deadline = self.started + limits::ESTABLISH_TIMEOUT;
         let answer = ask(deadline, &request, traffic, None, (client, target)).await;
-        let answer = answer.map_err(|refusal| match refusal {
-            Refusal::Gone => untold(refusal),
-            refusal => told(refusal),
+        let answer = answer.map_err(|refusal| {
+            if matches!(refusal, Refusal::Gone) {
+                untold(refusal)
+            } else {
+                told(refusal)
+            }
         })?;
         write(client.io_mut(), &answer)
             .await

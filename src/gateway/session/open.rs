@@ -106,6 +106,7 @@ impl Opened {
                 half_close: manners.half_close,
                 after_end: Some(manners.after_end),
                 listen: listens,
+                client: Some(live.session.peer.ip()),
             };
             let (io, said) = client.into_parts();
             let (target_io, unsent) = target.into_parts();

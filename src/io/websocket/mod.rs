@@ -715,7 +715,11 @@ mod tests {
         let paused = async {
             loop {
                 sleep(Duration::from_secs(4)).await;
-                poll_fn(|cx| Poll::Ready(far.ping_unread(cx))).await;
+                poll_fn(|cx| {
+                    far.ping_unread(cx);
+                    Poll::Ready(())
+                })
+                .await;
             }
         };
         let over = tokio::time::timeout(PING_EVERY * 20, paused).await;
