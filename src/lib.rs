@@ -50,7 +50,7 @@
 //! workspace (`src/token` is the package `jetway-token`), known here by its short name, which builds alone, as the fuzz targets do.
 //! What it may depend on is in its manifest; what it may not call (files, sockets, threads, clocks) is in `src/clippy.toml`; that it
 //! reaches no runtime through its dependencies, a test asks of Cargo (`it::layers`). The **shell** does the I/O; of its parts, [`io`],
-//! [`peer`], [`relay`] and [`store`] are members. Shell uses core, never the other way round.
+//! [`log`], [`peer`], [`relay`] and [`store`] are members. Shell uses core, never the other way round.
 //!
 //! | part | what | uses |
 //! |---|---|---|
@@ -228,7 +228,7 @@ pub mod cli;
 pub mod demo;
 pub mod gateway;
 pub use jetway_io as io;
-pub mod log;
+pub use jetway_log as log;
 pub use jetway_peer as peer;
 pub use jetway_relay as relay;
 pub use jetway_store as store;

@@ -1,9 +1,9 @@
-//! Which lines are written: as many for each address and kind of line as [`log_limit`](crate::log_limit) allows.
+//! Which lines are written: as many for each address and kind of line as [`log_limit`](jetway_base::log_limit) allows.
 //!
 //! A line is known by where it stands in the code, its cause by its fields: `peer` (its own or its connection's) is the
 //! address; `token`, `user`, `agent` or `by` without a `rule` stand in lines about peers that have proved themselves, and
 //! so does `token` beside one. Records of sessions (`audit`) have budgets of their own
-//! ([`session::inspect`](crate::session::inspect)), and so they pass here.
+//! (`jetway::gateway::session::inspect`), and so they pass here.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -16,8 +16,8 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::clock;
-use crate::log_limit::{Cause, LineLimiter, Suppressed};
+use jetway_base::log_limit::{Cause, LineLimiter, Suppressed};
+use jetway_io::clock;
 
 /// The filter.
 #[derive(Clone, Debug, Default)]
@@ -144,7 +144,7 @@ mod tests {
     use tracing_subscriber::layer::SubscriberExt as _;
 
     use super::*;
-    use crate::limits;
+    use jetway_base::limits;
 
     #[derive(Clone, Default)]
     struct Kept(Arc<Mutex<Vec<u8>>>);

@@ -16,7 +16,7 @@ use tracing_subscriber::layer::{Context, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
 use super::queue::Form;
-use crate::escape::Escaping;
+use jetway_base::escape::Escaping;
 
 /// Hands each event on as a line.
 #[derive(Debug)]
@@ -246,7 +246,7 @@ mod tests {
                 tracing::warn!(reason = %said, audit = said, user = Some(said), "Refused {said}");
             });
             assert_eq!(text.lines().count(), 1, "{text:?}");
-            let hidden = |c: char| c != '\n' && c != '\x1b' && crate::escape::is_hidden(c);
+            let hidden = |c: char| c != '\n' && c != '\x1b' && jetway_base::escape::is_hidden(c);
             assert!(!text.contains(hidden), "{text:?}");
             assert!(!text.contains("\u{1b}[2J"), "{text:?}");
             assert_eq!(text.contains('\x1b'), ansi);

@@ -11,7 +11,7 @@ use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use super::filter::LineFilter;
-use crate::{escape, limits};
+use jetway_base::{escape, limits};
 
 /// How often the thread looks for counts that are to be told.
 const TICK: Duration = Duration::from_secs(1);

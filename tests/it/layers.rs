@@ -10,7 +10,7 @@ use serde_json::Value;
 /// The members of the workspace from top to bottom; those of one line stand side by side.
 const MEMBERS: [&[&str]; 7] = [
     &["jetway"],
-    &["jetway-peer", "jetway-relay", "jetway-store"],
+    &["jetway-log", "jetway-peer", "jetway-relay", "jetway-store"],
     &["jetway-io"],
     &["jetway-entry", "jetway-jet", "jetway-stage"],
     &["jetway-policy"],
@@ -19,9 +19,10 @@ const MEMBERS: [&[&str]; 7] = [
 ];
 
 /// The members that may do I/O; all others are core.
-const SHELL: [&str; 5] = [
+const SHELL: [&str; 6] = [
     "jetway",
     "jetway-io",
+    "jetway-log",
     "jetway-peer",
     "jetway-relay",
     "jetway-store",

@@ -1,5 +1,5 @@
 //! The log: lines ([`mod@line`]) to standard error, by a thread of their own ([`queue`]), within limits ([`filter`]), and with nothing in
-//! them that a terminal would obey ([`crate::escape`]).
+//! them that a terminal would obey ([`jetway_base::escape`]).
 
 pub mod filter;
 pub mod line;
@@ -19,7 +19,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use self::filter::LineFilter;
 use self::line::Lines;
 use self::queue::{Form, Queue};
-use crate::log::settings::{LogConfig, LogFormat};
+use crate::settings::{LogConfig, LogFormat};
 
 pub use self::queue::Guard;
 
