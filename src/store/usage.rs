@@ -109,8 +109,8 @@ pub enum UsageError {
     /// The token was used from another address.
     #[error("the token was used already, from another address")]
     OtherAddress,
-    /// The time limit of another token that takes part in the session is used up by others.
-    #[error("the time of another token that takes part is over (jet_ttl, session.time_limit_s)")]
+    /// The time limit of a token that is to take part in the session is used up by others.
+    #[error("the time of a token that takes part is over (jet_ttl, session.time_limit_s)")]
     OverTime,
     /// Too many wrong passwords were shown with the token.
     #[error("the token was spent by wrong passwords (prx_pwd)")]

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::api::{sessions, ticket};
 use crate::lab::{
     CLIENT_HELLO, KEYS, Lab, SELECTED_TLS, Sealing, Target, closed, confirm, failure, forget_log,
-    logged, logged_times, path, request, within,
+    log, logged, logged_times, path, request, within,
 };
 use crate::rendezvous::{self, Peer, Place, of};
 
@@ -161,7 +161,7 @@ async fn what_a_limit_ends_stays_ended() {
 #[tokio::test]
 async fn to_come_back_within_the_window_gains_no_time() {
     let mut lab = Lab::start(&format!(
-        "[session]\ntime_limit_s = 4\n[token]\n{KEYS}reconnect_window_s = 60\n"
+        "[session]\ntime_limit_s = 5\n[token]\n{KEYS}reconnect_window_s = 60\n"
     ));
     let target = Target::start().await;
     let token = lab.token(target.address, json!({}));
@@ -243,6 +243,42 @@ async fn to_accept_again_and_again_gains_no_time() {
     connected.send(b"who").await;
     assert_eq!(accepted.rest().await, b"");
     assert_eq!(logged("Session refused").await["rule"], "over-time");
+}
+
+/// A token whose time others have used up opens nothing: not a session that ends at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_without_time_left_is_refused_before_its_target_is_reached() {
+    let mut place = Place::start(&format!(
+        "[session]\ntime_limit_s = 1\n[token]\n{KEYS}reconnect_window_s = 60\n"
+    ));
+    let association = Uuid::new_v4();
+    let accepting = place.token(association, json!({}));
+    let candidates = place.association(association, &accepting).await;
+    let candidate = of(&candidates, "tcp");
+    let accept = rendezvous::path(Operation::Accept, association, candidate);
+    let connect = rendezvous::path(Operation::Connect, association, candidate);
+    let connecting = place.token(association, json!({}));
+    let accepted = place.peer("tcp", accept, Some(&accepting)).await;
+    let connected = place.peer("tcp", connect, Some(&connecting)).await;
+    let (accepted, mut connected) = (accepted.ok().unwrap(), connected.ok().unwrap());
+    connected.send(b"who").await;
+    assert_eq!(accepted.rest().await, b"who");
+    assert_eq!(closed(1).await[0]["reason"], "time limit reached");
+    forget_log();
+    // It has taken part in a session of another, and would open one of its own now.
+    place.lab.restart().await;
+    let candidates = place.association(association, &accepting).await;
+    let candidate = of(&candidates, "tcp");
+    let accept = rendezvous::path(Operation::Accept, association, candidate);
+    let connect = rendezvous::path(Operation::Connect, association, candidate);
+    let other = place.token(association, json!({}));
+    let accepted = place.peer("tcp", accept, Some(&other)).await;
+    let connected = place.peer("tcp", connect, Some(&accepting)).await;
+    let (accepted, mut connected) = (accepted.ok().unwrap(), connected.ok().unwrap());
+    connected.send(b"who").await;
+    assert_eq!(accepted.rest().await, b"");
+    assert_eq!(logged("Session refused").await["rule"], "over-time");
+    assert!(!log().contains("Session opened"));
 }
 
 /// A gateway that can read encrypted tokens, and has a revocation list.

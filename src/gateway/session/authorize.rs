@@ -16,7 +16,7 @@ use crate::refusal::Refusal;
 use crate::session::authenticate::{Authenticated, ToTarget};
 use crate::session::refuse::Refused;
 use crate::store::redirections::RETURN_WINDOW;
-use crate::store::usage::{Claim, Reservation};
+use crate::store::usage::{Claim, Reservation, UsageError};
 use crate::token::Token;
 use crate::token::claims::Claims;
 
@@ -199,5 +199,10 @@ async fn decide(
         keep_until: token.claims.validity.not_after.plus(config.token.leeway_s),
         spent: session.spent().clone(),
     });
-    Ok((permit, session, reserve.await?))
+    let reservation = reserve.await?;
+    let limit = permit.time_limit();
+    if limit.is_some_and(|limit| reservation.left_of(limit).is_zero()) {
+        return Err(UsageError::OverTime.into());
+    }
+    Ok((permit, session, reservation))
 }
