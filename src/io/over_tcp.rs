@@ -47,6 +47,14 @@ pub trait OverTcp {
         }
     }
 
+    /// Takes [`break_on_drop`](Self::break_on_drop) back.
+    fn close_on_drop(&self) {
+        if let Some(tcp) = self.tcp() {
+            // Likewise.
+            let _ = SockRef::from(tcp).set_linger(None);
+        }
+    }
+
     /// Shows the peer that this side is alive although it does not read for now. TCP does so by itself; for a WebSocket above it, this
     /// has to be called now and then.
     fn keep_alive_unread(&mut self, _cx: &mut Context<'_>) {}

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use zeroize::{Zeroize, Zeroizing};
 
@@ -27,7 +27,7 @@ use super::ahead::{AHEAD_BYTES, Extent, Reserved};
 use super::copy::to_u64;
 use super::gather::Gather;
 use super::gone::{Look, Looks, Stuck};
-use super::parting::{LINGER_TIMEOUT, Parting, linger};
+use super::parting::{Parting, linger, part_from_target};
 use super::{Alarm, Clock, Fault, RelayEnd, RelayLimits, STEPS_PER_POLL, Side, Traffic};
 use jetway_io::buffers;
 use jetway_io::low_water::LowWater;
@@ -189,8 +189,10 @@ where
                     Parting::new(part(client, to_client, Vec::new(), &traffic.to_client))
                 }
                 Some(Side::Target) => {
-                    let parting = part_from_target(target, to_target, Vec::new(), traffic);
-                    Parting::new(parting)
+                    let closing = async move |target: &mut T| {
+                        say_and_linger(target, to_target, Vec::new(), &traffic.to_target).await;
+                    };
+                    Parting::new(part_from_target(target, closing))
                 }
                 None => Parting::done(),
             };
@@ -214,10 +216,13 @@ where
     };
     let to_user = tracker.farewell(Direction::ToClient, code, sink);
     let to_server = tracker.farewell(Direction::ToTarget, code, sink);
+    let closing = async move |target: &mut T| {
+        say_and_linger(target, to_target, to_server, &traffic.to_target).await;
+    };
     let parting = async move {
         tokio::join!(
             part(client, to_client, to_user, &traffic.to_client),
-            part_from_target(target, to_target, to_server, traffic),
+            part_from_target(target, closing),
         );
     };
     (end, Parting::new(parting))
@@ -229,17 +234,6 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     say_and_linger(&mut stream, outbox, farewell, count).await;
-}
-
-/// Likewise, for as long as a target has; then its connection breaks.
-async fn part_from_target<S>(mut stream: S, outbox: Outbox, farewell: Vec<u8>, traffic: &Traffic)
-where
-    S: AsyncRead + AsyncWrite + OverTcp + Unpin,
-{
-    let parting = say_and_linger(&mut stream, outbox, farewell, &traffic.to_target);
-    if timeout(LINGER_TIMEOUT, parting).await.is_err() {
-        stream.break_on_drop();
-    }
 }
 
 async fn say_and_linger<S>(stream: &mut S, outbox: Outbox, farewell: Vec<u8>, count: &AtomicU64)
@@ -815,6 +809,7 @@ mod tests {
 
     use tokio::io::{DuplexStream, ReadBuf, duplex};
     use tokio::task::JoinHandle;
+    use tokio::time::timeout;
 
     use super::*;
     use crate::tcp_pair::tcp_pair;

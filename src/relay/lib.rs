@@ -40,7 +40,7 @@ use tokio_util::sync::CancellationToken;
 use self::ahead::{Ahead, Extent};
 use self::gone::{LOOK_INTERVAL, Look, Looks, Stuck};
 pub use self::parting::Parting;
-use self::parting::{LINGER_TIMEOUT, drain, linger};
+use self::parting::{LINGER_TIMEOUT, drain, linger, part_from_target};
 use self::side::Fault;
 pub use self::side::{Side, Traffic};
 use jetway_io::over_tcp::OverTcp;
@@ -324,20 +324,16 @@ fn part(end: &RelayEnd, left: Option<Side>, client: Io, target: Io) -> Parting<'
     let is_tls = matches!(left, Io::Tls(_) | Io::TargetTls(_));
     let cut = is_tls && farewell.is_some();
     Parting::new(async move {
-        let closing = async {
+        let closing = async |stream: &mut Io| {
             if cut {
-                break_off(&mut left).await;
+                break_off(stream).await;
             } else {
-                linger(&mut left).await;
+                linger(stream).await;
             }
         };
         match side {
-            Side::Client => closing.await,
-            Side::Target => {
-                if timeout(LINGER_TIMEOUT, closing).await.is_err() {
-                    left.break_on_drop();
-                }
-            }
+            Side::Client => closing(&mut left).await,
+            Side::Target => part_from_target(left, closing).await,
         }
     })
 }
@@ -1644,6 +1640,58 @@ mod tests {
         let start = Instant::now();
         assert!(matches!(relay.task.await.unwrap(), RelayEnd::IdleTimeout));
         assert_eq!(start.elapsed().as_secs(), 60);
+    }
+
+    /// So that whoever comes back at once finds its token as the end has left it.
+    #[tokio::test(start_paused = true)]
+    async fn neither_side_sees_an_end_that_comes_from_here_before_the_parting_begins() {
+        for cancels in [false, true] {
+            let (mut client, gateway_client) = tcp_pair().await;
+            let (gateway_target, mut target) = tcp_pair().await;
+            let (client_io, target_io) = (Io::Tcp(gateway_client), Io::Tcp(gateway_target));
+            let (traffic, cancel) = (Traffic::default(), CancellationToken::new());
+            if cancels {
+                cancel.cancel();
+            }
+            let limits = limits(None, Some(5));
+            let (end, parting) = run(client_io, target_io, &traffic, limits, cancel).await;
+            assert_eq!(matches!(end, RelayEnd::Cancelled), cancels, "{end:?}");
+            for side in [&mut client, &mut target] {
+                let read = timeout(Duration::from_secs(60), side.read(&mut [0])).await;
+                assert!(read.is_err(), "{read:?}");
+            }
+            parting.finish().await;
+            for side in [&mut client, &mut target] {
+                assert_eq!(side.read(&mut [0]).await.unwrap(), 0);
+            }
+        }
+    }
+
+    /// Whoever carries it, as an agent does, learns at once that nobody is here any more.
+    #[tokio::test(start_paused = true)]
+    async fn the_connection_of_a_target_that_does_not_end_breaks_when_it_had_its_time() {
+        for waits in [false, true] {
+            let (client, gateway_client) = tcp_pair().await;
+            let (gateway_target, mut target) = tcp_pair().await;
+            let (client_io, target_io) = (Io::Tcp(gateway_client), Io::Tcp(gateway_target));
+            let (traffic, cancel) = (Traffic::default(), CancellationToken::new());
+            let limits = RelayLimits {
+                after_end: Some(RDP_AFTER_END),
+                ..RelayLimits::default()
+            };
+            drop(client);
+            let (_end, mut parting) = run(client_io, target_io, &traffic, limits, cancel).await;
+            if waits {
+                parting.begin().await;
+            } else {
+                // As when there is no place for who needs longer.
+                let _ = timeout(Duration::ZERO, parting.begin()).await;
+            }
+            drop(parting);
+            // The end has been said before.
+            let _end = target.read_to_end(&mut Vec::new()).await;
+            target.write_all(b"x").await.unwrap_err();
+        }
     }
 
     #[tokio::test]

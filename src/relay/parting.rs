@@ -14,6 +14,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, sink};
 use tokio::time::timeout;
 
+use jetway_io::over_tcp::OverTcp;
+
 /// How long a side whose session is over may take to close, before the session is accounted for.
 pub(super) const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -82,6 +84,14 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         LINGERING.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Closes a target's connection by `closing`, for as long as a target has. Where it takes longer, or is dropped, the connection breaks.
+pub(super) async fn part_from_target<S: OverTcp>(mut stream: S, closing: impl AsyncFnOnce(&mut S)) {
+    stream.break_on_drop();
+    if timeout(LINGER_TIMEOUT, closing(&mut stream)).await.is_ok() {
+        stream.close_on_drop();
     }
 }
 
