@@ -1344,7 +1344,7 @@ async fn an_association_is_met_again_within_the_window_until_an_operator_ends_it
         within(client.read_exact(&mut echo)).await.unwrap();
         if session < 3 {
             drop(client);
-            crate::lab::closed(session).await;
+            closed(session).await;
             continue;
         }
         let (_, sessions) = place.http("GET /jet/sessions", OPERATOR, "").await;
@@ -1354,7 +1354,7 @@ async fn an_association_is_met_again_within_the_window_until_an_operator_ends_it
         let mut rest = Vec::new();
         let _end = within(client.read_to_end(&mut rest)).await;
     }
-    crate::lab::closed(3).await;
+    closed(3).await;
     assert!(place.peer("wss", accept, Some(&token)).await.is_err());
     assert_eq!(failure(&mut place.lab.client(&token).await).await, 5);
 }
