@@ -70,6 +70,10 @@
 //! | [`demo`] | a target and a client to try it with | io, rdp, entry |
 //! | [`cli`] | the commands | all above |
 //!
+//! What the tests of several members share (recorded sessions, certificates, sockets, processes that end with their value) is a member
+//! for `[dev-dependencies]` alone, `tests/lab`; `tests/it/lab.rs` and `tests/peers/lab` have what stands on it: a gateway in the test's
+//! own process, and real clients and targets around the real binary.
+//!
 //! No two files import each other.
 //!
 //! # What always holds
@@ -232,9 +236,6 @@ pub use jetway_log as log;
 pub use jetway_peer as peer;
 pub use jetway_relay as relay;
 pub use jetway_store as store;
-#[cfg(test)]
-#[path = "io/tcp_pair.rs"]
-mod tcp_pair;
 
 // Short names.
 pub use crate::base::{address, escape, limits, log_limit, time};

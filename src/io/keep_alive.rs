@@ -49,8 +49,9 @@ pub fn give_time(stream: &TcpStream, time: Duration) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use jetway_lab::net::tcp_pair;
+
     use super::*;
-    use crate::tcp_pair::tcp_pair;
 
     #[tokio::test]
     async fn a_peer_that_vanishes_is_noticed_and_one_that_pauses_may_have_more_time() {

@@ -11,6 +11,4 @@ pub mod private_file;
 pub mod reached;
 pub mod read_ahead;
 pub mod stream;
-#[cfg(test)]
-mod tcp_pair;
 pub mod websocket;

@@ -85,11 +85,11 @@ impl LowWater for tokio::io::DuplexStream {
 mod tests {
     use std::task::{Context, Waker};
 
+    use jetway_lab::net::tcp_pair;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::task::yield_now;
 
     use super::*;
-    use crate::tcp_pair::tcp_pair;
 
     #[tokio::test]
     async fn a_reader_sleeps_until_the_mark_is_reached_or_lowered_or_the_peer_ends() {

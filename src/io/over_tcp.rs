@@ -165,8 +165,9 @@ impl OverTcp for tokio::io::DuplexStream {
 
 #[cfg(test)]
 mod tests {
+    use jetway_lab::net::tcp_pair;
+
     use super::*;
-    use crate::tcp_pair::tcp_pair;
 
     #[tokio::test]
     async fn a_peer_that_has_ended_or_broken_off_is_seen_behind_what_was_not_read() {

@@ -319,8 +319,9 @@ impl AsyncWrite for Stream {
 
 #[cfg(test)]
 mod tests {
+    use jetway_lab::net::tcp_pair;
+
     use super::*;
-    use crate::tcp_pair::tcp_pair;
 
     #[tokio::test]
     async fn all_slices_of_a_vectored_write_reach_the_socket_at_once() {

@@ -247,11 +247,11 @@ const BRIDGE_STEPS: u32 = 16;
 
 #[cfg(test)]
 mod tests {
+    use jetway_lab::net::tcp_pair;
     use tokio::io::AsyncReadExt;
     use tokio::net::TcpStream;
 
     use super::*;
-    use crate::tcp_pair::tcp_pair;
     use jetway_io::over_tcp::OverTcp;
     use jetway_io::websocket::frames::Role;
     use jetway_io::websocket::{Ends, WebSocket};

@@ -16,9 +16,6 @@ pub mod agent;
 pub mod bridge;
 pub mod connect;
 pub mod host;
-#[cfg(test)]
-#[path = "../io/tcp_pair.rs"]
-mod tcp_pair;
 pub mod trust;
 
 use std::io;

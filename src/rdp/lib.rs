@@ -181,18 +181,3 @@ const TPKT_VERSION: [u8; 2] = [0x03, 0x00];
 
 /// TPKT header (4), LI, code, DST-REF (2), SRC-REF (2), CLASS OPTION.
 const FIXED_BYTES: usize = 11;
-
-/// The PDUs of a recorded session and who sent them: see `tests/golden/sessions/README.md`.
-#[cfg(test)]
-fn recording(mut rest: &[u8]) -> Vec<(Direction, Vec<u8>)> {
-    let mut records = Vec::new();
-    while let Some((&from, behind)) = rest.split_first() {
-        let (length, behind) = behind.split_first_chunk().unwrap();
-        let length = usize::try_from(u32::from_le_bytes(*length)).unwrap();
-        let (pdu, behind) = behind.split_at(length);
-        let directions = [Direction::ToTarget, Direction::ToClient];
-        records.push((directions[usize::from(from)], pdu.to_vec()));
-        rest = behind;
-    }
-    records
-}

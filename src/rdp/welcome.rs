@@ -250,15 +250,15 @@ pub(super) const FRAMES: usize = 48;
 #[cfg(test)]
 mod tests {
     use ironrdp_pdu::gcc::ServerGccBlocks;
+    use jetway_lab::recording;
 
     use super::*;
-    use crate::{Direction, recording};
 
     /// What a recorded client says up to its Client Info PDU, the last frame.
-    fn frames(recorded: &[u8]) -> Vec<Vec<u8>> {
+    fn frames(recorded: &str) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
-        for (direction, frame) in recording(recorded) {
-            if direction == Direction::ToTarget {
+        for (is_client, frame) in recording::session(recorded, [true, false]) {
+            if is_client {
                 let is_data = matches!(mcs::decode(&frame), Ok((Mcs::SendData { .. }, _)));
                 frames.push(frame);
                 if is_data {
@@ -276,7 +276,7 @@ mod tests {
     }
 
     /// Welcomes a recorded client; the Server GCC blocks it got and its Client Info.
-    fn welcome(recorded: &[u8]) -> (Welcome, ServerGccBlocks, Vec<u8>) {
+    fn welcome(recorded: &str) -> (Welcome, ServerGccBlocks, Vec<u8>) {
         let frames = frames(recorded);
         let (info, joining) = frames.split_last().unwrap();
         let (initial, joining) = joining.split_first().unwrap();
@@ -303,9 +303,7 @@ mod tests {
 
     #[test]
     fn a_client_that_joins_every_channel_is_welcome() {
-        let (welcome, blocks, info) = welcome(include_bytes!(
-            "../../tests/golden/sessions/gdi-tls-shadow2.rec"
-        ));
+        let (welcome, blocks, info) = welcome("gdi-tls-shadow2");
         let client = welcome.client().unwrap();
         let asked = u16::try_from(client.channels.len()).unwrap();
         let expected: Vec<u16> = (1004..1004 + asked).collect();
@@ -320,9 +318,7 @@ mod tests {
 
     #[test]
     fn joins_are_skipped_and_a_message_channel_is_given_where_the_client_asks() {
-        let (welcome, blocks, _) = welcome(include_bytes!(
-            "../../tests/golden/sessions/egfx-nla-shadow3.rec"
-        ));
+        let (welcome, blocks, _) = welcome("egfx-nla-shadow3");
         let asked = u16::try_from(welcome.client().unwrap().channels.len()).unwrap();
         assert_eq!(
             blocks.core.optional_data.early_capability_flags,

@@ -807,13 +807,14 @@ mod tests {
     use std::task::Waker;
     use std::time::Duration;
 
+    use jetway_lab::net::tcp_pair;
+    use jetway_lab::tls::tls_pair;
     use tokio::io::{DuplexStream, ReadBuf, duplex};
     use tokio::task::JoinHandle;
     use tokio::time::timeout;
 
     use super::*;
-    use crate::tcp_pair::tcp_pair;
-    use crate::tests::{part_from_all, reset, tls_pair};
+    use crate::tests::{part_from_all, reset};
     use jetway_rdp::budget::Budget;
     use jetway_rdp::event::{Event, Grounds, HeldMessage, Interest, Phase, Termination, Verdict};
     use jetway_rdp::tracker::Settings;
@@ -1788,16 +1789,7 @@ mod tests {
     }
 
     fn recording() -> Vec<(Direction, Vec<u8>)> {
-        let mut rest: &[u8] = include_bytes!("../../tests/golden/sessions/gdi-tls-shadow2.rec");
-        let mut records = Vec::new();
-        while let Some((&from, behind)) = rest.split_first() {
-            let (length, behind) = behind.split_first_chunk().unwrap();
-            let length = usize::try_from(u32::from_le_bytes(*length)).unwrap();
-            let (pdu, behind) = behind.split_at(length);
-            let directions = [Direction::ToTarget, Direction::ToClient];
-            records.push((directions[usize::from(from)], pdu.to_vec()));
-            rest = behind;
-        }
-        records
+        let directions = [Direction::ToTarget, Direction::ToClient];
+        jetway_lab::recording::session("gdi-tls-shadow2", directions)
     }
 }

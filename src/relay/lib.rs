@@ -20,9 +20,6 @@ mod parting;
 mod side;
 #[cfg(target_os = "linux")]
 mod splice;
-#[cfg(test)]
-#[path = "../io/tcp_pair.rs"]
-mod tcp_pair;
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -1059,15 +1056,13 @@ mod tests {
     use std::sync::Arc;
 
     use bytes::BufMut;
+    use jetway_lab::net::tcp_pair;
+    use jetway_lab::tls::tls_pair;
     use socket2::SockRef;
     use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
     use tokio::task::JoinHandle;
-    use tokio_rustls::rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
-    use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
-    use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
     use super::*;
-    use crate::tcp_pair::tcp_pair;
     use jetway_io::websocket::frames::Role;
     use jetway_io::websocket::{Ends, WebSocket};
 
@@ -2065,27 +2060,5 @@ mod tests {
             .set_linger(Some(Duration::ZERO))
             .unwrap();
         drop(stream);
-    }
-
-    pub(super) async fn tls_pair() -> (client::TlsStream<TcpStream>, server::TlsStream<TcpStream>) {
-        let certified = rcgen::generate_simple_self_signed(vec!["gateway.test".into()]).unwrap();
-        let certificate = certified.cert.der().clone();
-        let key = PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
-        let server_config = ServerConfig::builder()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.clone()], key.into())
-            .unwrap();
-        let mut roots = RootCertStore::empty();
-        roots.add(certificate).unwrap();
-        let client_config = ClientConfig::builder()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let (near, far) = tcp_pair().await;
-        let name = ServerName::try_from("gateway.test").unwrap();
-        let (near, far) = tokio::join!(
-            TlsConnector::from(Arc::new(client_config)).connect(name, near),
-            TlsAcceptor::from(Arc::new(server_config)).accept(far)
-        );
-        (near.unwrap(), far.unwrap())
     }
 }

@@ -215,10 +215,10 @@ fn transfer(
 
 #[cfg(test)]
 mod tests {
+    use jetway_lab::net::tcp_pair;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::tcp_pair::tcp_pair;
 
     #[test]
     fn no_more_pipes_than_the_limit_and_empty_ones_are_reused() {

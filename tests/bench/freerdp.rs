@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use jetway::clock;
-use rustix::process::{Pid, Signal, kill_process};
+use jetway_lab::process::TerminateOnDrop;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
@@ -302,32 +302,11 @@ fn to_json(all: &[Figures]) -> Value {
 
 // ---- the programs ----
 
-/// A child process, asked to go and then ended.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // xfreerdp3 leaves a dead FUSE mount behind when it is killed at once.
-        if let Some(pid) = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw) {
-            let _ = kill_process(pid, Signal::TERM);
-        }
-        let start = clock::now();
-        while start.elapsed() < Duration::from_secs(3) {
-            if let Ok(Some(_)) = self.0.try_wait() {
-                return;
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// The displays and the target; fields are dropped in order.
 struct Lab {
     pair: Pair,
-    animated: std::cell::OnceCell<Process>,
-    shadow: Process,
+    animated: std::cell::OnceCell<TerminateOnDrop>,
+    shadow: TerminateOnDrop,
     target: Display,
     client: Display,
     port: u16,
@@ -336,7 +315,7 @@ struct Lab {
 
 struct Display {
     name: String,
-    _server: Process,
+    _server: TerminateOnDrop,
 }
 
 impl Display {
@@ -350,7 +329,7 @@ impl Display {
             .stderr(Stdio::null())
             .spawn()
             .context("Xvfb")?;
-        let server = Process(server);
+        let server = TerminateOnDrop(server);
         let number = wait_for("a display", || {
             let text = fs::read_to_string(&numbered)?;
             Ok(text.strip_suffix('\n').map(str::to_owned))
@@ -397,7 +376,7 @@ impl Lab {
             .stderr(log)
             .spawn()
             .context(pair.target())?;
-        let shadow = Process(shadow);
+        let shadow = TerminateOnDrop(shadow);
         wait_for("the target", || Ok(is_listening(port)?.then_some(())))?;
         Ok(Self {
             pair,
@@ -435,13 +414,13 @@ impl Lab {
             .stderr(Stdio::null())
             .spawn()
             .context("xterm")?;
-        let _ = self.animated.set(Process(terminal));
+        let _ = self.animated.set(TerminateOnDrop(terminal));
         Ok(())
     }
 }
 
 struct Client {
-    _process: Process,
+    _process: TerminateOnDrop,
     /// That its session is active, or the last it said.
     news: mpsc::Receiver<Result<Instant, String>>,
 }
@@ -466,7 +445,7 @@ impl Client {
             .spawn()
             .context(lab.pair.client())?;
         let output = process.stdout.take().context("no output")?;
-        let process = Process(process);
+        let process = TerminateOnDrop(process);
         let (sender, news) = mpsc::channel();
         thread::spawn(move || {
             let mut last = String::new();

@@ -19,6 +19,9 @@ use jetway::relay::{self, RelayLimits, Traffic};
 use jetway::stream::Io;
 use jetway::token::algorithm::{Algorithm, KeyManagement, SignatureAlgorithm};
 use jetway::token::mint::{self, EncryptionKey, SigningKey};
+use jetway_lab::certificate;
+use jetway_lab::net::free_address;
+use jetway_lab::process::KillOnDrop;
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
@@ -160,7 +163,7 @@ pub(crate) struct Path {
     pub(crate) kind: Kind,
     address: SocketAddr,
     target_port: u16,
-    child: Option<Child>,
+    child: Option<KillOnDrop>,
     /// Descriptors it had before anything went through it.
     descriptors: Mutex<usize>,
     issuer: Option<Issuer>,
@@ -217,8 +220,8 @@ impl Path {
         settings: &str,
     ) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
-        let port = match kind {
-            Kind::Direct | Kind::TlsDirect => goal.port,
+        let address = match kind {
+            Kind::Direct | Kind::TlsDirect => SocketAddr::from((Ipv4Addr::LOCALHOST, goal.port)),
             Kind::Haproxy
             | Kind::HaproxySplice
             | Kind::Threads
@@ -227,9 +230,8 @@ impl Path {
             | Kind::HaproxyTls
             | Kind::FreerdpProxy
             | Kind::Pyrdp
-            | Kind::JetwayInspected => free_port()?,
+            | Kind::JetwayInspected => free_address(),
         };
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let mut issuer = None;
         let child = match kind {
             Kind::Direct | Kind::TlsDirect => None,
@@ -267,7 +269,7 @@ impl Path {
             kind,
             address,
             target_port: goal.port,
-            child,
+            child: child.map(KillOnDrop),
             descriptors: Mutex::new(0),
             issuer,
             next: AtomicU32::new(0),
@@ -314,7 +316,7 @@ impl Path {
 
     /// The process in between.
     pub(crate) fn process(&self) -> Option<u32> {
-        self.child.as_ref().map(Child::id)
+        self.child.as_ref().map(|child| child.id())
     }
 
     pub(crate) fn target_process(&self) -> u32 {
@@ -477,15 +479,6 @@ impl Path {
     }
 }
 
-impl Drop for Path {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
 fn haproxy(
     folder: &TempDir,
     address: SocketAddr,
@@ -506,6 +499,10 @@ fn haproxy(
     for host in 1..=ADDRESSES {
         config.push_str(&format!("  server s{host} 127.0.3.{host}:{target_port}\n"));
     }
+    start_haproxy(folder, &config)
+}
+
+fn start_haproxy(folder: &TempDir, config: &str) -> anyhow::Result<Child> {
     let file = folder.path().join("haproxy.cfg");
     fs::write(&file, config)?;
     // In the foreground, so that the process is ours to watch and to end.
@@ -539,16 +536,7 @@ listen bench
 ",
         identity.both.display()
     );
-    let file = folder.path().join("haproxy.cfg");
-    fs::write(&file, config)?;
-    Command::new("haproxy")
-        .arg("-db")
-        .arg("-f")
-        .arg(file)
-        .stdout(log_file(folder)?)
-        .stderr(log_file(folder)?)
-        .spawn()
-        .context("haproxy")
+    start_haproxy(folder, &config)
 }
 
 /// As its own template, with TLS on both sides and every session to one target.
@@ -651,18 +639,15 @@ pub(crate) struct Identity {
 }
 
 pub(crate) fn identity(folder: &TempDir) -> anyhow::Result<Identity> {
-    let certified = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()])?;
-    let (certificate, key) = (certified.cert.pem(), certified.signing_key.serialize_pem());
-    let file = |name| folder.path().join(name);
-    let identity = Identity {
-        certificate: file("tls.pem"),
-        key: file("tls.key"),
-        both: file("tls.both"),
-    };
-    fs::write(&identity.both, format!("{certificate}{key}"))?;
-    fs::write(&identity.certificate, certificate)?;
-    fs::write(&identity.key, key)?;
-    Ok(identity)
+    let identity = certificate::Identity::self_signed(&["localhost"]);
+    let [certificate, key] = identity.write(folder.path(), ["tls.pem", "tls.key"]);
+    let both = folder.path().join("tls.both");
+    fs::write(&both, identity.pem() + &identity.key_pem())?;
+    Ok(Identity {
+        certificate,
+        key,
+        both,
+    })
 }
 
 fn configure(
@@ -725,12 +710,6 @@ pub(crate) fn log_file(folder: &TempDir) -> anyhow::Result<Stdio> {
         .append(true)
         .open(folder.path().join("log"))?;
     Ok(file.into())
-}
-
-pub(crate) fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
-        .local_addr()?
-        .port())
 }
 
 /// Accepts, connects to the target, and relays by `kind`.

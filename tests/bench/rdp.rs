@@ -5,17 +5,18 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::thread;
 
 use anyhow::{Context, bail, ensure};
 use jetway::rdp::connection_request;
 use jetway::rdp::frame;
-use openssl::pkey::PKey;
+use jetway_lab::certificate::Identity;
+use jetway_lab::recording;
+use jetway_lab::tls::set_identity;
 use openssl::ssl::{
     SslAcceptor, SslConnector, SslContextBuilder, SslMethod, SslStream, SslVerifyMode, SslVersion,
 };
-use openssl::x509::X509;
 
 use crate::target::CONNECTION_CONFIRM;
 
@@ -231,8 +232,8 @@ impl Session {
 
     /// The connection sequence as the recording has it: what `mine` sent is sent, what the other sent is waited for.
     fn play(&mut self, mine: u8) -> anyhow::Result<()> {
-        for (position, (from, pdu)) in recording().enumerate() {
-            if from == mine {
+        for (position, (from, pdu)) in RECORDING.iter().enumerate() {
+            if *from == mine {
                 self.tls.write_all(pdu)?;
             } else {
                 self.read_pdu()
@@ -247,11 +248,8 @@ impl Session {
 
 /// Serves every connection in a thread of its own until the process ends.
 pub(crate) fn serve(listener: &TcpListener) -> anyhow::Result<()> {
-    let certified = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()])?;
     let mut builder = SslAcceptor::mozilla_modern_v5(SslMethod::tls_server())?;
-    let key = PKey::private_key_from_pem(certified.signing_key.serialize_pem().as_bytes())?;
-    builder.set_private_key(&key)?;
-    builder.set_certificate(X509::from_der(certified.cert.der())?.as_ref())?;
+    set_identity(&mut builder, &Identity::self_signed(&["localhost"]));
     restrict(&mut builder)?;
     let acceptor = Arc::new(builder.build());
     loop {
@@ -365,18 +363,12 @@ fn read_file(session: &mut Session) -> anyhow::Result<()> {
 const CLIENT_SENDS: u8 = 0;
 const TARGET_SENDS: u8 = 1;
 
-/// From MCS Connect Initial to Font Map.
-fn recording() -> impl Iterator<Item = (u8, &'static [u8])> {
-    let mut rest: &[u8] = include_bytes!("../golden/sessions/gdi-tls-shadow2.rec");
-    std::iter::from_fn(move || {
-        let (&from, behind) = rest.split_first()?;
-        let (length, behind) = behind.split_first_chunk()?;
-        let (pdu, behind) = behind.split_at_checked(u32::from_le_bytes(*length) as usize)?;
-        rest = behind;
-        Some((from, pdu))
-    })
-    .take(CONNECTION_SEQUENCE_PDUS)
-}
+/// From MCS Connect Initial to Font Map; read once, so that no session waits for the file.
+static RECORDING: LazyLock<Vec<(u8, Vec<u8>)>> = LazyLock::new(|| {
+    let mut pdus = recording::session("gdi-tls-shadow2", [CLIENT_SENDS, TARGET_SENDS]);
+    pdus.truncate(CONNECTION_SEQUENCE_PDUS);
+    pdus
+});
 
 /// PDUs of the recording until the target has sent its Font Map.
 const CONNECTION_SEQUENCE_PDUS: usize = 30;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, Command};
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -15,6 +15,8 @@ use anyhow::{Context, ensure};
 use futures_util::StreamExt;
 use jetway::clock;
 use jetway::jet::exchange::{JetPath, Operation};
+use jetway_lab::net::{free_address, is_listening};
+use jetway_lab::process::KillOnDrop;
 use openssl::ssl::{SslAcceptor, SslFiletype, SslMethod};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
@@ -68,7 +70,7 @@ struct Round {
 
 /// A process that is ours to end.
 struct Ours {
-    child: Child,
+    child: KillOnDrop,
     address: SocketAddr,
     _folder: TempDir,
 }
@@ -76,13 +78,6 @@ struct Ours {
 impl Ours {
     fn connect(&self) -> anyhow::Result<TcpStream> {
         Ok(TcpStream::connect(self.address)?)
-    }
-}
-
-impl Drop for Ours {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -495,7 +490,7 @@ fn listening(mut command: Command, address: SocketAddr, folder: TempDir) -> anyh
         .spawn()
         .with_context(|| format!("{command:?}"))?;
     let ours = Ours {
-        child,
+        child: KillOnDrop(child),
         address,
         _folder: folder,
     };
@@ -508,23 +503,8 @@ fn listening(mut command: Command, address: SocketAddr, folder: TempDir) -> anyh
     anyhow::bail!("nothing listens on {address}")
 }
 
-/// Whether somebody listens there; connecting would be a session.
-fn is_listening(port: u16) -> anyhow::Result<bool> {
-    let table = fs::read_to_string("/proc/net/tcp")?;
-    let local = format!(":{port:04X}");
-    Ok(table.lines().skip(1).any(|line| {
-        let mut fields = line.split_whitespace().skip(1);
-        let at = fields.next().is_some_and(|at| at.ends_with(&local));
-        at && fields.nth(1) == Some("0A")
-    }))
-}
-
-fn free_address() -> anyhow::Result<SocketAddr> {
-    Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, path::free_port()?)))
-}
-
 fn plain_relay() -> anyhow::Result<Ours> {
-    let address = free_address()?;
+    let address = free_address();
     let mut command = Command::new(std::env::current_exe()?);
     command.args([RELAY_ARGUMENT, &address.to_string()]);
     listening(command, address, tempfile::tempdir()?)
@@ -537,7 +517,7 @@ fn node_relay() -> anyhow::Result<Option<Ours>> {
         eprintln!("node or ws is not installed: measuring without them");
         return Ok(None);
     }
-    let address = free_address()?;
+    let address = free_address();
     let mut command = Command::new("node");
     command
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/bench/relay.js"))
@@ -571,7 +551,7 @@ fn websocat() -> Option<PathBuf> {
 
 /// From a WebSocket that it accepts to one that it opens, or to TCP; binary messages of up to 64 KiB.
 fn start_websocat(program: &std::path::Path, goal: &str) -> anyhow::Result<Ours> {
-    let address = free_address()?;
+    let address = free_address();
     let mut command = Command::new(program);
     command.args(["--binary", &format!("ws-l:{address}"), goal]);
     listening(command, address, tempfile::tempdir()?)
@@ -580,7 +560,7 @@ fn start_websocat(program: &std::path::Path, goal: &str) -> anyhow::Result<Ours>
 /// HAProxy in front of a WebSocket server: past the handshake it moves bytes and does not look at frames.
 fn haproxy(port: u16, tls: bool) -> anyhow::Result<(Ours, SslAcceptor)> {
     let folder = tempfile::tempdir()?;
-    let address = free_address()?;
+    let address = free_address();
     let identity = path::identity(&folder)?;
     let (bind, server) = match tls {
         true => (

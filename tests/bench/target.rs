@@ -4,12 +4,13 @@
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use anyhow::Context;
 use jetway::rdp::connection_request::{self, ConnectionRequest, NegotiationRequest};
+use jetway_lab::process::KillOnDrop;
 use socket2::{Domain, Socket, Type};
 
 use crate::rdp;
@@ -79,7 +80,7 @@ pub(crate) struct Target {
     pub(crate) port: u16,
     /// Where RDP sessions go.
     pub(crate) rdp_port: u16,
-    child: Child,
+    child: KillOnDrop,
 }
 
 impl Target {
@@ -95,7 +96,7 @@ impl Target {
         Ok(Self {
             port: port.parse()?,
             rdp_port: rdp_port.parse()?,
-            child,
+            child: KillOnDrop(child),
         })
     }
 
@@ -111,13 +112,6 @@ impl Target {
         stream.read_exact(&mut answer)?;
         let count = answer.last_chunk().context("no count")?;
         Ok(u64::from_be_bytes(*count))
-    }
-}
-
-impl Drop for Target {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -15,6 +15,8 @@ use jetway::stage::Pipeline;
 use jetway::stage::inspector::{AuditEvent, Inspector, SessionStatistics};
 use serde_json::{Value, json};
 
+use crate::sessions;
+
 #[test]
 fn text_and_files_that_were_copied_both_ways_are_in_the_records() {
     let records = audit("frdp3_xrdp_cliprdr");
@@ -233,7 +235,7 @@ fn whole_sessions_are_read_through_the_pipeline() {
             budget: Budget::default(),
         });
         let (mut onward, mut back) = (Vec::new(), Vec::new());
-        for (direction, mut pdu) in session(name) {
+        for (direction, mut pdu) in sessions::read(name) {
             tracker
                 .feed(direction, &mut pdu, &mut pipeline, &mut onward, &mut back)
                 .unwrap();
@@ -344,24 +346,6 @@ fn recording(name: &str) -> Vec<(Direction, String, Vec<u8>)> {
             (direction, channel, pdu)
         })
         .collect()
-}
-
-/// The PDUs of a whole session: who sent it, length, bytes.
-fn session(name: &str) -> Vec<(Direction, Vec<u8>)> {
-    let bytes = fs::read(folder("sessions").join(format!("{name}.rec"))).unwrap();
-    let mut rest = bytes.as_slice();
-    let mut pdus = Vec::new();
-    while let Some((from, behind)) = rest.split_first() {
-        let (length, behind) = behind.split_first_chunk().unwrap();
-        let (pdu, behind) = behind.split_at(u32::from_le_bytes(*length).try_into().unwrap());
-        let direction = match from {
-            0 => Direction::ToTarget,
-            _ => Direction::ToClient,
-        };
-        pdus.push((direction, pdu.to_vec()));
-        rest = behind;
-    }
-    pdus
 }
 
 fn names() -> Vec<String> {

@@ -4,8 +4,6 @@
 //! with a second reader (`ironrdp-pdu`) and by the signatures of blocks, not with the code under test.
 
 use std::fmt::Write as _;
-use std::fs;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use ironrdp_core::decode as ironrdp_decode;
@@ -611,23 +609,7 @@ impl Sink for Log {
     }
 }
 
-/// A recording: for each PDU who sent it (0 the client, 1 the target), its length (u32, little-endian), and it.
-fn read(name: &str) -> Vec<(Direction, Vec<u8>)> {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/sessions");
-    let bytes = fs::read(folder.join(format!("{name}.rec"))).unwrap();
-    let mut rest = bytes.as_slice();
-    let mut records = Vec::new();
-    while let Some((&from, behind)) = rest.split_first() {
-        let (length, behind) = behind.split_first_chunk().unwrap();
-        let length = usize::try_from(u32::from_le_bytes(*length)).unwrap();
-        let (pdu, behind) = behind.split_at(length);
-        let direction = match from {
-            0 => Direction::ToTarget,
-            1 => Direction::ToClient,
-            _ => panic!("who is {from}?"),
-        };
-        records.push((direction, pdu.to_vec()));
-        rest = behind;
-    }
-    records
+/// The PDUs of a recorded session.
+pub(crate) fn read(name: &str) -> Vec<(Direction, Vec<u8>)> {
+    jetway_lab::recording::session(name, [Direction::ToTarget, Direction::ToClient])
 }

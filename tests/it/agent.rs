@@ -12,6 +12,7 @@ use jetway::peer::Site;
 use jetway::peer::agent::{self, Settings};
 use jetway::token::mint::{self, SigningKey};
 use jetway::token::{KeyDocument, KeyUsage, statement};
+use jetway_lab::certificate::Identity;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -22,6 +23,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_util::sync::CancellationToken;
 
+use crate::api::http_json;
 use crate::lab::{
     CLIENT_HELLO, Lab, SELECTED_TLS, Target, closed, confirm, failure, log, logged, logged_times,
     path, until, within,
@@ -53,10 +55,8 @@ impl Branch {
         let port = free_port();
         let digest = hex::encode(openssl::sha::sha256(OPERATOR.as_bytes()));
         let files = tempfile::tempdir().unwrap();
-        let (certificate, key) = (files.path().join("c.pem"), files.path().join("k.pem"));
-        let certified = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-        std::fs::write(&certificate, certified.cert.pem()).unwrap();
-        std::fs::write(&key, certified.signing_key.serialize_pem()).unwrap();
+        let identity = Identity::self_signed(&["127.0.0.1"]);
+        let [certificate, key] = identity.write(files.path(), ["c.pem", "k.pem"]);
         let lab = Lab::start(&format!(
             "[[listener]]\naddress = \"127.0.0.1:{port}\"\n\
              [tls]\ncertificate = {certificate:?}\nkey = {key:?}\n\
@@ -72,17 +72,7 @@ impl Branch {
     }
 
     pub(crate) async fn http(&self, head: &str, bearer: &str, body: &str) -> (u16, Value) {
-        let mut stream = self.lab.connect().await;
-        let length = body.len();
-        let request = format!(
-            "{head} HTTP/1.1\r\nHost: gw\r\nAuthorization: Bearer {bearer}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
-        );
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut text = String::new();
-        within(stream.read_to_string(&mut text)).await.unwrap();
-        let status = text.split(' ').nth(1).unwrap().parse().unwrap();
-        let body = text.split_once("\r\n\r\n").unwrap().1;
-        (status, serde_json::from_str(body).unwrap_or(Value::Null))
+        http_json(&self.lab, "gw", head, bearer, body).await
     }
 
     async fn invite(&self, changes: Value) -> (u16, Value) {
@@ -1212,8 +1202,8 @@ async fn an_agent_whose_certificate_name_or_key_is_wrong_says_which_and_ends() {
     };
     let (ca, key) = (file("ca.pem"), file("agent/agent.private.pem"));
 
-    let stranger = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-    std::fs::write(file("other-ca.pem"), stranger.cert.pem()).unwrap();
+    let stranger = Identity::self_signed(&["127.0.0.1"]);
+    std::fs::write(file("other-ca.pem"), stranger.pem()).unwrap();
     let (status, told) = ended(with(&gateway, &file("other-ca.pem"), &key, NAME)).await;
     assert_eq!(status, Some(1), "{told}");
     assert!(

@@ -1,5 +1,7 @@
 //! HTTP, TLS and JET on the same port.
 
+use jetway_lab::certificate::Identity;
+use jetway_lab::tls::{certificate_der, client_config};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -8,8 +10,24 @@ use crate::lab::{Lab, Target, failure, logged, request, within};
 
 /// Sends one HTTP request; returns status and body.
 pub(crate) async fn http(lab: &Lab, head: &str, body: &str) -> (u16, String) {
-    let mut stream = lab.connect().await;
-    exchange(&mut stream, head, body).await
+    let head = format!("{head}\r\nHost: gw");
+    exchange(&mut lab.connect().await, &head, body).await
+}
+
+/// The same for `host`, by the bearer of a token or of an API key, if there is one; a body that is not JSON is null.
+pub(crate) async fn http_json(
+    lab: &Lab,
+    host: &str,
+    head: &str,
+    bearer: &str,
+    body: &str,
+) -> (u16, Value) {
+    let mut head = format!("{head} HTTP/1.1\r\nHost: {host}");
+    if !bearer.is_empty() {
+        head.push_str(&format!("\r\nAuthorization: Bearer {bearer}"));
+    }
+    let (status, body) = exchange(&mut lab.connect().await, &head, body).await;
+    (status, serde_json::from_str(&body).unwrap_or(Value::Null))
 }
 
 async fn exchange(
@@ -18,9 +36,7 @@ async fn exchange(
     body: &str,
 ) -> (u16, String) {
     let length = body.len();
-    let request = format!(
-        "{head}\r\nHost: gw\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
-    );
+    let request = format!("{head}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut bytes = Vec::new();
     // TLS peers may close without close_notify.
@@ -215,22 +231,20 @@ async fn tls_carries_http_and_rdp_and_without_a_certificate_says_so() {
     within(refused.read_to_end(&mut alert)).await.unwrap();
     assert_eq!(alert, [0x15, 3, 3, 0, 2, 2, 0x31]);
 
-    let certified = rcgen::generate_simple_self_signed(["gw.test".to_owned()]).unwrap();
+    let identity = Identity::self_signed(&["gw.test"]);
     let folder = tempfile::tempdir().unwrap();
-    let (certificate, key) = (folder.path().join("c.pem"), folder.path().join("k.pem"));
-    std::fs::write(&certificate, certified.cert.pem()).unwrap();
-    std::fs::write(&key, certified.signing_key.serialize_pem()).unwrap();
+    let [certificate, key] = identity.write(folder.path(), ["c.pem", "k.pem"]);
     let lab = Lab::start(&format!(
         "[tls]\ncertificate = {certificate:?}\nkey = {key:?}\n[api]\nplain_http = \"off\"\n"
     ));
     let target = Target::start().await;
     let (status, answer) = http(&lab, "GET /jet/health HTTP/1.1", "").await;
     assert_eq!(status, 403, "{answer}");
-    let mut tls = tls_connect(&lab, &certified).await;
-    let (status, _) = exchange(&mut tls, "GET /jet/health HTTP/1.1", "").await;
+    let mut tls = tls_connect(&lab, &identity).await;
+    let (status, _) = exchange(&mut tls, "GET /jet/health HTTP/1.1\r\nHost: gw", "").await;
     assert_eq!(status, 200);
 
-    let mut tls = tls_connect(&lab, &certified).await;
+    let mut tls = tls_connect(&lab, &identity).await;
     let token = lab.token(target.address, json!({}));
     let mut bytes = jetway::rdp::preconnection::encode_v2(0, &token).unwrap();
     bytes.extend(request(None).encode().unwrap());
@@ -243,17 +257,9 @@ async fn tls_carries_http_and_rdp_and_without_a_certificate_says_so() {
     within(tls.read_exact(&mut echo)).await.unwrap();
 }
 
-async fn tls_connect(
-    lab: &Lab,
-    certified: &rcgen::CertifiedKey<rcgen::KeyPair>,
-) -> tokio_rustls::client::TlsStream<TcpStream> {
-    let mut roots = tokio_rustls::rustls::RootCertStore::empty();
-    roots.add(certified.cert.der().clone()).unwrap();
-    let config = tokio_rustls::rustls::ClientConfig::builder()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+async fn tls_connect(lab: &Lab, identity: &Identity) -> tokio_rustls::client::TlsStream<TcpStream> {
     let name = "gw.test".try_into().unwrap();
-    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+    let connector = tokio_rustls::TlsConnector::from(client_config(certificate_der(identity)));
     within(connector.connect(name, lab.connect().await))
         .await
         .unwrap()

@@ -1,58 +1,32 @@
 //! Targets that an authority vouches for (`target.verify = "ca"`): what their certificates may be for.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use jetway::rdp::connection_request::{self, PROTOCOL_SSL};
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use jetway_lab::certificate::Authority;
+use jetway_lab::rcgen::ExtendedKeyUsagePurpose;
+use jetway_lab::tls::server_config;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 
 use crate::agent::Branch;
 use crate::lab::{SELECTED_TLS, confirm, forget_log, logged, opened};
 use crate::proof::{offering, send, tls};
 
-/// A root, and what it signs with.
-struct Authority {
-    pem: String,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        let issuer = Issuer::new(params, key);
-        Self { pem, issuer }
-    }
-
-    /// A target that takes TLS alone, with a certificate for these purposes.
-    async fn target(&self, purposes: &[ExtendedKeyUsagePurpose]) -> SocketAddr {
-        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-        params.extended_key_usages = purposes.to_vec();
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap().der().clone();
-        let key = PrivatePkcs8KeyDer::from(key.serialize_der());
-        let config = ServerConfig::builder()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate], key.into())
-            .unwrap();
-        let acceptor = TlsAcceptor::from(Arc::new(config));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, acceptor.clone()));
-            }
-        });
-        address
-    }
+/// A target that takes TLS alone, with a certificate for these purposes.
+async fn target(authority: &Authority, purposes: &[ExtendedKeyUsagePurpose]) -> SocketAddr {
+    let identity = authority.certify(&["localhost"], purposes);
+    let acceptor = TlsAcceptor::from(server_config(&identity));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(serve(stream, acceptor.clone()));
+        }
+    });
+    address
 }
 
 async fn serve(mut stream: TcpStream, acceptor: TlsAcceptor) {
@@ -70,10 +44,10 @@ async fn serve(mut stream: TcpStream, acceptor: TlsAcceptor) {
 #[tokio::test(flavor = "multi_thread")]
 async fn certificates_for_remote_desktop_alone_and_for_any_purpose_are_taken_and_those_for_clients_not()
  {
-    let authority = Authority::new();
+    let authority = Authority::generate();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("ca.pem");
-    std::fs::write(&file, &authority.pem).unwrap();
+    std::fs::write(&file, authority.pem()).unwrap();
     let site = Branch::start_with(&format!(
         "[session]\ninspect = \"always\"\n[target]\nverify = \"ca\"\nca = {file:?}\n"
     ));
@@ -91,7 +65,7 @@ async fn certificates_for_remote_desktop_alone_and_for_any_purpose_are_taken_and
         (vec![ExtendedKeyUsagePurpose::ClientAuth], false),
         (vec![ExtendedKeyUsagePurpose::CodeSigning], false),
     ] {
-        let target = authority.target(&purposes).await;
+        let target = target(&authority, &purposes).await;
         let changes = json!({ "dst_hst": format!("localhost:{}", target.port()) });
         let token = site.lab.token(target, changes);
         forget_log();

@@ -10,11 +10,11 @@ use jetway::demo::desktop::Desktop;
 use jetway::demo::target;
 use jetway::jet::exchange::Operation;
 use jetway::peer::Site;
+use jetway_lab::certificate::Identity;
+use jetway_lab::tls::{server_config, thumbprint};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -41,24 +41,17 @@ pub(crate) struct Desk {
 
 impl Desk {
     pub(crate) async fn start() -> Self {
-        let certified = rcgen::generate_simple_self_signed(["desk.test".to_owned()]).unwrap();
-        let certificate = certified.cert.der().clone();
-        let thumbprint = hex::encode(openssl::sha::sha256(&certificate));
-        let key = PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
-        let tls = ServerConfig::builder()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate], key.into())
-            .unwrap();
+        let identity = Identity::self_signed(&["desk.test"]);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(target::serve(
             listener,
-            Arc::new(tls),
+            server_config(&identity),
             CancellationToken::new(),
         ));
         Self {
             address,
-            thumbprint,
+            thumbprint: thumbprint(&identity),
         }
     }
 

@@ -6,25 +6,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::lab::{
-    CLIENT_HELLO, Lab, SELECTED_TLS, Target, confirm, failure, logged, request, within,
+    CLIENT_HELLO, Lab, SELECTED_TLS, Target, confirm, failure, logged, request, speaker, within,
 };
-
-/// A target that says `banner` first and then echoes.
-async fn speaker(banner: &'static [u8]) -> std::net::SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            tokio::spawn(async move {
-                stream.write_all(banner).await.unwrap();
-                let (mut read, mut write) = stream.split();
-                let _ended = tokio::io::copy(&mut read, &mut write).await;
-            });
-        }
-    });
-    address
-}
 
 async fn announce(lab: &Lab, token: &str, first: &[u8]) -> TcpStream {
     let mut client = lab.connect().await;

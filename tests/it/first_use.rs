@@ -9,13 +9,14 @@ use jetway::rdp::connection_request::{self, PROTOCOL_HYBRID, PROTOCOL_SSL};
 use jetway::rdp::credssp::server::{Progress, Server};
 use jetway::rdp::credssp::{SubjectPublicKeyInfo, frame_length};
 use jetway::rdp::negotiation::ConnectionConfirm;
+use jetway_lab::certificate;
+use jetway_lab::tls::{server_config, thumbprint};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio_rustls::{TlsAcceptor, client::TlsStream};
 
 use crate::agent::{Branch, NAME};
@@ -39,20 +40,12 @@ struct Identity {
 
 impl Identity {
     fn new() -> Self {
-        let certified = rcgen::generate_simple_self_signed(["desk.test".to_owned()]).unwrap();
-        let certificate = certified.cert.der().clone();
-        let info = SubjectPublicKeyInfo::of_certificate(&certificate).unwrap();
-        let public_key = info.key.to_vec();
-        let thumbprint = hex::encode(openssl::sha::sha256(&certificate));
-        let key = PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
-        let tls = ServerConfig::builder()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate], key.into())
-            .unwrap();
+        let identity = certificate::Identity::self_signed(&["desk.test"]);
+        let info = SubjectPublicKeyInfo::of_certificate(identity.certificate()).unwrap();
         Self {
-            tls: Arc::new(tls),
-            public_key,
-            thumbprint,
+            tls: server_config(&identity),
+            public_key: info.key.to_vec(),
+            thumbprint: thumbprint(&identity),
         }
     }
 }

@@ -7,12 +7,12 @@ use jetway::demo::client::{Session, Visit};
 use jetway::rdp::negotiation;
 use jetway::rdp::preconnection;
 use jetway::token::mint::{self, SigningKey};
+use jetway_lab::certificate::Identity;
+use jetway_lab::tls::{server_config, thumbprint};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::handshake::client::Request;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -21,38 +21,14 @@ use uuid::Uuid;
 use crate::behind::Desk;
 use crate::lab::{
     CLIENT_HELLO, KEYS, Lab, SELECTED_TLS, Sealing, Target, closed, forget_log, log, logged,
-    logged_times, path as file, request, within,
+    logged_times, path as file, request, speaker, within,
 };
 use crate::rendezvous::{OPERATOR, Peer, Place, bridge_seen, handshake};
 
-/// A target that says `banner` when somebody connects, and what it hears after that.
-async fn speaker(banner: &'static [u8]) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            tokio::spawn(async move {
-                stream.write_all(banner).await.unwrap();
-                let (mut read, mut write) = stream.split();
-                let _ended = tokio::io::copy(&mut read, &mut write).await;
-            });
-        }
-    });
-    address
-}
-
 /// A target that speaks TLS: it says something, and what it hears after that; and the thumbprint of its certificate.
 async fn tls_speaker() -> (SocketAddr, String) {
-    let certified = rcgen::generate_simple_self_signed(["inside.test".to_owned()]).unwrap();
-    let certificate = certified.cert.der().clone();
-    let thumbprint = hex::encode(openssl::sha::sha256(&certificate));
-    let key = PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
-    let tls = ServerConfig::builder()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate], key.into())
-        .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    let identity = Identity::self_signed(&["inside.test"]);
+    let acceptor = TlsAcceptor::from(server_config(&identity));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let target = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -73,7 +49,7 @@ async fn tls_speaker() -> (SocketAddr, String) {
             });
         }
     });
-    (target, thumbprint)
+    (target, thumbprint(&identity))
 }
 
 fn asked(leg: &str, association: Uuid) -> Request {

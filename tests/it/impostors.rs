@@ -2,16 +2,15 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 
 use futures_util::{SinkExt, StreamExt};
 use jetway::cli::agent::GatewayArgs;
+use jetway_lab::certificate::Identity;
+use jetway_lab::tls::server_config;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio_rustls::server::TlsStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -240,19 +239,14 @@ struct Impostor {
 
 impl Impostor {
     async fn start(folder: &std::path::Path) -> Self {
-        let certified = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        let identity = Identity::self_signed(&["127.0.0.1"]);
         let ca = folder.join("impostor.pem");
-        std::fs::write(&ca, certified.cert.pem()).unwrap();
-        let key = PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
-        let config = ServerConfig::builder()
-            .with_no_client_auth()
-            .with_single_cert(vec![certified.cert.der().clone()], key.into())
-            .unwrap();
+        std::fs::write(&ca, identity.pem()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         Self {
             listener,
-            acceptor: TlsAcceptor::from(Arc::new(config)),
+            acceptor: TlsAcceptor::from(server_config(&identity)),
             args: GatewayArgs {
                 gateway: format!("https://{address}").parse().unwrap(),
                 ca: Some(ca),

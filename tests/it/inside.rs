@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use jetway::demo::client::{Session, Visit};
 use jetway::demo::desktop::Desktop;
 use jetway::demo::target;
+use jetway_lab::certificate::Identity;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -17,9 +18,7 @@ use crate::lab::{Lab, SELECTED_TLS, Sealing, closed, forget_log, log, logged, wi
 fn lab(target: SocketAddr) -> (Lab, Sealing, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
-    let certified = rcgen::generate_simple_self_signed(["gw.test".to_owned()]).unwrap();
-    std::fs::write(path("c.pem"), certified.cert.pem()).unwrap();
-    std::fs::write(path("k.pem"), certified.signing_key.serialize_pem()).unwrap();
+    Identity::self_signed(&["gw.test"]).write(folder.path(), ["c.pem", "k.pem"]);
     let sealing = Sealing::new();
     let digest = hex::encode(openssl::sha::sha256(b"operator-secret"));
     let lab = Lab::start(&format!(

@@ -1,4 +1,5 @@
-//! A gateway in this process, a target that answers as RDP does, and clients that write bytes.
+//! A gateway in this process, a target that answers as RDP does, and clients that write bytes. What other tests use as well is in
+//! `tests/lab`.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -17,6 +18,7 @@ use jetway::rdp::preconnection;
 use jetway::token::algorithm::{Algorithm, KeyManagement, SignatureAlgorithm};
 use jetway::token::key::Key;
 use jetway::token::mint::{self, EncryptionKey, SigningKey};
+pub(crate) use jetway_lab::wait::PATIENCE;
 use openssl::bn::BigNumRef;
 use openssl::ec::EcKey;
 use openssl::ecdsa::EcdsaSig;
@@ -24,9 +26,6 @@ use openssl::sha::sha256;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-
-/// Longer than anything here takes; a test that waits so long has failed.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The first bytes of a TLS ClientHello: what a client says after a Connection Confirm that selects TLS.
 pub(crate) const CLIENT_HELLO: &[u8] =
@@ -320,6 +319,23 @@ impl Target {
     pub(crate) fn requests(&self) -> Vec<Vec<u8>> {
         self.requests.lock().unwrap().clone()
     }
+}
+
+/// A target that sends `banner` to whoever connects, and then echoes.
+pub(crate) async fn speaker(banner: &'static [u8]) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                stream.write_all(banner).await.unwrap();
+                let (mut read, mut write) = stream.split();
+                let _ended = tokio::io::copy(&mut read, &mut write).await;
+            });
+        }
+    });
+    address
 }
 
 async fn answer(mut stream: TcpStream, requests: Arc<Mutex<Vec<Vec<u8>>>>) {

@@ -8,7 +8,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// The members of the workspace from top to bottom; those of one line stand side by side.
-const MEMBERS: [&[&str]; 7] = [
+const MEMBERS: [&[&str]; 8] = [
     &["jetway"],
     &["jetway-log", "jetway-peer", "jetway-relay", "jetway-store"],
     &["jetway-io"],
@@ -16,7 +16,11 @@ const MEMBERS: [&[&str]; 7] = [
     &["jetway-policy"],
     &["jetway-rdp", "jetway-token"],
     &["jetway-base"],
+    &[LAB],
 ];
+
+/// For tests alone: no member uses it but in `[dev-dependencies]`.
+const LAB: &str = "jetway-lab";
 
 /// The members that may do I/O; all others are core.
 const SHELL: [&str; 6] = [
@@ -78,15 +82,24 @@ fn members_use_those_below_them_alone_and_the_core_reaches_no_runtime_and_no_sys
 
     for member in &members {
         let name = names[member];
-        let direct = list(&nodes[member]["deps"]).map(|dep| text(&dep["pkg"]));
-        for used in direct.filter(|used| members.contains(used)) {
+        for dependency in list(&nodes[member]["deps"]) {
+            let used = text(&dependency["pkg"]);
+            if !members.contains(used) {
+                continue;
+            }
+            let mut kinds = list(&dependency["dep_kinds"]);
+            let for_tests = kinds.all(|kind| kind["kind"] == "dev");
+            assert!(
+                names[used] != LAB || for_tests,
+                "{name} uses {LAB} outside of its tests"
+            );
             assert!(
                 floor(name) < floor(names[used]),
                 "{name} uses {}",
                 names[used]
             );
         }
-        if SHELL.contains(&name) {
+        if SHELL.contains(&name) || name == LAB {
             continue;
         }
         let mut reached = HashSet::from([*member]);
@@ -116,7 +129,10 @@ fn no_core_member_has_rules_of_its_own_for_clippy() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     assert!(root.join("clippy.toml").exists());
     let core = MEMBERS.concat();
-    for member in core.iter().filter(|member| !SHELL.contains(member)) {
+    for member in core
+        .iter()
+        .filter(|member| !SHELL.contains(member) && **member != LAB)
+    {
         let folder = root.join(member.trim_start_matches("jetway-"));
         assert!(folder.join("Cargo.toml").exists(), "{member}");
         for own in ["clippy.toml", ".clippy.toml"] {
@@ -156,11 +172,9 @@ fn one_part_of_the_gateway_dials() {
         let name = path.strip_prefix(&root).unwrap().to_string_lossy();
         // The demo's client and peers are clients of the gateway, not parts of it.
         let client = name.starts_with("demo/") || name.starts_with("peer/");
-        // Compiled for tests alone.
-        let test = name == "io/tcp_pair.rs";
         let dials = production_code(&path).contains("TcpStream::connect");
         assert!(
-            !dials || client || test || name == "gateway/upstream/mod.rs",
+            !dials || client || name == "gateway/upstream/mod.rs",
             "{name} dials"
         );
     }

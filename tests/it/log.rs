@@ -11,6 +11,7 @@ use jetway::limits;
 use jetway::rdp::preconnection;
 use jetway::token::algorithm::{Algorithm, KeyManagement, SignatureAlgorithm};
 use jetway::token::mint::{self, EncryptionKey, SigningKey};
+use jetway_lab::process::KillOnDrop;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -387,7 +388,7 @@ fn serve_into_a_pipe(folder: &Path) -> (Served, PipeReader) {
         .stderr(writer)
         .spawn()
         .unwrap();
-    (Served(child), reader)
+    (Served(KillOnDrop(child)), reader)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,12 +19,12 @@ use jetway::jet::exchange::{JetPath, Operation, Request};
 use jetway::jet::message::Version;
 use jetway::jet::packet;
 use jetway::peer::Site;
+use jetway_lab::certificate::Identity;
+use jetway_lab::tls::{certificate_der, client_config, server_config};
 use openssl::sha::Sha256;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf};
 use tokio::task::JoinSet;
-use tokio_rustls::rustls::pki_types::PrivateKeyDer;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -311,17 +311,10 @@ async fn a_websocket_that_closes_ends_both_directions_of_every_pair() {
 // J-BIN-4: TLS from one end to the other, through every pair that is a stream of bytes; a tls candidate has its own around it.
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_between_the_ends_passes_every_pair() {
-    let certified = rcgen::generate_simple_self_signed(["peer.test".to_owned()]).unwrap();
-    let certificate = certified.cert.der().clone();
-    let key = PrivateKeyDer::Pkcs8(certified.signing_key.serialize_der().into());
-    let server = ServerConfig::builder().with_no_client_auth();
-    let server = server.with_single_cert(vec![certificate.clone()], key);
-    let acceptor = TlsAcceptor::from(Arc::new(server.unwrap()));
+    let identity = Identity::self_signed(&["peer.test"]);
+    let acceptor = TlsAcceptor::from(server_config(&identity));
     // The gateway's own certificate would not do.
-    let mut roots = RootCertStore::empty();
-    roots.add(certificate).unwrap();
-    let client = ClientConfig::builder().with_root_certificates(roots);
-    let connector = TlsConnector::from(Arc::new(client.with_no_client_auth()));
+    let connector = TlsConnector::from(client_config(certificate_der(&identity)));
     every_pair(&ALL, move |meeting| {
         let (acceptor, connector) = (acceptor.clone(), connector.clone());
         async move {

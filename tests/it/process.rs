@@ -4,14 +4,16 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use jetway::token::algorithm::{Algorithm, SignatureAlgorithm};
 use jetway::token::mint;
+use jetway_lab::certificate::Identity;
+use jetway_lab::net::free_address;
+use jetway_lab::process::KillOnDrop;
+use jetway_lab::wait::{PATIENCE, soon};
 use rustix::process::{Pid, Signal, kill_process};
-
-use crate::lab::PATIENCE;
 
 pub(crate) const JETWAY: &str = env!("CARGO_BIN_EXE_jetway");
 
@@ -27,10 +29,7 @@ fn jetway(arguments: &[&str]) -> Output {
 pub(crate) fn configure(folder: &Path, extra: &str) -> SocketAddr {
     let key = mint::generate(Algorithm::Signature(SignatureAlgorithm::Es256)).unwrap();
     fs::write(folder.join("sign.pub.pem"), key.public_pem().unwrap()).unwrap();
-    let address = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let address = free_address();
     // A test that needs its own token table brings it.
     let token = if extra.contains("[token]") {
         ""
@@ -43,7 +42,7 @@ pub(crate) fn configure(folder: &Path, extra: &str) -> SocketAddr {
 }
 
 /// A running gateway; killed when dropped.
-pub(crate) struct Served(pub(crate) Child);
+pub(crate) struct Served(pub(crate) KillOnDrop);
 
 impl Served {
     /// Starts `jetway serve` with at most `descriptors` open files and waits until it listens.
@@ -63,7 +62,7 @@ impl Served {
             log(folder).contains("Listening")
         });
         assert!(log(folder).contains(&address.to_string()));
-        Self(child)
+        Self(KillOnDrop(child))
     }
 
     /// Of the process.
@@ -77,25 +76,12 @@ impl Served {
     }
 }
 
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _gone = self.0.kill();
-        let _reaped = self.0.wait();
-    }
-}
-
 pub(crate) fn log(folder: &Path) -> String {
     fs::read_to_string(folder.join("log")).unwrap()
 }
 
-pub(crate) fn wait_until(mut condition: impl FnMut() -> bool) {
-    for _ in 0..PATIENCE.as_millis() / 5 {
-        if condition() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    panic!("the test has waited long enough");
+pub(crate) fn wait_until(condition: impl FnMut() -> bool) {
+    assert!(soon(PATIENCE, condition), "the test has waited long enough");
 }
 
 /// Whether the gateway answers a health check within a moment.
@@ -146,10 +132,8 @@ fn the_key_commands_of_the_readme_and_the_untouched_sample_fit_together() {
 #[test]
 fn config_check_says_whose_certificate_users_see_by_each_port() {
     let folder = tempfile::tempdir().unwrap();
-    let (certificate, key) = (folder.path().join("c.pem"), folder.path().join("k.pem"));
-    let certified = rcgen::generate_simple_self_signed(["gw.test".to_owned()]).unwrap();
-    fs::write(&certificate, certified.cert.pem()).unwrap();
-    fs::write(&key, certified.signing_key.serialize_pem()).unwrap();
+    let identity = Identity::self_signed(&["gw.test"]);
+    let [certificate, key] = identity.write(folder.path(), ["c.pem", "k.pem"]);
     let tls = format!("[tls]\ncertificate = {certificate:?}\nkey = {key:?}\n");
     let always = "[session]\ninspect = \"always\"\n";
     let shown = certificate.display().to_string();
@@ -302,10 +286,8 @@ fn config_check_warns_of_files_that_everybody_can_read_as_serve_does() {
     use std::os::unix::fs::PermissionsExt as _;
     let folder = tempfile::tempdir().unwrap();
     let address = configure(folder.path(), "");
-    let certified = rcgen::generate_simple_self_signed(["gw.example".to_owned()]).unwrap();
+    Identity::self_signed(&["gw.example"]).write(folder.path(), ["c.pem", "k.pem"]);
     let file = |name: &str| folder.path().join(name);
-    fs::write(file("c.pem"), certified.cert.pem()).unwrap();
-    fs::write(file("k.pem"), certified.signing_key.serialize_pem()).unwrap();
     let key = mint::generate("ECDH-ES".parse().unwrap()).unwrap();
     fs::write(file("gw.pem"), key.private_pem().unwrap().as_bytes()).unwrap();
     let text = format!(
@@ -498,7 +480,7 @@ fn a_demo_that_is_told_to_end_leaves_no_keys_behind() {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let mut demo = Served(child);
+        let mut demo = Served(KillOnDrop(child));
         let files = || {
             let folders = fs::read_dir(temporary.path()).unwrap();
             let folders = folders.map(|folder| folder.unwrap().path());

@@ -4,7 +4,6 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
 
 use jetway::demo::client::{Session, Visit};
 use jetway::demo::target;
@@ -14,11 +13,14 @@ use jetway::rdp::negotiation::ConnectionConfirm;
 use jetway::rdp::preconnection;
 use jetway::token::algorithm::{Algorithm, SignatureAlgorithm};
 use jetway::token::mint::{self, SigningKey};
+use jetway_lab::certificate::Identity;
+use jetway_lab::net::free_address;
+use jetway_lab::recording;
+use jetway_lab::tls::{certificate_der, client_config};
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
 
@@ -97,13 +99,9 @@ impl Gateway {
         let path = |name: &str| folder.path().join(name);
         let key = mint::generate(Algorithm::Signature(SignatureAlgorithm::Es256)).unwrap();
         fs::write(path("sign.pub.pem"), key.public_pem().unwrap()).unwrap();
-        let certified = rcgen::generate_simple_self_signed(["gw.test".to_owned()]).unwrap();
-        fs::write(path("c.pem"), certified.cert.pem()).unwrap();
-        fs::write(path("k.pem"), certified.signing_key.serialize_pem()).unwrap();
-        let address = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap();
+        let identity = Identity::self_signed(&["gw.test"]);
+        identity.write(folder.path(), ["c.pem", "k.pem"]);
+        let address = free_address();
         let text = format!(
             "[[listener]]\naddress = \"{address}\"\n\
              [token]\nkeys = [{{ path = \"sign.pub.pem\", usage = \"sign\" }}]\n\
@@ -116,7 +114,7 @@ impl Gateway {
         Self {
             address,
             signing: SigningKey::from_key(&key, None).unwrap(),
-            certificate: certified.cert.der().clone(),
+            certificate: certificate_der(&identity),
             served,
             folder,
         }
@@ -150,13 +148,8 @@ impl Gateway {
         bytes.extend(asks.encode().unwrap());
         stream.write_all(&bytes).await.unwrap();
         assert_eq!(protocol(&confirm(&mut stream).await), Some(1));
-        let mut roots = RootCertStore::empty();
-        roots.add(self.certificate.clone()).unwrap();
-        let config = ClientConfig::builder()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
         let name = ServerName::try_from("gw.test").unwrap();
-        let tls = TlsConnector::from(Arc::new(config));
+        let tls = TlsConnector::from(client_config(self.certificate.clone()));
         let client = within(tls.connect(name, stream)).await.unwrap();
         let mut ends = Ends {
             client: Box::new(client),
@@ -211,24 +204,19 @@ struct Ends {
 impl Ends {
     /// Says what was recorded, PDU by PDU, until both sides are active.
     async fn play(&mut self) {
-        let mut rest = include_bytes!("../golden/sessions/gdi-tls-shadow2.rec").as_slice();
-        while let Some((&from, behind)) = rest.split_first() {
-            let (length, behind) = behind.split_first_chunk::<4>().unwrap();
-            let length = usize::try_from(u32::from_le_bytes(*length)).unwrap();
-            let (pdu, behind) = behind.split_at(length);
-            rest = behind;
-            let (said, heard) = match from {
-                0 => (&mut self.client, &mut self.target),
-                _ => (&mut self.target, &mut self.client),
+        for (is_client, pdu) in recording::session("gdi-tls-shadow2", [true, false]) {
+            let (said, heard) = match is_client {
+                true => (&mut self.client, &mut self.target),
+                false => (&mut self.target, &mut self.client),
             };
-            said.write_all(pdu).await.unwrap();
+            said.write_all(&pdu).await.unwrap();
             said.flush().await.unwrap();
             // Nothing of it changes its length.
-            within(heard.read_exact(&mut vec![0; length]))
+            within(heard.read_exact(&mut vec![0; pdu.len()]))
                 .await
                 .unwrap();
             // Confirm Active.
-            if from == 0 && pdu.get(17..19) == Some(&[0x13, 0][..]) {
+            if is_client && pdu.get(17..19) == Some(&[0x13, 0][..]) {
                 return;
             }
         }

@@ -11,11 +11,13 @@ use jetway::jet::exchange::{JetPath, Operation, Request, Response, Status};
 use jetway::jet::message::Version;
 use jetway::jet::packet;
 use jetway::token::mint::{self, SigningKey};
+use jetway_lab::certificate::Identity;
+use jetway_lab::tls::{certificate_der, client_config};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::rustls::ClientConfig;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
@@ -24,6 +26,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
+use crate::api::http_json;
 use crate::lab::{Lab, Target, closed, failure, log, logged, logged_times, within};
 
 /// A gateway with a certificate, and an operator.
@@ -43,26 +46,17 @@ pub(crate) const TRANSPORTS: [&str; 4] = ["tcp", "tls", "ws", "wss"];
 impl Place {
     pub(crate) fn start(extra: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let (certificate, key) = (folder.path().join("c.pem"), folder.path().join("k.pem"));
-        let certified =
-            rcgen::generate_simple_self_signed(["gw.test".to_owned(), "127.0.0.1".to_owned()])
-                .unwrap();
-        std::fs::write(&certificate, certified.cert.pem()).unwrap();
-        std::fs::write(&key, certified.signing_key.serialize_pem()).unwrap();
+        let identity = Identity::self_signed(&["gw.test", "127.0.0.1"]);
+        let [certificate, key] = identity.write(folder.path(), ["c.pem", "k.pem"]);
         let [desk, portal] =
             [OPERATOR, PORTAL].map(|key| hex::encode(openssl::sha::sha256(key.as_bytes())));
         let lab = Lab::start(&format!(
             "[tls]\ncertificate = {certificate:?}\nkey = {key:?}\n\
              [api]\nkeys = [{{ name = \"desk\", sha256 = \"{desk}\" }}, {{ name = \"portal\", sha256 = \"{portal}\" }}]\n{extra}"
         ));
-        let mut roots = RootCertStore::empty();
-        roots.add(certified.cert.der().clone()).unwrap();
-        let config = ClientConfig::builder()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
         Self {
             lab,
-            roots: Arc::new(config),
+            roots: client_config(certificate_der(&identity)),
             folder,
         }
     }
@@ -78,22 +72,7 @@ impl Place {
     }
 
     pub(crate) async fn http(&self, head: &str, bearer: &str, body: &str) -> (u16, Value) {
-        let mut stream = self.lab.connect().await;
-        let length = body.len();
-        let authorization = if bearer.is_empty() {
-            String::new()
-        } else {
-            format!("Authorization: Bearer {bearer}\r\n")
-        };
-        let request = format!(
-            "{head} HTTP/1.1\r\nHost: gw.test:1\r\n{authorization}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
-        );
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut text = String::new();
-        within(stream.read_to_string(&mut text)).await.unwrap();
-        let status = text.split(' ').nth(1).unwrap().parse().unwrap();
-        let body = text.split_once("\r\n\r\n").unwrap().1;
-        (status, serde_json::from_str(body).unwrap_or(Value::Null))
+        http_json(&self.lab, "gw.test:1", head, bearer, body).await
     }
 
     /// An association that `bearer` has created, and its candidates by transport.

@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::fs;
 
 use anyhow::{Result, ensure};
+use jetway_lab::wait::{PATIENCE, until};
 
 use crate::lab::branch::{self, AGENT, Branch, Wanted, enrol, only_the_gateway_is_reached};
 use crate::lab::freerdp::{FreeRdp, Version};
@@ -14,7 +15,6 @@ use crate::lab::namespace::Namespace;
 use crate::lab::port::Port;
 use crate::lab::process::Process;
 use crate::lab::target::TargetKind;
-use crate::lab::wait::{PATIENCE, until};
 use crate::lab::workspace;
 
 /// Ports inside the namespaces, where nobody else is.

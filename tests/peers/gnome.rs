@@ -1,6 +1,7 @@
 //! GNOME Remote Desktop as target: NLA, the graphics pipeline, a clipboard and a desktop that follows the window.
 
 use anyhow::{Result, ensure};
+use jetway_lab::wait::{PATIENCE, until};
 use serde_json::json;
 
 use crate::guacamole::Carrier;
@@ -13,7 +14,6 @@ use crate::lab::guacd::Guacd;
 use crate::lab::link::Link;
 use crate::lab::log::{CLOSED, REFUSED};
 use crate::lab::target::Target;
-use crate::lab::wait::{PATIENCE, until};
 use crate::lab::workspace;
 
 #[test]

@@ -17,19 +17,20 @@ use jetway::session::secure::{Failed, Remaining, Secured, say_farewell, secure};
 use jetway::target_certificate::{FilePins, Remembered, Stakes, TargetCertificate, TlsOnly};
 use jetway::target_name::TargetName;
 use jetway::token::claims::{Credentials, Thumbprint};
-use rcgen::generate_simple_self_signed;
+use jetway_lab::certificate::Identity;
+use jetway_lab::tls::{certificate_der, server_config};
+use jetway_lab::wait::PATIENCE;
 use secrecy::SecretString;
 use tokio::io::{AsyncReadExt, DuplexStream, duplex};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::client::danger::ServerCertVerifier;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, ServerConfig};
 
 use crate::lab::freerdp::{FreeRdp, Version};
 use crate::lab::target::{self, Place, TargetKind};
-use crate::lab::wait::PATIENCE;
 use crate::lab::workspace;
 use crate::told;
 
@@ -40,14 +41,9 @@ fn credentials(username: &str, password: &str) -> Credentials {
     }
 }
 
-fn server_tls() -> Result<(Arc<ServerConfig>, CertificateDer<'static>)> {
-    let certified = generate_simple_self_signed(vec!["gateway.test".to_owned()])?;
-    let certificate = certified.cert.der().clone();
-    let key = PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
-    let config = ServerConfig::builder()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.clone()], key.into())?;
-    Ok((Arc::new(config), certificate))
+fn server_tls() -> (Arc<ServerConfig>, CertificateDer<'static>) {
+    let identity = Identity::self_signed(&["gateway.test"]);
+    (server_config(&identity), certificate_der(&identity))
 }
 
 fn any() -> SecureConfig {
@@ -81,7 +77,7 @@ impl<'a> ToTarget<'a> {
     }
 
     async fn run(&self) -> Result<Result<Secured<DuplexStream>, Box<Failed<DuplexStream>>>> {
-        let (tls, _) = server_tls()?;
+        let (tls, _) = server_tls();
         let (near, far) = duplex(64 * 1024);
         let user = tokio::spawn(client_leg(far));
         let target = TcpStream::connect(self.place.address()).await?;
@@ -259,7 +255,7 @@ async fn accept(
     target_password: &str,
     proxy: Option<&Credentials>,
 ) -> Result<Result<Secured<TcpStream>, Box<Failed<TcpStream>>>> {
-    let (tls, _) = server_tls()?;
+    let (tls, _) = server_tls();
     let (mut client, _) = listener.accept().await?;
     let mut bytes = Vec::new();
     let (mut connection_request, consumed) = loop {

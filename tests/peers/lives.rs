@@ -1,6 +1,7 @@
 //! A live session: no second one beside it or after it with the same token, and how it ends.
 
 use anyhow::{Result, ensure};
+use jetway_lab::wait::{PATIENCE, until};
 use serde_json::json;
 
 use crate::lab::forge;
@@ -9,7 +10,6 @@ use crate::lab::gateway::{Gateway, Grant, Protection};
 use crate::lab::log::{CLOSED, REFUSED};
 use crate::lab::shadow::{Security, Shadow};
 use crate::lab::target::{Place, Target};
-use crate::lab::wait::{PATIENCE, until};
 use crate::lab::workspace::{self, Workspace};
 use crate::refuses::{NOT_ALLOWED, Refused, UNAUTHENTICATED};
 

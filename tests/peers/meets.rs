@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use jetway::jet::exchange::{Operation, Response, Status};
 use jetway::jet::packet;
 use jetway::limits::WEBSOCKET_MESSAGE_BYTES;
+use jetway_lab::wait::PATIENCE;
 use serde_json::json;
 
 use crate::lab::authority::Authority;
@@ -18,7 +19,6 @@ use crate::lab::gateway::Gateway;
 use crate::lab::piped::Piped;
 use crate::lab::port::Port;
 use crate::lab::rendezvous::{Rendezvous, TcpPeer};
-use crate::lab::wait::PATIENCE;
 use crate::lab::websockets::WebSockets;
 use crate::lab::workspace::{self, Workspace};
 

@@ -14,6 +14,9 @@ use std::thread;
 use anyhow::{Context, Result, ensure};
 use jetway::jet::exchange::Operation;
 use jetway::rdp::preconnection;
+use jetway_lab::certificate::Identity;
+use jetway_lab::tls::thumbprint;
+use jetway_lab::wait::PATIENCE;
 
 use crate::lab::branch::{AGENT, enrol};
 use crate::lab::freerdp::{FreeRdp, Version};
@@ -23,7 +26,6 @@ use crate::lab::port::Port;
 use crate::lab::process::{Process, tool};
 use crate::lab::rendezvous::Rendezvous;
 use crate::lab::target::{self, TargetKind};
-use crate::lab::wait::PATIENCE;
 use crate::lab::workspace::{self, Workspace};
 
 /// Seconds after which OpenSSH's client, or what leads it to the gateway, is ended.
@@ -112,9 +114,8 @@ fn freerdp_reaches_an_nla_desktop_by_jetway_connect(
 fn curl_reads_a_page_of_an_https_server_by_jetway_connect_and_target_tls() -> Result<()> {
     workspace::run(|workspace| {
         let gateway = Gateway::start(workspace)?;
-        let certified = rcgen::generate_simple_self_signed(vec!["inside.test".to_owned()])?;
-        let certificate = workspace.write("https.pem", certified.cert.pem())?;
-        let key = workspace.write("https.key", certified.signing_key.serialize_pem())?;
+        let identity = Identity::self_signed(&["inside.test"]);
+        let [certificate, key] = identity.write(&workspace.path(""), ["https.pem", "https.key"]);
         let port = Port::free()?;
         let address = format!("127.0.0.1:{}", port.number());
         let mut server = Process::start(
@@ -137,7 +138,7 @@ fn curl_reads_a_page_of_an_https_server_by_jetway_connect_and_target_tls() -> Re
             curl.args(["--silent", "--noproxy", "*", "--max-time", PATIENCE_S, &url]);
             curl.output().context("start curl")
         };
-        let page = read(&hex::encode(openssl::sha::sha256(certified.cert.der())))?;
+        let page = read(&thumbprint(&identity))?;
         let text = String::from_utf8_lossy(&page.stdout).into_owned();
         ensure!(page.status.success(), "{page:?}");
         ensure!(text.contains("Protocol  : TLSv1.3"), "{text}");

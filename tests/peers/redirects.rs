@@ -13,6 +13,8 @@ use ironrdp_pdu::x224::X224;
 use jetway::gateway::upstream;
 use jetway::rdp::connection_request;
 use jetway::rdp::welcome::{IO_CHANNEL, SERVER_CHANNEL, Step, Welcome};
+use jetway_lab::certificate::Identity;
+use jetway_lab::tls::acceptor;
 use openssl::ssl::SslStream;
 
 use crate::injects::{SECURED, stranger, through};
@@ -21,7 +23,7 @@ use crate::lab::gateway::{Gateway, Grant};
 use crate::lab::log::CLOSED;
 use crate::lab::target::{self, TargetKind};
 use crate::lab::workspace::{self, Workspace};
-use crate::withholds::{SELECTED_TLS, acceptor, tpkt};
+use crate::withholds::{SELECTED_TLS, tpkt};
 
 #[test]
 fn freerdp2_with_a_pcb_comes_back_and_is_sent_on() -> Result<()> {
@@ -212,11 +214,11 @@ impl Broker {
 }
 
 fn send_on(mut client: std::net::TcpStream, to: &str) -> Result<()> {
-    client.set_read_timeout(Some(crate::lab::wait::PATIENCE))?;
+    client.set_read_timeout(Some(jetway_lab::wait::PATIENCE))?;
     let request = tpkt(&mut client)?;
     ensure!(connection_request::decode(&request)?.is_some());
     client.write_all(&SELECTED_TLS)?;
-    let mut client = acceptor()?
+    let mut client = acceptor(&Identity::self_signed(&["localhost"]))
         .accept(client)
         .map_err(|error| anyhow::anyhow!("{error}"))?;
     // What the gateway offers, and expects to read here again.

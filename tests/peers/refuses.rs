@@ -1,6 +1,7 @@
 //! What must not open a session: the client says so, the log says why, the target hears nothing.
 
 use anyhow::{Context, Result, bail, ensure};
+use jetway_lab::wait::{PATIENCE, until};
 use serde_json::json;
 
 use crate::lab::forge::{self, Claims};
@@ -10,7 +11,6 @@ use crate::lab::log::{CLOSED, REFUSED};
 use crate::lab::port::Port;
 use crate::lab::target::Place;
 use crate::lab::tripwire::Tripwire;
-use crate::lab::wait::{PATIENCE, until};
 use crate::lab::workspace::{self, Workspace};
 
 /// What a forged token is made from.

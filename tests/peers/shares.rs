@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use jetway_lab::wait::{PATIENCE, until};
 use serde_json::json;
 
 use crate::injects::{stranger, the_only, through};
@@ -19,7 +20,6 @@ use crate::lab::log::CLOSED;
 use crate::lab::rdesktop::RDesktop;
 use crate::lab::sound::{self, Sink};
 use crate::lab::target::Target;
-use crate::lab::wait::{PATIENCE, until};
 use crate::lab::workspace::{self, Workspace};
 use crate::lab::xrdp::Xrdp;
 

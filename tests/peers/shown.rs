@@ -1,6 +1,7 @@
 //! The rows of the README's table of what Remmina and Guacamole show of what FreeRDP has names for.
 
 use anyhow::{Context, Result, ensure};
+use jetway_lab::wait::{PATIENCE, until};
 use serde_json::{Value, json};
 
 use crate::guacamole::Carrier;
@@ -14,7 +15,6 @@ use crate::lab::port::Port;
 use crate::lab::remmina::Remmina;
 use crate::lab::shadow::{Program, Security, Shadow};
 use crate::lab::target::{Place, Target};
-use crate::lab::wait::{PATIENCE, until};
 use crate::lab::workspace::{self, Workspace};
 use crate::told::halfway;
 

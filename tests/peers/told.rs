@@ -7,6 +7,7 @@ use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use jetway::rdp::negotiation::ConnectionConfirm;
+use jetway_lab::wait::{PATIENCE, until};
 
 use crate::injects::{WRONG_PASSWORD, stranger, the_only, through};
 use crate::lab::freerdp::{FreeRdp, Version};
@@ -15,7 +16,6 @@ use crate::lab::link::Link;
 use crate::lab::log::{CLOSED, REFUSED};
 use crate::lab::shadow::{Program, Security, Shadow};
 use crate::lab::target::{Place, Target};
-use crate::lab::wait::{PATIENCE, until};
 use crate::lab::workspace;
 use crate::refuses::{Refused, UNAUTHENTICATED};
 

@@ -15,14 +15,15 @@ use anyhow::{Context, Result, ensure};
 use jetway::rdp::connection_request::{ConnectionRequest, NegotiationRequest};
 use jetway::rdp::negotiation::{self, ConnectionConfirm};
 use jetway::rdp::preconnection;
+use jetway_lab::process::signal_pid;
+use jetway_lab::wait::{PATIENCE, until};
 use rustix::process::Signal;
 
 use crate::lab::authority::Authority;
 use crate::lab::gateway::BINARY;
 use crate::lab::machine::Machine;
-use crate::lab::process::{Process, signal_pid, tool};
+use crate::lab::process::{Process, tool};
 use crate::lab::unit::{USER, Unit, verify};
-use crate::lab::wait::{PATIENCE, until};
 use crate::lab::workspace::{self, Workspace};
 
 /// The desktop of the README.

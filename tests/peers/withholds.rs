@@ -8,7 +8,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use jetway::rdp::connection_request;
-use openssl::ssl::{SslAcceptor, SslMethod};
+use jetway_lab::certificate::Identity;
+use jetway_lab::tls::acceptor;
 
 use crate::injects::{LOGON_DENIED, SECURED, stranger, the_only, through};
 use crate::lab::freerdp::{FreeRdp, Version};
@@ -161,11 +162,11 @@ fn ear(workspace: &Workspace) -> Result<(TcpListener, Place)> {
 /// Accepts one client as a target that knows TLS alone, and returns its MCS Connect Initial.
 fn connect_initial(listener: &TcpListener) -> Result<Vec<u8>> {
     let (mut stream, _) = listener.accept()?;
-    stream.set_read_timeout(Some(crate::lab::wait::PATIENCE))?;
+    stream.set_read_timeout(Some(jetway_lab::wait::PATIENCE))?;
     let request = tpkt(&mut stream)?;
     ensure!(connection_request::decode(&request)?.is_some());
     stream.write_all(&SELECTED_TLS)?;
-    let mut stream = acceptor()?
+    let mut stream = acceptor(&Identity::self_signed(&["localhost"]))
         .accept(stream)
         .map_err(|error| anyhow::anyhow!("{error}"))?;
     tpkt(&mut stream)
@@ -175,16 +176,6 @@ fn connect_initial(listener: &TcpListener) -> Result<Vec<u8>> {
 pub(crate) const SELECTED_TLS: [u8; 19] = [
     3, 0, 0, 19, 14, 0xd0, 0, 0, 0x12, 0x34, 0, 2, 1, 8, 0, 1, 0, 0, 0,
 ];
-
-pub(crate) fn acceptor() -> Result<SslAcceptor> {
-    let certified = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()])?;
-    let certificate = openssl::x509::X509::from_der(certified.cert.der())?;
-    let key = openssl::pkey::PKey::private_key_from_der(&certified.signing_key.serialize_der())?;
-    let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server())?;
-    acceptor.set_certificate(&certificate)?;
-    acceptor.set_private_key(&key)?;
-    Ok(acceptor.build())
-}
 
 pub(crate) fn tpkt(stream: &mut impl Read) -> Result<Vec<u8>> {
     let mut pdu = vec![0; 4];

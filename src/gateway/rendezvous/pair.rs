@@ -347,10 +347,10 @@ mod tests {
     use std::pin::pin;
     use std::task::Poll;
 
+    use jetway_lab::net::tcp_pair;
     use tokio::io::AsyncWriteExt;
 
     use super::*;
-    use crate::tcp_pair::tcp_pair;
 
     #[tokio::test]
     async fn nothing_more_is_read_of_a_peer_that_speaks_too_early() {

@@ -628,16 +628,7 @@ mod tests {
     }
 
     fn recording() -> Vec<(Direction, Vec<u8>)> {
-        let mut rest: &[u8] = include_bytes!("../../../tests/golden/sessions/gdi-tls-shadow2.rec");
-        let mut records = Vec::new();
-        while let Some((&from, behind)) = rest.split_first() {
-            let (length, behind) = behind.split_first_chunk().unwrap();
-            let length = usize::try_from(u32::from_le_bytes(*length)).unwrap();
-            let (pdu, behind) = behind.split_at(length);
-            let directions = [Direction::ToTarget, Direction::ToClient];
-            records.push((directions[usize::from(from)], pdu.to_vec()));
-            rest = behind;
-        }
-        records
+        let directions = [Direction::ToTarget, Direction::ToClient];
+        jetway_lab::recording::session("gdi-tls-shadow2", directions)
     }
 }

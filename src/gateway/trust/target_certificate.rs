@@ -743,9 +743,9 @@ const PIN_FILE_BYTES: u64 = 8 * 1024 * 1024;
 
 #[cfg(test)]
 mod tests {
-    use rcgen::{
-        BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    };
+    use jetway_lab::certificate::{Authority, Identity};
+    use jetway_lab::rcgen::ExtendedKeyUsagePurpose;
+    use jetway_lab::tls::certificate_der;
 
     use super::*;
 
@@ -763,9 +763,7 @@ mod tests {
     }
 
     fn self_signed() -> CertificateDer<'static> {
-        let names = vec!["rdp.corp.example".to_owned()];
-        let certified = rcgen::generate_simple_self_signed(names).unwrap();
-        certified.cert.der().clone()
+        certificate_der(&Identity::self_signed(&["rdp.corp.example"]))
     }
 
     /// A root, and a certificate for `rdp.corp.example` that it signed.
@@ -777,17 +775,10 @@ mod tests {
     fn signed_for(
         purposes: &[ExtendedKeyUsagePurpose],
     ) -> (CertificateDer<'static>, CertificateDer<'static>) {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let root_key = KeyPair::generate().unwrap();
-        let root = params.self_signed(&root_key).unwrap().der().clone();
-        let issuer = Issuer::new(params, root_key);
-        let mut leaf = CertificateParams::new(vec!["rdp.corp.example".to_owned()]).unwrap();
-        leaf.extended_key_usages = purposes.to_vec();
-        let leaf = leaf
-            .signed_by(&KeyPair::generate().unwrap(), &issuer)
-            .unwrap();
-        (root, leaf.der().clone())
+        let authority = Authority::generate();
+        let root = CertificateDer::from(authority.certificate().to_vec());
+        let leaf = authority.certify(&["rdp.corp.example"], purposes);
+        (root, certificate_der(&leaf))
     }
 
     fn judged(

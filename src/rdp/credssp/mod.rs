@@ -237,6 +237,8 @@ const COMPUTER_NAME: &str = "JETWAY";
 
 #[cfg(test)]
 mod tests {
+    use jetway_lab::certificate::Identity;
+
     use super::*;
 
     #[test]
@@ -302,18 +304,15 @@ mod tests {
     #[test]
     fn the_key_of_a_certificate_is_what_openssl_finds() {
         for algorithm in [
-            &rcgen::PKCS_ECDSA_P256_SHA256,
-            &rcgen::PKCS_ED25519,
-            &rcgen::PKCS_RSA_SHA256,
+            &jetway_lab::rcgen::PKCS_ECDSA_P256_SHA256,
+            &jetway_lab::rcgen::PKCS_ED25519,
+            &jetway_lab::rcgen::PKCS_RSA_SHA256,
         ] {
-            let key = rcgen::KeyPair::generate_for(algorithm).unwrap();
-            let names = vec!["target.test".to_owned()];
-            let certificate = rcgen::CertificateParams::new(names)
-                .unwrap()
-                .self_signed(&key)
-                .unwrap();
-            let info = SubjectPublicKeyInfo::of_certificate(certificate.der()).unwrap();
-            let whole = openssl::x509::X509::from_der(certificate.der())
+            let key = jetway_lab::rcgen::KeyPair::generate_for(algorithm).unwrap();
+            let identity = Identity::self_signed_with(key, &["target.test"]);
+            let certificate = identity.certificate();
+            let info = SubjectPublicKeyInfo::of_certificate(certificate).unwrap();
+            let whole = openssl::x509::X509::from_der(certificate)
                 .and_then(|certificate| certificate.public_key())
                 .and_then(|key| key.public_key_to_der())
                 .unwrap();
@@ -323,9 +322,9 @@ mod tests {
                     .windows(info.algorithm.len())
                     .any(|part| part == info.algorithm)
             );
-            for cut in 0..certificate.der().len() {
+            for cut in 0..certificate.len() {
                 // Never a panic; a key only once all of it is there.
-                let part = &certificate.der()[..cut];
+                let part = &certificate[..cut];
                 assert_eq!(SubjectPublicKeyInfo::of_certificate(part), Err(NoPublicKey));
             }
         }

@@ -2393,8 +2393,7 @@ mod tests {
     }
 
     fn recording() -> Vec<(Direction, Vec<u8>)> {
-        crate::recording(include_bytes!(
-            "../../../tests/golden/sessions/gdi-tls-shadow2.rec"
-        ))
+        let directions = [Direction::ToTarget, Direction::ToClient];
+        jetway_lab::recording::session("gdi-tls-shadow2", directions)
     }
 }

@@ -8,12 +8,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use jetway_lab::wait::until;
 
 use super::environment;
 use super::process::Process;
 use super::screenshot::Picture;
 use super::target::Place;
-use super::wait::until;
 use super::window;
 use super::workspace::Workspace;
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use jetway::peer::Site;
+use jetway_lab::wait::{PATIENCE, until};
 use serde_json::{Value, json};
 
 use super::freerdp::{FreeRdp, Version};
@@ -22,7 +23,6 @@ use super::port::Port;
 use super::process::Process;
 use super::screenshot::Picture;
 use super::target::{self, Place, TargetKind};
-use super::wait::{PATIENCE, until};
 use super::workspace::Workspace;
 use super::xrdp;
 use crate::redirects::Broker;

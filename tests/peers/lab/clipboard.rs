@@ -4,9 +4,9 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::Result;
+use jetway_lab::wait::{PATIENCE, until};
 
 use super::process::{Process, tool};
-use super::wait::{PATIENCE, until};
 use super::workspace::Workspace;
 
 /// `text` on a clipboard, for as long as this lives.

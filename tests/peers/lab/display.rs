@@ -4,10 +4,10 @@ use std::fs;
 use std::process::{Command, Stdio};
 
 use anyhow::Result;
+use jetway_lab::wait::{PATIENCE, until};
 
 use super::port::Port;
 use super::process::{Process, tool};
-use super::wait::{PATIENCE, until};
 use super::workspace::Workspace;
 
 /// Width and height of every desktop and every client in the lab.

@@ -6,12 +6,12 @@ use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use jetway_lab::wait::PATIENCE;
 
 use super::display::{Display, SIZE};
 use super::namespace::Namespace;
 use super::process::Process;
 use super::target::Place;
-use super::wait::PATIENCE;
 use super::window::Window;
 use super::workspace::Workspace;
 

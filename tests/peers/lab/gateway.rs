@@ -10,6 +10,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
+use jetway_lab::certificate::Identity;
+use jetway_lab::wait::{PATIENCE, until};
 use serde_json::{Value, json};
 
 use super::authority::Authority;
@@ -17,7 +19,6 @@ use super::log::Line;
 use super::port::Port;
 use super::process::{Process, tool};
 use super::target::Target;
-use super::wait::{PATIENCE, until};
 use super::workspace::Workspace;
 
 #[derive(Debug)]
@@ -101,7 +102,7 @@ impl Gateway {
 
     fn inside(workspace: &Workspace, verify: &str, target: &str) -> Result<String> {
         let folder = workspace.folder("gateway")?;
-        let (certificate, key) = self_signed(&folder, vec!["localhost".to_owned()])?;
+        let [certificate, key] = Identity::self_signed(&["localhost"]).write(&folder, FILES);
         Ok(format!(
             r#"{operated}
 
@@ -140,8 +141,7 @@ pins = "{pins}"
         talkative: bool,
     ) -> Result<(Self, PathBuf)> {
         let folder = workspace.folder("gateway")?;
-        let names: Vec<String> = addresses.iter().map(|name| (*name).to_owned()).collect();
-        let (certificate, key) = self_signed(&folder, names)?;
+        let [certificate, key] = Identity::self_signed(addresses).write(&folder, FILES);
         let port = port.number();
         let listeners: String = addresses
             .iter()
@@ -492,15 +492,6 @@ pub(crate) fn shows_secret(text: &[u8], secret: &str) -> bool {
     spellings.iter().any(|spelling| contains(text, spelling))
 }
 
-/// A certificate for `names` and its key, as files of `folder`.
-fn self_signed(folder: &Path, names: Vec<String>) -> Result<(PathBuf, PathBuf)> {
-    let certified = rcgen::generate_simple_self_signed(names)?;
-    let (certificate, key) = (folder.join("tls.pem"), folder.join("tls.key"));
-    fs::write(&certificate, certified.cert.pem())?;
-    fs::write(&key, certified.signing_key.serialize_pem())?;
-    Ok((certificate, key))
-}
-
 /// The line by which a target is trusted by its name where it has TLS alone.
 fn tls_only(target: &dyn Target) -> String {
     let named = match target.has_nla() {
@@ -683,6 +674,8 @@ pub(crate) fn jetway(arguments: &[&OsStr]) -> Result<String> {
 
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_jetway");
 pub(crate) const API_KEY: &str = "Of-An-Operator-1";
+/// The gateway's certificate and key.
+const FILES: [&str; 2] = ["tls.pem", "tls.key"];
 const CONFIG: &str = "jetway.toml";
 const AUDIT: &str = "Audit";
 const PINS: &str = "targets.pins";

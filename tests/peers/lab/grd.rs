@@ -9,13 +9,14 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use jetway_lab::certificate::Identity;
+use jetway_lab::wait::{PATIENCE, until};
 use uuid::Uuid;
 
 use super::link::Link;
 use super::namespace::Namespace;
 use super::process::{Process, tool};
 use super::target::{Place, Target};
-use super::wait::{PATIENCE, until};
 use super::workspace::Workspace;
 
 /// Fields are dropped in order: who uses the session first, its bus and its network last.
@@ -202,9 +203,8 @@ impl Target for GnomeRemoteDesktop {
 }
 
 fn configure(workspace: &Workspace, session: &Session, place: &Place) -> Result<()> {
-    let certified = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()])?;
-    let certificate = workspace.write("grd.pem", certified.cert.pem())?;
-    let key = workspace.write("grd.key", certified.signing_key.serialize_pem())?;
+    let identity = Identity::self_signed(&["localhost"]);
+    let [certificate, key] = identity.write(&workspace.path(""), ["grd.pem", "grd.key"]);
     let (certificate, key) = (certificate.to_str(), key.to_str());
     let (certificate, key) = certificate.zip(key).context("a path that is text")?;
     for arguments in [

@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use image::{Rgba, RgbaImage, imageops};
+use jetway_lab::wait::{PATIENCE, soon, until};
 
 use super::display::SIZE;
 use super::environment;
@@ -22,7 +23,6 @@ use super::port::Port;
 use super::process::Process;
 use super::screenshot::Picture;
 use super::target::Place;
-use super::wait::{PATIENCE, soon, until};
 use super::window;
 use super::workspace::Workspace;
 

@@ -63,7 +63,7 @@ impl Kdc {
         }
         command.args(["-n", "-P"]).arg(folder.join("pid"));
         let mut process = Process::start(workspace, "kdc", &mut command)?;
-        super::wait::until("the KDC serves", super::wait::PATIENCE, || {
+        jetway_lab::wait::until("the KDC serves", jetway_lab::wait::PATIENCE, || {
             process.expect_alive()?;
             let log = std::fs::read_to_string(folder.join("log")).unwrap_or_default();
             Ok(log.contains("commencing operation").then_some(()))

@@ -4,10 +4,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use jetway_lab::wait::{PATIENCE, soon, until};
 
 use super::display::Display;
 use super::process::tool;
-use super::wait::{PATIENCE, soon, until};
 
 /// Types a command that creates a file in `folder` and waits for the file.
 ///

@@ -10,10 +10,10 @@ use std::process::Command;
 use std::thread;
 
 use anyhow::{Context, Result, anyhow};
+use jetway_lab::wait::{PATIENCE, until};
 use nix::sched::{CloneFlags, setns};
 
 use super::process::Process;
-use super::wait::{PATIENCE, until};
 use super::workspace::Workspace;
 
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! The laboratory: real clients, targets and displays around the real gateway, all on loopback.
 //!
 //! Every process is started here and ended by its pid when the value that holds it goes out of scope; nothing waits for
-//! a time to pass, only for a condition with a deadline.
+//! a time to pass, only for a condition with a deadline. What other tests use as well is in `tests/lab`.
 
 pub(crate) mod aardwolf;
 pub(crate) mod authority;
@@ -38,7 +38,6 @@ pub(crate) mod sound;
 pub(crate) mod target;
 pub(crate) mod tripwire;
 pub(crate) mod unit;
-pub(crate) mod wait;
 pub(crate) mod websockets;
 pub(crate) mod weston;
 pub(crate) mod window;

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use anyhow::{Context, Result};
+use jetway_lab::wait::{PATIENCE, until};
 
 use super::process::Process;
-use super::wait::{PATIENCE, until};
 use super::workspace::Workspace;
 
 #[derive(Debug)]

@@ -4,8 +4,8 @@ use std::fs::{self, File, OpenOptions};
 use std::net::TcpListener;
 
 use anyhow::{Context, Result, bail};
-
-use super::wait::{PATIENCE, until};
+use jetway_lab::net::is_listening;
+use jetway_lab::wait::{PATIENCE, until};
 
 /// A port kept for this test while the value lives.
 #[derive(Debug)]
@@ -51,24 +51,5 @@ impl Port {
     }
 }
 
-pub(crate) fn is_listening(port: u16) -> Result<bool> {
-    let address = format!(":{port:04X}");
-    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
-        // A kernel without IPv6 has no second table.
-        let Ok(text) = fs::read_to_string(table) else {
-            continue;
-        };
-        for line in text.lines().skip(1) {
-            let mut fields = line.split_whitespace().skip(1);
-            let local = fields.next().unwrap_or_default();
-            if local.ends_with(&address) && fields.nth(1) == Some(LISTEN) {
-                return Ok(true);
-            }
-        }
-    }
-    Ok(false)
-}
-
 /// Below the ports that the kernel gives to outgoing connections.
 const PORTS: std::ops::Range<u16> = 21_000..23_000;
-const LISTEN: &str = "0A";

@@ -2,19 +2,19 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use jetway_lab::process::TerminateOnDrop;
+use jetway_lab::wait::until;
 
-use super::wait::{soon, until};
 use super::workspace::Workspace;
 
 #[derive(Debug)]
 pub(crate) struct Process {
     name: String,
-    child: Child,
+    child: TerminateOnDrop,
     log: PathBuf,
 }
 
@@ -44,7 +44,7 @@ impl Process {
         })?;
         Ok(Self {
             name: name.to_owned(),
-            child,
+            child: TerminateOnDrop(child),
             log: workspace.path(&format!("{name}.log")),
         })
     }
@@ -106,33 +106,11 @@ impl Process {
 
     /// Ends the process and waits until it is gone.
     pub(crate) fn end(&mut self) {
-        self.signal(Signal::TERM);
-        if !soon(GRACE, || self.has_ended()) {
-            self.signal(Signal::KILL);
-            soon(GRACE, || self.has_ended());
-        }
+        self.child.terminate();
     }
 
     pub(crate) fn kill(&mut self) {
-        self.signal(Signal::KILL);
-        soon(GRACE, || self.has_ended());
-    }
-
-    fn signal(&mut self, signal: Signal) {
-        // Until it is waited for, the pid cannot have passed to another process.
-        if !self.has_ended() {
-            signal_pid(self.pid(), signal);
-        }
-    }
-
-    fn has_ended(&mut self) -> bool {
-        !matches!(self.child.try_wait(), Ok(None))
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.end();
+        self.child.kill();
     }
 }
 
@@ -152,12 +130,3 @@ pub(crate) fn tool(command: &mut Command) -> Result<Vec<u8>> {
     }
     Ok(output.stdout)
 }
-
-pub(crate) fn signal_pid(pid: u32, signal: Signal) {
-    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-        // It may have ended meanwhile: that is what was wanted.
-        let _ = kill_process(pid, signal);
-    }
-}
-
-const GRACE: Duration = Duration::from_secs(5);

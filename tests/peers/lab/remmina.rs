@@ -8,12 +8,12 @@ use std::process::Command;
 use anyhow::Result;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use jetway_lab::wait::{PATIENCE, until};
 use openssl::symm::{Cipher, Crypter, Mode};
 
 use super::display::{Display, SIZE};
 use super::process::{Process, tool};
 use super::target::Place;
-use super::wait::{PATIENCE, until};
 use super::window::Window;
 use super::workspace::Workspace;
 

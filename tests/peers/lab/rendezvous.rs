@@ -9,12 +9,12 @@ use anyhow::{Context, Result, bail, ensure};
 use jetway::jet::exchange::{JetPath, Operation, Request, Response, Status};
 use jetway::jet::message::Version;
 use jetway::jet::packet;
+use jetway_lab::wait::{PATIENCE, until};
 use serde_json::Value;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::gateway::{API_KEY, Gateway, jetway};
-use super::wait::{PATIENCE, until};
 
 /// An association that a token has created, and so demands it of its peers.
 #[derive(Debug)]

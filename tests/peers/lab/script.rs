@@ -20,12 +20,12 @@ use jetway::rdp::frame;
 use jetway::rdp::mcs::{self, Mcs};
 use jetway::rdp::negotiation::ConnectionConfirm;
 use jetway::rdp::welcome::{IO_CHANNEL, SERVER_CHANNEL, Step, USER_CHANNEL, Welcome};
-use openssl::pkey::PKey;
-use openssl::ssl::{SslAcceptor, SslMethod, SslStream};
-use openssl::x509::X509;
+use jetway_lab::certificate::Identity;
+use jetway_lab::tls::acceptor;
+use jetway_lab::wait::{PATIENCE, until};
+use openssl::ssl::{SslAcceptor, SslStream};
 
 use super::display::SIZE;
-use super::wait::{PATIENCE, until};
 
 /// Where scripts are played; one certificate for all of them, since a gateway remembers it.
 pub(crate) struct Stage {
@@ -34,14 +34,8 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) fn build() -> Result<Self> {
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
-        let mut builder = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server())?;
-        builder.set_certificate(X509::from_pem(made.cert.pem().as_bytes())?.as_ref())?;
-        let key = made.signing_key.serialize_pem();
-        builder.set_private_key(PKey::private_key_from_pem(key.as_bytes())?.as_ref())?;
-        Ok(Self {
-            acceptor: builder.build(),
-        })
+        let acceptor = acceptor(&Identity::self_signed(&["localhost"]));
+        Ok(Self { acceptor })
     }
 
     /// A target for one client.

@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use anyhow::Result;
+use jetway_lab::wait::{PATIENCE, until};
 use uuid::Uuid;
 
 use super::desktop::{TERMINAL, colour_name, shell_script};
@@ -12,7 +13,6 @@ use super::kdc::{Clock, Kdc};
 use super::port::Port;
 use super::process::{Process, tool};
 use super::target::{Place, Target};
-use super::wait::{PATIENCE, until};
 use super::workspace::Workspace;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use jetway_lab::wait::{PATIENCE, until};
 
 use super::process::{Process, tool};
-use super::wait::{PATIENCE, until};
 use super::workspace::Workspace;
 
 /// Fields are dropped in order: the recorder first.

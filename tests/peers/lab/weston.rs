@@ -4,6 +4,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use anyhow::Result;
+use jetway_lab::certificate::Identity;
+use jetway_lab::wait::{PATIENCE, until};
 use uuid::Uuid;
 
 use super::desktop::{TERMINAL, colour_name, shell_script};
@@ -11,7 +13,6 @@ use super::display::SIZE;
 use super::port::Port;
 use super::process::Process;
 use super::target::{Place, Target};
-use super::wait::{PATIENCE, until};
 use super::workspace::Workspace;
 
 /// Fields are dropped in order: the terminal first.
@@ -33,9 +34,8 @@ impl Weston {
             background: [0x20, 0x60, 0x40],
             writable: workspace.folder("typed")?,
         };
-        let certified = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()])?;
-        let certificate = workspace.write("weston.pem", certified.cert.pem())?;
-        let key = workspace.write("weston.key", certified.signing_key.serialize_pem())?;
+        let identity = Identity::self_signed(&["localhost"]);
+        let [certificate, key] = identity.write(&workspace.path(""), ["weston.pem", "weston.key"]);
         let runtime = workspace.folder("weston-runtime")?;
         std::fs::set_permissions(&runtime, std::fs::Permissions::from_mode(0o700))?;
         let colour = colour_name(place.background).replace('#', "0xff");

@@ -4,6 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use jetway_lab::wait::{PATIENCE, until};
 
 use super::desktop::{BACKGROUND_SHARE, TERMINAL_SHARE};
 use super::display::Display;
@@ -11,7 +12,6 @@ use super::keyboard;
 use super::process::Process;
 use super::screenshot::{Colour, Picture};
 use super::target::Place;
-use super::wait::{PATIENCE, until};
 use super::workspace::Workspace;
 
 /// Fields are dropped in order: the client first, its display last.

@@ -9,15 +9,18 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use jetway_lab::certificate::Identity;
+use jetway_lab::net::is_listening;
+use jetway_lab::process::signal_pid;
+use jetway_lab::wait::{PATIENCE, soon, until};
 use rustix::process::Signal;
 use uuid::Uuid;
 
 use super::clipboard::{self, Copied};
 use super::desktop::{TERMINAL, colour_name, shell_script};
-use super::port::{Port, is_listening};
-use super::process::{Process, signal_pid, tool};
+use super::port::Port;
+use super::process::{Process, tool};
 use super::target::{Place, Target};
-use super::wait::{PATIENCE, soon, until};
 use super::window::Window;
 use super::workspace::Workspace;
 
@@ -183,9 +186,8 @@ impl Target for Xrdp {
 }
 
 fn server_config(workspace: &Workspace, port: u16) -> Result<PathBuf> {
-    let certified = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()])?;
-    let certificate = workspace.write("xrdp.pem", certified.cert.pem())?;
-    let key = workspace.write("xrdp.key", certified.signing_key.serialize_pem())?;
+    let identity = Identity::self_signed(&["localhost"]);
+    let [certificate, key] = identity.write(&workspace.path(""), ["xrdp.pem", "xrdp.key"]);
     edited(
         workspace,
         "xrdp.ini",

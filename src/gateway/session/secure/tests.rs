@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jetway_lab::certificate::Identity;
+use jetway_lab::tls::server_config;
+use jetway_lab::wait::PATIENCE;
 use secrecy::SecretString;
 use tokio::io::{DuplexStream, duplex};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
+use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -31,7 +34,6 @@ use crate::token::target::TargetAddr;
 const USER: &str = "alice";
 const PASSWORD: &str = "Target-Secret-1";
 const PROXY_PASSWORD: &str = "Proxy-Secret-1";
-const PATIENCE: Duration = Duration::from_secs(20);
 
 fn credentials(username: &str, password: &str) -> Credentials {
     Credentials {
@@ -42,16 +44,9 @@ fn credentials(username: &str, password: &str) -> Credentials {
 
 /// Server settings, and the key that CredSSP binds.
 fn identity(name: &str) -> (Arc<ServerConfig>, Vec<u8>) {
-    let certified = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
-    let certificate = certified.cert.der().clone();
-    let info = SubjectPublicKeyInfo::of_certificate(&certificate).unwrap();
-    let public_key = info.key.to_vec();
-    let key = PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
-    let config = ServerConfig::builder()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate], key.into())
-        .unwrap();
-    (Arc::new(config), public_key)
+    let identity = Identity::self_signed(&[name]);
+    let info = SubjectPublicKeyInfo::of_certificate(identity.certificate()).unwrap();
+    (server_config(&identity), info.key.to_vec())
 }
 
 /// A target of one connection, in this process.

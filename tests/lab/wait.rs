@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 /// What a healthy lab answers within, on a busy two-core machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Calls `probe` until it answers with a value; `what` names the condition when the deadline passes first.
-pub(crate) fn until<T>(
+pub fn until<T>(
     what: &str,
     patience: Duration,
     mut probe: impl FnMut() -> Result<Option<T>>,
@@ -27,7 +27,7 @@ pub(crate) fn until<T>(
 }
 
 /// Whether `condition` holds before the deadline; for what may rightly not happen.
-pub(crate) fn soon(patience: Duration, mut condition: impl FnMut() -> bool) -> bool {
+pub fn soon(patience: Duration, mut condition: impl FnMut() -> bool) -> bool {
     until("", patience, || Ok(condition().then_some(()))).is_ok()
 }
 
