@@ -22,6 +22,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use josekit::JoseError;
 use josekit::jwe::alg::aeskw::AeskwJweAlgorithm;
 use josekit::jwe::alg::direct::DirectJweAlgorithm;
 use josekit::jwe::alg::ecdh_es::EcdhEsJweAlgorithm;
@@ -236,29 +237,20 @@ impl SignatureVerifier {
         algorithm: SignatureAlgorithm,
         spki: &[u8],
     ) -> Result<Self, UnusableKey> {
-        use SignatureAlgorithm as A;
-        let verifier: Box<dyn JwsVerifier> = match algorithm {
-            A::Rs256 | A::Rs384 | A::Rs512 => Box::new(
-                rsassa(algorithm)?
-                    .verifier_from_der(spki)
-                    .map_err(|_| UnusableKey)?,
-            ),
-            A::Ps256 | A::Ps384 | A::Ps512 => Box::new(
-                rsassa_pss(algorithm)?
-                    .verifier_from_der(spki)
-                    .map_err(|_| UnusableKey)?,
-            ),
-            A::Es256 | A::Es384 | A::Es512 => Box::new(
-                ecdsa(algorithm)?
-                    .verifier_from_der(spki)
-                    .map_err(|_| UnusableKey)?,
-            ),
-            A::EdDsa => Box::new(
-                EddsaJwsAlgorithm::Eddsa
-                    .verifier_from_der(spki)
-                    .map_err(|_| UnusableKey)?,
-            ),
-            A::Hs256 | A::Hs384 | A::Hs512 => return Err(UnusableKey),
+        let verifier: Box<dyn JwsVerifier> = match signature_family(algorithm) {
+            SignatureFamily::Rsassa(family) => {
+                Box::new(family.verifier_from_der(spki).map_err(unusable)?)
+            }
+            SignatureFamily::RsassaPss(family) => {
+                Box::new(family.verifier_from_der(spki).map_err(unusable)?)
+            }
+            SignatureFamily::Ecdsa(family) => {
+                Box::new(family.verifier_from_der(spki).map_err(unusable)?)
+            }
+            SignatureFamily::Eddsa(family) => {
+                Box::new(family.verifier_from_der(spki).map_err(unusable)?)
+            }
+            SignatureFamily::Hmac(_) => return Err(UnusableKey),
         };
         Ok(Self {
             algorithm,
@@ -271,12 +263,9 @@ impl SignatureVerifier {
         algorithm: SignatureAlgorithm,
         secret: &[u8],
     ) -> Result<Self, UnusableKey> {
-        let signer = hmac(algorithm)?
-            .signer_from_bytes(secret)
-            .map_err(|_| UnusableKey)?;
         Ok(Self {
             algorithm,
-            inner: VerifierKind::Mac(Box::new(signer)),
+            inner: VerifierKind::Mac(mac(algorithm, secret)?),
         })
     }
 
@@ -323,19 +312,14 @@ impl Decrypter {
         modulus_bytes: usize,
         coordinate_bytes: usize,
     ) -> Result<Self, UnusableKey> {
-        use KeyManagement as A;
-        let inner: Box<dyn JweDecrypter> = match algorithm {
-            A::RsaOaep | A::RsaOaep256 => Box::new(
-                rsaes(algorithm)?
-                    .decrypter_from_der(pkcs8)
-                    .map_err(|_| UnusableKey)?,
-            ),
-            A::EcdhEs | A::EcdhEsA128Kw | A::EcdhEsA256Kw => Box::new(
-                ecdh_es(algorithm)?
-                    .decrypter_from_der(pkcs8)
-                    .map_err(|_| UnusableKey)?,
-            ),
-            A::Dir | A::A256Kw => return Err(UnusableKey),
+        let inner: Box<dyn JweDecrypter> = match key_family(algorithm) {
+            KeyFamily::Rsaes(family) => {
+                Box::new(family.decrypter_from_der(pkcs8).map_err(unusable)?)
+            }
+            KeyFamily::EcdhEs(family) => {
+                Box::new(family.decrypter_from_der(pkcs8).map_err(unusable)?)
+            }
+            KeyFamily::Direct(_) | KeyFamily::Aeskw(_) => return Err(UnusableKey),
         };
         Ok(Self {
             algorithm,
@@ -350,21 +334,14 @@ impl Decrypter {
         algorithm: KeyManagement,
         secret: &[u8],
     ) -> Result<Self, UnusableKey> {
-        use KeyManagement as A;
-        let inner: Box<dyn JweDecrypter> = match algorithm {
-            A::Dir => Box::new(
-                DirectJweAlgorithm::Dir
-                    .decrypter_from_bytes(secret)
-                    .map_err(|_| UnusableKey)?,
-            ),
-            A::A256Kw => Box::new(
-                AeskwJweAlgorithm::A256kw
-                    .decrypter_from_bytes(secret)
-                    .map_err(|_| UnusableKey)?,
-            ),
-            A::RsaOaep | A::RsaOaep256 | A::EcdhEs | A::EcdhEsA128Kw | A::EcdhEsA256Kw => {
-                return Err(UnusableKey);
+        let inner: Box<dyn JweDecrypter> = match key_family(algorithm) {
+            KeyFamily::Direct(family) => {
+                Box::new(family.decrypter_from_bytes(secret).map_err(unusable)?)
             }
+            KeyFamily::Aeskw(family) => {
+                Box::new(family.decrypter_from_bytes(secret).map_err(unusable)?)
+            }
+            KeyFamily::Rsaes(_) | KeyFamily::EcdhEs(_) => return Err(UnusableKey),
         };
         Ok(Self {
             algorithm,
@@ -460,29 +437,20 @@ impl Signer {
         algorithm: SignatureAlgorithm,
         pkcs8: &[u8],
     ) -> Result<Self, UnusableKey> {
-        use SignatureAlgorithm as A;
-        let inner: Box<dyn JwsSigner> = match algorithm {
-            A::Rs256 | A::Rs384 | A::Rs512 => Box::new(
-                rsassa(algorithm)?
-                    .signer_from_der(pkcs8)
-                    .map_err(|_| UnusableKey)?,
-            ),
-            A::Ps256 | A::Ps384 | A::Ps512 => Box::new(
-                rsassa_pss(algorithm)?
-                    .signer_from_der(pkcs8)
-                    .map_err(|_| UnusableKey)?,
-            ),
-            A::Es256 | A::Es384 | A::Es512 => Box::new(
-                ecdsa(algorithm)?
-                    .signer_from_der(pkcs8)
-                    .map_err(|_| UnusableKey)?,
-            ),
-            A::EdDsa => Box::new(
-                EddsaJwsAlgorithm::Eddsa
-                    .signer_from_der(pkcs8)
-                    .map_err(|_| UnusableKey)?,
-            ),
-            A::Hs256 | A::Hs384 | A::Hs512 => return Err(UnusableKey),
+        let inner: Box<dyn JwsSigner> = match signature_family(algorithm) {
+            SignatureFamily::Rsassa(family) => {
+                Box::new(family.signer_from_der(pkcs8).map_err(unusable)?)
+            }
+            SignatureFamily::RsassaPss(family) => {
+                Box::new(family.signer_from_der(pkcs8).map_err(unusable)?)
+            }
+            SignatureFamily::Ecdsa(family) => {
+                Box::new(family.signer_from_der(pkcs8).map_err(unusable)?)
+            }
+            SignatureFamily::Eddsa(family) => {
+                Box::new(family.signer_from_der(pkcs8).map_err(unusable)?)
+            }
+            SignatureFamily::Hmac(_) => return Err(UnusableKey),
         };
         Ok(Self { algorithm, inner })
     }
@@ -492,12 +460,9 @@ impl Signer {
         algorithm: SignatureAlgorithm,
         secret: &[u8],
     ) -> Result<Self, UnusableKey> {
-        let inner = hmac(algorithm)?
-            .signer_from_bytes(secret)
-            .map_err(|_| UnusableKey)?;
         Ok(Self {
             algorithm,
-            inner: Box::new(inner),
+            inner: mac(algorithm, secret)?,
         })
     }
 
@@ -529,19 +494,14 @@ pub(super) struct Encrypter {
 impl Encrypter {
     /// For a public key as SubjectPublicKeyInfo.
     pub(super) fn from_spki(algorithm: KeyManagement, spki: &[u8]) -> Result<Self, UnusableKey> {
-        use KeyManagement as A;
-        let inner: Box<dyn JweEncrypter> = match algorithm {
-            A::RsaOaep | A::RsaOaep256 => Box::new(
-                rsaes(algorithm)?
-                    .encrypter_from_der(spki)
-                    .map_err(|_| UnusableKey)?,
-            ),
-            A::EcdhEs | A::EcdhEsA128Kw | A::EcdhEsA256Kw => Box::new(
-                ecdh_es(algorithm)?
-                    .encrypter_from_der(spki)
-                    .map_err(|_| UnusableKey)?,
-            ),
-            A::Dir | A::A256Kw => return Err(UnusableKey),
+        let inner: Box<dyn JweEncrypter> = match key_family(algorithm) {
+            KeyFamily::Rsaes(family) => {
+                Box::new(family.encrypter_from_der(spki).map_err(unusable)?)
+            }
+            KeyFamily::EcdhEs(family) => {
+                Box::new(family.encrypter_from_der(spki).map_err(unusable)?)
+            }
+            KeyFamily::Direct(_) | KeyFamily::Aeskw(_) => return Err(UnusableKey),
         };
         Ok(Self { algorithm, inner })
     }
@@ -551,21 +511,14 @@ impl Encrypter {
         algorithm: KeyManagement,
         secret: &[u8],
     ) -> Result<Self, UnusableKey> {
-        use KeyManagement as A;
-        let inner: Box<dyn JweEncrypter> = match algorithm {
-            A::Dir => Box::new(
-                DirectJweAlgorithm::Dir
-                    .encrypter_from_bytes(secret)
-                    .map_err(|_| UnusableKey)?,
-            ),
-            A::A256Kw => Box::new(
-                AeskwJweAlgorithm::A256kw
-                    .encrypter_from_bytes(secret)
-                    .map_err(|_| UnusableKey)?,
-            ),
-            A::RsaOaep | A::RsaOaep256 | A::EcdhEs | A::EcdhEsA128Kw | A::EcdhEsA256Kw => {
-                return Err(UnusableKey);
+        let inner: Box<dyn JweEncrypter> = match key_family(algorithm) {
+            KeyFamily::Direct(family) => {
+                Box::new(family.encrypter_from_bytes(secret).map_err(unusable)?)
             }
+            KeyFamily::Aeskw(family) => {
+                Box::new(family.encrypter_from_bytes(secret).map_err(unusable)?)
+            }
+            KeyFamily::Rsaes(_) | KeyFamily::EcdhEs(_) => return Err(UnusableKey),
         };
         Ok(Self { algorithm, inner })
     }
@@ -682,99 +635,68 @@ fn content_encryption(enc: ContentEncryption) -> AesgcmJweEncryption {
     }
 }
 
-fn rsassa(algorithm: SignatureAlgorithm) -> Result<RsassaJwsAlgorithm, UnusableKey> {
+/// A signature algorithm as josekit has it: one type for each family.
+enum SignatureFamily {
+    Rsassa(RsassaJwsAlgorithm),
+    RsassaPss(RsassaPssJwsAlgorithm),
+    Ecdsa(EcdsaJwsAlgorithm),
+    Eddsa(EddsaJwsAlgorithm),
+    Hmac(HmacJwsAlgorithm),
+}
+
+fn signature_family(algorithm: SignatureAlgorithm) -> SignatureFamily {
     use SignatureAlgorithm as A;
     match algorithm {
-        A::Rs256 => Ok(RsassaJwsAlgorithm::Rs256),
-        A::Rs384 => Ok(RsassaJwsAlgorithm::Rs384),
-        A::Rs512 => Ok(RsassaJwsAlgorithm::Rs512),
-        A::Ps256
-        | A::Ps384
-        | A::Ps512
-        | A::Es256
-        | A::Es384
-        | A::Es512
-        | A::EdDsa
-        | A::Hs256
-        | A::Hs384
-        | A::Hs512 => Err(UnusableKey),
+        A::Rs256 => SignatureFamily::Rsassa(RsassaJwsAlgorithm::Rs256),
+        A::Rs384 => SignatureFamily::Rsassa(RsassaJwsAlgorithm::Rs384),
+        A::Rs512 => SignatureFamily::Rsassa(RsassaJwsAlgorithm::Rs512),
+        A::Ps256 => SignatureFamily::RsassaPss(RsassaPssJwsAlgorithm::Ps256),
+        A::Ps384 => SignatureFamily::RsassaPss(RsassaPssJwsAlgorithm::Ps384),
+        A::Ps512 => SignatureFamily::RsassaPss(RsassaPssJwsAlgorithm::Ps512),
+        A::Es256 => SignatureFamily::Ecdsa(EcdsaJwsAlgorithm::Es256),
+        A::Es384 => SignatureFamily::Ecdsa(EcdsaJwsAlgorithm::Es384),
+        A::Es512 => SignatureFamily::Ecdsa(EcdsaJwsAlgorithm::Es512),
+        A::EdDsa => SignatureFamily::Eddsa(EddsaJwsAlgorithm::Eddsa),
+        A::Hs256 => SignatureFamily::Hmac(HmacJwsAlgorithm::Hs256),
+        A::Hs384 => SignatureFamily::Hmac(HmacJwsAlgorithm::Hs384),
+        A::Hs512 => SignatureFamily::Hmac(HmacJwsAlgorithm::Hs512),
     }
 }
 
-fn rsassa_pss(algorithm: SignatureAlgorithm) -> Result<RsassaPssJwsAlgorithm, UnusableKey> {
-    use SignatureAlgorithm as A;
-    match algorithm {
-        A::Ps256 => Ok(RsassaPssJwsAlgorithm::Ps256),
-        A::Ps384 => Ok(RsassaPssJwsAlgorithm::Ps384),
-        A::Ps512 => Ok(RsassaPssJwsAlgorithm::Ps512),
-        A::Rs256
-        | A::Rs384
-        | A::Rs512
-        | A::Es256
-        | A::Es384
-        | A::Es512
-        | A::EdDsa
-        | A::Hs256
-        | A::Hs384
-        | A::Hs512 => Err(UnusableKey),
-    }
+/// What makes the MAC of a shared secret.
+fn mac(algorithm: SignatureAlgorithm, secret: &[u8]) -> Result<Box<dyn JwsSigner>, UnusableKey> {
+    let SignatureFamily::Hmac(family) = signature_family(algorithm) else {
+        return Err(UnusableKey);
+    };
+    Ok(Box::new(
+        family.signer_from_bytes(secret).map_err(unusable)?,
+    ))
 }
 
-fn ecdsa(algorithm: SignatureAlgorithm) -> Result<EcdsaJwsAlgorithm, UnusableKey> {
-    use SignatureAlgorithm as A;
-    match algorithm {
-        A::Es256 => Ok(EcdsaJwsAlgorithm::Es256),
-        A::Es384 => Ok(EcdsaJwsAlgorithm::Es384),
-        A::Es512 => Ok(EcdsaJwsAlgorithm::Es512),
-        A::Rs256
-        | A::Rs384
-        | A::Rs512
-        | A::Ps256
-        | A::Ps384
-        | A::Ps512
-        | A::EdDsa
-        | A::Hs256
-        | A::Hs384
-        | A::Hs512 => Err(UnusableKey),
-    }
+/// A way to agree on the content key as josekit has it: one type for each family.
+enum KeyFamily {
+    Rsaes(RsaesJweAlgorithm),
+    EcdhEs(EcdhEsJweAlgorithm),
+    Direct(DirectJweAlgorithm),
+    Aeskw(AeskwJweAlgorithm),
 }
 
-fn hmac(algorithm: SignatureAlgorithm) -> Result<HmacJwsAlgorithm, UnusableKey> {
-    use SignatureAlgorithm as A;
-    match algorithm {
-        A::Hs256 => Ok(HmacJwsAlgorithm::Hs256),
-        A::Hs384 => Ok(HmacJwsAlgorithm::Hs384),
-        A::Hs512 => Ok(HmacJwsAlgorithm::Hs512),
-        A::Rs256
-        | A::Rs384
-        | A::Rs512
-        | A::Ps256
-        | A::Ps384
-        | A::Ps512
-        | A::Es256
-        | A::Es384
-        | A::Es512
-        | A::EdDsa => Err(UnusableKey),
-    }
-}
-
-fn rsaes(algorithm: KeyManagement) -> Result<RsaesJweAlgorithm, UnusableKey> {
+fn key_family(algorithm: KeyManagement) -> KeyFamily {
     use KeyManagement as A;
     match algorithm {
-        A::RsaOaep => Ok(RsaesJweAlgorithm::RsaOaep),
-        A::RsaOaep256 => Ok(RsaesJweAlgorithm::RsaOaep256),
-        A::EcdhEs | A::EcdhEsA128Kw | A::EcdhEsA256Kw | A::Dir | A::A256Kw => Err(UnusableKey),
+        A::RsaOaep => KeyFamily::Rsaes(RsaesJweAlgorithm::RsaOaep),
+        A::RsaOaep256 => KeyFamily::Rsaes(RsaesJweAlgorithm::RsaOaep256),
+        A::EcdhEs => KeyFamily::EcdhEs(EcdhEsJweAlgorithm::EcdhEs),
+        A::EcdhEsA128Kw => KeyFamily::EcdhEs(EcdhEsJweAlgorithm::EcdhEsA128kw),
+        A::EcdhEsA256Kw => KeyFamily::EcdhEs(EcdhEsJweAlgorithm::EcdhEsA256kw),
+        A::Dir => KeyFamily::Direct(DirectJweAlgorithm::Dir),
+        A::A256Kw => KeyFamily::Aeskw(AeskwJweAlgorithm::A256kw),
     }
 }
 
-fn ecdh_es(algorithm: KeyManagement) -> Result<EcdhEsJweAlgorithm, UnusableKey> {
-    use KeyManagement as A;
-    match algorithm {
-        A::EcdhEs => Ok(EcdhEsJweAlgorithm::EcdhEs),
-        A::EcdhEsA128Kw => Ok(EcdhEsJweAlgorithm::EcdhEsA128kw),
-        A::EcdhEsA256Kw => Ok(EcdhEsJweAlgorithm::EcdhEsA256kw),
-        A::RsaOaep | A::RsaOaep256 | A::Dir | A::A256Kw => Err(UnusableKey),
-    }
+/// josekit does not say more than that it takes a key or not.
+fn unusable(_: JoseError) -> UnusableKey {
+    UnusableKey
 }
 
 /// What AES key wrap adds to a key ([RFC 3394] 2.2.1), bytes.
