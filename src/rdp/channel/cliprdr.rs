@@ -14,6 +14,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
+use super::Parser;
 use super::event::ChannelEvent;
 pub use super::event::{ClipboardEvent, ClipboardFile, FilePart, FileRange, Format};
 use super::read::{ChannelError, Reader, narrow_text, room, size, utf16_text, within};
@@ -105,26 +106,10 @@ impl Cliprdr {
             target: Side::new(budget, Direction::ToClient),
         }
     }
+}
 
-    /// Takes the next PDU.
-    ///
-    /// # Errors
-    ///
-    /// It is not a clipboard PDU, or a bound was reached.
-    pub fn feed(
-        &mut self,
-        direction: Direction,
-        pdu: &[u8],
-    ) -> Result<Vec<ChannelEvent>, ChannelError> {
-        self.feed_head(direction, pdu, pdu.len())
-    }
-
-    /// Takes the next PDU of `total` bytes, of which only `head` is at hand.
-    ///
-    /// # Errors
-    ///
-    /// As [`feed`](Self::feed), or more than `head` is needed.
-    pub fn feed_head(
+impl Parser for Cliprdr {
+    fn feed_head(
         &mut self,
         direction: Direction,
         head: &[u8],
@@ -181,7 +166,9 @@ impl Cliprdr {
         };
         Ok(vec![ChannelEvent::Clipboard(event)])
     }
+}
 
+impl Cliprdr {
     /// The side that sends in `direction`.
     fn side(&mut self, direction: Direction) -> &mut Side {
         match direction {

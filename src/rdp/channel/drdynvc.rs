@@ -14,7 +14,7 @@ use super::event::{ChannelEvent, noted};
 pub use super::event::{DynamicEvent, DynamicTraffic, SoftSyncTunnel};
 use super::rdp8_lite::{self, Rdp8Lite};
 use super::read::{ChannelError, Reader, narrow_text, room, size, wide, within};
-use super::{audin, cliprdr, display, rail, rdpdr, rdpsnd};
+use super::{Parser as _, audin, cliprdr, display, rail, rdpdr, rdpsnd};
 use crate::Direction;
 use crate::budget::{Budget, Held, places};
 use jetway_base::limits;

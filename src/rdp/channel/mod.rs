@@ -52,6 +52,34 @@ pub use self::event::{ChannelEvent, Unreadable};
 pub use self::read::ChannelError;
 pub use self::read::wide;
 
+/// The parser of a channel whose PDUs may be judged by their beginning.
+pub trait Parser {
+    /// Takes the next PDU of `total` bytes, of which only `head` is at hand.
+    ///
+    /// # Errors
+    ///
+    /// It is not a PDU of this channel, a bound was reached, or more than `head` is needed.
+    fn feed_head(
+        &mut self,
+        direction: Direction,
+        head: &[u8],
+        total: usize,
+    ) -> Result<Vec<ChannelEvent>, ChannelError>;
+
+    /// Takes the next PDU, whole.
+    ///
+    /// # Errors
+    ///
+    /// It is not a PDU of this channel, or a bound was reached.
+    fn feed(
+        &mut self,
+        direction: Direction,
+        pdu: &[u8],
+    ) -> Result<Vec<ChannelEvent>, ChannelError> {
+        self.feed_head(direction, pdu, pdu.len())
+    }
+}
+
 /// The parsers of one session, one for each static channel that has one.
 #[derive(Debug)]
 pub struct Channels {

@@ -2,6 +2,7 @@
 //!
 //! [MS-RDPERP]: https://learn.microsoft.com/openspecs/windows_protocols/ms-rdperp/
 
+use super::Parser;
 pub use super::event::RemoteProgramEvent;
 use super::event::{ChannelEvent, noted};
 use super::read::{ChannelError, Reader, wide};
@@ -11,26 +12,8 @@ use crate::Direction;
 #[derive(Debug, Default)]
 pub struct Rail;
 
-impl Rail {
-    /// Takes the next PDU.
-    ///
-    /// # Errors
-    ///
-    /// It is not a PDU of remote programs.
-    pub fn feed(
-        &mut self,
-        direction: Direction,
-        pdu: &[u8],
-    ) -> Result<Vec<ChannelEvent>, ChannelError> {
-        self.feed_head(direction, pdu, pdu.len())
-    }
-
-    /// Takes the next PDU of `total` bytes, of which only `head` is at hand.
-    ///
-    /// # Errors
-    ///
-    /// As [`feed`](Self::feed), or more than `head` is needed.
-    pub fn feed_head(
+impl Parser for Rail {
+    fn feed_head(
         &mut self,
         direction: Direction,
         head: &[u8],

@@ -13,6 +13,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
+use super::Parser;
 use super::event::{ChannelEvent, noted};
 pub use super::event::{Device, DeviceEvent, DeviceKind, FileUse, Request, RequestTarget};
 use super::read::{ChannelError, Reader, narrow_text, only, room, size, utf16_text, wide, within};
@@ -99,26 +100,10 @@ impl Rdpdr {
             table_memory: budget.nothing(Direction::ToClient),
         }
     }
+}
 
-    /// Takes the next PDU.
-    ///
-    /// # Errors
-    ///
-    /// It is not a device redirection PDU, or a bound was reached.
-    pub fn feed(
-        &mut self,
-        direction: Direction,
-        pdu: &[u8],
-    ) -> Result<Vec<ChannelEvent>, ChannelError> {
-        self.feed_head(direction, pdu, pdu.len())
-    }
-
-    /// Takes the next PDU of `total` bytes, of which only `head` is at hand.
-    ///
-    /// # Errors
-    ///
-    /// As [`feed`](Self::feed), or more than `head` is needed.
-    pub fn feed_head(
+impl Parser for Rdpdr {
+    fn feed_head(
         &mut self,
         direction: Direction,
         head: &[u8],
@@ -142,7 +127,9 @@ impl Rdpdr {
             events => noted("rdpdr", direction, events),
         }
     }
+}
 
+impl Rdpdr {
     fn packet(
         &mut self,
         direction: Direction,

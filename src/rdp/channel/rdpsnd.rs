@@ -5,6 +5,7 @@
 //!
 //! [MS-RDPEA]: https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpea/
 
+use super::Parser;
 pub use super::event::{AudioFormat, SoundEvent};
 use super::event::{ChannelEvent, unreadable};
 use super::read::{ChannelError, Reader, only, wide};
@@ -31,26 +32,10 @@ impl Rdpsnd {
             wave: None,
         }
     }
+}
 
-    /// Takes the next PDU.
-    ///
-    /// # Errors
-    ///
-    /// It is not a sound PDU.
-    pub fn feed(
-        &mut self,
-        direction: Direction,
-        pdu: &[u8],
-    ) -> Result<Vec<ChannelEvent>, ChannelError> {
-        self.feed_head(direction, pdu, pdu.len())
-    }
-
-    /// Takes the next PDU of `total` bytes, of which only `head` is at hand.
-    ///
-    /// # Errors
-    ///
-    /// As [`feed`](Self::feed), or more than `head` is needed.
-    pub fn feed_head(
+impl Parser for Rdpsnd {
+    fn feed_head(
         &mut self,
         direction: Direction,
         head: &[u8],
@@ -150,7 +135,9 @@ impl Rdpsnd {
         events.insert(0, ChannelEvent::Sound(event));
         Ok(events)
     }
+}
 
+impl Rdpsnd {
     fn format(&self, number: u16) -> Option<AudioFormat> {
         self.formats.get(usize::from(number)).copied()
     }
