@@ -23,7 +23,8 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::{FromRequestParts, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 use tracing::info;
@@ -108,6 +109,7 @@ pub struct Gathered {
 }
 
 /// Who sent a request.
+#[derive(Debug)]
 pub(super) enum Caller {
     Token(Box<Token>),
     Operator(String),
@@ -136,18 +138,39 @@ impl Caller {
     }
 }
 
+/// Which association a request is about, and who sent it.
+#[derive(Debug)]
+pub struct Asked {
+    association: Uuid,
+    caller: Caller,
+}
+
+impl FromRequestParts<ApiState> for Asked {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &ApiState) -> Result<Self, Problem> {
+        let Parameter(id): Parameter<String> = Parameter::from_request_parts(parts, state).await?;
+        let association = association_id(state, &id)?;
+        let caller = caller(state, &parts.headers)?;
+        Ok(Self {
+            association,
+            caller,
+        })
+    }
+}
+
 /// Handles `POST /jet/association/ID`.
 ///
 /// # Errors
 /// A problem document: 400 for what is no UUID, 401 and 403 for who may not, 409 where the id is taken.
 pub async fn create(
     State(state): State<ApiState>,
-    Parameter(id): Parameter<String>,
-    headers: HeaderMap,
+    Asked {
+        association,
+        caller,
+    }: Asked,
     body: Bytes,
 ) -> Result<StatusCode, Problem> {
-    let association = association_id(&state, &id)?;
-    let caller = caller(&state, &headers)?;
     let peers = state.gateway.config.jet.peers;
     let (token, access) = match &caller {
         Caller::Token(token) => {
@@ -222,11 +245,11 @@ pub async fn create(
 /// A problem document: 404 where there is none.
 pub async fn read(
     State(state): State<ApiState>,
-    Parameter(id): Parameter<String>,
-    headers: HeaderMap,
+    Asked {
+        association,
+        caller,
+    }: Asked,
 ) -> Result<Json<Shown>, Problem> {
-    let association = association_id(&state, &id)?;
-    let caller = caller(&state, &headers)?;
     let listed = state.gateway.meetings.view(association, caller.proof());
     let listed = listed.map_err(|refused| declined(&state, refused))?;
     Ok(Json(shown(listed)))
@@ -251,11 +274,11 @@ pub async fn list(
 /// A problem document: 404 where there is none.
 pub async fn delete(
     State(state): State<ApiState>,
-    Parameter(id): Parameter<String>,
-    headers: HeaderMap,
+    Asked {
+        association,
+        caller,
+    }: Asked,
 ) -> Result<StatusCode, Problem> {
-    let association = association_id(&state, &id)?;
-    let caller = caller(&state, &headers)?;
     let meetings = &state.gateway.meetings;
     let mut ended = None;
     if let Caller::Operator(name) = &caller
@@ -284,11 +307,12 @@ pub async fn delete(
 /// A problem document: 404 where there is no such association.
 pub async fn gather(
     State(state): State<ApiState>,
-    Parameter(id): Parameter<String>,
+    Asked {
+        association,
+        caller,
+    }: Asked,
     headers: HeaderMap,
 ) -> Result<Json<Gathered>, Problem> {
-    let association = association_id(&state, &id)?;
-    let caller = caller(&state, &headers)?;
     let urls = state.candidate_urls(&headers);
     let transports: Vec<Transport> = urls.iter().map(|url| url.transport).collect();
     let gathered = state
@@ -309,12 +333,12 @@ pub async fn gather(
 /// A problem document: 404 where it is unknown, 409 where another one was selected or nobody is connected.
 pub async fn complete(
     State(state): State<ApiState>,
-    Parameter(id): Parameter<String>,
-    headers: HeaderMap,
+    Asked {
+        association,
+        caller,
+    }: Asked,
     body: Bytes,
 ) -> Result<StatusCode, Problem> {
-    let association = association_id(&state, &id)?;
-    let caller = caller(&state, &headers)?;
     let Complete { candidate } = serde_json::from_slice(&body).map_err(|_| {
         let detail = "expected a Complete message: {\"candidate\":{\"id\":\"...\"}}";
         Problem::new(StatusCode::BAD_REQUEST, "body", detail, state.id)
@@ -330,7 +354,7 @@ pub async fn complete(
     Ok(StatusCode::OK)
 }
 
-pub(super) fn association_id(state: &ApiState, text: &str) -> Result<Uuid, Problem> {
+fn association_id(state: &ApiState, text: &str) -> Result<Uuid, Problem> {
     exchange::uuid(text).ok_or_else(|| {
         let detail = "an association's id is a UUID";
         Problem::new(StatusCode::BAD_REQUEST, "uuid", detail, state.id)
