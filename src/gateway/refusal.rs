@@ -143,9 +143,6 @@ pub enum Refusal {
         /// `jet_ap`.
         protocol: ApplicationProtocol,
     },
-    /// A part that this gateway does not have yet.
-    #[error("{0} is not offered by this gateway")]
-    NotOffered(&'static str),
 }
 
 impl Refusal {
@@ -186,7 +183,6 @@ impl Refusal {
             Self::Target(_) => "target",
             Self::Unsecured { rule, .. } => rule,
             Self::Protocol { .. } => "protocol",
-            Self::NotOffered(_) => "not-offered",
         }
     }
 
@@ -202,8 +198,7 @@ impl Refusal {
             | Self::ProxyNotTrusted
             | Self::Proxy(_)
             | Self::NoCertificate
-            | Self::Tls(_)
-            | Self::NotOffered(_) => None,
+            | Self::Tls(_) => None,
             Self::PreconnectionV1
             | Self::NoToken
             | Self::Carrier(_)

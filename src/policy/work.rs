@@ -1,6 +1,6 @@
 //! How much cryptography one address may cause: a token bucket of CPU microseconds.
 //!
-//! Decrypting is the most expensive thing an unproven peer can make the gateway do (RSA-4096: 3.5 ms), so the work is
+//! Decrypting is the most expensive thing an unproven peer can make the gateway do (RSA-4096: 4.5 ms), so the work is
 //! booked before it is done, by an estimate from the token's header alone.
 //!
 //! The table is bounded, and what it forgets is a bucket that starts full again. So the fullest go first: whoever has spent their
