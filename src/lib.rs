@@ -55,6 +55,7 @@
 //! | part | what | uses |
 //! |---|---|---|
 //! | [`base`] | limits, time, address groups, session ids | nothing |
+//! | [`audit`] | records of decisions, their chain, its verification | base |
 //! | [`token`] | from text to claims, or the rule that it breaks; keys; revocation; names of targets and agents | base |
 //! | [`rdp`] | PDUs, CredSSP, the tracker of a session, channels | base |
 //! | [`entry`] | what a client brings: first bytes, PROXY header, carriers, tickets, `.rdp` files | token |
@@ -64,7 +65,7 @@
 //! | [`io`] | what the system gives: clock, streams, WebSockets, files | jet |
 //! | [`log`] | lines, their budgets, the thread that writes them | io |
 //! | [`relay`] | bytes both ways | io, rdp |
-//! | [`store`] | what outlives a connection | io, entry, jet, policy, rdp |
+//! | [`store`] | what outlives a connection | audit, io, entry, jet, policy, rdp |
 //! | [`gateway`] | the server; its own page has the order of its parts | all above |
 //! | [`peer`] | `jetway agent`, `jetway connect` | io, jet |
 //! | [`demo`] | a target and a client to try it with | io, rdp, entry |
@@ -218,6 +219,7 @@
 //! [MS-RDPEPS]: https://learn.microsoft.com/en-us/openspecs/windows_protocols/ms-rdpeps/
 
 // Core: bytes and `now` in, values out.
+pub use jetway_audit as audit;
 pub use jetway_base as base;
 pub use jetway_entry as entry;
 pub use jetway_jet as jet;

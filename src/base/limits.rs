@@ -235,6 +235,13 @@ pub const REDIRECTIONS_PER_ADDRESS: usize = REDIRECTIONS / 4;
 /// and far less than a session that nobody ends.
 pub const HALF_CLOSE_S: u64 = 600;
 
+/// Longest line of the audit, bytes: what a longer record says at length is left out. Less than what syslog servers take in one message
+/// (rsyslog is commonly set to 64 KiB).
+pub const AUDIT_LINE_BYTES: usize = 32 * 1024;
+
+/// Records of the audit that wait to be written, bytes: minutes of a busy gateway while its disk is full.
+pub const AUDIT_QUEUE_BYTES: usize = 8 * 1024 * 1024;
+
 /// What may be spent at once, and what comes back each second. The unit is the caller's: lines or bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {

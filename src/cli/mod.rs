@@ -1,6 +1,7 @@
 //! The commands: one file each.
 
 pub mod agent;
+pub mod audit;
 pub mod config;
 pub mod connect;
 #[cfg(feature = "demo")]
@@ -42,6 +43,8 @@ pub enum Command {
     Agent(agent::Args),
     /// Connect a local port, or standard input and output, to a target through the gateway
     Connect(connect::Args),
+    /// Verify the audit
+    Audit(audit::Args),
     /// Check the configuration
     Config(config::Args),
 }
@@ -61,6 +64,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Rdp(args) => rdp::run(*args),
         Command::Agent(args) => agent::run(&args),
         Command::Connect(args) => connect::run(&args),
+        Command::Audit(args) => audit::run(&args),
         Command::Config(args) => config::run(&args),
     }
 }

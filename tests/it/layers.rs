@@ -14,7 +14,7 @@ const MEMBERS: [&[&str]; 8] = [
     &["jetway-io"],
     &["jetway-entry", "jetway-jet", "jetway-stage"],
     &["jetway-policy"],
-    &["jetway-rdp", "jetway-token"],
+    &["jetway-audit", "jetway-rdp", "jetway-token"],
     &["jetway-base"],
     &[LAB],
 ];
