@@ -49,8 +49,8 @@
 //! The **core** does no I/O, reads no clock and spawns nothing: bytes and `now` in, values out. Each part of it is a member of the
 //! workspace (`src/token` is the package `jetway-token`), known here by its short name, which builds alone, as the fuzz targets do.
 //! What it may depend on is in its manifest; what it may not call (files, sockets, threads, clocks) is in `src/clippy.toml`; that it
-//! reaches no runtime through its dependencies, a test asks of Cargo (`it::layers`). The **shell** does the I/O; of its parts, [`io`],
-//! [`log`], [`peer`], [`relay`] and [`store`] are members. Shell uses core, never the other way round.
+//! reaches no runtime through its dependencies, a test asks of Cargo (`it::layers`). The **shell** does the I/O; its parts are
+//! members, too, but for [`demo`] and [`cli`]. Shell uses core, never the other way round.
 //!
 //! | part | what | uses |
 //! |---|---|---|
@@ -232,7 +232,7 @@ pub use jetway_token as token;
 pub mod cli;
 #[cfg(feature = "demo")]
 pub mod demo;
-pub mod gateway;
+pub use jetway_gateway as gateway;
 pub use jetway_io as io;
 pub use jetway_log as log;
 pub use jetway_peer as peer;

@@ -2,7 +2,7 @@
 //!
 //! An RDP client goes through the five steps of [`session`]: identify, authenticate, authorize, connect, open or inspect. Each
 //! takes the one before it by value, so a step that was skipped does not compile. HTTP is served by [`api`], a peer of
-//! a rendezvous by [`rendezvous`](crate::gateway::rendezvous).
+//! a rendezvous by [`rendezvous`](crate::rendezvous).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,18 +12,18 @@ use tracing::field::Empty;
 use tracing::{Instrument, debug, info_span};
 
 use crate::api;
-use crate::base::session_id::SessionId;
-use crate::clock;
-use crate::gateway::connection::Client;
-use crate::gateway::rendezvous::request;
-use crate::gateway::state::Gateway;
-use crate::io::keep_alive;
-use crate::limits;
+use crate::connection::Client;
 use crate::listener::Listener;
 use crate::listener::admission::Admission;
+use crate::rendezvous::request;
 use crate::session::identify::{self, Identified};
 use crate::session::{self, Ready, authenticate, authorize, connect, meet_acceptor, refuse};
-use crate::stream::{Io, Stream};
+use crate::state::Gateway;
+use jetway_base::limits;
+use jetway_base::session_id::SessionId;
+use jetway_io::clock;
+use jetway_io::keep_alive;
+use jetway_io::stream::{Io, Stream};
 
 /// Serves an accepted connection in a task of its own.
 pub fn spawn(

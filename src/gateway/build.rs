@@ -14,38 +14,38 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 use zeroize::Zeroizing;
 
-use crate::clock;
 use crate::config::{
     self, Config, ConfigError, ConfigErrors, JetPeers, KerberosConfig, KeyFileConfig, Reading,
     TlsConfig, VerifyTarget,
 };
-use crate::gateway::live::registry::Registry;
-use crate::gateway::live::stages::Stages;
-use crate::gateway::meeting::MeetingPlace;
-use crate::gateway::state::Gateway;
-use crate::gateway::trust::target_logon::{Kerberos, SecureConfig};
-use crate::gateway::upstream;
-use crate::gateway::upstream::kdc::{KdcLookup, KdcSource};
-use crate::io::pem;
-use crate::io::reached::Reached;
-use crate::jet::rendezvous::RendezvousLimits;
-use crate::keyring::{KeyFile, Keyring};
 use crate::listener::admission::Door;
 use crate::listener::{self, Listener};
-use crate::policy::work::WorkLimiter;
-use crate::private_file;
-use crate::rdp::credssp::keytab::{self, Keytab};
-use crate::rdp::credssp::server::Kerberos as ClientKerberos;
-use crate::store::agents::Agents;
-use crate::store::cookies::KnownCookies;
-use crate::store::disk::{self, Disk};
-use crate::store::refusals::Refusals;
-use crate::store::revoked::Revoked;
-use crate::store::tickets::Tickets;
-use crate::store::usage::Usages;
-use crate::target_certificate::{FilePins, TargetCertificate};
-use crate::tls::ServerTls;
-use crate::token::UnsignedJwe;
+use crate::live::registry::Registry;
+use crate::live::stages::Stages;
+use crate::meeting::MeetingPlace;
+use crate::state::Gateway;
+use crate::trust::keyring::{KeyFile, Keyring};
+use crate::trust::target_certificate::{FilePins, TargetCertificate};
+use crate::trust::target_logon::{Kerberos, SecureConfig};
+use crate::trust::tls::ServerTls;
+use crate::upstream;
+use crate::upstream::kdc::{KdcLookup, KdcSource};
+use jetway_io::clock;
+use jetway_io::pem;
+use jetway_io::private_file;
+use jetway_io::reached::Reached;
+use jetway_jet::rendezvous::RendezvousLimits;
+use jetway_policy::work::WorkLimiter;
+use jetway_rdp::credssp::keytab::{self, Keytab};
+use jetway_rdp::credssp::server::Kerberos as ClientKerberos;
+use jetway_store::agents::Agents;
+use jetway_store::cookies::KnownCookies;
+use jetway_store::disk::{self, Disk};
+use jetway_store::refusals::Refusals;
+use jetway_store::revoked::Revoked;
+use jetway_store::tickets::Tickets;
+use jetway_store::usage::Usages;
+use jetway_token::UnsignedJwe;
 
 /// What a gateway starts with: a configuration, and every file that it names, read and found good. `jetway config check` ends
 /// here, and `jetway serve` goes on.

@@ -19,13 +19,13 @@ use ipnet::IpNet;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::limits;
-use crate::log::settings::{LogConfig, LogFormat};
-use crate::policy::egress::{EgressConfig, EgressRules};
-use crate::target_name::TargetName;
-use crate::token::key::KeyUsage;
-use crate::token::target::TargetAddr;
-use crate::token::{TokenRules, UnsignedJwe};
+use jetway_base::limits;
+use jetway_log::settings::{LogConfig, LogFormat};
+use jetway_policy::egress::{EgressConfig, EgressRules};
+use jetway_token::key::KeyUsage;
+use jetway_token::target::TargetAddr;
+use jetway_token::target_name::TargetName;
+use jetway_token::{TokenRules, UnsignedJwe};
 
 /// Everything an administrator can set.
 #[derive(Clone, Debug, Deserialize)]
@@ -389,7 +389,7 @@ pub struct SessionConfig {
     /// A session ends after so long, seconds, whatever its token says. Zero: never.
     pub time_limit_s: u64,
     /// Where one side of a session has ended and its protocol lets the other go on: that one silent for so long, seconds, and the
-    /// session ends. RDP does not let it; there it is [`RDP_AFTER_END`](crate::relay::RDP_AFTER_END).
+    /// session ends. RDP does not let it; there it is [`RDP_AFTER_END`](jetway_relay::RDP_AFTER_END).
     pub half_close_timeout_s: u64,
     /// For reaching a target, all its addresses and alternatives together, seconds.
     pub connect_timeout_s: u64,
@@ -541,7 +541,7 @@ pub struct Flags {
     #[arg(long = "log-format", value_enum)]
     #[serde(skip)]
     pub log_format: Option<LogFormat>,
-    /// Log filter, as in info,jetway::gateway=debug
+    /// Log filter, as in info,jetway_gateway=debug
     #[arg(long = "log-filter", value_name = "FILTER")]
     #[serde(skip)]
     pub log_filter: Option<String>,

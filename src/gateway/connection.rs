@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 use zeroize::Zeroizing;
 
-use crate::base::session_id::SessionId;
-use crate::io::over_tcp::OverTcp;
-use crate::limits;
 use crate::listener::Listener;
 use crate::listener::admission::Admission;
-use crate::rdp::connection_request::{self, ConnectionRequest};
 use crate::refusal::Refusal;
-use crate::stream::Stream;
+use jetway_base::limits;
+use jetway_base::session_id::SessionId;
+use jetway_io::over_tcp::OverTcp;
+use jetway_io::stream::Stream;
+use jetway_rdp::connection_request::{self, ConnectionRequest};
 
 /// A connection on its way to being a session.
 #[derive(Debug)]

@@ -12,17 +12,17 @@
 //! | target or peer not reachable, or not allowed; gateway busy | `SSL_CERT_NOT_ON_SERVER` | says that the server cannot do it, and is not the user's fault |
 //! | not the protocol that was announced | `INCONSISTENT_FLAGS` | says that the client's messages do not fit |
 
-use crate::application_protocol::ApplicationProtocol;
-use crate::carrier::CarrierError;
-use crate::jet::agent::Unmet;
-use crate::jet::rendezvous::Refused;
-use crate::policy::denial::Denial;
-use crate::proxy_protocol::ProxyProtocolError;
-use crate::rdp::connection_request::ConnectionRequestError;
-use crate::rdp::negotiation::FailureCode;
-use crate::rdp::preconnection::PreconnectionError;
-use crate::store::usage::UsageError;
-use crate::token::{About, Rejected, Token};
+use jetway_entry::carrier::CarrierError;
+use jetway_entry::proxy_protocol::ProxyProtocolError;
+use jetway_jet::agent::Unmet;
+use jetway_jet::rendezvous::Refused;
+use jetway_policy::denial::Denial;
+use jetway_rdp::connection_request::ConnectionRequestError;
+use jetway_rdp::negotiation::FailureCode;
+use jetway_rdp::preconnection::PreconnectionError;
+use jetway_store::usage::UsageError;
+use jetway_token::application_protocol::ApplicationProtocol;
+use jetway_token::{About, Rejected, Token};
 
 /// Why a connection was turned away.
 #[derive(Debug, thiserror::Error)]

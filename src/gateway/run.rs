@@ -8,13 +8,13 @@ use anyhow::Context;
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
+use crate::arrival;
+use crate::build::Prepared;
 use crate::config::{Config, Reading};
-use crate::gateway::arrival;
-use crate::gateway::build::Prepared;
-use crate::gateway::live::registry::EndCause;
-use crate::gateway::state::Gateway;
-use crate::gateway::upkeep;
 use crate::listener;
+use crate::live::registry::EndCause;
+use crate::state::Gateway;
+use crate::upkeep;
 
 /// After live sessions were told to end: how long they are waited for.
 const END_GRACE: Duration = Duration::from_secs(2);

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use tracing::{debug, info, warn};
 
-use crate::clock;
-use crate::gateway::state::Gateway;
-use crate::keyring::ReloadOutcome;
+use crate::state::Gateway;
+use crate::trust::keyring::ReloadOutcome;
+use jetway_io::clock;
 
 /// How often files are looked at for changes.
 const UPKEEP: Duration = Duration::from_secs(1);

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub struct LogConfig {
     /// Lines for people or for machines.
     pub format: LogFormat,
-    /// `tracing` filter, as in `info,jetway::gateway=debug`.
+    /// `tracing` filter, as in `info,jetway_gateway=debug`.
     pub filter: String,
 }
 

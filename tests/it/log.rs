@@ -513,3 +513,61 @@ async fn an_origin_with_control_characters_reaches_neither_form_of_the_log_raw()
         assert!(!log.contains(['\u{9b}', '\u{202e}']), "{format}: {log:?}");
     }
 }
+
+/// Filters as they are given for an example: in help texts, in documentation, in samples.
+fn example_filters() -> Vec<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = crate::layers::sources(&root.join("src"));
+    files.push(root.join("README.md"));
+    let samples = fs::read_dir(root.join("samples")).unwrap();
+    files.extend(samples.map(|entry| entry.unwrap().path()));
+    let texts = files
+        .iter()
+        .filter_map(|file| fs::read_to_string(file).ok());
+    let mut filters = Vec::new();
+    for text in texts {
+        let words = text.split(|c: char| c.is_whitespace() || "`\"'".contains(c));
+        let filters_here = words.filter(|word| word.contains(",jetway") && word.contains('='));
+        filters.extend(filters_here.map(|word| word.trim_end_matches('.').to_owned()));
+    }
+    filters
+}
+
+#[test]
+fn filters_that_are_given_as_examples_name_members_that_write_such_lines() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let filters = example_filters();
+    assert!(filters.len() >= 4, "{filters:?}");
+    for filter in filters {
+        let (_, directive) = filter.split_once(',').unwrap();
+        let (target, level) = directive.split_once('=').unwrap();
+        let member = source.join(target.trim_start_matches("jetway_"));
+        assert!(member.join("Cargo.toml").exists(), "{filter}");
+        let line = format!("{level}!(");
+        let writes = |file: &Path| fs::read_to_string(file).unwrap().contains(&line);
+        let files = crate::layers::sources(&member);
+        assert!(files.iter().any(|file| writes(file)), "{filter}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_filter_shows_more_of_one_part_or_of_all_of_them() {
+    let of_gateway = example_filters();
+    let of_gateway = of_gateway.iter().find(|filter| filter.contains("gateway"));
+    let of_gateway = of_gateway.unwrap().as_str();
+    for (filter, shown) in [
+        ("info", false),
+        (of_gateway, true),
+        ("info,jetway=debug", true),
+        ("info,jetway_relay=debug", false),
+    ] {
+        let process = Process::start(&format!("[log]\nfilter = \"{filter}\"\n"));
+        // Who leaves before it has said anything is told of at DEBUG.
+        drop(TcpStream::connect(process.address).await.unwrap());
+        if shown {
+            process.lines("Connection dropped");
+        }
+        let log = process.ended();
+        assert_eq!(log.contains("Connection dropped"), shown, "{filter}: {log}");
+    }
+}

@@ -25,24 +25,24 @@ use crate::api::jet::Upgrade;
 use crate::api::operator::{bearer, operator};
 use crate::api::problem::{Parameter, Problem};
 use crate::api::state::ApiState;
-use crate::clock;
 use crate::config::Inspect;
-use crate::gateway::rendezvous::signaling;
-use crate::jet::agent::{Decline, Dial, Enrolment, NotAnEnrolment, Unmet};
-use crate::jet::candidate::{CandidateType, Transport};
-use crate::jet::exchange::SUB_PROTOCOL;
-use crate::jet::message::{Answer, Candidate, Offer};
-use crate::jet::rendezvous::{Proof, Refused};
-use crate::limits;
-use crate::policy::{self, SessionLimits};
-use crate::shares::Owner;
-use crate::store::agents::{EnrolError, Listed, Ways};
-use crate::time::UnixTime;
-use crate::token::Token;
-use crate::token::agent_name::AgentName;
-use crate::token::claims::AgentTarget;
-use crate::token::statement::StatementKey;
-use crate::token::target::TargetAddr;
+use crate::rendezvous::signaling;
+use jetway_base::limits;
+use jetway_base::time::UnixTime;
+use jetway_io::clock;
+use jetway_jet::agent::{Decline, Dial, Enrolment, NotAnEnrolment, Unmet};
+use jetway_jet::candidate::{CandidateType, Transport};
+use jetway_jet::exchange::SUB_PROTOCOL;
+use jetway_jet::message::{Answer, Candidate, Offer};
+use jetway_jet::rendezvous::{Proof, Refused};
+use jetway_policy::shares::Owner;
+use jetway_policy::{self as policy, SessionLimits};
+use jetway_store::agents::{EnrolError, Listed, Ways};
+use jetway_token::Token;
+use jetway_token::agent_name::AgentName;
+use jetway_token::claims::AgentTarget;
+use jetway_token::statement::StatementKey;
+use jetway_token::target::TargetAddr;
 
 /// Life of an enrolment of which nothing else was said, seconds.
 const ENROLMENT_S: u64 = 15 * 60;
@@ -374,7 +374,7 @@ fn parse<'a, T: Deserialize<'a>>(state: &ApiState, body: &'a [u8]) -> Result<T, 
 
 fn agent_name(state: &ApiState, text: &str) -> Result<AgentName, Problem> {
     text.parse()
-        .map_err(|error: crate::token::agent_name::NotAName| {
+        .map_err(|error: jetway_token::agent_name::NotAName| {
             Problem::new(StatusCode::BAD_REQUEST, "name", error.to_string(), state.id)
         })
 }

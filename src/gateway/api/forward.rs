@@ -20,11 +20,11 @@ use uuid::Uuid;
 use crate::api::jet::{SUB_PROTOCOLS, Upgrade, check_origin, not_admitted, token};
 use crate::api::problem::Problem;
 use crate::api::state::ApiState;
-use crate::base::session_id::SessionId;
-use crate::clock;
-use crate::gateway::rendezvous::admit::NotAdmitted;
+use crate::rendezvous::admit::NotAdmitted;
 use crate::session::authenticate::ToTarget;
 use crate::session::forward;
+use jetway_base::session_id::SessionId;
+use jetway_io::clock;
 
 /// Handles a handshake for `/jet/fwd/tcp`.
 ///

@@ -9,8 +9,8 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::gateway::connection::Connection;
-use crate::stream::Stream;
+use crate::connection::Connection;
+use jetway_io::stream::Stream;
 
 /// A stream that holds its place.
 #[derive(Debug)]

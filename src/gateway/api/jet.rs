@@ -6,7 +6,7 @@
 //!
 //! - `Authorization: Bearer TOKEN`;
 //! - the sub-protocol `bearer.TOKEN` beside `jet`, since scripts in a browser cannot set headers; the answer selects
-//!   `jet`, or `jet.half-close` where that is offered, too ([`crate::websocket`]);
+//!   `jet`, or `jet.half-close` where that is offered, too ([`jetway_io::websocket`]);
 //! - `?ticket=jt-...`, a ticket of `POST /jet/tickets`: what a URL shows is worth nothing once it was used.
 //!
 //! None of them is added by a browser of its own accord, as a cookie is, so a page of any site is as good as what it shows.
@@ -32,19 +32,19 @@ use crate::api::held::Held;
 use crate::api::operator::bearer;
 use crate::api::problem::Problem;
 use crate::api::state::ApiState;
-use crate::base::session_id::SessionId;
-use crate::clock;
-use crate::frames::Role;
-use crate::gateway::connection::{Client, Connection};
-use crate::gateway::meeting::party::Shown;
-use crate::gateway::rendezvous::admit::NotAdmitted;
-use crate::gateway::rendezvous::{admit, pair};
-use crate::jet::exchange::{JetPath, SUB_PROTOCOL};
-use crate::limits;
+use crate::connection::{Client, Connection};
+use crate::meeting::party::Shown;
 use crate::refusal::Refusal;
-use crate::stream::{Io, Stream};
-use crate::ticket::Ticket;
-use crate::websocket::{Ends, HALF_CLOSE_PROTOCOL, WebSocket};
+use crate::rendezvous::admit::NotAdmitted;
+use crate::rendezvous::{admit, pair};
+use jetway_base::limits;
+use jetway_base::session_id::SessionId;
+use jetway_entry::ticket::Ticket;
+use jetway_io::clock;
+use jetway_io::stream::{Io, Stream};
+use jetway_io::websocket::frames::Role;
+use jetway_io::websocket::{Ends, HALF_CLOSE_PROTOCOL, WebSocket};
+use jetway_jet::exchange::{JetPath, SUB_PROTOCOL};
 
 /// What a peer of a rendezvous may offer, the best first.
 pub(super) const SUB_PROTOCOLS: &[&str] = &[HALF_CLOSE_PROTOCOL, SUB_PROTOCOL];

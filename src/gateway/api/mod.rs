@@ -30,11 +30,11 @@ use tracing::{debug, warn};
 use crate::api::held::Held;
 use crate::api::problem::Problem;
 use crate::api::state::ApiState;
-use crate::base::session_id::SessionId;
-use crate::gateway::connection::{Client, Connection};
-use crate::gateway::state::Gateway;
-use crate::jet::exchange;
-use crate::limits;
+use crate::connection::{Client, Connection};
+use crate::state::Gateway;
+use jetway_base::limits;
+use jetway_base::session_id::SessionId;
+use jetway_jet::exchange;
 
 /// An HTTP connection lasts no longer, whatever it does.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);

@@ -8,7 +8,7 @@ use tracing::warn;
 use crate::api::problem::Problem;
 use crate::api::state::ApiState;
 use crate::config::ApiKeyConfig;
-use crate::jet::exchange;
+use jetway_jet::exchange;
 
 /// The bearer of a request.
 #[must_use]

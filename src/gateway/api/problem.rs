@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::api::state::ApiState;
-use crate::base::session_id::SessionId;
+use jetway_base::session_id::SessionId;
 
 /// A parameter of the path.
 #[derive(Debug)]

@@ -16,12 +16,12 @@ use uuid::Uuid;
 use crate::api::operator::operator;
 use crate::api::problem::{Parameter, Problem};
 use crate::api::state::ApiState;
-use crate::base::session_id::SessionId;
-use crate::clock;
-use crate::gateway::live::registry::{EndCause, Inside, Session, SessionPhase};
-use crate::stage::inspector::SessionStatistics;
-use crate::time::UnixTime;
-use crate::token::agent_name::AgentName;
+use crate::live::registry::{EndCause, Inside, Session, SessionPhase};
+use jetway_base::session_id::SessionId;
+use jetway_base::time::UnixTime;
+use jetway_io::clock;
+use jetway_stage::inspector::SessionStatistics;
+use jetway_token::agent_name::AgentName;
 
 /// One session in the list.
 #[derive(Debug, Serialize)]

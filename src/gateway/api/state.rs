@@ -6,11 +6,11 @@ use std::sync::Arc;
 use axum::http::{HeaderMap, header};
 use tokio_util::sync::CancellationToken;
 
-use crate::base::session_id::SessionId;
-use crate::gateway::state::Gateway;
-use crate::jet::candidate::CandidateUrl;
 use crate::listener::Listener;
-use crate::token::target::TargetAddr;
+use crate::state::Gateway;
+use jetway_base::session_id::SessionId;
+use jetway_jet::candidate::CandidateUrl;
+use jetway_token::target::TargetAddr;
 
 /// What handlers share.
 #[derive(Clone, Debug)]

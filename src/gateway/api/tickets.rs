@@ -15,14 +15,14 @@ use zeroize::Zeroizing;
 use crate::api::operator::{bearer, find_key};
 use crate::api::problem::Problem;
 use crate::api::state::ApiState;
-use crate::clock;
-use crate::policy::{self, SessionLimits};
 use crate::refusal::{Denied, Refusal};
 use crate::session::authorize::reconnect_window;
-use crate::shares::Owner;
-use crate::store::tickets::Terms;
-use crate::time::UnixTime;
-use crate::token;
+use jetway_base::time::UnixTime;
+use jetway_io::clock;
+use jetway_policy::shares::Owner;
+use jetway_policy::{self as policy, SessionLimits};
+use jetway_store::tickets::Terms;
+use jetway_token as token;
 
 /// Who asks, where no API key vouches for the request.
 const BY_TOKEN: &str = "token";

@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use crate::address::AddressGroup;
-use crate::io::reached::Reached;
-use crate::shares::{Crowded, Owner, Shares};
+use jetway_base::address::AddressGroup;
+use jetway_io::reached::Reached;
+use jetway_policy::shares::{Crowded, Owner, Shares};
 
 /// Counts connections.
 #[derive(Debug)]

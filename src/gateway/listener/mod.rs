@@ -13,12 +13,12 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::clock;
 use crate::config::{Arrival, Inspect, ListenerConfig};
 use crate::listener::admission::{Admission, Door};
-use crate::policy::Inspecting;
-use crate::tls::ServerTls;
-use crate::token::target::TargetAddr;
+use crate::trust::tls::ServerTls;
+use jetway_io::clock;
+use jetway_policy::Inspecting;
+use jetway_token::target::TargetAddr;
 
 /// Connections the kernel holds for us while we are busy. The kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;

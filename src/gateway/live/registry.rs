@@ -8,21 +8,21 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::base::session_id::SessionId;
-use crate::clock;
-use crate::gateway::live::legs::Legs;
-use crate::io::reached::Reached;
-use crate::jet::rendezvous::Refused;
-use crate::limits;
+use crate::live::legs::Legs;
 use crate::refusal::Refusal;
-use crate::relay::Traffic;
-use crate::shares::{Owner, Shares};
-use crate::stage::inspector::SharedStatistics;
-use crate::store::usage::Spent;
-use crate::time::UnixTime;
-use crate::token::revocation::Revocations;
-use crate::token::target::TargetAddr;
-use crate::token::{Token, TokenId};
+use jetway_base::limits;
+use jetway_base::session_id::SessionId;
+use jetway_base::time::UnixTime;
+use jetway_io::clock;
+use jetway_io::reached::Reached;
+use jetway_jet::rendezvous::Refused;
+use jetway_policy::shares::{Owner, Shares};
+use jetway_relay::Traffic;
+use jetway_stage::inspector::SharedStatistics;
+use jetway_store::usage::Spent;
+use jetway_token::revocation::Revocations;
+use jetway_token::target::TargetAddr;
+use jetway_token::{Token, TokenId};
 
 /// Why a live session was ended from here.
 #[derive(Clone, Debug, PartialEq, Eq)]

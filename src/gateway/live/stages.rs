@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use crate::gateway::live::registry::Session;
-use crate::stage::Stage;
+use crate::live::registry::Session;
+use jetway_stage::Stage;
 
 /// Makes the stages of a session. Only sessions that are inspected have any: `session.inspect = "always"` makes that all of them.
 pub trait Stages: Send + Sync + fmt::Debug {

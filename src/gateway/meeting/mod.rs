@@ -1,4 +1,4 @@
-//! Where the peers of a rendezvous wait for each other: the state of [`jet::rendezvous`](crate::jet::rendezvous), and
+//! Where the peers of a rendezvous wait for each other: the state of [`jet::rendezvous`](jetway_jet::rendezvous), and
 //! the connections behind its numbers.
 //!
 //! A waiting acceptor's connection belongs to the task that watches it; who connects asks that task for it. So an acceptor
@@ -15,21 +15,21 @@ use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::clock;
-use crate::gateway::connection::Client;
-use crate::gateway::live::registry::{EndCause, Session};
-use crate::gateway::meeting::party::{Creator, Shown};
-use crate::io::reached::Reached;
-use crate::jet::candidate::Transport;
-use crate::jet::rendezvous::{
+use crate::connection::Client;
+use crate::live::registry::{EndCause, Session};
+use crate::meeting::party::{Creator, Shown};
+use jetway_base::limits;
+use jetway_io::clock;
+use jetway_io::reached::Reached;
+use jetway_io::stream::Io;
+use jetway_jet::candidate::Transport;
+use jetway_jet::rendezvous::{
     self, Access, AssociationView, CandidateView, Now, PeerId, Proof, Refused, Rendezvous,
     RendezvousLimits, Terms,
 };
-use crate::limits;
-use crate::shares::{Owner, Shares};
-use crate::stream::Io;
-use crate::token::revocation::Revocations;
-use crate::token::{Token, TokenId};
+use jetway_policy::shares::{Owner, Shares};
+use jetway_token::revocation::Revocations;
+use jetway_token::{Token, TokenId};
 
 /// How long an acceptor that comes back at once is let wait for the end of the last session.
 const HANDOVER: Duration = Duration::from_secs(2);

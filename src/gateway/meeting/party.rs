@@ -4,11 +4,11 @@ use std::net::IpAddr;
 
 use uuid::Uuid;
 
-use crate::jet::rendezvous::Proof;
-use crate::shares::Owner;
-use crate::token::agent_name::AgentName;
-use crate::token::target::TargetAddr;
-use crate::token::{Protection, Token};
+use jetway_jet::rendezvous::Proof;
+use jetway_policy::shares::Owner;
+use jetway_token::agent_name::AgentName;
+use jetway_token::target::TargetAddr;
+use jetway_token::{Protection, Token};
 
 /// Who creates an association.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

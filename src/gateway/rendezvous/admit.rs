@@ -4,18 +4,18 @@ use std::net::SocketAddr;
 
 use tracing::{debug, info};
 
-use crate::base::session_id::SessionId;
-use crate::gateway::meeting::party::Shown;
-use crate::gateway::meeting::{Met, Waiting};
-use crate::gateway::state::Gateway;
-use crate::jet::agent::{ACCEPT_TYPE, Acceptance};
-use crate::jet::exchange::{JetPath, Operation, Status};
-use crate::jet::rendezvous::{Proof, Refused as Declined};
-use crate::policy::{self, SessionLimits};
+use crate::meeting::party::Shown;
+use crate::meeting::{Met, Waiting};
 use crate::refusal::{Denied, Refusal};
-use crate::token::claims::ConnectionMode;
-use crate::token::statement::{self, StatementKey};
-use crate::token::{About, Token};
+use crate::state::Gateway;
+use jetway_base::session_id::SessionId;
+use jetway_jet::agent::{ACCEPT_TYPE, Acceptance};
+use jetway_jet::exchange::{JetPath, Operation, Status};
+use jetway_jet::rendezvous::{Proof, Refused as Declined};
+use jetway_policy::{self as policy, SessionLimits};
+use jetway_token::claims::ConnectionMode;
+use jetway_token::statement::{self, StatementKey};
+use jetway_token::{About, Token};
 
 /// A peer whose request was granted.
 #[derive(Debug)]

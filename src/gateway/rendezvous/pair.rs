@@ -16,25 +16,25 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Span, debug, info};
 use uuid::Uuid;
 
-use crate::clock;
-use crate::gateway::connection::{Client, Opening};
-use crate::gateway::meeting::party::Shown;
-use crate::gateway::meeting::{Met, Party, Waiting};
-use crate::gateway::rendezvous::admit::Admitted;
-use crate::gateway::rendezvous::part::part;
-use crate::gateway::state::Gateway;
-use crate::jet::rendezvous::Refused as Declined;
-use crate::limits;
-use crate::preamble::{Behind, recognise_behind};
+use crate::connection::{Client, Opening};
+use crate::meeting::party::Shown;
+use crate::meeting::{Met, Party, Waiting};
+use crate::rendezvous::admit::Admitted;
+use crate::rendezvous::part::part;
 use crate::session::authenticate::{Authenticated, ToTarget, check_protocol, check_routing};
 use crate::session::authorize;
 use crate::session::identify::Expected;
 use crate::session::meet_acceptor::{leads_to, tighten, together};
 use crate::session::refuse::{self, Refused};
 use crate::session::{Ready, run, secure_or_open};
-use crate::stream::Stream;
-use crate::token::Token;
-use crate::websocket::Farewell;
+use crate::state::Gateway;
+use jetway_base::limits;
+use jetway_entry::preamble::{Behind, recognise_behind};
+use jetway_io::clock;
+use jetway_io::stream::Stream;
+use jetway_io::websocket::Farewell;
+use jetway_jet::rendezvous::Refused as Declined;
+use jetway_token::Token;
 
 /// Goes on with a peer that has its response: it waits, or speaks with whom it has met.
 pub async fn proceed(
@@ -92,7 +92,7 @@ pub async fn proceed(
 async fn wait(
     gateway: &Gateway,
     mut party: Party,
-    mut claimed: tokio::sync::oneshot::Receiver<crate::gateway::meeting::Handover>,
+    mut claimed: tokio::sync::oneshot::Receiver<crate::meeting::Handover>,
 ) {
     let close = party.place.close.clone();
     loop {

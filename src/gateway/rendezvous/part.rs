@@ -5,9 +5,9 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
-use crate::jet::exchange::Response;
-use crate::jet::packet;
-use crate::stream::Stream;
+use jetway_io::stream::Stream;
+use jetway_jet::exchange::Response;
+use jetway_jet::packet;
 
 /// How long a peer that is told to go is given to hear it.
 const PARTING: Duration = Duration::from_secs(1);

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use tokio::time::timeout_at;
 use tracing::{debug, info};
 
-use crate::gateway::connection::Client;
-use crate::gateway::rendezvous::admit::{Admitted, judge};
-use crate::gateway::rendezvous::pair::proceed;
-use crate::gateway::rendezvous::part::{part, respond};
-use crate::gateway::state::Gateway;
-use crate::jet::exchange::{Operation, Request, Response, Status};
-use crate::jet::message::Version;
-use crate::jet::packet;
+use crate::connection::Client;
+use crate::rendezvous::admit::{Admitted, judge};
+use crate::rendezvous::pair::proceed;
+use crate::rendezvous::part::{part, respond};
+use crate::state::Gateway;
+use jetway_jet::exchange::{Operation, Request, Response, Status};
+use jetway_jet::message::Version;
+use jetway_jet::packet;
 
 /// Largest packet, bytes.
 const PACKET_BYTES: usize = packet::PAYLOAD_BYTES + packet::HEADER_BYTES;

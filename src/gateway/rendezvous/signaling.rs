@@ -1,7 +1,7 @@
 //! An agent's signaling channel, the gateway's side: who is it, and then messages both ways.
 //!
 //! - The challenge is new for each channel, so an answer holds once.
-//! - Each agent has one channel. A newer one ends the older, unless it yields ([`crate::jet::agent`]).
+//! - Each agent has one channel. A newer one ends the older, unless it yields ([`jetway_jet::agent`]).
 //! - A ping goes out every [`PING_EVERY`]; an agent that has sent nothing since the last [`SILENT_PINGS`] of them is gone.
 //! - Close codes ([RFC 6455] 7.4): 1001 where the gateway stops, 1008 for who is not known or was revoked, 1013 for who has tried too
 //!   often, 4001 where the agent has another channel.
@@ -23,18 +23,18 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
 use tracing::{debug, info, warn};
 
-use crate::base::session_id::SessionId;
-use crate::clock;
-use crate::gateway::connection::Connection;
-use crate::gateway::state::Gateway;
-use crate::io::websocket::settings::settings;
-use crate::jet::agent::{FromAgent, FromGateway, NOT_KNOWN, RANDOM_BYTES, REPLACED, REVOKED};
-use crate::limits;
-use crate::store::agents::{Connected, Ended, NoSeat, Ways};
-use crate::stream::Stream;
-use crate::token::agent_name::AgentName;
-use crate::token::statement::StatementKey;
-use crate::websocket::{PING_EVERY, SILENT_PINGS};
+use crate::connection::Connection;
+use crate::state::Gateway;
+use jetway_base::limits;
+use jetway_base::session_id::SessionId;
+use jetway_io::clock;
+use jetway_io::stream::Stream;
+use jetway_io::websocket::settings::settings;
+use jetway_io::websocket::{PING_EVERY, SILENT_PINGS};
+use jetway_jet::agent::{FromAgent, FromGateway, NOT_KNOWN, RANDOM_BYTES, REPLACED, REVOKED};
+use jetway_store::agents::{Connected, Ended, NoSeat, Ways};
+use jetway_token::agent_name::AgentName;
+use jetway_token::statement::StatementKey;
 
 /// What an agent is told that has another channel.
 const ANOTHER: &str = "another agent has this name and key";

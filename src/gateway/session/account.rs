@@ -6,18 +6,18 @@ use std::time::{Duration, Instant};
 
 use tracing::info;
 
-use crate::clock;
-use crate::gateway::live::legs::TlsFacts;
-use crate::gateway::live::registry::{EndCause, Registered, Session};
 use crate::listener::admission::Admission;
-use crate::policy::permit::Permit;
+use crate::live::legs::TlsFacts;
+use crate::live::registry::{EndCause, Registered, Session};
 use crate::refusal::Refusal;
-use crate::relay::{Parting, RelayEnd, Side};
 use crate::session::reached::Met;
 use crate::session::secure::Secured;
-use crate::store::usage::Reservation;
-use crate::stream::Io;
-use crate::target_certificate::Remembered;
+use crate::trust::target_certificate::Remembered;
+use jetway_io::clock;
+use jetway_io::stream::Io;
+use jetway_policy::permit::Permit;
+use jetway_relay::{Parting, RelayEnd, Side};
+use jetway_store::usage::Reservation;
 
 /// What every live session holds until its end.
 #[derive(Debug)]

@@ -9,17 +9,17 @@ use tracing::Span;
 use tracing::field::display;
 use zeroize::Zeroizing;
 
-use crate::application_protocol::{self, ApplicationProtocol, FirstBytes};
-use crate::carrier::{self, Credential};
-use crate::clock;
-use crate::gateway::connection::{Client, Opening};
-use crate::gateway::state::Gateway;
-use crate::rdp::connection_request::ConnectionRequest;
+use crate::connection::{Client, Opening};
 use crate::refusal::Refusal;
 use crate::session::identify::{Before, Expected, RdpClient};
 use crate::session::refuse::Refused;
-use crate::token::Token;
-use crate::token::claims::Claims;
+use crate::state::Gateway;
+use jetway_entry::carrier::{self, Credential};
+use jetway_io::clock;
+use jetway_rdp::connection_request::ConnectionRequest;
+use jetway_token::Token;
+use jetway_token::application_protocol::{self, ApplicationProtocol, FirstBytes};
+use jetway_token::claims::Claims;
 
 /// A client that has shown a valid token.
 #[derive(Debug)]

@@ -2,23 +2,23 @@
 
 use std::time::Duration;
 
-use crate::application_protocol::ApplicationProtocol;
 use crate::config::TokenConfig;
-use crate::gateway::connection::{Client, Opening};
-use crate::gateway::live::registry::Registered;
-use crate::gateway::state::Gateway;
+use crate::connection::{Client, Opening};
 use crate::listener::Listener;
-use crate::policy::denial::Denial;
-use crate::policy::permit::Permit;
-use crate::policy::{self, Inspecting, SessionLimits};
-use crate::rdp::connection_request::{PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX};
+use crate::live::registry::Registered;
 use crate::refusal::Refusal;
 use crate::session::authenticate::{Authenticated, ToTarget};
 use crate::session::refuse::Refused;
-use crate::store::redirections::RETURN_WINDOW;
-use crate::store::usage::{Claim, Reservation, UsageError};
-use crate::token::Token;
-use crate::token::claims::Claims;
+use crate::state::Gateway;
+use jetway_policy::denial::Denial;
+use jetway_policy::permit::Permit;
+use jetway_policy::{self as policy, Inspecting, SessionLimits};
+use jetway_rdp::connection_request::{PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX};
+use jetway_store::redirections::RETURN_WINDOW;
+use jetway_store::usage::{Claim, Reservation, UsageError};
+use jetway_token::Token;
+use jetway_token::application_protocol::ApplicationProtocol;
+use jetway_token::claims::Claims;
 
 /// A client that may be connected.
 #[derive(Debug)]

@@ -2,13 +2,8 @@
 
 use std::time::Duration;
 
-use crate::application_protocol::ApplicationProtocol;
-use crate::clock;
-use crate::gateway::connection::{Client, Opening, departed};
-use crate::gateway::live::registry::Registered;
-use crate::gateway::state::Gateway;
-use crate::gateway::upstream::{self, ConnectClass, SystemResolver};
-use crate::policy::permit::Permit;
+use crate::connection::{Client, Opening, departed};
+use crate::live::registry::Registered;
 use crate::refusal::Refusal;
 use crate::session::authorize::Authorized;
 use crate::session::meet_acceptor;
@@ -16,10 +11,15 @@ use crate::session::meet_agent;
 use crate::session::reached::Reached;
 use crate::session::refuse::Refused;
 use crate::session::secure;
-use crate::store::usage::Reservation;
-use crate::stream::{Io, Stream};
-use crate::target_name::TargetName;
-use crate::token::claims::ConnectionMode;
+use crate::state::Gateway;
+use crate::upstream::{self, ConnectClass, SystemResolver};
+use jetway_io::clock;
+use jetway_io::stream::{Io, Stream};
+use jetway_policy::permit::Permit;
+use jetway_store::usage::Reservation;
+use jetway_token::application_protocol::ApplicationProtocol;
+use jetway_token::claims::ConnectionMode;
+use jetway_token::target_name::TargetName;
 
 /// A client and its target.
 #[derive(Debug)]

@@ -12,9 +12,7 @@ use std::time::Instant;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::base::session_id::SessionId;
-use crate::gateway::connection::Client;
-use crate::gateway::state::Gateway;
+use crate::connection::Client;
 use crate::listener::Listener;
 use crate::refusal::Refusal;
 use crate::session::authenticate::{self, ShownBefore, ToTarget};
@@ -22,8 +20,10 @@ use crate::session::authorize;
 use crate::session::connect;
 use crate::session::refuse::{self, Refused};
 use crate::session::{Ready, run, secure_or_open};
-use crate::token::Token;
-use crate::token::claims::ConnectionMode;
+use crate::state::Gateway;
+use jetway_base::session_id::SessionId;
+use jetway_token::Token;
+use jetway_token::claims::ConnectionMode;
 
 /// A request for a forward session.
 #[derive(Debug)]

@@ -7,19 +7,19 @@ use std::io;
 use tokio::time::timeout_at;
 use tokio_rustls::TlsAcceptor;
 
-use crate::application_protocol::{self, ApplicationProtocol, FirstBytes};
-use crate::carrier::{self, Credential};
-use crate::clock;
 use crate::config::Arrival;
-use crate::gateway::connection::{Client, Opening, fill, read_request};
-use crate::limits;
-use crate::preamble::{Behind, Preamble, Recognition, recognise, recognise_behind};
-use crate::proxy_protocol;
-use crate::rdp::preconnection::{self, PreconnectionPdu};
+use crate::connection::{Client, Opening, fill, read_request};
 use crate::refusal::Refusal;
 use crate::session::refuse::Refused;
-use crate::stream::{Io, Stream};
-use crate::token::claims::Claims;
+use jetway_base::limits;
+use jetway_entry::carrier::{self, Credential};
+use jetway_entry::preamble::{Behind, Preamble, Recognition, recognise, recognise_behind};
+use jetway_entry::proxy_protocol;
+use jetway_io::clock;
+use jetway_io::stream::{Io, Stream};
+use jetway_rdp::preconnection::{self, PreconnectionPdu};
+use jetway_token::application_protocol::{self, ApplicationProtocol, FirstBytes};
+use jetway_token::claims::Claims;
 
 /// What a token announces that its client will speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,24 +8,10 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use crate::base::session_id::SessionId;
-use crate::clock;
-use crate::gateway::connection::Opening;
-use crate::gateway::live::legs::Legs;
-use crate::gateway::live::registry::{EndCause, Inside, Session};
-use crate::gateway::state::Gateway;
-use crate::log_limit::RecordLimiter;
-use crate::policy;
-use crate::policy::denial::Denial;
-use crate::policy::permit::{Inspection, Permit};
-use crate::rdp::budget::Budget;
-use crate::rdp::client_info::Logon;
-use crate::rdp::connection_request::ConnectionRequest;
-use crate::rdp::redirection::Redirections;
-use crate::rdp::tracker::{Settings, Tracker};
+use crate::connection::Opening;
+use crate::live::legs::Legs;
+use crate::live::registry::{EndCause, Inside, Session};
 use crate::refusal::Refusal;
-use crate::relay::inspected::{self, Cancel, CancelWay, InspectedEnd, Leg};
-use crate::relay::{RDP_AFTER_END, RelayLimits, Side};
 use crate::session::account::Live;
 use crate::session::account::describe;
 use crate::session::account::log_opened;
@@ -36,13 +22,27 @@ use crate::session::refuse::Refused;
 use crate::session::secure::error::SecureError;
 use crate::session::secure::request::{ClientTls, SecureRequest, TargetTls};
 use crate::session::secure::{self, Failed, Remaining, Secured};
-use crate::stage::Pipeline;
-use crate::stage::inspector::{AuditEvent, AuditSink, Inspector, Recorded};
-use crate::store::cookies::{SessionCookies, association};
-use crate::stream::{Io, Stream};
-use crate::target_certificate::TargetCertificate;
-use crate::target_name::TargetName;
-use crate::token::claims::Credentials;
+use crate::state::Gateway;
+use crate::trust::target_certificate::TargetCertificate;
+use jetway_base::log_limit::RecordLimiter;
+use jetway_base::session_id::SessionId;
+use jetway_io::clock;
+use jetway_io::stream::{Io, Stream};
+use jetway_policy as policy;
+use jetway_policy::denial::Denial;
+use jetway_policy::permit::{Inspection, Permit};
+use jetway_rdp::budget::Budget;
+use jetway_rdp::client_info::Logon;
+use jetway_rdp::connection_request::ConnectionRequest;
+use jetway_rdp::redirection::Redirections;
+use jetway_rdp::tracker::{Settings, Tracker};
+use jetway_relay::inspected::{self, Cancel, CancelWay, InspectedEnd, Leg};
+use jetway_relay::{RDP_AFTER_END, RelayLimits, Side};
+use jetway_stage::Pipeline;
+use jetway_stage::inspector::{AuditEvent, AuditSink, Inspector, Recorded};
+use jetway_store::cookies::{SessionCookies, association};
+use jetway_token::claims::Credentials;
+use jetway_token::target_name::TargetName;
 
 /// How long a client is given to be led to the message that tells it why.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -432,13 +432,13 @@ fn audit(id: SessionId, audit: &str) {
 mod tests {
     use std::sync::Arc;
 
-    use crate::gateway::live::legs::{Logon, TlsFacts};
-    use crate::limits;
-    use crate::rdp::Direction;
-    use crate::rdp::event::Phase;
-    use crate::rdp::logon::AutoReconnectCookie;
-    use crate::rdp::reconnect::ClientCookie;
-    use crate::store::cookies::KnownCookies;
+    use crate::live::legs::{Logon, TlsFacts};
+    use jetway_base::limits;
+    use jetway_rdp::Direction;
+    use jetway_rdp::event::Phase;
+    use jetway_rdp::logon::AutoReconnectCookie;
+    use jetway_rdp::reconnect::ClientCookie;
+    use jetway_store::cookies::KnownCookies;
 
     use super::*;
 

@@ -11,20 +11,20 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::carrier::{self, Credential};
-use crate::clock;
-use crate::gateway::connection::{Opening, read_request};
-use crate::gateway::live::registry::{Registered, Session};
-use crate::gateway::state::Gateway;
-use crate::limits;
-use crate::preamble::{Preamble, Recognition, recognise_late};
-use crate::proxy_protocol;
-use crate::rdp::connection_request::ConnectionRequest;
-use crate::rdp::preconnection::{self, PreconnectionPdu};
+use crate::connection::{Opening, read_request};
+use crate::live::registry::{Registered, Session};
 use crate::refusal::Refusal;
 use crate::session::authenticate::{check_same, stands_for, take_credential};
 use crate::session::open::{ask, count, target_failed, write};
-use crate::stream::Stream;
+use crate::state::Gateway;
+use jetway_base::limits;
+use jetway_entry::carrier::{self, Credential};
+use jetway_entry::preamble::{Preamble, Recognition, recognise_late};
+use jetway_entry::proxy_protocol;
+use jetway_io::clock;
+use jetway_io::stream::Stream;
+use jetway_rdp::connection_request::ConnectionRequest;
+use jetway_rdp::preconnection::{self, PreconnectionPdu};
 
 /// What a client has begun that was silent. What it has said and the target has not got is in its stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

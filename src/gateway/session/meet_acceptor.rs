@@ -6,25 +6,25 @@ use tokio::time::sleep_until;
 use tracing::debug;
 use uuid::Uuid;
 
-use crate::gateway::connection::Client;
-use crate::gateway::connection::departed;
-use crate::gateway::live::registry::{EndCause, Registered, Session};
-use crate::gateway::meeting::party::{Shown, proof_of};
-use crate::gateway::meeting::{Met, Party, Place};
-use crate::gateway::state::Gateway;
-use crate::jet::agent::Unmet;
-use crate::jet::rendezvous::Refused as Declined;
-use crate::policy;
+use crate::connection::Client;
+use crate::connection::departed;
+use crate::live::registry::{EndCause, Registered, Session};
+use crate::meeting::party::{Shown, proof_of};
+use crate::meeting::{Met, Party, Place};
 use crate::refusal::Refusal;
 use crate::session::authenticate::{self, Authenticated};
 use crate::session::authorize::{self, Authorized};
 use crate::session::reached::{self, Reached, Together};
 use crate::session::refuse::Refused;
-use crate::store::usage::{Companion, UsageError};
-use crate::target_name::TargetName;
-use crate::token::Token;
-use crate::token::claims::{Claims, ConnectionMode};
-use crate::token::target::TargetAddr;
+use crate::state::Gateway;
+use jetway_jet::agent::Unmet;
+use jetway_jet::rendezvous::Refused as Declined;
+use jetway_policy as policy;
+use jetway_store::usage::{Companion, UsageError};
+use jetway_token::Token;
+use jetway_token::claims::{Claims, ConnectionMode};
+use jetway_token::target::TargetAddr;
+use jetway_token::target_name::TargetName;
 
 /// Between steps 2 and 3 of an RDP client with a rendezvous token: what the association was created with holds for it, too.
 ///

@@ -10,25 +10,25 @@
 use tokio::time::sleep_until;
 use uuid::Uuid;
 
-use crate::clock;
-use crate::gateway::connection::Client;
-use crate::gateway::connection::departed;
-use crate::gateway::meeting::Met;
-use crate::gateway::meeting::party::Creator;
-use crate::gateway::state::Gateway;
-use crate::jet::agent::{Decline, Dial, Unmet};
-use crate::jet::candidate::Transport;
-use crate::jet::message::{Offer, Version};
-use crate::jet::rendezvous::{Access, Proof, Refused};
-use crate::limits;
+use crate::connection::Client;
+use crate::connection::departed;
+use crate::meeting::Met;
+use crate::meeting::party::Creator;
 use crate::refusal::Refusal;
 use crate::session::authorize::Authorized;
 use crate::session::meet_acceptor::{leads_to, together};
 use crate::session::reached::Reached;
-use crate::shares::Owner;
-use crate::token::Token;
-use crate::token::agent_name::AgentName;
-use crate::token::target::TargetAddr;
+use crate::state::Gateway;
+use jetway_base::limits;
+use jetway_io::clock;
+use jetway_jet::agent::{Decline, Dial, Unmet};
+use jetway_jet::candidate::Transport;
+use jetway_jet::message::{Offer, Version};
+use jetway_jet::rendezvous::{Access, Proof, Refused};
+use jetway_policy::shares::Owner;
+use jetway_token::Token;
+use jetway_token::agent_name::AgentName;
+use jetway_token::target::TargetAddr;
 
 /// Meets the agent, for the first of the targets that it reaches.
 ///

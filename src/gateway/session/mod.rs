@@ -1,8 +1,8 @@
-//! The steps from an accepted connection to its outcome, one a file; [`arrival`](crate::gateway::arrival) takes them in this order.
+//! The steps from an accepted connection to its outcome, one a file; [`arrival`](crate::arrival) takes them in this order.
 //!
 //! 1. [`identify`]: what do the first bytes begin? Read-ahead travels with the stream.
 //! 2. [`authenticate`]: the token behind the carrier, verified, not revoked.
-//! 3. [`authorize`]: a [`Permit`](crate::policy::permit::Permit), the token reserved, the session registered.
+//! 3. [`authorize`]: a [`Permit`](jetway_policy::permit::Permit), the token reserved, the session registered.
 //! 4. [`connect`]: the target dialled.
 //! 5. [`open`]: the first exchange of the protocol that the token announces, and the use of the token on disk; the relay
 //!    takes over from there; a client that says something only then, and may speak RDP, is judged then (`late`). Or, where the gateway stands inside the session, [`inspect`]: both legs
@@ -26,11 +26,11 @@ pub mod reached;
 pub mod refuse;
 pub mod secure;
 
-use crate::gateway::state::Gateway;
 use crate::session::connect::Connected;
 use crate::session::inspect::Inspected;
 use crate::session::open::Opened;
 use crate::session::refuse::Refused;
+use crate::state::Gateway;
 
 /// Runs a session to its end and accounts for it.
 pub async fn run(gateway: &Gateway, ready: Ready) {

@@ -24,20 +24,9 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{sleep_until, timeout_at};
 
-use crate::application_protocol::{self, ApplicationProtocol, FirstBytes};
-use crate::clock;
-use crate::gateway::connection::{Client, Opening, departed};
-use crate::gateway::live::registry::Registered;
-use crate::gateway::state::Gateway;
-use crate::io::keep_alive;
-use crate::limits;
-use crate::policy::Inspecting;
-use crate::policy::permit::Permit;
-use crate::preamble;
-use crate::rdp::connection_request::{ConnectionRequest, NegotiationRequest, PROTOCOL_SSL};
-use crate::rdp::negotiation::{self, ConnectionConfirm, FailureCode};
+use crate::connection::{Client, Opening, departed};
+use crate::live::registry::Registered;
 use crate::refusal::Refusal;
-use crate::relay::{self, AfterEnd, Parting, RDP_AFTER_END, RelayEnd, RelayLimits, Traffic};
 use crate::session::account::Live;
 use crate::session::account::describe;
 use crate::session::account::log_opened;
@@ -46,8 +35,21 @@ use crate::session::connect::Connected;
 use crate::session::late::{self, Begun, Turned};
 use crate::session::reached::Reached;
 use crate::session::refuse::{Refused, refuse};
-use crate::store::usage::Reservation;
-use crate::stream::Stream;
+use crate::state::Gateway;
+use jetway_base::limits;
+use jetway_entry::preamble;
+use jetway_io::clock;
+use jetway_io::keep_alive;
+use jetway_io::stream::Stream;
+use jetway_policy::Inspecting;
+use jetway_policy::permit::Permit;
+use jetway_rdp::connection_request::{ConnectionRequest, NegotiationRequest, PROTOCOL_SSL};
+use jetway_rdp::negotiation::{self, ConnectionConfirm, FailureCode};
+use jetway_relay::{
+    self as relay, AfterEnd, Parting, RDP_AFTER_END, RelayEnd, RelayLimits, Traffic,
+};
+use jetway_store::usage::Reservation;
+use jetway_token::application_protocol::{self, ApplicationProtocol, FirstBytes};
 
 /// A session whose bytes can be relayed.
 #[derive(Debug)]

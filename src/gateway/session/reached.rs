@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use crate::gateway::meeting::Place;
 use crate::listener::admission::Admission;
-use crate::store::usage::Companion;
-use crate::stream::Stream;
-use crate::target_name::TargetName;
+use crate::meeting::Place;
+use jetway_io::stream::Stream;
+use jetway_store::usage::Companion;
+use jetway_token::target_name::TargetName;
 
 /// A target, and how it was reached.
 #[derive(Debug)]

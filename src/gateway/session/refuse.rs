@@ -10,20 +10,20 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
-use crate::base::session_id::SessionId;
-use crate::clock;
-use crate::gateway::connection::{Client, Opening, read_request};
-use crate::gateway::live::registry::Session;
-use crate::limits;
+use crate::connection::{Client, Opening, read_request};
 use crate::listener::admission::Admission;
-use crate::preamble::{Behind, recognise_behind};
-use crate::rdp::connection_request::ConnectionRequest;
-use crate::rdp::negotiation::{self, FailureCode};
+use crate::live::registry::Session;
 use crate::refusal::Refusal;
-use crate::store::refusals::Refusals;
-use crate::stream::{Io, Stream};
-use crate::token::{About, Token};
-use crate::websocket::Farewell;
+use jetway_base::limits;
+use jetway_base::session_id::SessionId;
+use jetway_entry::preamble::{Behind, recognise_behind};
+use jetway_io::clock;
+use jetway_io::stream::{Io, Stream};
+use jetway_io::websocket::Farewell;
+use jetway_rdp::connection_request::ConnectionRequest;
+use jetway_rdp::negotiation::{self, FailureCode};
+use jetway_store::refusals::Refusals;
+use jetway_token::{About, Token};
 
 /// A TLS 1.2 record with the fatal alert `access_denied` ([RFC 8446] 6.2), sent before any handshake.
 ///

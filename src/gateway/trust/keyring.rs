@@ -13,10 +13,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
-use crate::file_stamp::FileStamp;
-use crate::private_file;
-use crate::token::key::{DOCUMENT_BYTES, Key};
-use crate::token::{KeyDocument, KeyError, KeySet, KeyUsage, TokenRules, Verifier};
+use jetway_io::file_stamp::FileStamp;
+use jetway_io::private_file;
+use jetway_token::key::{DOCUMENT_BYTES, Key};
+use jetway_token::{KeyDocument, KeyError, KeySet, KeyUsage, TokenRules, Verifier};
 
 /// A configured file of keys.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -261,9 +261,9 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::time::UnixTime;
-    use crate::token::algorithm::Algorithm;
-    use crate::token::mint::{SigningKey, generate, mint};
+    use jetway_base::time::UnixTime;
+    use jetway_token::algorithm::Algorithm;
+    use jetway_token::mint::{SigningKey, generate, mint};
 
     const NOW: UnixTime = UnixTime(1_700_000_000);
 

@@ -46,11 +46,11 @@ use webpki::{
     RequiredEkuNotFoundContext,
 };
 
-use crate::file_stamp::FileStamp;
-use crate::private_file;
-use crate::rdp::credssp::SubjectPublicKeyInfo;
-use crate::target_name::TargetName;
-use crate::token::claims::Thumbprint;
+use jetway_io::file_stamp::FileStamp;
+use jetway_io::private_file;
+use jetway_rdp::credssp::SubjectPublicKeyInfo;
+use jetway_token::claims::Thumbprint;
+use jetway_token::target_name::TargetName;
 
 /// How a target's certificate is judged.
 #[derive(Clone, Debug)]

@@ -1,8 +1,8 @@
 //! How the gateway logs on to targets, and what proves clients: what an operator configures for both legs of an inspected session.
 
-use crate::gateway::upstream::kdc::KdcSource;
-use crate::rdp::credssp::server::Kerberos as ClientKerberos;
-use crate::target_certificate::TargetCertificate;
+use crate::trust::target_certificate::TargetCertificate;
+use crate::upstream::kdc::KdcSource;
+use jetway_rdp::credssp::server::Kerberos as ClientKerberos;
 
 /// What an operator configures for the target leg.
 #[derive(Clone, Debug)]

@@ -8,8 +8,8 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::{self, ServerConfig};
 
 use crate::config::{TlsConfig, TlsVersion};
-use crate::file_stamp::FileStamp;
-use crate::io::pem::{TlsFileError, failed, read_identity};
+use jetway_io::file_stamp::FileStamp;
+use jetway_io::pem::{TlsFileError, failed, read_identity};
 
 /// The TLS settings of one or more listeners, current with their files.
 #[derive(Debug)]

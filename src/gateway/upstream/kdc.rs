@@ -23,9 +23,9 @@ use hickory_resolver::proto::rr::{Name, RData};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 
-use crate::gateway::upstream;
-use crate::policy::egress::EgressRules;
-use crate::rdp::credssp::client::Question;
+use crate::upstream;
+use jetway_policy::egress::EgressRules;
+use jetway_rdp::credssp::client::Question;
 
 /// Where the KDCs are.
 #[derive(Clone, Debug)]

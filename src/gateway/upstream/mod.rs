@@ -22,11 +22,11 @@ use std::time::Duration;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{Instant, timeout_at};
 
-use crate::io::keep_alive;
-use crate::limits;
-use crate::policy::egress::{EgressDenied, EgressRules};
-use crate::policy::permit::Permit;
-use crate::token::target::TargetAddr;
+use jetway_base::limits;
+use jetway_io::keep_alive;
+use jetway_policy::egress::{EgressDenied, EgressRules};
+use jetway_policy::permit::Permit;
+use jetway_token::target::TargetAddr;
 
 /// Time an attempt has for itself before the next address is tried beside it ([RFC 8305] 5).
 ///
@@ -470,7 +470,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::policy::egress::{DeniedBy, EgressConfig};
+    use jetway_policy::egress::{DeniedBy, EgressConfig};
 
     const LIMIT: Duration = Duration::from_secs(30);
 

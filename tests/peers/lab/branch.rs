@@ -269,7 +269,7 @@ pub(crate) fn enrol(
         .enable_all()
         .build()?;
     let body = json!({ "name": AGENT }).to_string();
-    let method = axum::http::Method::POST;
+    let method = hyper::Method::POST;
     let invited = site.request(method, "/jet/enrolments", API_KEY, body);
     let invited: Value = runtime.block_on(invited)?;
     let enrolment = invited["enrolment"].as_str().context("an enrolment")?;

@@ -14,17 +14,17 @@ use super::error::{SecureError, Step};
 use super::request::{ClientTls, Opening, SecureRequest};
 use super::target_leg::Negotiated;
 use super::transfer::{drain, fill, read_ts_request, within};
-use crate::gateway::live::legs::Logon;
-use crate::rdp::connection_request::{
+use crate::live::legs::Logon;
+use jetway_io::read_ahead::ReadAhead;
+use jetway_rdp::connection_request::{
     self, NegotiationRequest, PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX, PROTOCOL_SSL,
     REDIRECTED_AUTHENTICATION_MODE_REQUIRED, RESTRICTED_ADMIN_MODE_REQUIRED,
 };
-use crate::rdp::credssp::server::{
+use jetway_rdp::credssp::server::{
     Progress as ServerProgress, Server as LogonServer, account_restriction,
 };
-use crate::rdp::credssp::{EarlyUserAuth, SubjectPublicKeyInfo};
-use crate::rdp::negotiation::ConnectionConfirm;
-use crate::read_ahead::ReadAhead;
+use jetway_rdp::credssp::{EarlyUserAuth, SubjectPublicKeyInfo};
+use jetway_rdp::negotiation::ConnectionConfirm;
 
 /// What the client will be told.
 #[derive(Clone, Copy, Debug)]

@@ -2,15 +2,15 @@
 
 use std::io;
 
-use crate::rdp::credssp::cause::Cause;
-use crate::rdp::credssp::client::LogonError;
-use crate::rdp::credssp::krb_error::{
+use crate::refusal::Refusal;
+use crate::trust::target_certificate::CertificateRefusal;
+use jetway_rdp::credssp::cause::Cause;
+use jetway_rdp::credssp::client::LogonError;
+use jetway_rdp::credssp::krb_error::{
     KDC_ERR_ETYPE_NOSUPP, KDC_ERR_S_PRINCIPAL_UNKNOWN, KDC_ERR_WRONG_REALM,
 };
-use crate::rdp::farewell::Reason;
-use crate::rdp::negotiation::{FailureCode, failure_name};
-use crate::refusal::Refusal;
-use crate::target_certificate::CertificateRefusal;
+use jetway_rdp::farewell::Reason;
+use jetway_rdp::negotiation::{FailureCode, failure_name};
 
 /// Where a session was when it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

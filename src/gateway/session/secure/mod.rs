@@ -2,7 +2,7 @@
 //!
 //! 1. The target is asked which security it wants.
 //! 2. The client is answered: NLA where the token has a proxy credential, else TLS. A client that is to prove itself and
-//!    does not offer NLA was refused before there was a target ([`policy::can_prove`](crate::policy::can_prove)), and is
+//!    does not offer NLA was refused before there was a target ([`policy::can_prove`](jetway_policy::can_prove)), and is
 //!    refused here once more.
 //! 3. The client leg is completed: TLS with the listener's certificate, and the client's proof.
 //! 4. Only then the target leg: TLS, the certificate judged, the logon with the credentials of the token.
@@ -33,16 +33,16 @@ use zeroize::Zeroizing;
 use self::client_leg::{ClientSelection, client_leg};
 use self::target_leg::{negotiate, target_leg};
 use self::transfer::{READ_BYTES, drain};
-use crate::gateway::connection::departed;
-use crate::gateway::live::legs::{Legs, Logon, TlsFacts};
-use crate::io::over_tcp::OverTcp;
-use crate::rdp::farewell::{Farewell, FarewellError, Reason};
+use crate::connection::departed;
+use crate::live::legs::{Legs, Logon, TlsFacts};
 use crate::session::secure::error::SecureError;
 use crate::session::secure::request::{ClientTls, Opening, SecureRequest, TargetTls};
-use crate::stream::Stream;
-use crate::target_certificate::{Remembered, Stakes, TargetCertificate};
-use crate::target_name::TargetName;
-use crate::token::claims::Thumbprint;
+use crate::trust::target_certificate::{Remembered, Stakes, TargetCertificate};
+use jetway_io::over_tcp::OverTcp;
+use jetway_io::stream::Stream;
+use jetway_rdp::farewell::{Farewell, FarewellError, Reason};
+use jetway_token::claims::Thumbprint;
+use jetway_token::target_name::TargetName;
 
 /// TLS to a target that is to show one certificate, and nothing of RDP before it.
 ///

@@ -6,13 +6,13 @@ use tokio::time::Instant;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::{client, server};
 
-use crate::gateway::trust::target_logon::SecureConfig;
-use crate::rdp::connection_request::ConnectionRequest;
-use crate::read_ahead::ReadAhead;
-use crate::store::usage::Reservation;
-use crate::stream::Stream;
-use crate::target_name::TargetName;
-use crate::token::claims::{Credentials, Thumbprint};
+use crate::trust::target_logon::SecureConfig;
+use jetway_io::read_ahead::ReadAhead;
+use jetway_io::stream::Stream;
+use jetway_rdp::connection_request::ConnectionRequest;
+use jetway_store::usage::Reservation;
+use jetway_token::claims::{Credentials, Thumbprint};
+use jetway_token::target_name::TargetName;
 
 /// What one session needs.
 #[derive(Clone, Debug)]

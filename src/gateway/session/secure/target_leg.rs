@@ -16,27 +16,27 @@ use zeroize::Zeroizing;
 use super::error::{SecureError, Step};
 use super::request::{SecureRequest, TargetTls};
 use super::transfer::{fill, read_ts_request, within};
-use crate::gateway::live::legs::Logon;
-use crate::gateway::trust::target_logon::Kerberos;
-use crate::gateway::upstream::kdc::Kdcs;
-use crate::rdp::connection_request::{
+use crate::live::legs::Logon;
+use crate::trust::target_certificate::{
+    CertificateRefusal, Remembered, Stakes, TargetCertificate, Verifier, thumbprint,
+};
+use crate::trust::target_logon::Kerberos;
+use crate::upstream::kdc::Kdcs;
+use jetway_io::read_ahead::ReadAhead;
+use jetway_io::stream::Stream;
+use jetway_rdp::connection_request::{
     ConnectionRequest, NegotiationRequest, PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX, PROTOCOL_SSL,
 };
-use crate::rdp::credssp::client::{Client as LogonClient, Exchange, LogonError, Package, Progress};
-use crate::rdp::credssp::krb_error::{
+use jetway_rdp::credssp::client::{Client as LogonClient, Exchange, LogonError, Package, Progress};
+use jetway_rdp::credssp::krb_error::{
     KDC_ERR_C_PRINCIPAL_UNKNOWN, KDC_ERR_CLIENT_REVOKED, KDC_ERR_KEY_EXPIRED, KDC_ERR_NAME_EXP,
     KDC_ERR_POLICY, KDC_ERR_PREAUTH_FAILED, KRB_AP_ERR_BAD_INTEGRITY, KRB_AP_ERR_SKEW, KrbError,
 };
-use crate::rdp::credssp::{EarlyUserAuth, SubjectPublicKeyInfo};
-use crate::rdp::negotiation::{ConnectionConfirm, FailureCode, decode_confirm};
-use crate::rdp::nt_status::NtStatus;
-use crate::read_ahead::ReadAhead;
-use crate::stream::Stream;
-use crate::target_certificate::{
-    CertificateRefusal, Remembered, Stakes, TargetCertificate, Verifier, thumbprint,
-};
-use crate::target_name::TargetName;
-use crate::token::claims::{Credentials, Thumbprint};
+use jetway_rdp::credssp::{EarlyUserAuth, SubjectPublicKeyInfo};
+use jetway_rdp::negotiation::{ConnectionConfirm, FailureCode, decode_confirm};
+use jetway_rdp::nt_status::NtStatus;
+use jetway_token::claims::{Credentials, Thumbprint};
+use jetway_token::target_name::TargetName;
 
 /// What was agreed with the target in X.224.
 #[derive(Clone, Copy, Debug)]

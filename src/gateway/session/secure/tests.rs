@@ -16,20 +16,20 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use super::error::{Class, Step};
 use super::transfer::{fill, read_ts_request};
 use super::*;
-use crate::gateway::trust::target_logon::{Kerberos, SecureConfig};
-use crate::gateway::upstream::kdc::KdcSource;
-use crate::rdp::connection_request::{
+use crate::trust::target_certificate::Stakes;
+use crate::trust::target_logon::{Kerberos, SecureConfig};
+use crate::upstream::kdc::KdcSource;
+use jetway_rdp::connection_request::{
     self, ConnectionRequest, NegotiationRequest, PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX, PROTOCOL_SSL,
     REDIRECTED_AUTHENTICATION_MODE_REQUIRED, RESTRICTED_ADMIN_MODE_REQUIRED,
 };
-use crate::rdp::credssp::cause::Cause;
-use crate::rdp::credssp::client::{Client as LogonClient, LogonError, Package, Progress};
-use crate::rdp::credssp::server::{Progress as ServerProgress, Server as LogonServer};
-use crate::rdp::credssp::{EarlyUserAuth, SubjectPublicKeyInfo};
-use crate::rdp::negotiation::{ConnectionConfirm, FailureCode, decode_confirm};
-use crate::target_certificate::Stakes;
-use crate::token::claims::Credentials;
-use crate::token::target::TargetAddr;
+use jetway_rdp::credssp::cause::Cause;
+use jetway_rdp::credssp::client::{Client as LogonClient, LogonError, Package, Progress};
+use jetway_rdp::credssp::server::{Progress as ServerProgress, Server as LogonServer};
+use jetway_rdp::credssp::{EarlyUserAuth, SubjectPublicKeyInfo};
+use jetway_rdp::negotiation::{ConnectionConfirm, FailureCode, decode_confirm};
+use jetway_token::claims::Credentials;
+use jetway_token::target::TargetAddr;
 
 const USER: &str = "alice";
 const PASSWORD: &str = "Target-Secret-1";

@@ -7,7 +7,7 @@ use tokio::time::{Instant, timeout_at};
 use zeroize::Zeroizing;
 
 use super::error::{SecureError, Step};
-use crate::rdp::credssp::frame_length;
+use jetway_rdp::credssp::frame_length;
 
 pub(super) async fn within<T>(
     deadline: Instant,
@@ -59,7 +59,7 @@ pub(super) async fn fill<S: AsyncRead + Unpin>(
 
 /// Throws away what the peer still says, until it closes.
 pub(super) async fn drain<S: AsyncRead + Unpin>(stream: &mut S, deadline: Instant) {
-    let until = deadline.min(Instant::now() + crate::limits::REFUSAL_LINGER);
+    let until = deadline.min(Instant::now() + jetway_base::limits::REFUSAL_LINGER);
     let read = async {
         let mut bytes = Zeroizing::new(vec![0; READ_BYTES]);
         let mut total = 0_usize;
