@@ -5,7 +5,7 @@
 //! ([`OverTcp::has_gone`]). Where nothing moves between two looks, or in any case after a few, the session is over.
 //!
 //! The end of a client that has filled every buffer on the way is still in the client's own system, and nothing on this side tells of
-//! it. So bytes of a client whose target takes them slowly are read ahead ([`ahead`](super::ahead)) until its end shows, or until there are no more:
+//! it. So bytes of a client whose target takes them slowly are read ahead (`ahead`) until its end shows, or until there are no more:
 //! then it is still there, and its target may take its time. Memory for that is bounded; where it
 //! ends before the client does, a target that takes next to nothing and says nothing for `STALL_LOOKS` looks has stalled: who is still
 //! there comes back by itself.
