@@ -50,7 +50,7 @@
 //! workspace (`src/token` is the package `jetway-token`), known here by its short name, which builds alone, as the fuzz targets do.
 //! What it may depend on is in its manifest; what it may not call (files, sockets, threads, clocks) is in `src/clippy.toml`; that it
 //! reaches no runtime through its dependencies, a test asks of Cargo (`it::layers`). The **shell** does the I/O; its parts are
-//! members, too, but for [`demo`] and [`cli`]. Shell uses core, never the other way round.
+//! members, too, but for [`cli`], which is the program. Shell uses core, never the other way round.
 //!
 //! | part | what | uses |
 //! |---|---|---|
@@ -231,7 +231,7 @@ pub use jetway_token as token;
 // Shell: may do I/O.
 pub mod cli;
 #[cfg(feature = "demo")]
-pub mod demo;
+pub use jetway_demo as demo;
 pub use jetway_gateway as gateway;
 pub use jetway_io as io;
 pub use jetway_log as log;

@@ -5,7 +5,7 @@ use std::io;
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadHalf, WriteHalf};
 
-use crate::rdp::frame;
+use jetway_rdp::frame;
 
 /// A stream, and what was read from it beyond the last PDU.
 #[derive(Debug)]

@@ -22,12 +22,12 @@ use zeroize::Zeroizing;
 use super::client::{self, Capture, Visit};
 use super::desktop::Desktop;
 use super::target;
-use crate::clock;
-use crate::private_file;
-use crate::rdp_file::RdpFile;
-use crate::token::algorithm::{Algorithm, KeyManagement, SignatureAlgorithm};
-use crate::token::key::Key;
-use crate::token::mint::{self, EncryptionKey, SigningKey};
+use jetway_entry::rdp_file::RdpFile;
+use jetway_io::clock;
+use jetway_io::private_file;
+use jetway_token::algorithm::{Algorithm, KeyManagement, SignatureAlgorithm};
+use jetway_token::key::Key;
+use jetway_token::mint::{self, EncryptionKey, SigningKey};
 
 /// A gateway that listens, as far as the demo needs to know it.
 pub struct Started {

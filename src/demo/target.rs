@@ -46,10 +46,10 @@ use super::desktop::{BITS_PER_PIXEL, Desktop, KEYS_CHARS, Live};
 use super::frames::{Frames, is_fast_path};
 use super::keyboard::{self, Key};
 use super::sequence::server::{Accepted, Server, Step};
-use crate::clock;
-use crate::rdp::connection_request::{self, PROTOCOL_SSL};
-use crate::rdp::negotiation::{ConnectionConfirm, FailureCode, encode_failure};
-use crate::rdp::welcome::IO_CHANNEL;
+use jetway_io::clock;
+use jetway_rdp::connection_request::{self, PROTOCOL_SSL};
+use jetway_rdp::negotiation::{ConnectionConfirm, FailureCode, encode_failure};
+use jetway_rdp::welcome::IO_CHANNEL;
 
 /// A TLS configuration with a fresh self-signed certificate for `localhost`, and nothing to trust it by.
 ///
@@ -656,7 +656,7 @@ mod tests {
     use ironrdp_pdu::rdp::suppress_output::SuppressOutputPdu;
 
     use super::*;
-    use crate::rdp::frame;
+    use jetway_rdp::frame;
 
     /// Starts of frames that real clients send after the connection sequence.
     const FRAMES: [&[u8]; 4] = [

@@ -11,7 +11,13 @@ use serde_json::Value;
 const MEMBERS: [&[&str]; 9] = [
     &["jetway"],
     &["jetway-gateway"],
-    &["jetway-log", "jetway-peer", "jetway-relay", "jetway-store"],
+    &[
+        "jetway-demo",
+        "jetway-log",
+        "jetway-peer",
+        "jetway-relay",
+        "jetway-store",
+    ],
     &["jetway-io"],
     &["jetway-entry", "jetway-jet", "jetway-stage"],
     &["jetway-policy"],
@@ -24,8 +30,9 @@ const MEMBERS: [&[&str]; 9] = [
 const LAB: &str = "jetway-lab";
 
 /// The members that may do I/O; all others are core.
-const SHELL: [&str; 7] = [
+const SHELL: [&str; 8] = [
     "jetway",
+    "jetway-demo",
     "jetway-gateway",
     "jetway-io",
     "jetway-log",

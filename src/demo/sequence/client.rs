@@ -61,20 +61,20 @@ use super::{SequenceError, share_data};
 
 /// Who connects, and for what.
 #[derive(Clone, Copy)]
-pub(in crate::demo) struct Wishes<'a> {
-    pub(in crate::demo) user: &'a str,
-    pub(in crate::demo) password: &'a str,
+pub(crate) struct Wishes<'a> {
+    pub(crate) user: &'a str,
+    pub(crate) password: &'a str,
     /// Width and height of the desktop to ask for.
-    pub(in crate::demo) size: (u16, u16),
+    pub(crate) size: (u16, u16),
     /// The client's own address.
-    pub(in crate::demo) address: IpAddr,
+    pub(crate) address: IpAddr,
 }
 
 /// What the sequence has settled.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::demo) struct Connected {
+pub(crate) struct Connected {
     /// Width and height of the desktop.
-    pub(in crate::demo) size: (u16, u16),
+    pub(crate) size: (u16, u16),
     channels: Channels,
     share_id: u32,
 }
@@ -93,10 +93,7 @@ impl Connected {
     ///
     /// # Errors
     /// [`SequenceError::Ended`] where the server ends the session, and where the frame cannot be read.
-    pub(in crate::demo) fn read(
-        &self,
-        frame: &[u8],
-    ) -> Result<Option<ShareControlPdu>, SequenceError> {
+    pub(crate) fn read(&self, frame: &[u8]) -> Result<Option<ShareControlPdu>, SequenceError> {
         let Some(data) = indication(frame, self.channels.io)? else {
             return Ok(None);
         };
@@ -104,7 +101,7 @@ impl Connected {
     }
 
     /// The frame of a share data PDU for the server.
-    pub(in crate::demo) fn say(
+    pub(crate) fn say(
         &self,
         pdu: ShareDataPdu,
         name: &'static str,
@@ -118,7 +115,7 @@ impl Connected {
 
 /// Where the sequence stands behind a frame.
 #[derive(Debug)]
-pub(in crate::demo) enum Step {
+pub(crate) enum Step {
     /// The server has more to say.
     On(Client),
     /// The session begins.
@@ -126,7 +123,7 @@ pub(in crate::demo) enum Step {
 }
 
 /// The client half of one sequence.
-pub(in crate::demo) struct Client {
+pub(crate) struct Client {
     /// The Client Info PDU: it holds the password.
     info: Zeroizing<Vec<u8>>,
     state: State,
@@ -170,7 +167,7 @@ impl Client {
     ///
     /// # Errors
     /// Where the wishes cannot be encoded.
-    pub(in crate::demo) fn begin(wishes: &Wishes<'_>) -> Result<(Self, Vec<u8>), SequenceError> {
+    pub(crate) fn begin(wishes: &Wishes<'_>) -> Result<(Self, Vec<u8>), SequenceError> {
         let name = "MCS Connect Initial";
         let initial = ConnectInitial::with_gcc_blocks(gcc_blocks(wishes.size))
             .map_err(|_| SequenceError::Encode(name))?;
@@ -192,7 +189,7 @@ impl Client {
     ///
     /// # Errors
     /// The server does not follow the sequence, or ends it.
-    pub(in crate::demo) fn frame(
+    pub(crate) fn frame(
         mut self,
         frame: &[u8],
         answer: &mut Vec<u8>,

@@ -14,7 +14,7 @@ use ironrdp_pdu::rdp::headers::{
     StreamPriority,
 };
 
-use crate::rdp::welcome::WelcomeError;
+use jetway_rdp::welcome::WelcomeError;
 
 /// Frames kept for the session that arrive before the Font List.
 const EARLY_FRAMES: usize = 64;
@@ -65,7 +65,7 @@ mod tests {
     use super::client::{Client, Connected, Wishes};
     use super::server::{Accepted, Server};
     use super::*;
-    use crate::rdp::frame;
+    use jetway_rdp::frame;
 
     fn wishes() -> Wishes<'static> {
         Wishes {
@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_server_that_has_enough_is_heard_at_any_time() {
-        use crate::rdp::mcs::{encode_disconnect, encode_send_data};
+        use jetway_rdp::mcs::{encode_disconnect, encode_send_data};
         for at in 3..8 {
             let mut number = 0;
             let end = meet(&wishes(), |from, frame| {
@@ -204,7 +204,7 @@ mod tests {
             };
             assert!(reason.contains("server-initiated"), "{reason}");
         }
-        let info = crate::rdp::share::encode_error_info(0, 1002, 7);
+        let info = jetway_rdp::share::encode_error_info(0, 1002, 7);
         let info = encode_send_data(false, 1002, 1003, &[&info]).unwrap();
         let mut number = 0;
         let end = meet(&wishes(), |from, frame| {

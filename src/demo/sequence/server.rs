@@ -28,25 +28,25 @@ use ironrdp_pdu::rdp::headers::{ShareControlHeader, ShareControlPdu, ShareDataPd
 use ironrdp_pdu::x224::X224;
 
 use super::{EARLY_FRAMES, SequenceError, share_data};
-use crate::demo::desktop::{BITS_PER_PIXEL, DEFAULT_DESKTOP, LARGEST_DESKTOP};
-use crate::rdp::client_info;
-use crate::rdp::gcc::ClientData;
-use crate::rdp::welcome::{self, IO_CHANNEL, SERVER_CHANNEL, USER_CHANNEL, Welcome};
+use crate::desktop::{BITS_PER_PIXEL, DEFAULT_DESKTOP, LARGEST_DESKTOP};
+use jetway_rdp::client_info;
+use jetway_rdp::gcc::ClientData;
+use jetway_rdp::welcome::{self, IO_CHANNEL, SERVER_CHANNEL, USER_CHANNEL, Welcome};
 
 /// What the sequence has settled.
 #[derive(Debug)]
-pub(in crate::demo) struct Accepted {
+pub(crate) struct Accepted {
     /// Width and height of the desktop.
-    pub(in crate::demo) size: (u16, u16),
+    pub(crate) size: (u16, u16),
     /// The user name in Client Info.
-    pub(in crate::demo) user: String,
+    pub(crate) user: String,
     /// Frames that arrived before the Font List, and were not for the sequence.
-    pub(in crate::demo) early_input: Vec<Vec<u8>>,
+    pub(crate) early_input: Vec<Vec<u8>>,
 }
 
 /// Where the sequence stands behind a frame.
 #[derive(Debug)]
-pub(in crate::demo) enum Step {
+pub(crate) enum Step {
     /// The client has more to say.
     On(Server),
     /// The session begins.
@@ -57,7 +57,7 @@ pub(in crate::demo) enum Step {
 
 /// The server half of one sequence.
 #[derive(Debug)]
-pub(in crate::demo) struct Server(State);
+pub(crate) struct Server(State);
 
 #[derive(Debug)]
 enum State {
@@ -71,7 +71,7 @@ enum State {
 
 impl Server {
     /// For a client that offered the protocols `client_requested` in its Connection Request.
-    pub(in crate::demo) fn new(client_requested: u32) -> Self {
+    pub(crate) fn new(client_requested: u32) -> Self {
         Self(State::Welcoming(Welcome::new(client_requested)))
     }
 
@@ -79,11 +79,7 @@ impl Server {
     ///
     /// # Errors
     /// The client does not follow the sequence.
-    pub(in crate::demo) fn frame(
-        self,
-        frame: &[u8],
-        answer: &mut Vec<u8>,
-    ) -> Result<Step, SequenceError> {
+    pub(crate) fn frame(self, frame: &[u8], answer: &mut Vec<u8>) -> Result<Step, SequenceError> {
         match self.0 {
             State::Welcoming(welcome) => begin(welcome, frame, answer),
             State::Activating(accepted) => match Said::read(frame)? {
