@@ -4,7 +4,7 @@
 //! would otherwise meet a second copy of its types here. What one test program alone uses stays with that program: `tests/it/lab.rs`
 //! has a gateway in the process of the test, `tests/peers/lab` the real clients and targets around the real binary.
 //!
-//! Helpers panic where a test would, but for those of [`wait`] and [`process`], whose callers have more to say about a failure.
+//! Helpers panic where a test would, but for those of `wait` and `process`, whose callers have more to say about a failure.
 
 #![expect(
     clippy::unwrap_used,
