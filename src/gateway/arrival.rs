@@ -87,7 +87,7 @@ async fn establish(gateway: &Arc<Gateway>, client: Client) -> Option<Ready> {
             return None;
         }
         Err(refused) => {
-            refuse::refuse(&gateway.refusals, *refused).await;
+            refuse::refuse(gateway, *refused).await;
             return None;
         }
     };
@@ -101,7 +101,7 @@ async fn establish(gateway: &Arc<Gateway>, client: Client) -> Option<Ready> {
     match ready.await {
         Ok(ready) => Some(ready),
         Err(refused) => {
-            refuse::refuse(&gateway.refusals, *refused).await;
+            refuse::refuse(gateway, *refused).await;
             None
         }
     }

@@ -24,6 +24,7 @@ use crate::live::registry::Registry;
 use crate::live::stages::Stages;
 use crate::meeting::MeetingPlace;
 use crate::state::Gateway;
+use crate::trail::Trail;
 use crate::trust::keyring::{KeyFile, Keyring};
 use crate::trust::target_certificate::{FilePins, TargetCertificate};
 use crate::trust::target_logon::{Kerberos, SecureConfig};
@@ -86,6 +87,12 @@ impl Prepared {
         let secure = faults.secure();
         let taken = faults.ports();
         faults.of(&["store", "path"], disk::check(&config.store.path));
+        if let Some(audit) = config.audit_settings().files {
+            faults.of(
+                &["audit", "path"],
+                private_file::check_writable(&audit.path),
+            );
+        }
         // Each dial asks again; where the system does not tell, that is better known now.
         let addresses = upstream::own_addresses().context(
             "cannot read the addresses of this machine (a sandbox has to admit AF_NETLINK)",
@@ -149,6 +156,7 @@ impl Prepared {
             agents,
             tickets,
             usages,
+            audit: Arc::new(Trail::open(&config.audit_settings())?),
             refusals: Refusals::default(),
             cookies: Arc::new(KnownCookies::new()?),
             secure,

@@ -22,6 +22,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use jetway_base::limits;
 use jetway_log::settings::{LogConfig, LogFormat};
 use jetway_policy::egress::{EgressConfig, EgressRules};
+use jetway_store::audit::AuditSettings;
 use jetway_token::key::KeyUsage;
 use jetway_token::target::TargetAddr;
 use jetway_token::target_name::TargetName;
@@ -61,6 +62,9 @@ pub struct Config {
     /// What must survive a restart.
     #[serde(default)]
     pub store: StoreConfig,
+    /// Where decisions are recorded.
+    #[serde(default)]
+    pub audit: AuditConfig,
     /// Bounds on connections.
     #[serde(default)]
     pub limits: LimitsConfig,
@@ -495,6 +499,51 @@ impl Default for StoreConfig {
     }
 }
 
+/// Where decisions are recorded.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuditConfig {
+    /// Whether there is an audit.
+    pub write: bool,
+    /// The file to which records are added; `jetway-audit.jsonl` beside the store where there is none.
+    pub path: Option<PathBuf>,
+    /// A file is followed by another when it is so large, MiB.
+    pub rotate_mib: u64,
+    /// Likewise when its first record is so old, hours.
+    pub rotate_h: u64,
+    /// No session opens whose record cannot be written.
+    pub required: bool,
+    /// Whether what happens inside of inspected sessions is recorded.
+    pub activity: bool,
+}
+
+impl Default for AuditConfig {
+    fn default() -> Self {
+        Self {
+            write: true,
+            path: None,
+            rotate_mib: 64,
+            rotate_h: 24,
+            required: false,
+            activity: true,
+        }
+    }
+}
+
+/// Name of the audit's file where none is configured.
+const AUDIT_FILE: &str = "jetway-audit.jsonl";
+
+/// What the audit of a gateway is made from.
+#[derive(Clone, Debug)]
+pub struct TrailSettings {
+    /// The files, if there is an audit.
+    pub files: Option<AuditSettings>,
+    /// As configured.
+    pub required: bool,
+    /// As configured.
+    pub activity: bool,
+}
+
 /// Bounds on connections; see [`limits`] for the reasons.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -818,8 +867,36 @@ impl Config {
             paths.push((key(&["client", "kerberos", "keytab"]), &mut kerberos.keytab));
         }
         paths.push((key(&["store", "path"]), &mut self.store.path));
+        if let Some(audit) = &mut self.audit.path {
+            paths.push((key(&["audit", "path"]), audit));
+        }
         paths.push((key(&["target", "pins"]), &mut self.target.pins));
         paths
+    }
+
+    /// What the audit is made from.
+    #[must_use]
+    pub fn audit_settings(&self) -> TrailSettings {
+        let AuditConfig {
+            write,
+            path,
+            rotate_mib,
+            rotate_h,
+            required,
+            activity,
+        } = &self.audit;
+        let files = write.then(|| AuditSettings {
+            path: path
+                .clone()
+                .unwrap_or_else(|| self.store.path.with_file_name(AUDIT_FILE)),
+            rotate_bytes: rotate_mib.saturating_mul(1024 * 1024),
+            rotate_after: Duration::from_secs(rotate_h.saturating_mul(3600)),
+        });
+        TrailSettings {
+            files,
+            required: *required,
+            activity: *activity,
+        }
     }
 
     /// What types alone do not say.
@@ -844,6 +921,18 @@ impl Config {
                 let problem = format!("takes the port that listener {other} has");
                 errors.push(file.error(&["listener", &index, "address"], &problem));
             }
+        }
+        for (name, value) in [
+            ("rotate_mib", self.audit.rotate_mib),
+            ("rotate_h", self.audit.rotate_h),
+        ] {
+            if value == 0 {
+                errors.push(file.error(&["audit", name], "must be at least 1"));
+            }
+        }
+        if self.audit.required && !self.audit.write {
+            let problem = "is demanded, and audit.write is false";
+            errors.push(file.error(&["audit", "required"], problem));
         }
         if self.token.keys.is_empty() && !self.development.accept_unsigned_tokens {
             errors.push(file.error(&["token", "keys"], "at least one key is needed"));
@@ -1042,6 +1131,7 @@ fn type_errors(figment: &Figment) -> (Vec<figment::Error>, Option<Value>) {
             "target" => errors_of::<TargetConfig>(value, &at),
             "jet" => errors_of::<JetConfig>(value, &at),
             "store" => errors_of::<StoreConfig>(value, &at),
+            "audit" => errors_of::<AuditConfig>(value, &at),
             "limits" => errors_of::<LimitsConfig>(value, &at),
             "log" => errors_of::<LogConfig>(value, &at),
             "development" => errors_of::<DevelopmentConfig>(value, &at),
@@ -1087,7 +1177,7 @@ fn without_keys(token: &Value) -> Option<Value> {
 }
 
 /// The keys of the outermost table.
-const SECTIONS: [&str; 14] = [
+const SECTIONS: [&str; 15] = [
     "listener",
     "tls",
     "token",
@@ -1099,6 +1189,7 @@ const SECTIONS: [&str; 14] = [
     "target",
     "jet",
     "store",
+    "audit",
     "limits",
     "log",
     "development",

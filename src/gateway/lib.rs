@@ -14,6 +14,7 @@
 //! | [`meeting`] | where the peers of a rendezvous wait for each other |
 //! | [`connection`] | an accepted connection, until it is a session |
 //! | [`listener`], [`live`] | ports and admission; live sessions |
+//! | [`trail`] | what is recorded in the audit |
 //! | [`trust`] | keys, certificates, settings of logons |
 //! | [`upstream`], [`config`], [`refusal`] | targets and KDCs, dialled; the configuration file; why a connection is turned away |
 
@@ -30,6 +31,7 @@ pub mod rendezvous;
 pub mod run;
 pub mod session;
 pub mod state;
+pub mod trail;
 pub mod trust;
 pub mod upkeep;
 pub mod upstream;

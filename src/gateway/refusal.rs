@@ -113,6 +113,9 @@ pub enum Refusal {
     /// The store cannot keep what it must.
     #[error("the store failed: {0}")]
     Store(String),
+    /// The audit is required, and cannot be written.
+    #[error("the audit cannot be written, and no session opens without it (audit.required)")]
+    Audit,
     /// An operator ended the session.
     #[error("ended by {0}")]
     Ended(String),
@@ -177,6 +180,7 @@ impl Refusal {
             Self::TooMuchWork => "too-much-work",
             Self::TooManySessions => "too-many-sessions",
             Self::Store(_) => "store",
+            Self::Audit => "audit",
             Self::Ended(_) => "ended",
             Self::ShuttingDown => "shutting-down",
             Self::Egress(_) => "egress",
@@ -228,6 +232,7 @@ impl Refusal {
             Self::TooMuchWork
             | Self::TooManySessions
             | Self::Store(_)
+            | Self::Audit
             | Self::Ended(_)
             | Self::ShuttingDown
             | Self::Egress(_)

@@ -15,6 +15,7 @@ use crate::listener;
 use crate::live::registry::EndCause;
 use crate::state::Gateway;
 use crate::upkeep;
+use jetway_audit::record::{Event, Record};
 
 /// After live sessions were told to end: how long they are waited for.
 const END_GRACE: Duration = Duration::from_secs(2);
@@ -66,6 +67,13 @@ impl Running {
             });
         }
         chores.spawn(upkeep::run(Arc::clone(&gateway)));
+        gateway.audit.record(&Record {
+            detail: serde_json::json!({
+                "version": env!("CARGO_PKG_VERSION"),
+                "addresses": addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            }),
+            ..Record::new(Event::GatewayStarted)
+        });
         Ok(Self {
             gateway,
             chores,
@@ -112,6 +120,10 @@ impl Running {
             gateway.registry.end_all(&EndCause::Shutdown);
             let _ended = tokio::time::timeout(END_GRACE, gateway.connections.wait()).await;
         }
+        gateway.audit.record(&Record::new(Event::GatewayStopped));
+        // It waits for the disk.
+        let audit = Arc::clone(&gateway.audit);
+        let _closed = tokio::task::spawn_blocking(move || audit.close()).await;
         info!("Stopped");
     }
 }

@@ -14,6 +14,7 @@ use crate::live::registry::Registry;
 use crate::live::stages::Stages;
 use crate::meeting::MeetingPlace;
 use crate::refusal::Refusal;
+use crate::trail::Trail;
 use crate::trust::keyring::Keyring;
 use crate::trust::target_certificate::TargetCertificate;
 use crate::trust::target_logon::SecureConfig;
@@ -47,6 +48,8 @@ pub struct Gateway {
     pub tickets: Tickets,
     /// Which tokens were used.
     pub usages: Arc<Usages>,
+    /// Where decisions are recorded.
+    pub audit: Arc<Trail>,
     /// What refused clients were told.
     pub refusals: Refusals,
     /// The live sessions.

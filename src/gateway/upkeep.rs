@@ -5,8 +5,11 @@ use std::time::Duration;
 
 use tracing::{debug, info, warn};
 
+use serde_json::json;
+
 use crate::state::Gateway;
 use crate::trust::keyring::ReloadOutcome;
+use jetway_audit::record::{Event, Record};
 use jetway_io::clock;
 
 /// How often files are looked at for changes.
@@ -19,12 +22,14 @@ const FORGET_EVERY: u32 = 60;
 pub fn reload(gateway: &Gateway) {
     match gateway.keyring.reload_if_changed() {
         // The keyring itself tells what it did.
-        ReloadOutcome::Unchanged | ReloadOutcome::Reloaded | ReloadOutcome::Kept(_) => {}
+        ReloadOutcome::Reloaded => reloaded(gateway, "token.keys"),
+        ReloadOutcome::Unchanged | ReloadOutcome::Kept(_) => {}
     }
     match gateway.revoked.reload_if_changed() {
         Ok(false) => {}
         Ok(true) => {
             info!("Revocation list reloaded");
+            reloaded(gateway, "token.revoked");
             let rules = gateway.revoked.rules();
             // The sessions first: what ends them is what is told of their end.
             for (session, token, rule) in gateway.registry.end_revoked(&rules) {
@@ -41,18 +46,30 @@ pub fn reload(gateway: &Gateway) {
     }
     match gateway.secure.target_certificate.reload_if_changed() {
         Ok(None) => {}
-        Ok(Some(pins)) => info!(pins, "File of pins reloaded"),
+        Ok(Some(pins)) => {
+            info!(pins, "File of pins reloaded");
+            reloaded(gateway, "target.pins");
+        }
         Err(error) => warn!(%error, "The file of pins was not reloaded, the old pins stay"),
     }
     for tls in &gateway.tls {
         match tls.reload_if_changed() {
             Ok(false) => {}
             Ok(true) => {
-                info!(certificate = %tls.certificate().display(), "Certificate reloaded")
+                info!(certificate = %tls.certificate().display(), "Certificate reloaded");
+                reloaded(gateway, "tls.certificate");
             }
             Err(error) => warn!(%error, "The certificate was not reloaded, the old one stays"),
         }
     }
+}
+
+/// Records that a file was read again.
+fn reloaded(gateway: &Gateway, key: &str) {
+    gateway.audit.record(&Record {
+        detail: json!({ "key": key }),
+        ..Record::new(Event::Reloaded)
+    });
 }
 
 /// Looks after files and tables until the gateway stops.
@@ -64,6 +81,7 @@ pub async fn run(gateway: Arc<Gateway>) {
             () = gateway.stopping.cancelled() => return,
         }
         reload(&gateway);
+        gateway.audit.tell_suppressed();
         for association in gateway.meetings.expire() {
             debug!(jet_aid = %association, "Association forgotten");
         }

@@ -356,11 +356,6 @@ pub enum AuditEvent {
         /// Why.
         reason: String,
     },
-    /// The session is over.
-    Ended {
-        /// Why, as in the log.
-        reason: String,
-    },
     /// One side ended the session.
     Disconnected {
         /// Where the message went.

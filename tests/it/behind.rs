@@ -171,9 +171,9 @@ fn is_sealed(seen: &Mutex<Vec<u8>>) {
     }
 }
 
-fn audited(event: &str) -> bool {
-    let event = format!("\\\"event\\\":\\\"{event}\\\"");
-    log().lines().any(|line| line.contains(&event))
+async fn audited(lab: &Lab, event: &str) {
+    lab.audited(|record| record["detail"]["event"] == event)
+        .await;
 }
 
 // J-DST-2 J-RDP-3
@@ -199,7 +199,7 @@ async fn the_gateway_logs_on_to_acceptors_of_every_transport_whose_certificate_i
         logged_times("Session closed", count + 1).await;
         is_sealed(&seen);
     }
-    assert!(audited("logon_requested"));
+    audited(&meeting.place.lab, "logon_requested").await;
     assert!(!log().contains(PASSWORD));
 }
 
@@ -865,7 +865,7 @@ async fn an_acceptor_that_must_be_inspected_needs_a_pin() {
     let client = within(Session::connect(&visit)).await.unwrap();
     client.leave().await;
     logged("Session closed").await;
-    assert!(audited("logon_requested"));
+    audited(&place.lab, "logon_requested").await;
 }
 
 /// What begins as RDP does not, and was not announced as something else, is not let past the inspection.

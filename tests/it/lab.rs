@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jetway::audit::verify::Verifier;
 use jetway::config::{Config, Flags};
 use jetway::gateway::Running;
 use jetway::rdp::connection_request::{self, ConnectionRequest, NegotiationRequest};
 use jetway::rdp::negotiation::{self, ConnectionConfirm};
 use jetway::rdp::preconnection;
+use jetway::store::audit::files;
 use jetway::token::algorithm::{Algorithm, KeyManagement, SignatureAlgorithm};
 use jetway::token::key::Key;
 use jetway::token::mint::{self, EncryptionKey, SigningKey};
@@ -81,6 +83,39 @@ impl Lab {
         text.push_str(&self.extra);
         std::fs::write(&path, text).unwrap();
         Config::load(&path, &Flags::default()).unwrap()
+    }
+
+    /// All records of the audit so far; the chain is whole.
+    pub(crate) fn audit(&self) -> Vec<Value> {
+        let path = self.folder.path().join("jetway-audit.jsonl");
+        let mut verifier = Verifier::new(None, None);
+        let mut records = Vec::new();
+        for file in files(&path).unwrap() {
+            let text = std::fs::read_to_string(file).unwrap();
+            // Half a line is being written.
+            let lines = text
+                .split_inclusive('\n')
+                .filter_map(|line| line.strip_suffix('\n'));
+            for line in lines {
+                verifier.line(line.as_bytes()).unwrap();
+                records.push(serde_json::from_str(line).unwrap());
+            }
+        }
+        records
+    }
+
+    /// Waits for a record that is as wanted.
+    pub(crate) async fn audited(&self, wanted: impl Fn(&Value) -> bool) -> Value {
+        let found = async {
+            loop {
+                if let Some(record) = self.audit().into_iter().find(|record| wanted(record)) {
+                    return record;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let found = tokio::time::timeout(PATIENCE, found).await;
+        found.unwrap_or_else(|_| panic!("no such record: {:?}", self.audit()))
     }
 
     /// The gateway's port.

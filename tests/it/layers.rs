@@ -199,7 +199,7 @@ const FLOORS: [&[&str]; 12] = [
     &["build", "upkeep"],
     &["state"],
     &["meeting"],
-    &["connection"],
+    &["connection", "trail"],
     &["listener", "live"],
     &["trust"],
     &["config", "refusal", "upstream"],

@@ -11,6 +11,7 @@
 
 mod agent;
 mod api;
+mod audit;
 mod authority;
 mod behind;
 mod demands;

@@ -138,20 +138,15 @@ fn a_token_alone_reaches_the_desktop(
         ensure!(line.number("bytes_to_client")? > 1000, "{line:?}");
 
         the_only(gateway.logged(SECURED)?)?;
-        let events: Vec<String> = gateway
-            .logged(AUDIT)?
-            .iter()
-            .filter_map(|line| line.field("audit"))
-            .collect();
+        let events = gateway.audit()?;
         for event in ["client", "logon_requested", "channel_opened"] {
-            let event = format!("\"event\":\"{event}\"");
             ensure!(
-                events.iter().any(|line| line.contains(&event)),
+                events.iter().any(|told| told["event"] == event),
                 "no {event}: {events:?}"
             );
         }
         let pipeline = events.iter().any(|event| {
-            event.contains("\"event\":\"channel_opened\"") && event.contains(GRAPHICS_PIPELINE)
+            event["event"] == "channel_opened" && event["channel"] == GRAPHICS_PIPELINE
         });
         let inside = &live["inside"]["statistics"];
         let codec = match graphics {
@@ -572,10 +567,9 @@ fn the_clipboard_is_shared(version: Version) -> Result<()> {
 
         the_only(gateway.wait_for(CLOSED, 1)?)?;
         let offered = gateway
-            .logged(AUDIT)?
+            .audit()?
             .iter()
-            .filter_map(|line| line.field("audit"))
-            .filter(|event| event.contains("\"event\":\"clipboard_offered\""))
+            .filter(|event| event["event"] == "clipboard_offered")
             .count();
         ensure!(offered >= 2, "{offered} offers were recorded");
         gateway.keeps_secret(&[&token, &place.password, to_target, to_client])
@@ -705,7 +699,6 @@ pub(crate) fn the_only(lines: Vec<Line>) -> Result<Line> {
 
 pub(crate) const SECURED: &str = "Session opened";
 const GRAPHICS_PIPELINE: &str = "Microsoft::Windows::RDS::Graphics";
-pub(crate) const AUDIT: &str = "Audit";
 pub(crate) const WRONG_PASSWORD: &str = "Not-The-Target-1";
 /// PROTOCOL_HYBRID and PROTOCOL_HYBRID_EX.
 const HYBRID: u64 = 0x2 | 0x8;

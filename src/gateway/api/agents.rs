@@ -27,6 +27,8 @@ use crate::api::problem::{Parameter, Problem};
 use crate::api::state::ApiState;
 use crate::config::Inspect;
 use crate::rendezvous::signaling;
+use crate::trail;
+use jetway_audit::record::{Event, Record};
 use jetway_base::limits;
 use jetway_base::time::UnixTime;
 use jetway_io::clock;
@@ -112,6 +114,12 @@ pub async fn invite(
     let enrolment = agents.invite(by, wanted.name.clone(), wanted.targets, expires_at, now);
     let enrolment = enrolment.map_err(|error| not_enrolled(&state, &error))?;
     info!(session = %state.id, peer = %state.peer, by, agent = %wanted.name, "Enrolment issued");
+    state.gateway.audit.record(&Record {
+        by: Some(by.to_owned()),
+        agent: Some(wanted.name.to_string()),
+        detail: serde_json::json!({ "expires_at": expires_at.to_string() }),
+        ..trail::of_peer(Event::EnrolmentIssued, state.id, state.peer)
+    });
     let invited = Invited {
         enrolment: enrolment.as_str().to_owned(),
         expires_at,
@@ -149,6 +157,11 @@ pub async fn enrol(
     let name = agents.enrol(&enrolment, key, clock::unix_now()).await;
     let name = name.map_err(|error| not_enrolled(&state, &error))?;
     info!(session = %state.id, peer = %state.peer, agent = %name, key = thumbprint, "Agent enrolled");
+    state.gateway.audit.record(&Record {
+        agent: Some(name.to_string()),
+        detail: serde_json::json!({ "key": thumbprint }),
+        ..trail::of_peer(Event::AgentEnrolled, state.id, state.peer)
+    });
     let enrolled = Enrolled {
         name,
         key: thumbprint,
@@ -194,6 +207,11 @@ pub async fn revoke(
     let written = state.gateway.agents.forget(&name).await;
     written.map_err(|error| not_enrolled(&state, &error.into()))?;
     info!(session = %state.id, peer = %state.peer, by, agent = %name, "Agent revoked");
+    state.gateway.audit.record(&Record {
+        by: Some(by.to_owned()),
+        agent: Some(name.to_string()),
+        ..trail::of_peer(Event::AgentRevoked, state.id, state.peer)
+    });
     Ok(StatusCode::OK)
 }
 

@@ -41,6 +41,8 @@ use crate::meeting::Listed;
 use crate::meeting::party::Creator;
 use crate::refusal::Refusal;
 use crate::rendezvous::admit::{self, NotAdmitted};
+use crate::trail;
+use jetway_audit::record::{Event, Record};
 use jetway_base::address::AddressGroup;
 use jetway_base::session_id::SessionId;
 use jetway_base::time::UnixTime;
@@ -235,6 +237,15 @@ pub async fn create(
     if new {
         let by = caller.name();
         info!(session = %state.id, peer = %state.peer, jet_aid = %association, by, "Association created");
+        let record = Record {
+            by: Some(by.to_owned()),
+            jet_aid: Some(association.to_string()),
+            ..trail::of_token(Event::AssociationCreated, state.id, state.peer, &token)
+        };
+        state
+            .gateway
+            .audit
+            .record_of_proven(state.peer.ip(), &record);
     }
     Ok(StatusCode::OK)
 }
@@ -295,6 +306,11 @@ pub async fn delete(
     state.gateway.agents.forget_offer(association);
     let by = caller.name();
     info!(session = %state.id, peer = %state.peer, jet_aid = %association, by, "Association deleted");
+    state.gateway.audit.record(&Record {
+        by: Some(by.to_string()),
+        jet_aid: Some(association.to_string()),
+        ..trail::of_peer(Event::AssociationDeleted, state.id, state.peer)
+    });
     if let Some(session) = ended {
         sessions::spend(&state, &session).await?;
     }

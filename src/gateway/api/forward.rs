@@ -23,6 +23,8 @@ use crate::api::state::ApiState;
 use crate::rendezvous::admit::NotAdmitted;
 use crate::session::authenticate::ToTarget;
 use crate::session::forward;
+use crate::trail::{self, Trail};
+use jetway_audit::record::{Event, Record};
 use jetway_base::session_id::SessionId;
 use jetway_io::clock;
 
@@ -64,7 +66,7 @@ fn websocket(
     let headers = request.headers();
     // Before a ticket is used up.
     check_origin(&state.gateway.config.jet.origins, headers).map_err(|why| {
-        log_origin(id, peer, &why);
+        log_origin(&state.gateway.audit, id, peer, &why);
         not_admitted(id, &why)
     })?;
     let text = token(state, headers, request.uri().query());
@@ -89,6 +91,12 @@ fn websocket(
 }
 
 /// The one line of a page that is not to ask.
-fn log_origin(id: SessionId, peer: SocketAddr, why: &NotAdmitted) {
+fn log_origin(audit: &Trail, id: SessionId, peer: SocketAddr, why: &NotAdmitted) {
     info!(session = %id, %peer, decision = "deny", rule = why.rule(), reason = %why, "Session refused");
+    let record = Record {
+        rule: Some(why.rule()),
+        reason: Some(why.to_string()),
+        ..trail::of_peer(Event::SessionRefused, id, peer)
+    };
+    audit.record_of_anybody(peer.ip(), &record);
 }

@@ -72,12 +72,26 @@ pub async fn websocket(
     let headers = request.headers();
     // Before a ticket is used up.
     check_origin(&state.gateway.config.jet.origins, headers).map_err(|why| {
-        admit::log_not_admitted(id, state.peer, path, &Shown::Nothing, &why);
+        admit::log_not_admitted(
+            &state.gateway.audit,
+            id,
+            state.peer,
+            path,
+            &Shown::Nothing,
+            &why,
+        );
         not_admitted(id, &why)
     })?;
     let text = token(&state, headers, uri.query()).map_err(|refusal| {
         let why = NotAdmitted::from(refusal);
-        admit::log_not_admitted(id, state.peer, path, &Shown::Nothing, &why);
+        admit::log_not_admitted(
+            &state.gateway.audit,
+            id,
+            state.peer,
+            path,
+            &Shown::Nothing,
+            &why,
+        );
         not_admitted(id, &why)
     })?;
     let upgrade = Upgrade::of(&state, &mut request, SUB_PROTOCOLS)?;

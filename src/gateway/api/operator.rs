@@ -8,6 +8,8 @@ use tracing::warn;
 use crate::api::problem::Problem;
 use crate::api::state::ApiState;
 use crate::config::ApiKeyConfig;
+use crate::trail;
+use jetway_audit::record::{Event, Record};
 use jetway_jet::exchange;
 
 /// The bearer of a request.
@@ -41,6 +43,14 @@ pub fn operator<'a>(state: &'a ApiState, headers: &HeaderMap) -> Result<&'a str,
         return Ok(&key.name);
     }
     warn!(session = %state.id, peer = %state.peer, rule = "api-key", "Request refused");
+    let record = Record {
+        rule: Some("api-key"),
+        ..trail::of_peer(Event::ApiRefused, state.id, state.peer)
+    };
+    state
+        .gateway
+        .audit
+        .record_of_anybody(state.peer.ip(), &record);
     let detail = "send an API key as bearer";
     Err(Problem::new(
         StatusCode::UNAUTHORIZED,

@@ -17,6 +17,8 @@ use crate::api::operator::operator;
 use crate::api::problem::{Parameter, Problem};
 use crate::api::state::ApiState;
 use crate::live::registry::{EndCause, Inside, Session, SessionPhase};
+use crate::trail;
+use jetway_audit::record::{Event, Record};
 use jetway_base::session_id::SessionId;
 use jetway_base::time::UnixTime;
 use jetway_io::clock;
@@ -103,6 +105,10 @@ pub async fn end(
     };
     info!(session = %session.id, by, "Ending a session for an operator");
     session.end(EndCause::Operator(by.to_owned()));
+    state.gateway.audit.record(&Record {
+        by: Some(by.to_owned()),
+        ..trail::of_session(Event::SessionEnded, session)
+    });
     spend(&state, session).await?;
     Ok(StatusCode::NO_CONTENT)
 }

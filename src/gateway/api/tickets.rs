@@ -17,6 +17,8 @@ use crate::api::problem::Problem;
 use crate::api::state::ApiState;
 use crate::refusal::{Denied, Refusal};
 use crate::session::authorize::reconnect_window;
+use crate::trail;
+use jetway_audit::record::{Event, Record};
 use jetway_base::time::UnixTime;
 use jetway_io::clock;
 use jetway_policy::shares::Owner;
@@ -86,6 +88,14 @@ pub async fn create(
         (Some(bearer), in_body) => {
             let Some(key) = find_key(&state.gateway.config.api.keys, bearer) else {
                 warn!(session = %id, peer = %state.peer, rule = "api-key", "Ticket refused");
+                let record = Record {
+                    rule: Some("api-key"),
+                    ..trail::of_peer(Event::TicketRefused, id, state.peer)
+                };
+                state
+                    .gateway
+                    .audit
+                    .record_of_anybody(state.peer.ip(), &record);
                 let detail = "the bearer is neither a token nor a known API key";
                 return Err(problem(StatusCode::UNAUTHORIZED, "api-key", detail));
             };
@@ -112,6 +122,16 @@ pub async fn create(
             reason = %refusal,
             "Ticket refused"
         );
+        let record = Record {
+            by: Some(by.to_owned()),
+            user: about.and_then(|about| about.user.clone()),
+            target: about.and_then(|about| about.target.clone()),
+            token: about.map(|about| about.id.as_str().to_owned()),
+            rule: Some(rule),
+            reason: Some(refusal.to_string()),
+            ..trail::of_peer(Event::TicketRefused, id, peer)
+        };
+        state.gateway.audit.record_of_anybody(peer.ip(), &record);
         problem(status_of(&refusal), rule, &refusal.to_string())
     })?;
     info!(session = %id, peer = %state.peer, by, "Ticket issued");
@@ -159,6 +179,14 @@ async fn issue(
     };
     let ticket = gateway.tickets.issue(text, owner, terms, now).await;
     let ticket = ticket.map_err(|error| Denied::of(&token, Refusal::Store(error.to_string())))?;
+    let record = Record {
+        by: Some(key.unwrap_or(BY_TOKEN).to_owned()),
+        ..trail::of_token(Event::TicketIssued, state.id, state.peer, &token)
+    };
+    match key {
+        Some(_) => gateway.audit.record(&record),
+        None => gateway.audit.record_of_proven(state.peer.ip(), &record),
+    }
     Ok(Created {
         ticket: ticket.as_str().to_owned(),
         expires_at,

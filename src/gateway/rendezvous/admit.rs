@@ -8,6 +8,8 @@ use crate::meeting::party::Shown;
 use crate::meeting::{Met, Waiting};
 use crate::refusal::{Denied, Refusal};
 use crate::state::Gateway;
+use crate::trail::{self, Trail};
+use jetway_audit::record::{Event, Record};
 use jetway_base::session_id::SessionId;
 use jetway_jet::agent::{ACCEPT_TYPE, Acceptance};
 use jetway_jet::exchange::{JetPath, Operation, Status};
@@ -112,14 +114,14 @@ pub async fn judge(
         Ok(shown) => shown,
         Err(denied) => {
             let why = denied.into();
-            log_not_admitted(id, peer, path, &Shown::Nothing, &why);
+            log_not_admitted(&gateway.audit, id, peer, path, &Shown::Nothing, &why);
             return Err(why);
         }
     };
     match admit(gateway, path, shown.proof(), peer).await {
         Ok(admitted) => Ok((shown, admitted)),
         Err(why) => {
-            log_not_admitted(id, peer, path, &shown, &why);
+            log_not_admitted(&gateway.audit, id, peer, path, &shown, &why);
             Err(why)
         }
     }
@@ -210,6 +212,7 @@ pub async fn admit(
 
 /// The one line of a request that was not granted.
 pub fn log_not_admitted(
+    audit: &Trail,
     id: SessionId,
     peer: SocketAddr,
     path: JetPath,
@@ -241,6 +244,18 @@ pub fn log_not_admitted(
         reason = %why,
         "Rendezvous refused"
     );
+    let record = Record {
+        agent: agent.map(str::to_owned),
+        user: about.and_then(|about| about.user.clone()),
+        target: about.and_then(|about| about.target.clone()),
+        token: about.map(|about| about.id.as_str().to_owned()),
+        jet_aid: Some(path.association.to_string()),
+        rule: Some(why.rule()),
+        reason: Some(why.to_string()),
+        detail: serde_json::json!({ "operation": path.operation.to_string() }),
+        ..trail::of_peer(Event::SessionRefused, id, peer)
+    };
+    audit.record_of_anybody(peer.ip(), &record);
 }
 
 /// Whether an acceptor comes with one more of its candidates, when the peers have met on another: who accepts on all of them, as agents

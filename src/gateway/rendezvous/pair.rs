@@ -298,7 +298,7 @@ async fn establish(
     match ready.await {
         Ok(ready) => Some(ready),
         Err(refused) => {
-            refuse::refuse(&gateway.refusals, *refused).await;
+            refuse::refuse(gateway, *refused).await;
             None
         }
     }

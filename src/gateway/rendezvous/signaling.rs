@@ -25,6 +25,8 @@ use tracing::{debug, info, warn};
 
 use crate::connection::Connection;
 use crate::state::Gateway;
+use crate::trail;
+use jetway_audit::record::{Event, Record};
 use jetway_base::limits;
 use jetway_base::session_id::SessionId;
 use jetway_io::clock;
@@ -57,6 +59,12 @@ pub async fn serve(
         Ok(Ok(logged_on)) => logged_on,
         Ok(Err(why)) => {
             warn!(session = %id, %peer, decision = "deny", rule = "agent", reason = %why, "Agent refused");
+            let record = Record {
+                rule: Some("agent"),
+                reason: Some(why.to_string()),
+                ..trail::of_peer(Event::AgentRefused, id, peer)
+            };
+            gateway.audit.record_of_anybody(peer.ip(), &record);
             let (code, told) = why.told();
             close(&mut socket, code, told).await;
             return;
@@ -90,12 +98,22 @@ pub async fn serve(
     connection.admission.proven();
     let agent = name;
     info!(session = %id, %peer, %agent, replaced = connected.replaced, "Agent connected");
+    let record = Record {
+        agent: Some(agent.to_string()),
+        ..trail::of_peer(Event::AgentConnected, id, peer)
+    };
+    gateway.audit.record(&record);
     let reason = match converse(gateway, &mut socket, &mut connected).await {
         Ok(reason) => reason.to_owned(),
         Err(error) => error.to_string(),
     };
     drop(connected);
     info!(session = %id, %peer, %agent, reason, "Agent disconnected");
+    gateway.audit.record(&Record {
+        event: Event::AgentDisconnected,
+        reason: Some(reason),
+        ..record
+    });
     drop(connection);
 }
 

@@ -4,15 +4,18 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use tracing::info;
 
 use crate::listener::admission::Admission;
-use crate::live::legs::TlsFacts;
+use crate::live::legs::{Legs, TlsFacts};
 use crate::live::registry::{EndCause, Registered, Session};
 use crate::refusal::Refusal;
 use crate::session::reached::Met;
 use crate::session::secure::Secured;
+use crate::trail::{self, Trail};
 use crate::trust::target_certificate::Remembered;
+use jetway_audit::record::{Event, Record};
 use jetway_io::clock;
 use jetway_io::stream::Io;
 use jetway_policy::permit::Permit;
@@ -45,7 +48,7 @@ impl Live {
 
     /// The session is over: gives everything back, writes the one line, and closes the connections in order. Of a client that needs
     /// longer for the rest of what was said to it, only the connection is left.
-    pub(super) async fn close(self, mut parting: Parting<'_>, reason: &str) {
+    pub(super) async fn close(self, audit: &Trail, mut parting: Parting<'_>, reason: &str) {
         let Self {
             session,
             reservation,
@@ -59,6 +62,7 @@ impl Live {
         // The reconnect window starts no later than the log says so.
         drop(reservation);
         log_end(&session, reason, started);
+        audit.record(&closed_record(&session, reason, started));
         let cut = session.cut();
         drop(session);
         if !closed {
@@ -156,6 +160,56 @@ pub(super) fn log_opened(session: &Session, secured: Option<&Secured<Io>>) {
         first_use = secured.map(|secured| secured.remembered == Remembered::First),
         "Session opened"
     );
+}
+
+/// What the audit has of a session that opens.
+pub(super) fn opened_record(session: &Session, secured: Option<&Secured<Io>>) -> Record {
+    let claims = &session.token.claims;
+    let mut detail = json!({
+        "mode": if secured.is_some() { "inspected" } else { "opaque" },
+        "jet_cm": claims.jet_cm.name(),
+        "protection": session.token.protection.to_string(),
+    });
+    if let Some(secured) = secured {
+        let Legs {
+            client_selected,
+            target_selected,
+            client_logon,
+            target_logon,
+            client_tls,
+            target_tls,
+            ..
+        } = &secured.legs;
+        let tls = |facts: &TlsFacts| format!("{} {}", facts.version, facts.cipher);
+        detail["client"] = json!({ "protocol": client_selected, "logon": client_logon.name(), "tls": tls(client_tls) });
+        detail["target"] = json!({
+            "protocol": target_selected,
+            "logon": target_logon.name(),
+            "tls": tls(target_tls),
+            "certificate": secured.target_certificate.to_string(),
+            "first_use": secured.remembered == Remembered::First,
+        });
+    }
+    Record {
+        detail,
+        ..trail::of_session(Event::SessionOpened, session)
+    }
+}
+
+/// What the audit has of a session that is over.
+fn closed_record(session: &Session, reason: &str, started: Instant) -> Record {
+    let by = match session.end_cause() {
+        Some(EndCause::Operator(name)) => Some(name.clone()),
+        Some(EndCause::Revoked(_) | EndCause::Association | EndCause::Shutdown) | None => None,
+    };
+    Record {
+        by,
+        reason: Some(reason.to_owned()),
+        bytes_to_target: Some(session.traffic.to_target.load(Ordering::Relaxed)),
+        bytes_to_client: Some(session.traffic.to_client.load(Ordering::Relaxed)),
+        duration_ms: Some(clock::millis_since(started)),
+        ..trail::of_session(Event::SessionClosed, session)
+    }
 }
 
 /// The one line at a session's end.

@@ -182,6 +182,7 @@ async fn decide(
     if let Some(rule) = gateway.revoked.rules().revokes(&token.id, &token.claims) {
         return Err(Refusal::Revoked(rule));
     }
+    gateway.audit.admits_sessions()?;
     let reconnect_window_s = reconnect_window(&config.token, &token.claims).as_secs();
     // Who was sent on by the target comes back at once.
     let reconnect_window_s = match gateway.returning.of(&token.id) {

@@ -61,7 +61,7 @@ pub fn show(
             Some(token) => refused.with_token(token),
             None => refused,
         };
-        refused.log();
+        refused.tell(&gateway.audit);
         refused.refusal
     };
     let text = match text {
@@ -125,7 +125,7 @@ async fn establish(gateway: &Gateway, client: Client, shown: ShownBefore) -> Opt
     match ready.await {
         Ok(ready) => Some(ready),
         Err(refused) => {
-            refuse::refuse(&gateway.refusals, *refused).await;
+            refuse::refuse(gateway, *refused).await;
             None
         }
     }

@@ -15,7 +15,9 @@ use crate::refusal::Refusal;
 use crate::session::account::Live;
 use crate::session::account::describe;
 use crate::session::account::log_opened;
+use crate::session::account::opened_record;
 use crate::session::account::spend_for_good;
+use crate::session::activity::Activity;
 use crate::session::connect::Connected;
 use crate::session::reached::Reached;
 use crate::session::refuse::Refused;
@@ -23,10 +25,8 @@ use crate::session::secure::error::SecureError;
 use crate::session::secure::request::{ClientTls, SecureRequest, TargetTls};
 use crate::session::secure::{self, Failed, Remaining, Secured};
 use crate::state::Gateway;
+use crate::trail::Trail;
 use crate::trust::target_certificate::TargetCertificate;
-use jetway_base::log_limit::RecordLimiter;
-use jetway_base::session_id::SessionId;
-use jetway_io::clock;
 use jetway_io::stream::{Io, Stream};
 use jetway_policy as policy;
 use jetway_policy::denial::Denial;
@@ -39,7 +39,7 @@ use jetway_rdp::tracker::{Settings, Tracker};
 use jetway_relay::inspected::{self, Cancel, CancelWay, InspectedEnd, Leg};
 use jetway_relay::{RDP_AFTER_END, RelayLimits, Side};
 use jetway_stage::Pipeline;
-use jetway_stage::inspector::{AuditEvent, AuditSink, Inspector, Recorded};
+use jetway_stage::inspector::Inspector;
 use jetway_store::cookies::{SessionCookies, association};
 use jetway_token::claims::Credentials;
 use jetway_token::target_name::TargetName;
@@ -145,6 +145,10 @@ pub async fn inspect(
     if let Err(error) = reservation.commit().await {
         return Err(refused(error.into(), None, admission));
     }
+    let opened = opened_record(&session, Some(&secured));
+    if let Err(refusal) = gateway.audit.opens(&opened).await {
+        return Err(refused(refusal, None, admission));
+    }
     note(&session, gateway, &secured);
     admission.proven();
     let Secured {
@@ -176,7 +180,8 @@ pub async fn inspect(
             .follower(token, peer.ip(), targets, current)
     });
     let budget = Budget::default();
-    let inspector = Inspector::new(&budget, AuditLog::new(id));
+    let activity = Activity::new(Arc::clone(&gateway.audit), &session);
+    let inspector = Inspector::new(&budget, activity);
     let mut pipeline = Pipeline::new();
     for stage in gateway.stages.iter().flat_map(|stages| stages.of(&session)) {
         pipeline.push(stage);
@@ -215,7 +220,7 @@ pub async fn inspect(
 
 impl Inspected {
     /// Moves PDUs until the end and accounts for it.
-    pub async fn run(self: Box<Self>) {
+    pub async fn run(self: Box<Self>, audit: &Trail) {
         let Self {
             live,
             permit,
@@ -260,14 +265,7 @@ impl Inspected {
             }
             InspectedEnd::Session(error) => error.to_string(),
         };
-        let ended = AuditEvent::Ended {
-            reason: reason.clone(),
-        };
-        audit(
-            live.session.id,
-            &serde_json::to_string(&ended).unwrap_or_default(),
-        );
-        Box::pin(live.close(parting, &reason)).await;
+        Box::pin(live.close(audit, parting, &reason)).await;
     }
 }
 
@@ -369,71 +367,11 @@ fn note(session: &Session, gateway: &Gateway, secured: &Secured<Io>) {
     log_opened(session, Some(secured));
 }
 
-/// One line for each thing that happened inside, as many of a kind as a session may have.
-struct AuditLog {
-    id: SessionId,
-    limiter: RecordLimiter<String>,
-}
-
-impl AuditLog {
-    fn new(id: SessionId) -> Self {
-        Self {
-            id,
-            limiter: RecordLimiter::default(),
-        }
-    }
-
-    fn tell_suppressed(&self, suppressed: &[(String, u64)]) {
-        if suppressed.is_empty() {
-            return;
-        }
-        let lines: u64 = suppressed.iter().map(|(_, lines)| lines).sum();
-        let kinds: Vec<String> = suppressed
-            .iter()
-            .map(|(kind, lines)| format!("{kind}: {lines}"))
-            .collect();
-        let kinds = kinds.join(", ");
-        warn!(log = true, session = %self.id, lines, kinds, "Audit lines suppressed");
-    }
-}
-
-impl AuditSink for AuditLog {
-    fn record(&mut self, event: AuditEvent) -> Recorded {
-        let now = clock::now();
-        let due = self.limiter.due(now);
-        self.tell_suppressed(&due);
-        let text = serde_json::to_string(&event).unwrap_or_default();
-        let kind = kind_of(&text).to_owned();
-        if !self.limiter.admit(kind, text.len(), now) {
-            return Recorded::Suppressed;
-        }
-        audit(self.id, &text);
-        Recorded::Kept
-    }
-}
-
-impl Drop for AuditLog {
-    fn drop(&mut self) {
-        let rest = self.limiter.rest();
-        self.tell_suppressed(&rest);
-    }
-}
-
-/// The kind of a record, with which its text begins: `{"event":"channel_opened"`.
-fn kind_of(text: &str) -> &str {
-    text.split('"').nth(3).unwrap_or_default()
-}
-
-fn audit(id: SessionId, audit: &str) {
-    info!(session = %id, audit, "Audit");
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
     use crate::live::legs::{Logon, TlsFacts};
-    use jetway_base::limits;
     use jetway_rdp::Direction;
     use jetway_rdp::event::Phase;
     use jetway_rdp::logon::AutoReconnectCookie;
@@ -482,81 +420,6 @@ mod tests {
                 pass(&mut second, direction, pdu);
             }
             assert_eq!(second.phase(), Phase::Licensing);
-        }
-    }
-
-    /// Seen as 84 MB of log each second.
-    #[test]
-    fn a_target_that_floods_the_audit_is_cut_and_hides_nothing_else() {
-        let kept = Kept::default();
-        let writer = kept.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_ansi(false)
-            .with_writer(move || writer.clone())
-            .finish();
-        let floods = 60_000;
-        let statistics = tracing::subscriber::with_default(subscriber, || {
-            let mut inspector = Inspector::new(
-                &Budget::default(),
-                AuditLog::new(SessionId::from(clock::new_uuid())),
-            );
-            let statistics = inspector.statistics();
-            let mut message = |name: &str, direction, data: &[u8]| {
-                inspector
-                    .channel_message(name, direction, data)
-                    .expect("this can be read");
-            };
-            let (to_client, to_target) = (Direction::ToClient, Direction::ToTarget);
-            // An offer of one format, by its short name.
-            let mut offer = vec![2, 0, 0, 0, 36, 0, 0, 0, 13, 0, 0, 0];
-            offer.resize(44, 0);
-            for _ in 0..floods {
-                message("drdynvc", to_client, b"\x10\x07hostile\0");
-                message("drdynvc", to_target, b"\x10\x07\0\0\0\0");
-                message("drdynvc", to_client, b"\x40\x07");
-                message("cliprdr", to_client, &offer);
-            }
-            // What happens once, at the end of it all, is written.
-            let device = b"rDAD\x01\0\0\0\x20\0\0\0\x09\0\0\0SCARD\0\0\0\0\0\0\0";
-            message("rdpdr", to_target, device);
-            statistics
-        });
-        let text = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
-        let statistics = statistics.lock().unwrap();
-        assert_eq!(statistics.records, 3 * floods + 1);
-        let written = text.lines().filter(|line| line.contains(" audit="));
-        let written = u64::try_from(written.count()).unwrap();
-        assert_eq!(statistics.records_suppressed, 3 * floods + 1 - written);
-        assert!(text.contains("device_announced"));
-        let burst = usize::try_from(limits::LOG_RECORD_BYTES.burst).unwrap();
-        assert!(text.len() < 10 * burst, "{} bytes", text.len());
-        let told: u64 = text
-            .lines()
-            .filter(|line| line.contains("Audit lines suppressed"))
-            .filter_map(|line| {
-                line.split_once(" lines=")?
-                    .1
-                    .split(' ')
-                    .next()?
-                    .parse::<u64>()
-                    .ok()
-            })
-            .sum();
-        assert_eq!(told, statistics.records_suppressed, "each is told");
-        assert!(text.contains("channel_closed: "), "by kind");
-    }
-
-    #[derive(Clone, Default)]
-    struct Kept(Arc<std::sync::Mutex<Vec<u8>>>);
-
-    impl std::io::Write for Kept {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
         }
     }
 

@@ -10,8 +10,10 @@
 //!
 //! Each step takes the one before it by value, so a step that was skipped does not compile. A step that fails returns a
 //! [`Refusal`](crate::refusal::Refusal); [`refuse`] tells the client. [`account`] has what a session holds until its end.
+//! What happens inside of an inspected one goes to the audit (`activity`).
 
 pub mod account;
+mod activity;
 pub mod authenticate;
 pub mod authorize;
 pub mod connect;
@@ -37,7 +39,7 @@ pub async fn run(gateway: &Gateway, ready: Ready) {
     match ready {
         Ready::Opaque(opened) => opened.run(gateway).await,
         // In a box of its own: it needs three times the memory of an opaque one.
-        Ready::Inspected(inspected) => Box::pin(inspected.run()).await,
+        Ready::Inspected(inspected) => Box::pin(inspected.run(&gateway.audit)).await,
     }
 }
 

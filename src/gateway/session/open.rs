@@ -30,6 +30,7 @@ use crate::refusal::Refusal;
 use crate::session::account::Live;
 use crate::session::account::describe;
 use crate::session::account::log_opened;
+use crate::session::account::opened_record;
 use crate::session::account::spend_for_good;
 use crate::session::connect::Connected;
 use crate::session::late::{self, Begun, Turned};
@@ -131,7 +132,7 @@ impl Opened {
         spend_for_good(&live, &end).await;
         let reason = describe(&live.session, &end);
         // In a box: a live session is not to be larger for its end.
-        Box::pin(live.close(parting, &reason)).await;
+        Box::pin(live.close(&gateway.audit, parting, &reason)).await;
     }
 }
 
@@ -173,8 +174,8 @@ async fn turn_away(gateway: &Gateway, live: Live, client: Stream, turned: Turned
     let refused = Refused::without_stream(session.id, session.peer, live.started, refusal);
     let mut refused = Box::new(refused).with_session(session);
     refused.answer = Some((client, opening));
-    refuse(&gateway.refusals, *refused).await;
-    live.close(Parting::done(), &reason).await;
+    refuse(gateway, *refused).await;
+    live.close(&gateway.audit, Parting::done(), &reason).await;
 }
 
 /// How a session goes on when one side of it has ended.
@@ -278,6 +279,12 @@ pub async fn open(gateway: &Gateway, connected: Connected) -> Result<Opened, Box
             *opening = Opening::Other;
         }
         return Err(refused);
+    }
+    let opened = gateway.audit.opens(&opened_record(&session, None)).await;
+    if let Err(refusal) = opened {
+        // It has been answered.
+        let refused = client.refused(refusal, Opening::Other);
+        return Err(refused.with_session(&session));
     }
     let silent_s = gateway.config.session.half_close_timeout_s;
     let manners = Manners::of(protocol.as_ref(), &opening, silent_s);

@@ -14,6 +14,9 @@ use crate::connection::{Client, Opening, read_request};
 use crate::listener::admission::Admission;
 use crate::live::registry::Session;
 use crate::refusal::Refusal;
+use crate::state::Gateway;
+use crate::trail::{self, Trail};
+use jetway_audit::record::{Event, Record};
 use jetway_base::limits;
 use jetway_base::session_id::SessionId;
 use jetway_entry::preamble::{Behind, recognise_behind};
@@ -22,7 +25,6 @@ use jetway_io::stream::{Io, Stream};
 use jetway_io::websocket::Farewell;
 use jetway_rdp::connection_request::ConnectionRequest;
 use jetway_rdp::negotiation::{self, FailureCode};
-use jetway_store::refusals::Refusals;
 use jetway_token::{About, Token};
 
 /// A TLS 1.2 record with the fatal alert `access_denied` ([RFC 8446] 6.2), sent before any handshake.
@@ -85,7 +87,37 @@ impl Refused {
         self.with_token(&session.token)
     }
 
-    pub fn log(&self) {
+    /// Tells of it, in the audit and in the log.
+    pub fn tell(&self, audit: &Trail) {
+        self.record(audit);
+        self.log();
+    }
+
+    fn record(&self, audit: &Trail) {
+        let Self {
+            id, peer, refusal, ..
+        } = self;
+        let about = self.about.as_ref().or_else(|| refusal.about());
+        // Scans are no decisions about anybody.
+        if refusal.is_noise() && about.is_none() {
+            return;
+        }
+        let record = Record {
+            user: about.and_then(|about| about.user.clone()),
+            target: about.and_then(|about| about.target.clone()),
+            token: about.map(|about| about.id.as_str().to_owned()),
+            rule: Some(refusal.rule()),
+            reason: Some(refusal.to_string()),
+            duration_ms: Some(clock::millis_since(self.started)),
+            ..trail::of_peer(Event::SessionRefused, *id, *peer)
+        };
+        match about {
+            Some(_) => audit.record_of_proven(peer.ip(), &record),
+            None => audit.record_of_anybody(peer.ip(), &record),
+        }
+    }
+
+    fn log(&self) {
         let Self {
             id,
             peer,
@@ -150,7 +182,9 @@ impl Client {
 }
 
 /// Logs the refusal and tells the client.
-pub async fn refuse(refusals: &Refusals, refused: Refused) {
+pub async fn refuse(gateway: &Gateway, refused: Refused) {
+    let refusals = &gateway.refusals;
+    refused.record(&gateway.audit);
     let mut code = refused.refusal.failure_code();
     let address = refused.peer.ip();
     let now = clock::now();

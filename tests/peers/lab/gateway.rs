@@ -15,7 +15,7 @@ use jetway_lab::wait::{PATIENCE, until};
 use serde_json::{Value, json};
 
 use super::authority::Authority;
-use super::log::Line;
+use super::log::{CLOSED, Line};
 use super::port::Port;
 use super::process::{Process, tool};
 use super::target::Target;
@@ -339,15 +339,28 @@ tls_only = {tls_only:?}
 
     /// What the gateway has told of what happened inside of its sessions, in order.
     pub(crate) fn audit(&self) -> Result<Vec<Value>> {
-        let lines = self.logged(AUDIT)?;
-        lines
+        let records = self.audit_records()?;
+        let activity = records
             .iter()
-            .map(|line| {
-                let event = line.value("audit").context("audit")?;
-                ensure!(event.is_object(), "a record is a text: {event}");
-                Ok(event.clone())
-            })
-            .collect()
+            .filter(|record| record["event"] == "session.activity");
+        Ok(activity.map(|record| record["detail"].clone()).collect())
+    }
+
+    /// All that is in the audit; what was closed by now is.
+    fn audit_records(&self) -> Result<Vec<Value>> {
+        let closed = self.logged(CLOSED)?.len();
+        until("the audit", PATIENCE, || {
+            let text = fs::read_to_string(self.folder.join(AUDIT))?;
+            let lines = text
+                .split_inclusive('\n')
+                .filter_map(|line| line.strip_suffix('\n'));
+            let records: Vec<Value> = lines
+                .map(serde_json::from_str)
+                .collect::<serde_json::Result<_>>()?;
+            let ended = |record: &&Value| record["event"] == "session.closed";
+            let whole = records.iter().filter(ended).count() >= closed;
+            Ok(whole.then_some(records))
+        })
     }
 
     /// The live sessions, as an operator gets them from the REST interface.
@@ -677,7 +690,7 @@ pub(crate) const API_KEY: &str = "Of-An-Operator-1";
 /// The gateway's certificate and key.
 const FILES: [&str; 2] = ["tls.pem", "tls.key"];
 const CONFIG: &str = "jetway.toml";
-const AUDIT: &str = "Audit";
+const AUDIT: &str = "jetway-audit.jsonl";
 const PINS: &str = "targets.pins";
 const STORE: &str = "state.redb";
 const REVOKED: &str = "revoked.json";

@@ -39,11 +39,6 @@ impl Line {
         )
     }
 
-    /// A field of the event, as it stands there.
-    pub(crate) fn value(&self, name: &str) -> Option<&Value> {
-        self.0.get(name)
-    }
-
     /// Why a session was refused: `rule: reason`.
     pub(crate) fn rule_and_reason(&self) -> String {
         let field = |name| self.field(name).unwrap_or_default();

@@ -1,0 +1,184 @@
+//! The audit of a gateway: what is recorded, and within what bounds.
+//!
+//! Records that others can cause have a budget for each address, as log lines have, a large one for bearers of tokens that hold; how many
+//! were left out is a record of its own.
+//! Where the audit is required, no session opens whose record is not on disk, and none while nothing can be written.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde_json::json;
+
+use crate::config::TrailSettings;
+use crate::live::registry::Session;
+use crate::refusal::Refusal;
+use jetway_audit::record::{Event, Record};
+use jetway_base::log_limit::{Cause, LineLimiter, Suppressed};
+use jetway_base::session_id::SessionId;
+use jetway_io::clock;
+use jetway_store::audit::{Audit, AuditError, Health};
+use jetway_token::Token;
+
+/// Where decisions are recorded.
+#[derive(Debug)]
+pub struct Trail {
+    audit: Option<Audit>,
+    required: bool,
+    activity: bool,
+    limiter: Mutex<LineLimiter<Event>>,
+}
+
+impl Trail {
+    /// Opens the file that is configured, if one is.
+    ///
+    /// # Errors
+    /// It cannot be written, or does not end with a record.
+    pub fn open(settings: &TrailSettings) -> Result<Self, AuditError> {
+        Ok(Self {
+            audit: settings.files.clone().map(Audit::open).transpose()?,
+            required: settings.required,
+            activity: settings.activity,
+            limiter: Mutex::default(),
+        })
+    }
+
+    /// Takes what somebody has done who has proved who they are, or the gateway itself.
+    pub fn record(&self, record: &Record) {
+        if let Some(audit) = &self.audit {
+            audit.record(record);
+        }
+    }
+
+    /// Whether what happens inside of inspected sessions is recorded.
+    #[must_use]
+    pub fn records_activity(&self) -> bool {
+        self.activity && self.audit.is_some()
+    }
+
+    /// Takes what anybody can cause, as far as the budget of the address goes.
+    pub fn record_of_anybody(&self, address: IpAddr, record: &Record) {
+        self.record_within(address, Cause::Anybody, record);
+    }
+
+    /// Takes what the bearer of a token that holds can cause, as far as the budget of the address goes.
+    pub fn record_of_proven(&self, address: IpAddr, record: &Record) {
+        self.record_within(address, Cause::Proven, record);
+    }
+
+    fn record_within(&self, address: IpAddr, cause: Cause, record: &Record) {
+        let Some(audit) = &self.audit else { return };
+        let (event, now) = (record.event, clock::now());
+        let admitted = self
+            .limiter()
+            .admit(Some(address), event, cause, event.name(), now);
+        if admitted {
+            audit.record(record);
+        }
+    }
+
+    /// Whether a session may open.
+    ///
+    /// # Errors
+    /// The audit is required, and cannot be written.
+    pub fn admits_sessions(&self) -> Result<(), Refusal> {
+        match self.health() {
+            Some(Health {
+                failing: Some(_), ..
+            }) if self.required => Err(Refusal::Audit),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the record of a session that opens; where the audit is required, ready when that is on disk.
+    ///
+    /// # Errors
+    /// It is required, and cannot be written: the session must not open.
+    pub async fn opens(&self, record: &Record) -> Result<(), Refusal> {
+        let Some(audit) = &self.audit else {
+            return Ok(());
+        };
+        if !self.required {
+            audit.record(record);
+            return Ok(());
+        }
+        let written = audit.record_durably(record).await;
+        written.map_err(|_not_written| Refusal::Audit)
+    }
+
+    /// How it is with the audit, where there is one.
+    #[must_use]
+    pub fn health(&self) -> Option<Health> {
+        self.audit.as_ref().map(Audit::health)
+    }
+
+    /// Records what was left out and has waited long enough to be told.
+    pub fn tell_suppressed(&self) {
+        let due = self.limiter().due(clock::now());
+        self.tell(due);
+    }
+
+    /// Writes what waits, and ends the file in order.
+    pub fn close(&self) {
+        let rest = self.limiter().rest();
+        self.tell(rest);
+        if let Some(audit) = &self.audit {
+            audit.close();
+        }
+    }
+
+    fn tell(&self, suppressed: Vec<Suppressed>) {
+        for Suppressed {
+            address,
+            message,
+            lines,
+        } in suppressed
+        {
+            self.record(&Record {
+                peer: address.map(|address| SocketAddr::new(address, 0)),
+                detail: json!({ "event": message, "records": lines }),
+                ..Record::new(Event::AuditSuppressed)
+            });
+        }
+    }
+
+    fn limiter(&self) -> MutexGuard<'_, LineLimiter<Event>> {
+        self.limiter.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a record says of a session.
+#[must_use]
+pub fn of_session(event: Event, session: &Session) -> Record {
+    let target = session.target();
+    Record {
+        target: target.map(|(name, _)| name.to_string()),
+        address: target.map(|(_, address)| *address),
+        ..of_token(event, session.id, session.peer, &session.token)
+    }
+}
+
+/// What a record says of a token.
+#[must_use]
+pub fn of_token(event: Event, id: SessionId, peer: SocketAddr, token: &Token) -> Record {
+    let claims = &token.claims;
+    Record {
+        session: Some(id),
+        peer: Some(peer),
+        user: claims.sub.clone(),
+        agent: claims.agent.as_ref().map(|agent| agent.agent.to_string()),
+        token: Some(token.id.as_str().to_owned()),
+        jet_aid: claims.jet_aid.map(|id| id.to_string()),
+        protocol: claims.jet_ap.as_ref().map(ToString::to_string),
+        ..Record::new(event)
+    }
+}
+
+/// What a record says of a connection.
+#[must_use]
+pub fn of_peer(event: Event, id: SessionId, peer: SocketAddr) -> Record {
+    Record {
+        session: Some(id),
+        peer: Some(peer),
+        ..Record::new(event)
+    }
+}
