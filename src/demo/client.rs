@@ -96,10 +96,10 @@ pub struct Capture {
 
 /// The server answered the Connection Request with an RDP Negotiation Failure (RDP_NEG_FAILURE).
 ///
-/// It is the root of the error [`Session::connect`] returns: `error.downcast_ref::<Refused>()`.
+/// It is the root of the error [`Session::connect`] returns: `error.downcast_ref::<NegotiationFailure>()`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the server refused the connection with RDP_NEG_FAILURE code {code}")]
-pub struct Refused {
+pub struct NegotiationFailure {
     /// `failureCode`.
     pub code: u32,
 }
@@ -107,7 +107,7 @@ pub struct Refused {
 /// Connects, waits for the picture, types, waits again, and leaves.
 ///
 /// # Errors
-/// Where a step fails or the deadline passes; [`Refused`] is kept at the root.
+/// Where a step fails or the deadline passes; [`NegotiationFailure`] is kept at the root.
 ///
 /// # Cancel safety
 /// Dropping the future closes the connection.
@@ -153,7 +153,7 @@ impl Session {
     /// Sends the preconnection PDU, negotiates, does TLS and the rest of the connection sequence.
     ///
     /// # Errors
-    /// Where a step fails; [`Refused`] where the server said so. No deadline of its own: wrap it in a timeout.
+    /// Where a step fails; [`NegotiationFailure`] where the server said so. No deadline of its own: wrap it in a timeout.
     pub async fn connect(visit: &Visit<'_>) -> anyhow::Result<Self> {
         let mut stream = TcpStream::connect(visit.address)
             .await
@@ -358,7 +358,7 @@ async fn negotiate(frames: &mut Frames<TcpStream>, user: &str) -> anyhow::Result
         }
         ConnectionConfirm::Failure { code } => {
             let code = u32::from(code);
-            Err(anyhow::Error::new(Refused { code }))
+            Err(anyhow::Error::new(NegotiationFailure { code }))
         }
     }
 }

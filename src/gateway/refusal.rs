@@ -15,7 +15,7 @@
 use jetway_entry::carrier::CarrierError;
 use jetway_entry::proxy_protocol::ProxyProtocolError;
 use jetway_jet::agent::Unmet;
-use jetway_jet::rendezvous::Refused;
+use jetway_jet::rendezvous::RendezvousError;
 use jetway_policy::denial::Denial;
 use jetway_rdp::connection_request::ConnectionRequestError;
 use jetway_rdp::negotiation::FailureCode;
@@ -86,7 +86,7 @@ pub enum Refusal {
     Usage(#[from] UsageError),
     /// The peer cannot be met.
     #[error("rendezvous: {0}")]
-    Rendezvous(#[from] Refused),
+    Rendezvous(#[from] RendezvousError),
     /// The agent does not lead to the target.
     #[error("{0}")]
     Agent(#[from] Unmet),

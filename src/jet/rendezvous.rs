@@ -112,7 +112,7 @@ pub struct RendezvousLimits {
 
 /// Why an operation was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
+pub enum RendezvousError {
     /// No such association.
     #[error("no such association")]
     UnknownAssociation,
@@ -301,19 +301,19 @@ impl Rendezvous {
         terms: Terms,
         owner: Owner,
         now: Now,
-    ) -> Result<bool, Refused> {
+    ) -> Result<bool, RendezvousError> {
         if let Some(association) = self.associations.get(&id) {
             if matches!(association.progress, Progress::Ended(_)) {
-                return Err(Refused::Ended);
+                return Err(RendezvousError::Ended);
             }
             return if association.terms == terms {
                 Ok(false)
             } else {
-                Err(Refused::OtherTerms)
+                Err(RendezvousError::OtherTerms)
             };
         }
         if self.associations.len() >= self.limits.associations {
-            return Err(Refused::Full);
+            return Err(RendezvousError::Full);
         }
         let association = Association {
             terms,
@@ -339,10 +339,10 @@ impl Rendezvous {
         transports: &[Transport],
         proof: Proof<'_>,
         mut new_id: impl FnMut() -> Uuid,
-    ) -> Result<Vec<CandidateView>, Refused> {
+    ) -> Result<Vec<CandidateView>, RendezvousError> {
         let association = self.managed(id, proof)?;
         if matches!(association.progress, Progress::Ended(_)) {
-            return Err(Refused::Ended);
+            return Err(RendezvousError::Ended);
         }
         for &transport in transports {
             let mut known = association.candidates.iter();
@@ -350,7 +350,7 @@ impl Rendezvous {
                 continue;
             }
             if association.candidates.len() >= limits::JET_CANDIDATES {
-                return Err(Refused::Full);
+                return Err(RendezvousError::Full);
             }
             association.candidates.push(Candidate {
                 id: new_id(),
@@ -372,13 +372,13 @@ impl Rendezvous {
         peer: PeerId,
         proof: Proof<'_>,
         now: Now,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), RendezvousError> {
         let found = self.admitted(association, proof)?;
         let place = found.candidate(candidate)?;
         match place.peers {
             Peers::Gathered => place.peers = Peers::Accepted(peer),
             Peers::Accepted(_) | Peers::Connected(..) | Peers::Selected(..) => {
-                return Err(Refused::Accepted);
+                return Err(RendezvousError::Accepted);
             }
             Peers::Closed => return Err(found.progress.closed()),
         }
@@ -398,7 +398,7 @@ impl Rendezvous {
         peer: PeerId,
         proof: Proof<'_>,
         now: Now,
-    ) -> Result<Meeting, Refused> {
+    ) -> Result<Meeting, RendezvousError> {
         let found = self.admitted(association, proof)?;
         let candidate = match candidate {
             Some(candidate) => candidate,
@@ -407,8 +407,8 @@ impl Rendezvous {
         let place = found.candidate(candidate)?;
         let acceptor = match place.peers {
             Peers::Accepted(acceptor) => acceptor,
-            Peers::Gathered => return Err(Refused::NotAccepted),
-            Peers::Connected(..) | Peers::Selected(..) => return Err(Refused::Connected),
+            Peers::Gathered => return Err(RendezvousError::NotAccepted),
+            Peers::Connected(..) | Peers::Selected(..) => return Err(RendezvousError::Connected),
             Peers::Closed => return Err(found.progress.closed()),
         };
         place.peers = Peers::Connected(acceptor, peer);
@@ -437,7 +437,7 @@ impl Rendezvous {
         association: Uuid,
         candidate: Uuid,
         proof: Proof<'_>,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), RendezvousError> {
         let found = self.admitted(association, proof)?;
         match found.candidate(candidate)?.peers {
             Peers::Gathered | Peers::Accepted(_) | Peers::Connected(..) | Peers::Selected(..) => {
@@ -452,7 +452,11 @@ impl Rendezvous {
     ///
     /// # Errors
     /// Another one was selected, or it is not connected.
-    pub fn select(&mut self, association: Uuid, candidate: Uuid) -> Result<Vec<PeerId>, Refused> {
+    pub fn select(
+        &mut self,
+        association: Uuid,
+        candidate: Uuid,
+    ) -> Result<Vec<PeerId>, RendezvousError> {
         self.settle(association, candidate, Progress::Selected(candidate))
     }
 
@@ -461,7 +465,7 @@ impl Rendezvous {
         association: Uuid,
         candidate: Uuid,
         now: Now,
-    ) -> Result<Vec<PeerId>, Refused> {
+    ) -> Result<Vec<PeerId>, RendezvousError> {
         let close = self.settle(association, candidate, Progress::Chosen(candidate))?;
         self.found(association)?.touched = now.instant;
         Ok(close)
@@ -472,7 +476,7 @@ impl Rendezvous {
         association: Uuid,
         candidate: Uuid,
         progress: Progress,
-    ) -> Result<Vec<PeerId>, Refused> {
+    ) -> Result<Vec<PeerId>, RendezvousError> {
         let found = self.found(association)?;
         match found.progress {
             Progress::Selected(selected) if selected == candidate => return Ok(Vec::new()),
@@ -480,13 +484,13 @@ impl Rendezvous {
                 found.progress = progress;
                 return Ok(Vec::new());
             }
-            Progress::Chosen(_) | Progress::Selected(_) => return Err(Refused::Selected),
-            Progress::Ended(_) => return Err(Refused::Ended),
+            Progress::Chosen(_) | Progress::Selected(_) => return Err(RendezvousError::Selected),
+            Progress::Ended(_) => return Err(RendezvousError::Ended),
             Progress::Open => {}
         }
         let place = found.candidate(candidate)?;
         let Peers::Connected(acceptor, connector) = place.peers else {
-            return Err(Refused::NotConnected);
+            return Err(RendezvousError::NotConnected);
         };
         place.peers = Peers::Selected(acceptor, connector);
         found.progress = progress;
@@ -507,7 +511,7 @@ impl Rendezvous {
         candidate: Uuid,
         proof: Proof<'_>,
         now: Now,
-    ) -> Result<Vec<PeerId>, Refused> {
+    ) -> Result<Vec<PeerId>, RendezvousError> {
         self.managed(association, proof)?;
         self.choose(association, candidate, now)
     }
@@ -554,13 +558,18 @@ impl Rendezvous {
     ///
     /// # Errors
     /// The window is over, it does not exist, or the proof does not fit.
-    pub fn reopen(&mut self, association: Uuid, proof: Proof<'_>, now: Now) -> Result<(), Refused> {
+    pub fn reopen(
+        &mut self,
+        association: Uuid,
+        proof: Proof<'_>,
+        now: Now,
+    ) -> Result<(), RendezvousError> {
         let found = self.admitted(association, proof)?;
         let Progress::Ended(at) = found.progress else {
             return Ok(());
         };
         if now.instant.saturating_duration_since(at) >= found.reconnect {
-            return Err(Refused::Ended);
+            return Err(RendezvousError::Ended);
         }
         for candidate in &mut found.candidates {
             candidate.peers = Peers::Gathered;
@@ -581,13 +590,13 @@ impl Rendezvous {
     ///
     /// # Errors
     /// It does not exist, or the proof does not fit.
-    pub fn delete(&mut self, id: Uuid, proof: Proof<'_>) -> Result<Vec<PeerId>, Refused> {
+    pub fn delete(&mut self, id: Uuid, proof: Proof<'_>) -> Result<Vec<PeerId>, RendezvousError> {
         let found = self.managed(id, proof)?;
         // Who need not say who they are may look and choose, and not take away what others have made.
         if let Proof::Stranger(address) = proof
             && found.owner != Owner::Stranger(address)
         {
-            return Err(Refused::OtherOwner);
+            return Err(RendezvousError::OtherOwner);
         }
         Ok(self.remove(id))
     }
@@ -641,7 +650,7 @@ impl Rendezvous {
     ///
     /// # Errors
     /// It does not exist, or the proof does not fit.
-    pub fn view(&mut self, id: Uuid, proof: Proof<'_>) -> Result<AssociationView, Refused> {
+    pub fn view(&mut self, id: Uuid, proof: Proof<'_>) -> Result<AssociationView, RendezvousError> {
         let association = self.managed(id, proof)?;
         Ok(association.view(id))
     }
@@ -676,38 +685,42 @@ impl Rendezvous {
         found.map(|(id, _)| *id)
     }
 
-    fn found(&mut self, id: Uuid) -> Result<&mut Association, Refused> {
+    fn found(&mut self, id: Uuid) -> Result<&mut Association, RendezvousError> {
         let found = self.associations.get_mut(&id);
-        found.ok_or(Refused::UnknownAssociation)
+        found.ok_or(RendezvousError::UnknownAssociation)
     }
 
     /// The association, for a peer that has shown `proof`.
-    fn admitted(&mut self, id: Uuid, proof: Proof<'_>) -> Result<&mut Association, Refused> {
+    fn admitted(
+        &mut self,
+        id: Uuid,
+        proof: Proof<'_>,
+    ) -> Result<&mut Association, RendezvousError> {
         let found = self.found(id)?;
         match (&found.terms.access, proof) {
             (_, Proof::Operator) | (Access::Anyone, Proof::Nothing | Proof::Stranger(_)) => {
                 Ok(found)
             }
             (_, Proof::Agent { association }) if association == id => Ok(found),
-            (_, Proof::Agent { .. }) => Err(Refused::OtherToken),
+            (_, Proof::Agent { .. }) => Err(RendezvousError::OtherToken),
             (Access::Association | Access::Token(_), Proof::Nothing | Proof::Stranger(_)) => {
-                Err(Refused::NoToken)
+                Err(RendezvousError::NoToken)
             }
             // A token that names another association is wrong even where none is needed.
             (Access::Anyone, Proof::Token { jet_aid, .. }) => match jet_aid {
-                Some(named) if named != id => Err(Refused::OtherToken),
+                Some(named) if named != id => Err(RendezvousError::OtherToken),
                 Some(_) | None => Ok(found),
             },
             (Access::Association, Proof::Token { jet_aid, .. }) if jet_aid == Some(id) => Ok(found),
             (Access::Token(owner), Proof::Token { id, .. }) if owner == id => Ok(found),
             (Access::Association | Access::Token(_), Proof::Token { .. }) => {
-                Err(Refused::OtherToken)
+                Err(RendezvousError::OtherToken)
             }
         }
     }
 
     /// The association, for somebody who has shown `proof` and wants more than to be a peer.
-    fn managed(&mut self, id: Uuid, proof: Proof<'_>) -> Result<&mut Association, Refused> {
+    fn managed(&mut self, id: Uuid, proof: Proof<'_>) -> Result<&mut Association, RendezvousError> {
         let found = self.admitted(id, proof)?;
         match proof {
             Proof::Operator | Proof::Stranger(_) => Ok(found),
@@ -715,8 +728,8 @@ impl Rendezvous {
             Proof::Token { id: token, .. } if found.owner == Owner::Token(token.clone()) => {
                 Ok(found)
             }
-            Proof::Token { .. } | Proof::Agent { .. } => Err(Refused::OtherToken),
-            Proof::Nothing => Err(Refused::NoToken),
+            Proof::Token { .. } | Proof::Agent { .. } => Err(RendezvousError::OtherToken),
+            Proof::Nothing => Err(RendezvousError::NoToken),
         }
     }
 
@@ -738,24 +751,24 @@ impl Rendezvous {
 }
 
 impl Association {
-    fn candidate(&mut self, id: Uuid) -> Result<&mut Candidate, Refused> {
+    fn candidate(&mut self, id: Uuid) -> Result<&mut Candidate, RendezvousError> {
         let mut candidates = self.candidates.iter_mut();
         let found = candidates.find(|candidate| candidate.id == id);
-        found.ok_or(Refused::UnknownCandidate)
+        found.ok_or(RendezvousError::UnknownCandidate)
     }
 
     /// The first candidate on which an acceptor waits.
-    fn any_accepted(&self) -> Result<Uuid, Refused> {
+    fn any_accepted(&self) -> Result<Uuid, RendezvousError> {
         match self.progress {
             Progress::Open => {}
-            Progress::Chosen(_) | Progress::Selected(_) => return Err(Refused::Connected),
-            Progress::Ended(_) => return Err(Refused::Ended),
+            Progress::Chosen(_) | Progress::Selected(_) => return Err(RendezvousError::Connected),
+            Progress::Ended(_) => return Err(RendezvousError::Ended),
         }
         let mut candidates = self.candidates.iter();
         let found = candidates.find(|candidate| matches!(candidate.peers, Peers::Accepted(_)));
         found
             .map(|candidate| candidate.id)
-            .ok_or(Refused::NotAccepted)
+            .ok_or(RendezvousError::NotAccepted)
     }
 
     fn view(&self, id: Uuid) -> AssociationView {
@@ -770,10 +783,10 @@ impl Association {
 
 impl Progress {
     /// Why a candidate is closed.
-    fn closed(self) -> Refused {
+    fn closed(self) -> RendezvousError {
         match self {
-            Self::Open | Self::Chosen(_) | Self::Selected(_) => Refused::Selected,
-            Self::Ended(_) => Refused::Ended,
+            Self::Open | Self::Chosen(_) | Self::Selected(_) => RendezvousError::Selected,
+            Self::Ended(_) => RendezvousError::Ended,
         }
     }
 }
@@ -888,11 +901,11 @@ mod tests {
         assert_eq!(session(&mut rendezvous, 1, 10), Ok(()));
         // Without a window it is over.
         let reopened = rendezvous.reopen(ASSOCIATION, proof(&owner), at(10));
-        assert_eq!(reopened, Err(Refused::Ended));
+        assert_eq!(reopened, Err(RendezvousError::Ended));
         rendezvous.may_return(ASSOCIATION, Duration::from_secs(90));
-        assert_eq!(session(&mut rendezvous, 3, 20), Err(Refused::Ended));
+        assert_eq!(session(&mut rendezvous, 3, 20), Err(RendezvousError::Ended));
         let reopened = rendezvous.reopen(ASSOCIATION, proof(&other), at(20));
-        assert_eq!(reopened, Err(Refused::OtherToken));
+        assert_eq!(reopened, Err(RendezvousError::OtherToken));
         let reopened = rendezvous.reopen(ASSOCIATION, proof(&owner), at(20));
         assert_eq!(reopened, Ok(()));
         assert_eq!(states(&mut rendezvous), [CandidateState::Gathered; 2]);
@@ -900,11 +913,15 @@ mod tests {
         // It is not forgotten before its window is over.
         assert!(rendezvous.expire(at(30 + 89)).is_empty());
         let reopened = rendezvous.reopen(ASSOCIATION, proof(&owner), at(30 + 90));
-        assert_eq!(reopened, Err(Refused::Ended));
+        assert_eq!(reopened, Err(RendezvousError::Ended));
         assert_eq!(rendezvous.expire(at(30 + 90)).len(), 1);
     }
 
-    fn accept(rendezvous: &mut Rendezvous, candidate: Uuid, peer: u64) -> Result<(), Refused> {
+    fn accept(
+        rendezvous: &mut Rendezvous,
+        candidate: Uuid,
+        peer: u64,
+    ) -> Result<(), RendezvousError> {
         rendezvous.accept(ASSOCIATION, candidate, PeerId(peer), Proof::Nothing, at(1))
     }
 
@@ -912,7 +929,7 @@ mod tests {
         rendezvous: &mut Rendezvous,
         candidate: Uuid,
         peer: u64,
-    ) -> Result<Meeting, Refused> {
+    ) -> Result<Meeting, RendezvousError> {
         rendezvous.connect(
             ASSOCIATION,
             Some(candidate),
@@ -932,7 +949,7 @@ mod tests {
         );
         let by_token = Owner::Token(creator.clone());
         let stranger = Owner::Stranger(here);
-        let wrong = Err(Refused::OtherToken);
+        let wrong = Err(RendezvousError::OtherToken);
         let cases = [
             // Who asks, of whose association: to look, to choose and to delete.
             (&by_token, Proof::Operator, Ok(()), Ok(())),
@@ -951,21 +968,21 @@ mod tests {
             (
                 &by_token,
                 Proof::Nothing,
-                Err(Refused::NoToken),
-                Err(Refused::NoToken),
+                Err(RendezvousError::NoToken),
+                Err(RendezvousError::NoToken),
             ),
             (
                 &by_token,
                 Proof::Stranger(here),
                 Ok(()),
-                Err(Refused::OtherOwner),
+                Err(RendezvousError::OtherOwner),
             ),
             (&stranger, Proof::Stranger(here), Ok(()), Ok(())),
             (
                 &stranger,
                 Proof::Stranger(there),
                 Ok(()),
-                Err(Refused::OtherOwner),
+                Err(RendezvousError::OtherOwner),
             ),
             (&stranger, token(&other, None), wrong, wrong),
             (&stranger, Proof::Operator, Ok(()), Ok(())),
@@ -1008,20 +1025,32 @@ mod tests {
             [CandidateState::Closed, CandidateState::Selected]
         );
         assert_eq!(rendezvous.select(ASSOCIATION, WSS), Ok(Vec::new()));
-        assert_eq!(rendezvous.select(ASSOCIATION, TCP), Err(Refused::Selected));
+        assert_eq!(
+            rendezvous.select(ASSOCIATION, TCP),
+            Err(RendezvousError::Selected)
+        );
     }
 
     #[test]
     fn a_second_acceptor_does_not_take_the_place_of_the_first() {
         let mut rendezvous = rendezvous(terms(Access::Anyone));
         accept(&mut rendezvous, TCP, 1).unwrap();
-        assert_eq!(accept(&mut rendezvous, TCP, 2), Err(Refused::Accepted));
+        assert_eq!(
+            accept(&mut rendezvous, TCP, 2),
+            Err(RendezvousError::Accepted)
+        );
         assert_eq!(
             connect(&mut rendezvous, TCP, 3).unwrap().acceptor,
             PeerId(1)
         );
-        assert_eq!(accept(&mut rendezvous, TCP, 2), Err(Refused::Accepted));
-        assert_eq!(connect(&mut rendezvous, TCP, 4), Err(Refused::Connected));
+        assert_eq!(
+            accept(&mut rendezvous, TCP, 2),
+            Err(RendezvousError::Accepted)
+        );
+        assert_eq!(
+            connect(&mut rendezvous, TCP, 4),
+            Err(RendezvousError::Connected)
+        );
     }
 
     #[test]
@@ -1029,7 +1058,10 @@ mod tests {
         let mut rendezvous = rendezvous(terms(Access::Anyone));
         accept(&mut rendezvous, TCP, 1).unwrap();
         assert_eq!(rendezvous.leave(PeerId(1), at(1)), None);
-        assert_eq!(connect(&mut rendezvous, TCP, 2), Err(Refused::NotAccepted));
+        assert_eq!(
+            connect(&mut rendezvous, TCP, 2),
+            Err(RendezvousError::NotAccepted)
+        );
         accept(&mut rendezvous, TCP, 3).unwrap();
         connect(&mut rendezvous, TCP, 2).unwrap();
         assert_eq!(rendezvous.leave(PeerId(3), at(2)), Some(PeerId(2)));
@@ -1061,7 +1093,10 @@ mod tests {
         rendezvous.test(ASSOCIATION, TCP, Proof::Nothing).unwrap();
         let meeting = connect(&mut rendezvous, TCP, 3).unwrap();
         assert_eq!((meeting.selected, meeting.close), (true, vec![PeerId(2)]));
-        assert_eq!(connect(&mut rendezvous, WSS, 4), Err(Refused::Selected));
+        assert_eq!(
+            connect(&mut rendezvous, WSS, 4),
+            Err(RendezvousError::Selected)
+        );
     }
 
     #[test]
@@ -1073,9 +1108,12 @@ mod tests {
         assert_eq!(test(ASSOCIATION, TCP), Ok(()));
         assert_eq!(
             test(ASSOCIATION, Uuid::nil()),
-            Err(Refused::UnknownCandidate)
+            Err(RendezvousError::UnknownCandidate)
         );
-        assert_eq!(test(Uuid::nil(), TCP), Err(Refused::UnknownAssociation));
+        assert_eq!(
+            test(Uuid::nil(), TCP),
+            Err(RendezvousError::UnknownAssociation)
+        );
     }
 
     #[test]
@@ -1088,15 +1126,23 @@ mod tests {
         let cases = [
             (Access::Association, agent(ASSOCIATION), Ok(())),
             (Access::Token(own.clone()), agent(ASSOCIATION), Ok(())),
-            (Access::Anyone, agent(Uuid::nil()), Err(Refused::OtherToken)),
+            (
+                Access::Anyone,
+                agent(Uuid::nil()),
+                Err(RendezvousError::OtherToken),
+            ),
             (Access::Anyone, Proof::Nothing, Ok(())),
             (Access::Anyone, token(&other, None), Ok(())),
             (
                 Access::Anyone,
                 token(&other, elsewhere),
-                Err(Refused::OtherToken),
+                Err(RendezvousError::OtherToken),
             ),
-            (Access::Association, Proof::Nothing, Err(Refused::NoToken)),
+            (
+                Access::Association,
+                Proof::Nothing,
+                Err(RendezvousError::NoToken),
+            ),
             (
                 Access::Association,
                 token(&other, Some(ASSOCIATION)),
@@ -1105,23 +1151,23 @@ mod tests {
             (
                 Access::Association,
                 token(&other, elsewhere),
-                Err(Refused::OtherToken),
+                Err(RendezvousError::OtherToken),
             ),
             (
                 Access::Association,
                 token(&other, None),
-                Err(Refused::OtherToken),
+                Err(RendezvousError::OtherToken),
             ),
             (Access::Token(own.clone()), token(&own, None), Ok(())),
             (
                 Access::Token(own.clone()),
                 token(&other, None),
-                Err(Refused::OtherToken),
+                Err(RendezvousError::OtherToken),
             ),
             (
                 Access::Token(own.clone()),
                 Proof::Nothing,
-                Err(Refused::NoToken),
+                Err(RendezvousError::NoToken),
             ),
         ];
         for (access, proof, expected) in cases {
@@ -1135,7 +1181,7 @@ mod tests {
                 "{case}"
             );
             let connected = rendezvous.connect(ASSOCIATION, Some(WSS), peer, proof, at(1));
-            let refused = expected.err().unwrap_or(Refused::NotAccepted);
+            let refused = expected.err().unwrap_or(RendezvousError::NotAccepted);
             assert_eq!(connected, Err(refused), "{case}");
             // Whoever may meet there may not decide on it, unless it created or is named by it.
             let decides = match proof {
@@ -1144,9 +1190,9 @@ mod tests {
                     jet_aid: Some(ASSOCIATION),
                     ..
                 } => Ok(()),
-                Proof::Nothing => Err(Refused::NoToken),
+                Proof::Nothing => Err(RendezvousError::NoToken),
                 Proof::Token { .. } | Proof::Agent { .. } | Proof::Stranger(_) => {
-                    Err(Refused::OtherToken)
+                    Err(RendezvousError::OtherToken)
                 }
             };
             let deleted = rendezvous.delete(ASSOCIATION, proof).map(|_| ());
@@ -1161,7 +1207,7 @@ mod tests {
         let again = rendezvous.create(ASSOCIATION, terms(Access::Association), owner(), at(1));
         assert_eq!(again, Ok(false));
         let other = rendezvous.create(ASSOCIATION, terms(Access::Anyone), owner(), at(1));
-        assert_eq!(other, Err(Refused::OtherTerms));
+        assert_eq!(other, Err(RendezvousError::OtherTerms));
     }
 
     #[test]
@@ -1189,10 +1235,10 @@ mod tests {
         let connect = |rendezvous: &mut Rendezvous| {
             rendezvous.connect(ASSOCIATION, None, PeerId(9), Proof::Operator, at(2))
         };
-        assert_eq!(connect(&mut rendezvous), Err(Refused::NotAccepted));
+        assert_eq!(connect(&mut rendezvous), Err(RendezvousError::NotAccepted));
         accept(&mut rendezvous, WSS, 1).unwrap();
         assert_eq!(connect(&mut rendezvous).unwrap().candidate, WSS);
-        assert_eq!(connect(&mut rendezvous), Err(Refused::NotAccepted));
+        assert_eq!(connect(&mut rendezvous), Err(RendezvousError::NotAccepted));
     }
 
     #[test]
@@ -1210,7 +1256,7 @@ mod tests {
         assert_eq!(rendezvous.expire(at(100_000)), []);
         assert_eq!(rendezvous.leave(PeerId(2), at(100_000)), Some(PeerId(1)));
         assert_eq!(states(&mut rendezvous)[0], CandidateState::Closed);
-        assert_eq!(accept(&mut rendezvous, TCP, 3), Err(Refused::Ended));
+        assert_eq!(accept(&mut rendezvous, TCP, 3), Err(RendezvousError::Ended));
         assert_eq!(rendezvous.expire(at(100_059)), []);
         assert_eq!(rendezvous.expire(at(100_060)), [(ASSOCIATION, Vec::new())]);
     }
@@ -1259,7 +1305,7 @@ mod tests {
                 .unwrap();
         }
         let full = rendezvous.create(Uuid::from_u128(4), terms(Access::Anyone), owner(), at(0));
-        assert_eq!(full, Err(Refused::Full));
+        assert_eq!(full, Err(RendezvousError::Full));
         rendezvous.delete(ASSOCIATION, Proof::Operator).unwrap();
         rendezvous
             .create(Uuid::from_u128(4), terms(Access::Anyone), owner(), at(0))
@@ -1314,9 +1360,11 @@ mod tests {
     }
 
     impl Model {
-        fn exists(&self, a: u8) -> Result<(), Refused> {
+        fn exists(&self, a: u8) -> Result<(), RendezvousError> {
             let found = self.associations.iter().any(|&(id, ..)| id == a);
-            found.then_some(()).ok_or(Refused::UnknownAssociation)
+            found
+                .then_some(())
+                .ok_or(RendezvousError::UnknownAssociation)
         }
 
         fn ended(&self, a: u8) -> bool {
@@ -1325,16 +1373,16 @@ mod tests {
                 .any(|&(id, _, ended)| id == a && ended.is_some())
         }
 
-        fn usable(&self, a: u8, c: u8) -> Result<(), Refused> {
+        fn usable(&self, a: u8, c: u8) -> Result<(), RendezvousError> {
             self.exists(a)?;
             if !self.gathered.contains(&(a, c)) {
-                return Err(Refused::UnknownCandidate);
+                return Err(RendezvousError::UnknownCandidate);
             }
             if self.closed.contains(&(a, c)) {
                 return Err(if self.ended(a) {
-                    Refused::Ended
+                    RendezvousError::Ended
                 } else {
-                    Refused::Selected
+                    RendezvousError::Selected
                 });
             }
             Ok(())
@@ -1366,80 +1414,86 @@ mod tests {
             gone
         }
 
-        fn create(&mut self, a: u8, now: u64) -> Result<bool, Refused> {
+        fn create(&mut self, a: u8, now: u64) -> Result<bool, RendezvousError> {
             if self.ended(a) {
-                return Err(Refused::Ended);
+                return Err(RendezvousError::Ended);
             }
             if self.exists(a).is_ok() {
                 return Ok(false);
             }
             if self.associations.len() == 2 {
-                return Err(Refused::Full);
+                return Err(RendezvousError::Full);
             }
             self.associations.push((a, now, None));
             Ok(true)
         }
 
-        fn accept(&mut self, a: u8, c: u8, peer: u64, now: u64) -> Result<(), Refused> {
+        fn accept(&mut self, a: u8, c: u8, peer: u64, now: u64) -> Result<(), RendezvousError> {
             self.usable(a, c)?;
             if Self::at(&self.acceptors, a, c).is_some() {
-                return Err(Refused::Accepted);
+                return Err(RendezvousError::Accepted);
             }
             self.acceptors.push((a, c, peer));
             self.touch(a, now);
             Ok(())
         }
 
-        fn connect(&mut self, a: u8, c: Option<u8>, peer: u64, now: u64) -> Result<u64, Refused> {
+        fn connect(
+            &mut self,
+            a: u8,
+            c: Option<u8>,
+            peer: u64,
+            now: u64,
+        ) -> Result<u64, RendezvousError> {
             self.exists(a)?;
             let c = match c {
                 Some(c) => c,
-                None if self.ended(a) => return Err(Refused::Ended),
+                None if self.ended(a) => return Err(RendezvousError::Ended),
                 None if self.selected.iter().any(|&(x, _)| x == a) => {
-                    return Err(Refused::Connected);
+                    return Err(RendezvousError::Connected);
                 }
                 None => (0..3)
                     .find(|&c| {
                         Self::at(&self.acceptors, a, c).is_some()
                             && Self::at(&self.connectors, a, c).is_none()
                     })
-                    .ok_or(Refused::NotAccepted)?,
+                    .ok_or(RendezvousError::NotAccepted)?,
             };
             self.usable(a, c)?;
-            let acceptor = Self::at(&self.acceptors, a, c).ok_or(Refused::NotAccepted)?;
+            let acceptor = Self::at(&self.acceptors, a, c).ok_or(RendezvousError::NotAccepted)?;
             if Self::at(&self.connectors, a, c).is_some() {
-                return Err(Refused::Connected);
+                return Err(RendezvousError::Connected);
             }
             self.connectors.push((a, c, peer));
             self.touch(a, now);
             Ok(acceptor)
         }
 
-        fn select(&mut self, a: u8, c: u8) -> Result<Vec<u64>, Refused> {
+        fn select(&mut self, a: u8, c: u8) -> Result<Vec<u64>, RendezvousError> {
             let gone = self.settle(a, c)?;
             self.active.push(a);
             Ok(gone)
         }
 
-        fn complete(&mut self, a: u8, c: u8, now: u64) -> Result<Vec<u64>, Refused> {
+        fn complete(&mut self, a: u8, c: u8, now: u64) -> Result<Vec<u64>, RendezvousError> {
             let gone = self.settle(a, c)?;
             self.touch(a, now);
             Ok(gone)
         }
 
-        fn settle(&mut self, a: u8, c: u8) -> Result<Vec<u64>, Refused> {
+        fn settle(&mut self, a: u8, c: u8) -> Result<Vec<u64>, RendezvousError> {
             self.exists(a)?;
             if self.selected.contains(&(a, c)) {
                 return Ok(Vec::new());
             }
             if self.ended(a) {
-                return Err(Refused::Ended);
+                return Err(RendezvousError::Ended);
             }
             if self.selected.iter().any(|&(x, _)| x == a) {
-                return Err(Refused::Selected);
+                return Err(RendezvousError::Selected);
             }
             self.usable(a, c)?;
-            Self::at(&self.connectors, a, c).ok_or(Refused::NotConnected)?;
+            Self::at(&self.connectors, a, c).ok_or(RendezvousError::NotConnected)?;
             self.selected.push((a, c));
             let mut gone = Vec::new();
             for other in 0..3 {
@@ -1550,7 +1604,7 @@ mod tests {
                             || candidate(a, next.next().unwrap()),
                         );
                         let expected = model.exists(a).and_then(|()| {
-                            if model.ended(a) { Err(Refused::Ended) } else { Ok(()) }
+                            if model.ended(a) { Err(RendezvousError::Ended) } else { Ok(()) }
                         });
                         if expected.is_ok() && !model.gathered.contains(&(a, 0)) {
                             model.gathered.extend((0..3).map(|c| (a, c)));

@@ -195,7 +195,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Hope
 /// Whether `error` comes again whenever the agent does. A certificate that was good once may be again, and one that is out of its time
 /// is replaced.
 fn hopeless(error: &anyhow::Error, name: &AgentName, ever_welcomed: bool) -> Option<Hopeless> {
-    if let Some(refused) = error.downcast_ref::<Refused>() {
+    if let Some(refused) = error.downcast_ref::<RefusedByGateway>() {
         return match refused.0.as_str() {
             NOT_KNOWN => Some(Hopeless::NotKnown(name.clone())),
             REVOKED => Some(Hopeless::Revoked(name.clone())),
@@ -216,7 +216,7 @@ fn hopeless(error: &anyhow::Error, name: &AgentName, ever_welcomed: bool) -> Opt
 /// The gateway has closed the channel to one that it will not have.
 #[derive(Debug, thiserror::Error)]
 #[error("refused: {0}")]
-struct Refused(String);
+struct RefusedByGateway(String);
 
 /// The gateway has closed the channel because the agent has another one.
 #[derive(Debug, thiserror::Error)]
@@ -238,7 +238,7 @@ fn closed(frame: &CloseFrame) -> anyhow::Error {
     if frame.code == CloseCode::from(REPLACED) {
         Replaced.into()
     } else if frame.code == CloseCode::Policy {
-        Refused(frame.reason.as_str().to_owned()).into()
+        RefusedByGateway(frame.reason.as_str().to_owned()).into()
     } else {
         anyhow::anyhow!("closed: {}", frame.reason)
     }

@@ -36,7 +36,7 @@ use jetway_jet::agent::{Decline, Dial, Enrolment, NotAnEnrolment, Unmet};
 use jetway_jet::candidate::{CandidateType, Transport};
 use jetway_jet::exchange::SUB_PROTOCOL;
 use jetway_jet::message::{Answer, Candidate, Offer};
-use jetway_jet::rendezvous::{Proof, Refused};
+use jetway_jet::rendezvous::{Proof, RendezvousError};
 use jetway_policy::shares::Owner;
 use jetway_policy::{self as policy, SessionLimits};
 use jetway_store::agents::{EnrolError, Listed, Ways};
@@ -257,7 +257,7 @@ pub async fn offer(
     };
     let owner = Owner::new(token, Some(state.peer.ip()));
     let wanted = wanted.filter(|wanted| wanted.agent == name);
-    let wanted = wanted.ok_or_else(|| declined(&state, Refused::OtherToken))?;
+    let wanted = wanted.ok_or_else(|| declined(&state, RendezvousError::OtherToken))?;
     let offer: Offer = parse(&state, &body)?;
     let (gateway, association) = (&state.gateway, offer.id);
     let target = wanted_target(&state, &caller, &wanted)?;
@@ -382,7 +382,7 @@ fn wanted_target(
     let redirected =
         redirected.and_then(|redirected| targets.find(|target| **target == redirected.target));
     let target = redirected.or(wanted.target()).cloned();
-    target.ok_or_else(|| declined(state, Refused::OtherToken))
+    target.ok_or_else(|| declined(state, RendezvousError::OtherToken))
 }
 
 fn parse<'a, T: Deserialize<'a>>(state: &ApiState, body: &'a [u8]) -> Result<T, Problem> {

@@ -50,7 +50,7 @@ use jetway_io::clock;
 use jetway_jet::candidate::Transport;
 use jetway_jet::exchange;
 use jetway_jet::message::{Candidate, Complete};
-use jetway_jet::rendezvous::{Access, CandidateState, Proof, Refused};
+use jetway_jet::rendezvous::{Access, CandidateState, Proof, RendezvousError};
 use jetway_policy::{self as policy, SessionLimits};
 use jetway_token::Token;
 use jetway_token::application_protocol::ApplicationProtocol;
@@ -178,7 +178,7 @@ pub async fn create(
         Caller::Token(token) => {
             let access = match (peers, token.claims.jet_aid) {
                 (_, Some(named)) if named != association => {
-                    return Err(declined(&state, Refused::OtherToken));
+                    return Err(declined(&state, RendezvousError::OtherToken));
                 }
                 (JetPeers::Anyone, _) => Access::Anyone,
                 (JetPeers::AsCreated | JetPeers::Token, Some(_)) => Access::Association,
@@ -363,7 +363,8 @@ pub async fn complete(
     let completed = meetings.complete(association, candidate.id, caller.proof());
     match completed {
         // A candidate of the agent's own: it knows.
-        Err(Refused::UnknownCandidate) if state.gateway.agents.was_offered(association) => {}
+        Err(RendezvousError::UnknownCandidate) if state.gateway.agents.was_offered(association) => {
+        }
         completed => completed.map_err(|refused| declined(&state, refused))?,
     }
     state.gateway.agents.complete(association, candidate.id);
@@ -439,7 +440,7 @@ fn of_operator(name: &str, association: Uuid, wanted: Wanted) -> Token {
     )
 }
 
-pub(super) fn declined(state: &ApiState, refused: Refused) -> Problem {
+pub(super) fn declined(state: &ApiState, refused: RendezvousError) -> Problem {
     not_admitted(state.id, &refused.into())
 }
 

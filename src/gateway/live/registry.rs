@@ -15,7 +15,7 @@ use jetway_base::session_id::SessionId;
 use jetway_base::time::UnixTime;
 use jetway_io::clock;
 use jetway_io::reached::Reached;
-use jetway_jet::rendezvous::Refused;
+use jetway_jet::rendezvous::RendezvousError;
 use jetway_policy::shares::{Owner, Shares};
 use jetway_relay::Traffic;
 use jetway_stage::inspector::SharedStatistics;
@@ -116,7 +116,7 @@ impl Session {
         match self.end_cause() {
             Some(EndCause::Revoked(rule)) => Refusal::Revoked(rule.clone()),
             Some(EndCause::Operator(name)) => Refusal::Ended(name.clone()),
-            Some(EndCause::Association) => Refused::UnknownAssociation.into(),
+            Some(EndCause::Association) => RendezvousError::UnknownAssociation.into(),
             Some(EndCause::Shutdown) | None => Refusal::ShuttingDown,
         }
     }

@@ -24,7 +24,7 @@ use jetway_io::reached::Reached;
 use jetway_io::stream::Io;
 use jetway_jet::candidate::Transport;
 use jetway_jet::rendezvous::{
-    self, Access, AssociationView, CandidateView, Now, PeerId, Proof, Refused, Rendezvous,
+    self, Access, AssociationView, CandidateView, Now, PeerId, Proof, Rendezvous, RendezvousError,
     RendezvousLimits, Terms,
 };
 use jetway_policy::shares::{Owner, Shares};
@@ -193,7 +193,7 @@ impl MeetingPlace {
         token: &Token,
         access: Access,
         by: Creator,
-    ) -> Result<bool, Refused> {
+    ) -> Result<bool, RendezvousError> {
         let terms = Terms {
             access,
             application_protocol: token.claims.jet_ap.clone(),
@@ -222,7 +222,12 @@ impl MeetingPlace {
         Ok(new)
     }
 
-    fn make_room(&self, table: &mut Table, owner: &Owner, by: Creator) -> Result<(), Refused> {
+    fn make_room(
+        &self,
+        table: &mut Table,
+        owner: &Owner,
+        by: Creator,
+    ) -> Result<(), RendezvousError> {
         while let Err(crowded) = table.shares_of(by).check(owner) {
             let of_crowded = |vouched: &Vouched| {
                 vouched.by.is_like(by) && vouched.by.owner(&vouched.token).is(&crowded)
@@ -233,12 +238,12 @@ impl MeetingPlace {
                     Creator::Bearer(_) | Creator::Operator => &self.bearers_reached,
                 };
                 reached.by(&crowded);
-                return Err(Refused::Full);
+                return Err(RendezvousError::Full);
             }
         }
         if table.rendezvous.is_full() && !table.forget_over(|_| true) {
             self.reached.by(&"all peers");
-            return Err(Refused::Full);
+            return Err(RendezvousError::Full);
         }
         Ok(())
     }
@@ -252,7 +257,7 @@ impl MeetingPlace {
         id: Uuid,
         transports: &[Transport],
         proof: Proof<'_>,
-    ) -> Result<Vec<CandidateView>, Refused> {
+    ) -> Result<Vec<CandidateView>, RendezvousError> {
         let mut table = self.lock();
         table.reopen(id, proof);
         table.rendezvous.gather(id, transports, proof, Uuid::new_v4)
@@ -269,7 +274,7 @@ impl MeetingPlace {
         candidate: Uuid,
         proof: Proof<'_>,
         address: IpAddr,
-    ) -> Result<Waiting, Refused> {
+    ) -> Result<Waiting, RendezvousError> {
         let changed = self.lock().changed(association)?;
         let deadline = tokio::time::sleep(HANDOVER);
         tokio::pin!(deadline);
@@ -279,8 +284,10 @@ impl MeetingPlace {
             // Listening starts before the question, so that no end is missed between the two.
             change.as_mut().enable();
             let accepted = self.accept(association, candidate, proof, address);
-            let ending = matches!(accepted, Err(Refused::Accepted | Refused::Selected))
-                && self.lock().rendezvous.is_in_session(association);
+            let ending = matches!(
+                accepted,
+                Err(RendezvousError::Accepted | RendezvousError::Selected)
+            ) && self.lock().rendezvous.is_in_session(association);
             if !ending {
                 return accepted;
             }
@@ -302,7 +309,7 @@ impl MeetingPlace {
         candidate: Uuid,
         proof: Proof<'_>,
         address: IpAddr,
-    ) -> Result<Waiting, Refused> {
+    ) -> Result<Waiting, RendezvousError> {
         let owner = match proof {
             Proof::Token { id, .. } => Owner::new(Some(id.clone()), Some(address)),
             Proof::Nothing | Proof::Stranger(_) => Owner::new(None, Some(address)),
@@ -312,7 +319,7 @@ impl MeetingPlace {
         if let Err(crowded) = table.acceptors.check(&owner) {
             drop(table);
             self.acceptors_reached.by(&crowded);
-            return Err(Refused::Full);
+            return Err(RendezvousError::Full);
         }
         let changed = table.changed(association)?;
         table.reopen(association, proof);
@@ -340,7 +347,7 @@ impl MeetingPlace {
         association: Uuid,
         candidate: Option<Uuid>,
         proof: Proof<'_>,
-    ) -> Result<Met, Refused> {
+    ) -> Result<Met, RendezvousError> {
         let (place, candidate, acceptor) = {
             let mut table = self.lock();
             let changed = table.changed(association)?;
@@ -358,10 +365,12 @@ impl MeetingPlace {
         let (handover, acceptor_party) = oneshot::channel();
         let asked = acceptor.is_some_and(|claim| claim.send(handover).is_ok());
         if !asked {
-            return Err(Refused::NotAccepted);
+            return Err(RendezvousError::NotAccepted);
         }
         // A dropped end means that the acceptor had left.
-        let acceptor = acceptor_party.await.map_err(|_| Refused::NotAccepted)?;
+        let acceptor = acceptor_party
+            .await
+            .map_err(|_| RendezvousError::NotAccepted)?;
         Ok(Met {
             place,
             candidate,
@@ -378,7 +387,7 @@ impl MeetingPlace {
         association: Uuid,
         proof: Proof<'_>,
         deadline: tokio::time::Instant,
-    ) -> Result<Met, Refused> {
+    ) -> Result<Met, RendezvousError> {
         let changed = self.lock().changed(association)?;
         loop {
             let change = changed.notified();
@@ -386,11 +395,11 @@ impl MeetingPlace {
             // Listening starts before the question, so that nobody is missed between the two.
             change.as_mut().enable();
             match self.connect(association, None, proof).await {
-                Err(Refused::NotAccepted) => {}
+                Err(RendezvousError::NotAccepted) => {}
                 result => return result,
             }
             if tokio::time::timeout_at(deadline, change).await.is_err() {
-                return Err(Refused::NotAccepted);
+                return Err(RendezvousError::NotAccepted);
             }
         }
     }
@@ -425,7 +434,7 @@ impl MeetingPlace {
         association: Uuid,
         candidate: Uuid,
         proof: Proof<'_>,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), RendezvousError> {
         let mut table = self.lock();
         table.reopen(association, proof);
         table.rendezvous.test(association, candidate, proof)
@@ -435,7 +444,7 @@ impl MeetingPlace {
     ///
     /// # Errors
     /// See [`Rendezvous::select`].
-    pub fn select(&self, association: Uuid, candidate: Uuid) -> Result<(), Refused> {
+    pub fn select(&self, association: Uuid, candidate: Uuid) -> Result<(), RendezvousError> {
         let mut table = self.lock();
         let close = table.rendezvous.select(association, candidate)?;
         table.close(&close);
@@ -451,7 +460,7 @@ impl MeetingPlace {
         association: Uuid,
         candidate: Uuid,
         proof: Proof<'_>,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), RendezvousError> {
         let mut table = self.lock();
         let close = table
             .rendezvous
@@ -491,7 +500,7 @@ impl MeetingPlace {
     ///
     /// # Errors
     /// See [`Rendezvous::delete`].
-    pub fn delete(&self, id: Uuid, proof: Proof<'_>) -> Result<(), Refused> {
+    pub fn delete(&self, id: Uuid, proof: Proof<'_>) -> Result<(), RendezvousError> {
         let mut table = self.lock();
         let close = table.rendezvous.delete(id, proof)?;
         table.forget(id);
@@ -580,7 +589,7 @@ impl MeetingPlace {
     ///
     /// # Errors
     /// See [`Rendezvous::view`].
-    pub fn view(&self, id: Uuid, proof: Proof<'_>) -> Result<Listed, Refused> {
+    pub fn view(&self, id: Uuid, proof: Proof<'_>) -> Result<Listed, RendezvousError> {
         let mut table = self.lock();
         let view = table.rendezvous.view(id, proof)?;
         Ok(table.listed(view))
@@ -649,9 +658,9 @@ impl Table {
     }
 
     /// What fires when an association changes.
-    fn changed(&self, association: Uuid) -> Result<Arc<Notify>, Refused> {
+    fn changed(&self, association: Uuid) -> Result<Arc<Notify>, RendezvousError> {
         let vouched = self.vouched.get(&association);
-        let vouched = vouched.ok_or(Refused::UnknownAssociation)?;
+        let vouched = vouched.ok_or(RendezvousError::UnknownAssociation)?;
         Ok(Arc::clone(&vouched.changed))
     }
 

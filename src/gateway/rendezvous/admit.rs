@@ -13,7 +13,7 @@ use jetway_audit::record::{Event, Record};
 use jetway_base::session_id::SessionId;
 use jetway_jet::agent::{ACCEPT_TYPE, Acceptance};
 use jetway_jet::exchange::{JetPath, Operation, Status};
-use jetway_jet::rendezvous::{Proof, Refused as Declined};
+use jetway_jet::rendezvous::{Proof, RendezvousError};
 use jetway_policy::{self as policy, SessionLimits};
 use jetway_token::claims::ConnectionMode;
 use jetway_token::statement::{self, StatementKey};
@@ -38,7 +38,7 @@ pub enum NotAdmitted {
     Token(#[from] Denied),
     /// The candidate cannot be had.
     #[error("{0}")]
-    Declined(#[from] Declined),
+    Rendezvous(#[from] RendezvousError),
     /// A page of a site whose pages are not to be peers.
     #[error("pages of {0} are not allowed here")]
     Origin(String),
@@ -58,18 +58,20 @@ impl NotAdmitted {
             Self::Token(denied) if denied.refusal.is_unmet_demand() => Status::Forbidden,
             Self::Token(_) => Status::Unauthorized,
             Self::Origin(_) => Status::Forbidden,
-            Self::Declined(declined) => match declined {
-                Declined::UnknownAssociation | Declined::UnknownCandidate => Status::NotFound,
-                Declined::NoToken => Status::Unauthorized,
-                Declined::OtherToken | Declined::OtherOwner => Status::Forbidden,
-                Declined::OtherTerms
-                | Declined::Accepted
-                | Declined::Connected
-                | Declined::NotAccepted
-                | Declined::NotConnected
-                | Declined::Selected
-                | Declined::Ended => Status::Conflict,
-                Declined::Full => Status::Unavailable,
+            Self::Rendezvous(declined) => match declined {
+                RendezvousError::UnknownAssociation | RendezvousError::UnknownCandidate => {
+                    Status::NotFound
+                }
+                RendezvousError::NoToken => Status::Unauthorized,
+                RendezvousError::OtherToken | RendezvousError::OtherOwner => Status::Forbidden,
+                RendezvousError::OtherTerms
+                | RendezvousError::Accepted
+                | RendezvousError::Connected
+                | RendezvousError::NotAccepted
+                | RendezvousError::NotConnected
+                | RendezvousError::Selected
+                | RendezvousError::Ended => Status::Conflict,
+                RendezvousError::Full => Status::Unavailable,
             },
         }
     }
@@ -79,7 +81,7 @@ impl NotAdmitted {
     pub fn rule(&self) -> &'static str {
         match self {
             Self::Token(denied) => denied.refusal.rule(),
-            Self::Declined(_) => "rendezvous",
+            Self::Rendezvous(_) => "rendezvous",
             Self::Origin(_) => "origin",
         }
     }
@@ -89,7 +91,7 @@ impl NotAdmitted {
     pub fn about(&self) -> Option<&About> {
         match self {
             Self::Token(denied) => denied.about.as_deref(),
-            Self::Declined(_) | Self::Origin(_) => None,
+            Self::Rendezvous(_) | Self::Origin(_) => None,
         }
     }
 }
@@ -138,7 +140,7 @@ pub fn verify(gateway: &Gateway, peer: SocketAddr, text: &str) -> Result<Token, 
     }
     match token.claims.jet_cm {
         ConnectionMode::Rdv => {}
-        ConnectionMode::Fwd => return Err(Denied::of(&token, Declined::OtherToken)),
+        ConnectionMode::Fwd => return Err(Denied::of(&token, RendezvousError::OtherToken)),
     }
     // Said to whoever brings it, before somebody waits for a session that cannot be.
     policy::decide(&token.claims, SessionLimits::default(), gateway.means())
@@ -170,7 +172,7 @@ pub fn show(
         // An agent is met; whom it meets is not its choice.
         Operation::Connect => None,
     };
-    let (name, target) = name.ok_or(Refusal::from(Declined::OtherToken))?;
+    let (name, target) = name.ok_or(Refusal::from(RendezvousError::OtherToken))?;
     Ok(Shown::Agent {
         name,
         association: path.association,
@@ -261,8 +263,8 @@ pub fn log_not_admitted(
 /// Whether an acceptor comes with one more of its candidates, when the peers have met on another: who accepts on all of them, as agents
 /// do, finds that on all but one.
 fn is_needless(path: JetPath, shown: &Shown, why: &NotAdmitted) -> bool {
-    let met = matches!(why, NotAdmitted::Declined(Declined::Selected));
-    let over = matches!(why, NotAdmitted::Declined(Declined::Ended));
+    let met = matches!(why, NotAdmitted::Rendezvous(RendezvousError::Selected));
+    let over = matches!(why, NotAdmitted::Rendezvous(RendezvousError::Ended));
     let agent = matches!(shown, Shown::Agent { .. });
     path.operation == Operation::Accept && (met || (over && agent))
 }

@@ -33,7 +33,7 @@ use jetway_entry::preamble::{Behind, recognise_behind};
 use jetway_io::clock;
 use jetway_io::stream::Stream;
 use jetway_io::websocket::Farewell;
-use jetway_jet::rendezvous::Refused as Declined;
+use jetway_jet::rendezvous::RendezvousError;
 use jetway_token::Token;
 
 /// Goes on with a peer that has its response: it waits, or speaks with whom it has met.
@@ -278,7 +278,7 @@ async fn establish(
     Span::current().record("jet_aid", tracing::field::display(association));
     let agreed = if anonymous && token.claims.has_credentials() {
         // They are for the bearer of that token.
-        Err(Declined::NoToken.into())
+        Err(RendezvousError::NoToken.into())
     } else {
         let created = gateway.meetings.token_of(association);
         let others = created.iter().chain(acceptor.shown.token());

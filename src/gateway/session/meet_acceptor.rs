@@ -18,7 +18,7 @@ use crate::session::reached::{self, Reached, Together};
 use crate::session::refuse::Refused;
 use crate::state::Gateway;
 use jetway_jet::agent::Unmet;
-use jetway_jet::rendezvous::Refused as Declined;
+use jetway_jet::rendezvous::RendezvousError;
 use jetway_policy as policy;
 use jetway_store::usage::{Companion, UsageError};
 use jetway_token::Token;
@@ -77,7 +77,7 @@ pub async fn meet(gateway: &Gateway, authorized: &mut Authorized) -> Result<Reac
     } = authorized;
     let token = &session.token;
     let association = gateway.meetings.association_of(token);
-    let association = association.ok_or(Declined::UnknownAssociation)?;
+    let association = association.ok_or(RendezvousError::UnknownAssociation)?;
     let proof = proof_of(Some(token));
     let deadline = client.establish_by.into();
     let met = gateway.meetings.connect_by(association, proof, deadline);

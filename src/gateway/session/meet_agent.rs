@@ -24,7 +24,7 @@ use jetway_io::clock;
 use jetway_jet::agent::{Decline, Dial, Unmet};
 use jetway_jet::candidate::Transport;
 use jetway_jet::message::{Offer, Version};
-use jetway_jet::rendezvous::{Access, Proof, Refused};
+use jetway_jet::rendezvous::{Access, Proof, RendezvousError};
 use jetway_policy::shares::Owner;
 use jetway_token::Token;
 use jetway_token::agent_name::AgentName;
@@ -39,8 +39,8 @@ pub async fn meet(gateway: &Gateway, authorized: &Authorized) -> Result<Reached,
         permit, session, ..
     } = authorized;
     let wanted = session.token.claims.agent.as_ref();
-    let name = &wanted.ok_or(Refused::OtherToken)?.agent;
-    let mut last = Refusal::from(Refused::OtherToken);
+    let name = &wanted.ok_or(RendezvousError::OtherToken)?.agent;
+    let mut last = Refusal::from(RendezvousError::OtherToken);
     for target in permit.behind() {
         match meet_at(gateway, authorized, (name, target)).await {
             Err(
@@ -109,7 +109,7 @@ fn create(gateway: &Gateway, client: &Client, token: &Token) -> Result<Uuid, Ref
     };
     match create() {
         // The same token opens its session again: the figures of the last one go.
-        Err(Refused::Ended) => {
+        Err(RendezvousError::Ended) => {
             gateway.meetings.delete(id, Proof::Operator)?;
             // It may lead to another target this time, and has other candidates.
             gateway.agents.forget_offer(id);
@@ -159,7 +159,7 @@ async fn offer(
         tokio::select! {
             met = &mut connect => {
                 return met.map_err(|refused| {
-                    if refused == Refused::NotAccepted {
+                    if refused == RendezvousError::NotAccepted {
                         Unmet::Silent(name.clone()).into()
                     } else {
                         refused.into()

@@ -147,12 +147,12 @@ where
     waiting: Option<Waker>,
     farewell: Farewell,
     /// The peer has sent what is not taken.
-    refused: Option<Box<Refused>>,
+    refused: Option<Box<FailedConnection>>,
 }
 
 /// The last moments of a connection whose peer has sent what is not taken.
 #[derive(Debug)]
-struct Refused {
+struct FailedConnection {
     /// Nothing more is sent, not even below the WebSocket.
     silent: bool,
     until: Pin<Box<Sleep>>,
@@ -242,7 +242,7 @@ where
             self.frames.close(Some(code), reason);
         }
         self.closed = true;
-        self.refused = Some(Box::new(Refused {
+        self.refused = Some(Box::new(FailedConnection {
             silent: false,
             until: Box::pin(sleep(limits::REFUSAL_LINGER)),
             error: invalid(error),
@@ -250,7 +250,7 @@ where
     }
 
     /// Tells the peer why nothing more is taken from it, and waits for its end.
-    fn poll_refused(&mut self, cx: &mut Context<'_>, refused: &mut Refused) -> Poll<()> {
+    fn poll_refused(&mut self, cx: &mut Context<'_>, refused: &mut FailedConnection) -> Poll<()> {
         if refused.until.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
