@@ -38,7 +38,7 @@ use tokio_rustls::rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme}
 use super::frames::{Frames, is_fast_path};
 use super::keyboard;
 use super::picture::Picture;
-use super::sequence::client::{Client, Connected, Step, Wishes};
+use super::sequence::client::{Client, ConnectionSettings, Step, Wishes};
 
 /// What to connect to, and as whom.
 #[derive(Clone, Copy)]
@@ -135,7 +135,7 @@ pub async fn capture(visit: &Visit<'_>) -> anyhow::Result<Capture> {
 /// A connected client.
 pub struct Session {
     frames: Frames<TlsStream<TcpStream>>,
-    connected: Connected,
+    connected: ConnectionSettings,
     picture: Picture,
     selected_protocol: u32,
 }
@@ -367,7 +367,7 @@ async fn negotiate(frames: &mut Frames<TcpStream>, user: &str) -> anyhow::Result
 async fn connect(
     frames: &mut Frames<TlsStream<TcpStream>>,
     wishes: &Wishes<'_>,
-) -> anyhow::Result<Connected> {
+) -> anyhow::Result<ConnectionSettings> {
     let (mut client, mut answer) = Client::begin(wishes)?;
     loop {
         frames.stream().write_all(&answer).await?;

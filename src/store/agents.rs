@@ -129,7 +129,7 @@ struct Record {
 
 /// The signaling channel of an agent, in its task; dropping it disconnects the agent.
 #[derive(Debug)]
-pub struct Connected {
+pub struct SignalingChannel {
     agents: Arc<Agents>,
     name: AgentName,
     number: u64,
@@ -381,7 +381,7 @@ impl Agents {
         peer: SocketAddr,
         ways: Ways,
         now: UnixTime,
-    ) -> Result<Connected, NoSeat> {
+    ) -> Result<SignalingChannel, NoSeat> {
         let mut table = self.lock();
         table.next_connection = table.next_connection.wrapping_add(1);
         let number = table.next_connection;
@@ -405,7 +405,7 @@ impl Agents {
             // A channel that is gone needs no telling.
             let _ = older.close.send(Ended::Replaced);
         }
-        Ok(Connected {
+        Ok(SignalingChannel {
             agents: Arc::clone(self),
             name,
             number,
@@ -633,7 +633,7 @@ impl Agent {
     }
 }
 
-impl Connected {
+impl SignalingChannel {
     /// The agent.
     #[must_use]
     pub fn name(&self) -> &AgentName {
@@ -641,7 +641,7 @@ impl Connected {
     }
 }
 
-impl Drop for Connected {
+impl Drop for SignalingChannel {
     fn drop(&mut self) {
         let mut table = self.agents.lock();
         let Some(agent) = table.agents.get_mut(&self.name) else {
@@ -903,7 +903,11 @@ mod tests {
         }
     }
 
-    fn try_connect(agents: &Arc<Agents>, number: usize, yields: bool) -> Result<Connected, NoSeat> {
+    fn try_connect(
+        agents: &Arc<Agents>,
+        number: usize,
+        yields: bool,
+    ) -> Result<SignalingChannel, NoSeat> {
         let ways = Ways {
             urls: Vec::new(),
             tls: true,
@@ -912,7 +916,7 @@ mod tests {
         agents.connect(name(number), yields, peer, ways, NOW)
     }
 
-    fn connect(agents: &Arc<Agents>, number: usize, yields: bool) -> Connected {
+    fn connect(agents: &Arc<Agents>, number: usize, yields: bool) -> SignalingChannel {
         try_connect(agents, number, yields).unwrap()
     }
 

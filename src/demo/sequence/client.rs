@@ -72,7 +72,7 @@ pub(crate) struct Wishes<'a> {
 
 /// What the sequence has settled.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Connected {
+pub(crate) struct ConnectionSettings {
     /// Width and height of the desktop.
     pub(crate) size: (u16, u16),
     channels: Channels,
@@ -88,7 +88,7 @@ struct Channels {
     io: u16,
 }
 
-impl Connected {
+impl ConnectionSettings {
     /// What a frame says that is not fast-path: a PDU of the share, or `None` where another channel speaks.
     ///
     /// # Errors
@@ -119,7 +119,7 @@ pub(crate) enum Step {
     /// The server has more to say.
     On(Client),
     /// The session begins.
-    Connected(Connected),
+    Connected(ConnectionSettings),
 }
 
 /// The client half of one sequence.
@@ -159,7 +159,7 @@ enum State {
     /// Until Demand Active.
     Activating { channels: Channels },
     /// Until the Font Map.
-    Finalizing(Connected),
+    Finalizing(ConnectionSettings),
 }
 
 impl Client {
@@ -371,7 +371,7 @@ fn activate(channels: Channels, data: &[u8], answer: &mut Vec<u8>) -> Result<Sta
         let pdu = share_data(header.share_id, channels.user, pdu);
         put_data(answer, channels, &pdu, "connection finalization")?;
     }
-    Ok(State::Finalizing(Connected {
+    Ok(State::Finalizing(ConnectionSettings {
         size,
         channels,
         share_id: header.share_id,

@@ -62,7 +62,7 @@ fn share_data(share_id: u32, pdu_source: u16, pdu: ShareDataPdu) -> ShareControl
 
 #[cfg(test)]
 mod tests {
-    use super::client::{Client, Connected, Wishes};
+    use super::client::{Client, ConnectionSettings, Wishes};
     use super::server::{Accepted, Server};
     use super::*;
     use jetway_rdp::frame;
@@ -92,7 +92,7 @@ mod tests {
     fn meet(
         wishes: &Wishes<'_>,
         mut forge: impl FnMut(&'static str, &mut Vec<u8>),
-    ) -> Result<(Accepted, Connected), SequenceError> {
+    ) -> Result<(Accepted, ConnectionSettings), SequenceError> {
         let (client, mut to_server) = Client::begin(wishes)?;
         let (mut client, mut server) = (Some(client), Some(Server::new(1)));
         let (mut connected, mut accepted) = (None, None);

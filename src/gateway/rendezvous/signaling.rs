@@ -34,7 +34,7 @@ use jetway_io::stream::Stream;
 use jetway_io::websocket::settings::settings;
 use jetway_io::websocket::{PING_EVERY, SILENT_PINGS};
 use jetway_jet::agent::{FromAgent, FromGateway, NOT_KNOWN, RANDOM_BYTES, REPLACED, REVOKED};
-use jetway_store::agents::{Connected, Ended, NoSeat, Ways};
+use jetway_store::agents::{Ended, NoSeat, SignalingChannel, Ways};
 use jetway_token::agent_name::AgentName;
 use jetway_token::statement::StatementKey;
 
@@ -186,7 +186,7 @@ async fn log_on(
 async fn converse(
     gateway: &Gateway,
     socket: &mut WebSocketStream<Stream>,
-    connected: &mut Connected,
+    connected: &mut SignalingChannel,
 ) -> tungstenite::Result<&'static str> {
     let mut ping = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -239,7 +239,7 @@ async fn converse(
     }
 }
 
-fn heard(gateway: &Gateway, connected: &Connected, text: &str) {
+fn heard(gateway: &Gateway, connected: &SignalingChannel, text: &str) {
     let agent = connected.name();
     match FromAgent::parse(text) {
         Ok(FromAgent::Answer { answer }) => {

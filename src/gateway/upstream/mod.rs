@@ -35,7 +35,7 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 /// A connection to a target.
 #[derive(Debug)]
-pub struct Connected {
+pub struct TargetConnection {
     /// The connection, [tuned](keep_alive::tune).
     pub stream: TcpStream,
     /// The address that answered.
@@ -179,7 +179,7 @@ pub async fn connect(
     egress: &EgressRules,
     resolver: &impl Resolve,
     deadline: Instant,
-) -> Result<Connected, ConnectError> {
+) -> Result<TargetConnection, ConnectError> {
     connect_any(permit.targets(), egress, resolver, &SystemDialler, deadline).await
 }
 
@@ -254,7 +254,7 @@ async fn connect_any(
     resolver: &impl Resolve,
     dialler: &impl Dial,
     deadline: Instant,
-) -> Result<Connected, ConnectError> {
+) -> Result<TargetConnection, ConnectError> {
     let mut failures = Vec::new();
     let mut left = u32::try_from(targets.len()).unwrap_or(u32::MAX);
     for target in targets {
@@ -264,7 +264,7 @@ async fn connect_any(
         let mut causes = Vec::new();
         let race = reach(target, egress, resolver, dialler, now + share, &mut causes);
         if let Some((stream, address, handshake)) = race.await {
-            return Ok(Connected {
+            return Ok(TargetConnection {
                 stream,
                 address,
                 target: target.clone(),
