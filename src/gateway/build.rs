@@ -27,7 +27,7 @@ use crate::state::Gateway;
 use crate::trail::Trail;
 use crate::trust::keyring::{KeyFile, Keyring};
 use crate::trust::target_certificate::{FilePins, TargetCertificate};
-use crate::trust::target_logon::{Kerberos, SecureConfig};
+use crate::trust::target_logon::{SecureConfig, TargetKerberos};
 use crate::trust::tls::ServerTls;
 use crate::upstream;
 use crate::upstream::kdc::{KdcLookup, KdcSource};
@@ -38,7 +38,7 @@ use jetway_io::reached::Reached;
 use jetway_jet::rendezvous::RendezvousLimits;
 use jetway_policy::work::WorkLimiter;
 use jetway_rdp::credssp::keytab::{self, Keytab};
-use jetway_rdp::credssp::server::Kerberos as ClientKerberos;
+use jetway_rdp::credssp::server::ClientKerberos;
 use jetway_store::agents::Agents;
 use jetway_store::cookies::KnownCookies;
 use jetway_store::disk::{self, Disk};
@@ -325,7 +325,7 @@ impl Faults<'_> {
         let kdcs = config.target.kerberos.as_ref().map(|kerberos| {
             let source = kdc_source(kerberos, config).map_err(|error| format!("{error:#}"));
             let kdcs = self.of(&["target", "kerberos"], source)?;
-            Some(Kerberos {
+            Some(TargetKerberos {
                 kdcs,
                 realm: kerberos.realm.clone(),
                 ntlm_fallback: kerberos.ntlm_fallback,

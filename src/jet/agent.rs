@@ -135,7 +135,7 @@ impl Dial {
 pub enum FromAgent {
     /// The answer to the challenge.
     Proof {
-        /// A [`Logon`] of type [`LOGON_TYPE`].
+        /// An [`AgentLogon`] of type [`LOGON_TYPE`].
         statement: String,
         /// It takes no other channel's place.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -179,7 +179,7 @@ pub enum Decline {
 
 /// What an agent signs to log on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Logon {
+pub struct AgentLogon {
     /// The gateway, as it called itself in the challenge.
     pub aud: String,
     /// The agent.

@@ -47,8 +47,8 @@ use crate::{Duplex, Granted, Site, tune};
 use jetway_base::limits;
 use jetway_io::websocket::PING_EVERY;
 use jetway_jet::agent::{
-    ACCEPT_TYPE, Acceptance, BackOff, Decline, Dial, FromAgent, FromGateway, LOGON_TYPE, Logon,
-    NOT_KNOWN, REPLACED, REVOKED,
+    ACCEPT_TYPE, Acceptance, AgentLogon, BackOff, Decline, Dial, FromAgent, FromGateway,
+    LOGON_TYPE, NOT_KNOWN, REPLACED, REVOKED,
 };
 use jetway_jet::candidate::Transport;
 use jetway_jet::exchange::{JetPath, Operation};
@@ -304,7 +304,7 @@ async fn log_on(
                     }
                     .into());
                 }
-                let logon = Logon {
+                let logon = AgentLogon {
                     aud: gateway.clone(),
                     sub: agent.settings.name.clone(),
                     nonce,

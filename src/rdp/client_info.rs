@@ -69,7 +69,7 @@ pub struct Layout {
 
 /// Who logs on to the target.
 #[derive(Clone)]
-pub struct Logon {
+pub struct ClientInfoCredentials {
     /// Domain or realm; may be empty.
     pub domain: String,
     /// User.
@@ -78,9 +78,10 @@ pub struct Logon {
     pub password: SecretString,
 }
 
-impl fmt::Debug for Logon {
+impl fmt::Debug for ClientInfoCredentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Logon").finish_non_exhaustive()
+        f.debug_struct("ClientInfoCredentials")
+            .finish_non_exhaustive()
     }
 }
 
@@ -257,7 +258,7 @@ pub fn with_logon(
     pdu: &[u8],
     info: &ClientInfo,
     layout: &Layout,
-    logon: &Logon,
+    logon: &ClientInfoCredentials,
 ) -> Result<Zeroizing<Vec<u8>>, ClientInfoError> {
     let unicode = info.flags & flags::UNICODE != 0;
     let strings = [

@@ -12,7 +12,7 @@ use super::Direction;
 use super::client_info::ClientInfo;
 use super::gcc::{ClientData, ServerData};
 use super::input::Input;
-use super::logon::{AutoReconnectCookie, Logon};
+use super::logon::{AutoReconnectCookie, SaveSessionInfo};
 use super::redirection::Redirection;
 use super::share::CapabilitySets;
 
@@ -88,7 +88,7 @@ pub enum Event<'a> {
     /// One event of keyboard or pointer, in fast-path or slow-path form.
     Input(Input),
     /// The target says who logged on, and how.
-    Logon(Logon),
+    Logon(SaveSessionInfo),
     /// The target gave the client a cookie to reconnect with. It is a secret.
     AutoReconnectCookie(&'a AutoReconnectCookie),
     /// The client brings a cookie to reconnect with.

@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 
 /// Save Session Info ([MS-RDPBCGR] 2.2.10.1.1).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Logon {
+pub enum SaveSessionInfo {
     /// Somebody logged on, by name.
     User {
         /// Domain.

@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 use super::bytes::{Reader, shifted, u16_at, u32_at, utf16};
 use super::fast_path::signed;
 use super::input::Input;
-use super::logon::{AutoReconnectCookie, Logon};
+use super::logon::{AutoReconnectCookie, SaveSessionInfo};
 
 /// `pduType` of the share control header.
 pub mod pdu_type {
@@ -261,7 +261,7 @@ pub(super) fn inputs(data: &[u8]) -> Option<Vec<Input>> {
 /// What Save Session Info says.
 #[derive(Debug, Default)]
 pub(super) struct SessionInfo {
-    pub(super) logon: Option<Logon>,
+    pub(super) logon: Option<SaveSessionInfo>,
     pub(super) cookie: Option<AutoReconnectCookie>,
     /// Where the cookie is in the data.
     pub(super) secret: Option<Range<usize>>,
@@ -278,7 +278,7 @@ pub(super) fn session_info(data: &[u8]) -> Option<SessionInfo> {
             let domain = utf16(reader.take(52)?);
             reader.take(4)?;
             let user = utf16(reader.take(512)?);
-            info.logon = Some(Logon::User {
+            info.logon = Some(SaveSessionInfo::User {
                 domain,
                 user,
                 session_id: reader.u32_le()?,
@@ -292,14 +292,14 @@ pub(super) fn session_info(data: &[u8]) -> Option<SessionInfo> {
             let domain = usize::try_from(reader.u32_le()?).ok()?;
             let user = usize::try_from(reader.u32_le()?).ok()?;
             reader.take(558)?;
-            info.logon = Some(Logon::User {
+            info.logon = Some(SaveSessionInfo::User {
                 domain: utf16(reader.take(domain)?),
                 user: utf16(reader.take(user)?),
                 session_id,
             });
         }
         // INFOTYPE_LOGON_PLAINNOTIFY.
-        2 => info.logon = Some(Logon::Plain),
+        2 => info.logon = Some(SaveSessionInfo::Plain),
         // INFOTYPE_LOGON_EXTENDED_INFO.
         3 => {
             // Length.
@@ -323,7 +323,7 @@ pub(super) fn session_info(data: &[u8]) -> Option<SessionInfo> {
             if present & 2 != 0 {
                 let length = usize::try_from(reader.u32_le()?).ok()?;
                 let mut notice = Reader::new(reader.take(length)?);
-                info.logon = Some(Logon::Notice {
+                info.logon = Some(SaveSessionInfo::Notice {
                     kind: notice.u32_le()?,
                     data: notice.u32_le()?,
                 });

@@ -16,7 +16,8 @@ use serde::Serialize;
 
 use super::graphics::{Graphics, GraphicsStatistics};
 use super::{
-    Direction, Event, Grounds, Input, Interest, Logon, Phase, Stage, Termination, Unknown, Verdict,
+    Direction, Event, Grounds, Input, Interest, Phase, SaveSessionInfo, Stage, Termination,
+    Unknown, Verdict,
 };
 use jetway_rdp::budget::{Budget, Exhausted, Held, places};
 use jetway_rdp::channel::audin::MicrophoneEvent;
@@ -1138,20 +1139,20 @@ impl Inspector {
         *count = count.saturating_add(1);
     }
 
-    fn logon(&mut self, logon: &Logon) {
+    fn logon(&mut self, logon: &SaveSessionInfo) {
         let record = match logon {
-            Logon::User { domain, user, .. } => {
+            SaveSessionInfo::User { domain, user, .. } => {
                 self.statistics_mut().user = Some(user.clone());
                 AuditEvent::LoggedOn {
                     user: Some(user.clone()),
                     domain: Some(domain.clone()),
                 }
             }
-            Logon::Plain => AuditEvent::LoggedOn {
+            SaveSessionInfo::Plain => AuditEvent::LoggedOn {
                 user: None,
                 domain: None,
             },
-            Logon::Notice { kind, data } => AuditEvent::LogonNotice {
+            SaveSessionInfo::Notice { kind, data } => AuditEvent::LogonNotice {
                 kind: *kind,
                 data: *data,
             },

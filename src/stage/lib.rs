@@ -75,7 +75,7 @@ pub use jetway_rdp::event::{
     Verdict,
 };
 pub use jetway_rdp::input::Input;
-pub use jetway_rdp::logon::{AutoReconnectCookie, Logon};
+pub use jetway_rdp::logon::{AutoReconnectCookie, SaveSessionInfo};
 pub use jetway_rdp::redirection::Redirection;
 
 /// One observer or judge of a session.

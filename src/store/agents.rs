@@ -20,8 +20,8 @@ use jetway_base::limits;
 use jetway_base::time::UnixTime;
 use jetway_io::reached::Reached;
 use jetway_jet::agent::{
-    ACCEPT_TYPE, Acceptance, Decline, Dial, Enrolment, EnrolmentDigest, FromGateway, LOGON_TYPE,
-    Logon, NotAnEnrolment, RANDOM_BYTES, Unmet,
+    ACCEPT_TYPE, Acceptance, AgentLogon, Decline, Dial, Enrolment, EnrolmentDigest, FromGateway,
+    LOGON_TYPE, NotAnEnrolment, RANDOM_BYTES, Unmet,
 };
 use jetway_jet::candidate::CandidateUrl;
 use jetway_jet::exchange::JetPath;
@@ -340,9 +340,9 @@ impl Agents {
     /// Whether `text` is the answer of an agent to this challenge; its name.
     #[must_use]
     pub fn log_on(&self, text: &str, gateway: &str, nonce: &str) -> Option<AgentName> {
-        let claimed: Logon = statement::claimed(text, LOGON_TYPE)?;
+        let claimed: AgentLogon = statement::claimed(text, LOGON_TYPE)?;
         let key = self.key_of(&claimed.sub)?;
-        let logon: Logon = key.verify(text, LOGON_TYPE).ok()?;
+        let logon: AgentLogon = key.verify(text, LOGON_TYPE).ok()?;
         (logon.aud == gateway && logon.nonce == nonce).then_some(logon.sub)
     }
 

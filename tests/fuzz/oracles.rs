@@ -35,12 +35,12 @@ use jetway_rdp::budget::Budget;
 use jetway_rdp::bulk::Bulk;
 use jetway_rdp::channel::Channels;
 use jetway_rdp::channel::rdp8_lite::Rdp8Lite;
-use jetway_rdp::client_info::Logon;
+use jetway_rdp::client_info::ClientInfoCredentials;
 use jetway_rdp::connection_request::{self, ConnectionRequestError};
 use jetway_rdp::credssp::client::{Client, Package, Progress};
 use jetway_rdp::credssp::keytab::Keytab;
 use jetway_rdp::credssp::krb_error::KrbError;
-use jetway_rdp::credssp::server::Kerberos as ServerKerberos;
+use jetway_rdp::credssp::server::ClientKerberos;
 use jetway_rdp::credssp::server::{Progress as Served, Server};
 use jetway_rdp::credssp::{self, SubjectPublicKeyInfo};
 use jetway_rdp::event::{Event, Grounds, HeldMessage, Interest, Sink, Verdict};
@@ -247,7 +247,7 @@ fn run_session(data: &[u8], decides: bool, size: usize) -> Passed {
     let mut tracker = Tracker::new(Settings {
         client_requested: 0x0b,
         target_selected: 2,
-        logon: Some(Logon {
+        logon: Some(ClientInfoCredentials {
             domain: "D".to_owned(),
             user: "user".to_owned(),
             password: "password".to_owned().into(),
@@ -708,7 +708,7 @@ pub(crate) fn kerberos(data: &[u8]) {
         assert!(!error.to_string().contains(char::is_control));
     }
     let password = SecretString::from("a password that nobody knows");
-    let kerberos = ServerKerberos {
+    let kerberos = ClientKerberos {
         keytab: Arc::clone(&KEYTAB),
         ntlm_fallback: false,
     };

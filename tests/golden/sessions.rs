@@ -13,7 +13,7 @@ use ironrdp_pdu::rdp::client_info::ClientInfoFlags;
 use ironrdp_pdu::x224::{X224, X224Data};
 use jetway::rdp::Direction;
 use jetway::rdp::budget::Budget;
-use jetway::rdp::client_info::Logon;
+use jetway::rdp::client_info::ClientInfoCredentials;
 use jetway::rdp::event::{Event, Interest, Phase, Sink, Verdict};
 use jetway::rdp::tracker::{Settings, Tracker};
 use jetway::stage::Pipeline;
@@ -329,7 +329,7 @@ fn settings(logon: bool) -> Settings {
     Settings {
         client_requested: CLIENT_REQUESTED,
         target_selected: TARGET_SELECTED,
-        logon: logon.then(|| Logon {
+        logon: logon.then(|| ClientInfoCredentials {
             domain: "CORP".to_owned(),
             user: "svc".to_owned(),
             password: PASSWORD.to_owned().into(),

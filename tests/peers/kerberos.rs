@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use jetway::rdp::credssp::client::{Client, Package, Progress};
 use jetway::rdp::credssp::keytab::Keytab;
-use jetway::rdp::credssp::server::{Kerberos, Progress as Served, Server};
+use jetway::rdp::credssp::server::{ClientKerberos, Progress as Served, Server};
 
 use crate::injects::stranger;
 use crate::lab::branch::{self, AGENT};
@@ -505,7 +505,7 @@ fn a_ticket_in_the_first_message_is_taken_and_binds_the_tls_key() -> Result<()> 
         let kdc = Kdc::start(workspace)?;
         kdc.add_user("visitor", PASSWORD)?;
         let keytab = std::fs::read(kdc.add_service("TERMSRV/localhost")?)?;
-        let kerberos = Kerberos {
+        let kerberos = ClientKerberos {
             keytab: Arc::new(Keytab::parse(&keytab)?),
             ntlm_fallback: false,
         };

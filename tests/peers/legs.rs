@@ -12,7 +12,7 @@ use jetway::rdp::connection_request::{
 use jetway::rdp::farewell::Reason;
 use jetway::rdp::negotiation::decode_confirm;
 use jetway::session::secure::error::{Class, SecureError};
-use jetway::session::secure::request::{Opening, SecureRequest};
+use jetway::session::secure::request::{RdpOpening, SecureRequest};
 use jetway::session::secure::{Failed, Remaining, Secured, say_farewell, secure};
 use jetway::target_certificate::{FilePins, Remembered, Stakes, TargetCertificate, TlsOnly};
 use jetway::target_name::TargetName;
@@ -86,7 +86,7 @@ impl<'a> ToTarget<'a> {
             flags: 0,
             requested_protocols: PROTOCOL_SSL,
         });
-        let opening = Opening::X224(ConnectionRequest {
+        let opening = RdpOpening::X224(ConnectionRequest {
             negotiation,
             ..ConnectionRequest::default()
         });
@@ -284,7 +284,7 @@ async fn accept(
     Ok(secure(
         client,
         bytes,
-        Opening::X224(connection_request),
+        RdpOpening::X224(connection_request),
         target,
         &request,
     )

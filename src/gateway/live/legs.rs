@@ -14,9 +14,9 @@ pub struct Legs {
     /// `selectedProtocol` of the target: goes back to it in the client core data.
     pub target_selected: u32,
     /// How the client proved itself.
-    pub client_logon: Logon,
+    pub client_logon: LegAuthentication,
     /// How the gateway logged on to the target.
-    pub target_logon: Logon,
+    pub target_logon: LegAuthentication,
     /// TLS to the client.
     pub client_tls: TlsFacts,
     /// TLS to the target.
@@ -25,7 +25,7 @@ pub struct Legs {
 
 /// How somebody proved who they are, in CredSSP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Logon {
+pub enum LegAuthentication {
     /// Not at all: TLS alone.
     None,
     /// By a password.
@@ -34,7 +34,7 @@ pub enum Logon {
     Kerberos,
 }
 
-impl Logon {
+impl LegAuthentication {
     /// Its name, for logs and API.
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -32,7 +32,7 @@ use jetway_policy as policy;
 use jetway_policy::denial::Denial;
 use jetway_policy::permit::{Inspection, Permit};
 use jetway_rdp::budget::Budget;
-use jetway_rdp::client_info::Logon;
+use jetway_rdp::client_info::ClientInfoCredentials;
 use jetway_rdp::connection_request::ConnectionRequest;
 use jetway_rdp::redirection::Redirections;
 use jetway_rdp::tracker::{Settings, Tracker};
@@ -88,15 +88,15 @@ pub async fn inspect(
         met,
     } = reached;
     let opening = match opening {
-        Opening::X224(request) => secure::request::Opening::X224(request),
-        Opening::DirectTls => secure::request::Opening::DirectTls,
+        Opening::X224(request) => secure::request::RdpOpening::X224(request),
+        Opening::DirectTls => secure::request::RdpOpening::DirectTls,
         // Refused already when the client was authorized.
         Opening::Unread | Opening::Other => {
             let refusal = Refusal::Uninspectable;
             return Err(client.refused(refusal, opening).with_session(&session));
         }
     };
-    let direct = matches!(opening, secure::request::Opening::DirectTls);
+    let direct = matches!(opening, secure::request::RdpOpening::DirectTls);
     let Some(server_tls) = client.listener.tls() else {
         return Err(client
             .refused(Denial::Injection.into(), Opening::Other)
@@ -309,12 +309,12 @@ fn settings(
 }
 
 /// `DOMAIN\user` takes the domain apart; `user@realm` is one name.
-fn logon(credentials: &Credentials) -> Logon {
+fn logon(credentials: &Credentials) -> ClientInfoCredentials {
     let (domain, user) = credentials
         .username
         .split_once('\\')
         .unwrap_or(("", &credentials.username));
-    Logon {
+    ClientInfoCredentials {
         domain: domain.to_owned(),
         user: user.to_owned(),
         password: credentials.password.clone(),
@@ -371,7 +371,7 @@ fn note(session: &Session, gateway: &Gateway, secured: &Secured<Io>) {
 mod tests {
     use std::sync::Arc;
 
-    use crate::live::legs::{Logon, TlsFacts};
+    use crate::live::legs::{LegAuthentication, TlsFacts};
     use jetway_rdp::Direction;
     use jetway_rdp::event::Phase;
     use jetway_rdp::logon::AutoReconnectCookie;
@@ -435,8 +435,8 @@ mod tests {
             client_selected: 1,
             target_requested: 3,
             target_selected: 1,
-            client_logon: Logon::None,
-            target_logon: Logon::None,
+            client_logon: LegAuthentication::None,
+            target_logon: LegAuthentication::None,
             client_tls: tls.clone(),
             target_tls: tls,
         };

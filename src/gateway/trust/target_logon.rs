@@ -2,7 +2,7 @@
 
 use crate::trust::target_certificate::TargetCertificate;
 use crate::upstream::kdc::KdcSource;
-use jetway_rdp::credssp::server::Kerberos as ClientKerberos;
+use jetway_rdp::credssp::server::ClientKerberos;
 
 /// What an operator configures for the target leg.
 #[derive(Clone, Debug)]
@@ -10,14 +10,14 @@ pub struct SecureConfig {
     /// How certificates of targets are judged, unless a token pins one.
     pub target_certificate: TargetCertificate,
     /// Kerberos to the target; NTLM without it.
-    pub kerberos: Option<Kerberos>,
+    pub kerberos: Option<TargetKerberos>,
     /// Kerberos from clients, in the place of `prx_pwd`.
     pub client_kerberos: Option<ClientKerberos>,
 }
 
 /// Kerberos to targets that were named, not addressed: there is no ticket for an IP address.
 #[derive(Clone, Debug)]
-pub struct Kerberos {
+pub struct TargetKerberos {
     /// Where the KDCs are.
     pub kdcs: KdcSource,
     /// The realm of user names that name none.

@@ -615,7 +615,7 @@ mod glued {
     fn the_password_does_not_count_where_only_a_ticket_does() {
         let keytab = include_bytes!("../../../tests/golden/kerberos/gateway.keytab");
         let keytab = keytab::Keytab::parse(keytab).unwrap();
-        let mut kerberos = server::Kerberos {
+        let mut kerberos = server::ClientKerberos {
             keytab: std::sync::Arc::new(keytab),
             ntlm_fallback: true,
         };

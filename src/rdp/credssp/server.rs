@@ -50,14 +50,14 @@ pub struct Denied {
 pub struct Server {
     public_key: Vec<u8>,
     expected: Expected,
-    kerberos: Option<Kerberos>,
+    kerberos: Option<ClientKerberos>,
     inner: Option<Inner>,
     seen: usize,
 }
 
 /// What proves a client by Kerberos.
 #[derive(Clone, Debug)]
-pub struct Kerberos {
+pub struct ClientKerberos {
     /// The keys of this gateway.
     pub keytab: Arc<Keytab>,
     /// Whether the password counts, too, where a client shows no ticket.
@@ -94,7 +94,7 @@ impl Server {
 
     /// The same where a Kerberos ticket counts.
     #[must_use]
-    pub fn with_kerberos(mut self, kerberos: Option<&Kerberos>) -> Self {
+    pub fn with_kerberos(mut self, kerberos: Option<&ClientKerberos>) -> Self {
         self.kerberos = kerberos.cloned();
         self
     }

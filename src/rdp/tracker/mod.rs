@@ -60,7 +60,7 @@ use crate::Direction;
 use crate::budget::{Budget, Held};
 use crate::bulk::{self, Bulk};
 use crate::bytes::{Reader, shifted, u16_at, u32_at};
-use crate::client_info::{self, ClientInfoError, Logon};
+use crate::client_info::{self, ClientInfoCredentials, ClientInfoError};
 use crate::event::{
     Event, HeldMessage, Interest, Origin, Phase, Sink, StaticChannel, Unknown, Verdict,
 };
@@ -88,7 +88,7 @@ pub struct Settings {
     /// Protocol that the target selected; the client's core data repeat it to the target.
     pub target_selected: u32,
     /// Credentials for the target; without them the client's pass.
-    pub logon: Option<Logon>,
+    pub logon: Option<ClientInfoCredentials>,
     /// Where the target may send the client; without it nowhere.
     pub redirections: Option<Box<dyn Redirections>>,
     /// What the client showed as routing token, for when it is to come back.
@@ -1791,7 +1791,7 @@ mod tests {
 
         let with = io(Direction::ToTarget, &client_info(&packet));
         let without = io(Direction::ToTarget, &client_info(&[]));
-        let logon = Logon {
+        let logon = ClientInfoCredentials {
             domain: String::new(),
             user: "u".to_owned(),
             password: "p".to_owned().into(),

@@ -11,10 +11,10 @@ use tokio_rustls::rustls::server::{ClientHello, NoServerSessionStorage, Resolves
 use tokio_rustls::rustls::sign::CertifiedKey;
 
 use super::error::{SecureError, Step};
-use super::request::{ClientTls, Opening, SecureRequest};
+use super::request::{ClientTls, RdpOpening, SecureRequest};
 use super::target_leg::Negotiated;
 use super::transfer::{drain, fill, read_ts_request, within};
-use crate::live::legs::Logon;
+use crate::live::legs::LegAuthentication;
 use jetway_io::read_ahead::ReadAhead;
 use jetway_rdp::connection_request::{
     self, NegotiationRequest, PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX, PROTOCOL_SSL,
@@ -36,9 +36,12 @@ pub(super) struct ClientSelection {
 }
 
 impl ClientSelection {
-    pub(super) fn of(opening: &Opening, request: &SecureRequest<'_>) -> Result<Self, SecureError> {
+    pub(super) fn of(
+        opening: &RdpOpening,
+        request: &SecureRequest<'_>,
+    ) -> Result<Self, SecureError> {
         let to_prove = request.proxy_credentials.is_some();
-        let Opening::X224(connection_request) = opening else {
+        let RdpOpening::X224(connection_request) = opening else {
             if to_prove {
                 return Err(SecureError::ClientWithoutNla);
             }
@@ -78,7 +81,7 @@ fn is_credential_less(negotiation: NegotiationRequest) -> bool {
 pub(super) struct ClientLeg<C> {
     pub(super) stream: Box<ClientTls<C>>,
     pub(super) read_ahead: Vec<u8>,
-    pub(super) logon: Logon,
+    pub(super) logon: LegAuthentication,
     pub(super) requested: u32,
     pub(super) selected: u32,
 }
@@ -86,7 +89,7 @@ pub(super) struct ClientLeg<C> {
 pub(super) async fn client_leg<C>(
     mut client: C,
     read_ahead: Vec<u8>,
-    opening: Opening,
+    opening: RdpOpening,
     selection: ClientSelection,
     negotiated: &Negotiated,
     request: &SecureRequest<'_>,
@@ -95,7 +98,7 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
 {
     let deadline = request.deadline;
-    let direct = matches!(opening, Opening::DirectTls);
+    let direct = matches!(opening, RdpOpening::DirectTls);
     if !direct {
         let confirm = ConnectionConfirm::Selected {
             flags: negotiated.flags,
@@ -122,7 +125,7 @@ where
     let mut stream = Box::new(within(deadline, Step::ClientTls, accept).await?);
     let mut read_ahead = Vec::new();
     let mut leg = selection;
-    let mut logon = Logon::None;
+    let mut logon = LegAuthentication::None;
     if direct {
         let begins = within(deadline, Step::ClientNegotiation, async {
             fill(&mut *stream, &mut read_ahead).await?;
@@ -232,7 +235,7 @@ async fn client_logon<S>(
     selected: u32,
     chosen: &Recorded,
     request: &SecureRequest<'_>,
-) -> Result<Logon, SecureError>
+) -> Result<LegAuthentication, SecureError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -286,9 +289,9 @@ where
         stream.flush().await.map_err(failed)?;
     }
     Ok(if logon.uses_kerberos() {
-        Logon::Kerberos
+        LegAuthentication::Kerberos
     } else {
-        Logon::Ntlm
+        LegAuthentication::Ntlm
     })
 }
 

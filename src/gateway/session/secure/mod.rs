@@ -34,9 +34,9 @@ use self::client_leg::{ClientSelection, client_leg};
 use self::target_leg::{negotiate, target_leg};
 use self::transfer::{READ_BYTES, drain};
 use crate::connection::departed;
-use crate::live::legs::{Legs, Logon, TlsFacts};
+use crate::live::legs::{LegAuthentication, Legs, TlsFacts};
 use crate::session::secure::error::SecureError;
-use crate::session::secure::request::{ClientTls, Opening, SecureRequest, TargetTls};
+use crate::session::secure::request::{ClientTls, RdpOpening, SecureRequest, TargetTls};
 use crate::trust::target_certificate::{Remembered, Stakes, TargetCertificate};
 use jetway_io::over_tcp::OverTcp;
 use jetway_io::stream::Stream;
@@ -121,7 +121,7 @@ pub enum Remaining<C> {
 pub async fn secure<C>(
     client: C,
     read_ahead: Vec<u8>,
-    opening: Opening,
+    opening: RdpOpening,
     target: impl Into<Stream>,
     request: &SecureRequest<'_>,
 ) -> Result<Secured<C>, Box<Failed<C>>>
@@ -150,7 +150,7 @@ where
         .await
         .map_err(gone)?;
     // INVARIANT: a client that is to prove itself has done so when the target hears more than X.224.
-    if request.proxy_credentials.is_some() && leg.logon == Logon::None {
+    if request.proxy_credentials.is_some() && leg.logon == LegAuthentication::None {
         return Err(gone(SecureError::ClientWithoutNla));
     }
     let to_target = target_leg(target, &negotiated, request);

@@ -39,7 +39,7 @@ pub struct SecureRequest<'a> {
 
 /// How the client's part begins.
 #[derive(Debug)]
-pub enum Opening {
+pub enum RdpOpening {
     /// This Connection Request was taken from the stream.
     X224(ConnectionRequest),
     /// TLS at once; X.224 will follow inside ([MS-RDPBCGR] 5.4.2.2).

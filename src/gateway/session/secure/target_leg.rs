@@ -16,11 +16,11 @@ use zeroize::Zeroizing;
 use super::error::{SecureError, Step};
 use super::request::{SecureRequest, TargetTls};
 use super::transfer::{fill, read_ts_request, within};
-use crate::live::legs::Logon;
+use crate::live::legs::LegAuthentication;
 use crate::trust::target_certificate::{
     CertificateRefusal, Remembered, Stakes, TargetCertificate, Verifier, thumbprint,
 };
-use crate::trust::target_logon::Kerberos;
+use crate::trust::target_logon::TargetKerberos;
 use crate::upstream::kdc::Kdcs;
 use jetway_io::read_ahead::ReadAhead;
 use jetway_io::stream::Stream;
@@ -149,7 +149,7 @@ fn target_request(
 pub(super) struct TargetLeg {
     pub(super) stream: Box<TargetTls>,
     pub(super) read_ahead: Vec<u8>,
-    pub(super) logon: Logon,
+    pub(super) logon: LegAuthentication,
     pub(super) certificate: Thumbprint,
     pub(super) remembered: Remembered,
 }
@@ -177,7 +177,7 @@ pub(super) async fn target_leg(
             .ok_or(CertificateRefusal::NoPublicKey)?
     };
     let mut read_ahead = Vec::new();
-    let mut name = Logon::None;
+    let mut name = LegAuthentication::None;
     if negotiated.selected != PROTOCOL_SSL {
         let credentials = request
             .target_credentials
@@ -246,7 +246,7 @@ async fn target_logon(
     public_key: &[u8],
     credentials: &Credentials,
     request: &SecureRequest<'_>,
-) -> Result<Logon, SecureError> {
+) -> Result<LegAuthentication, SecureError> {
     let step = Step::TargetLogon;
     let failed = |error| SecureError::Io { step, error };
     let First {
@@ -297,7 +297,7 @@ struct First {
     logon: LogonClient,
     kdcs: Kdcs,
     frame: Zeroizing<Vec<u8>>,
-    package: Logon,
+    package: LegAuthentication,
 }
 
 /// Begins the logon: by Kerberos where that is configured and there is a ticket, by NTLM else where that is allowed.
@@ -314,12 +314,12 @@ async fn first_message(
             other => return other,
         }
     }
-    let package = (Package::Ntlm, Logon::Ntlm);
+    let package = (Package::Ntlm, LegAuthentication::Ntlm);
     first_by(package, Vec::new(), public_key, credentials, request).await
 }
 
 async fn first_by_kerberos(
-    kerberos: &Kerberos,
+    kerberos: &TargetKerberos,
     public_key: &[u8],
     credentials: &Credentials,
     request: &SecureRequest<'_>,
@@ -330,14 +330,14 @@ async fn first_by_kerberos(
         ));
     }
     let realm = kerberos.realm.as_deref();
-    let package = (Package::Kerberos { realm }, Logon::Kerberos);
+    let package = (Package::Kerberos { realm }, LegAuthentication::Kerberos);
     let kdcs = kerberos.kdcs.addresses(request.deadline).await;
     let kdcs = kdcs.map_err(SecureError::KdcUnreachable)?;
     first_by(package, kdcs, public_key, credentials, request).await
 }
 
 async fn first_by(
-    (package, name): (Package<'_>, Logon),
+    (package, name): (Package<'_>, LegAuthentication),
     kdcs: Vec<String>,
     public_key: &[u8],
     credentials: &Credentials,

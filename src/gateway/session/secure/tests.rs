@@ -17,7 +17,7 @@ use super::error::{Class, Step};
 use super::transfer::{fill, read_ts_request};
 use super::*;
 use crate::trust::target_certificate::Stakes;
-use crate::trust::target_logon::{Kerberos, SecureConfig};
+use crate::trust::target_logon::{SecureConfig, TargetKerberos};
 use crate::upstream::kdc::KdcSource;
 use jetway_rdp::connection_request::{
     self, ConnectionRequest, NegotiationRequest, PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX, PROTOCOL_SSL,
@@ -295,9 +295,9 @@ impl Lab {
         let (near, far) = duplex(64 * 1024);
         let client = tokio::spawn(self.client.clone().go(far));
         let opening = if self.client.direct {
-            Opening::DirectTls
+            RdpOpening::DirectTls
         } else {
-            Opening::X224(self.client.request())
+            RdpOpening::X224(self.client.request())
         };
         let (tls, _) = identity("gateway.test");
         let (config, proxy) = (self.config.clone(), self.proxy.clone());
@@ -424,7 +424,7 @@ async fn without_a_proxy_credential_the_client_leg_is_tls() {
         deadline: Instant::now() + PATIENCE,
     };
     let stream = TcpStream::connect(address).await.unwrap();
-    let opening = Opening::X224(lab.client.request());
+    let opening = RdpOpening::X224(lab.client.request());
     let failed = secure(near, Vec::new(), opening, stream, &request).await;
     let failed = failed.expect_err("the client offers no TLS");
     assert!(matches!(failed.error, SecureError::ClientWithoutTls));
@@ -438,7 +438,7 @@ const RDSTLS: u32 = 0x4;
 #[tokio::test]
 async fn the_target_hears_nothing_of_a_client_that_cannot_prove_itself() {
     let tls = |offers| {
-        Opening::X224(
+        RdpOpening::X224(
             FakeClient {
                 offers,
                 ..FakeClient::offering(0)
@@ -452,7 +452,7 @@ async fn the_target_hears_nothing_of_a_client_that_cannot_prove_itself() {
         tls(Some(RDSTLS)),
         tls(Some(0)),
         tls(None),
-        Opening::DirectTls,
+        RdpOpening::DirectTls,
     ] {
         let config = Lab::new(FakeClient::offering(0), FakeTarget::selecting(0)).config;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -764,7 +764,7 @@ async fn every_wait_ends_at_the_deadline() {
             deadline: Instant::now() + patience,
         };
         let (near, _far) = duplex(1024);
-        let opening = Opening::X224(FakeClient::offering(PROTOCOL_SSL).request());
+        let opening = RdpOpening::X224(FakeClient::offering(PROTOCOL_SSL).request());
         let failed = secure(near, Vec::new(), opening, stream, &request).await;
         let error = failed.expect_err("somebody is silent").error;
         assert!(
@@ -815,7 +815,7 @@ async fn what_the_kdc_says_is_understood() {
     for (kdcs, class) in cases {
         let target = FakeTarget::selecting(PROTOCOL_HYBRID);
         let mut lab = Lab::new(FakeClient::offering(PROTOCOL_SSL), target);
-        lab.config.kerberos = Some(Kerberos {
+        lab.config.kerberos = Some(TargetKerberos {
             kdcs: KdcSource::Listed(kdcs),
             realm: Some("CORP".to_owned()),
             ntlm_fallback: false,
@@ -835,7 +835,7 @@ async fn ntlm_is_used_where_there_is_no_ticket_and_that_is_allowed() {
         (None, Class::Gateway),
     ] {
         let kerberos = |ntlm_fallback| {
-            Some(Kerberos {
+            Some(TargetKerberos {
                 kdcs: KdcSource::Listed(vec!["127.0.0.1:1".to_owned()]),
                 realm: realm.map(str::to_owned),
                 ntlm_fallback,
@@ -845,7 +845,7 @@ async fn ntlm_is_used_where_there_is_no_ticket_and_that_is_allowed() {
         assert_eq!(lab.error().await.class(), class);
         lab.config.kerberos = kerberos(true);
         let legs = lab.secured().await.legs;
-        assert_eq!(legs.target_logon, Logon::Ntlm);
+        assert_eq!(legs.target_logon, LegAuthentication::Ntlm);
     }
 }
 
@@ -855,7 +855,7 @@ async fn an_address_has_no_ticket() {
     let mut lab = Lab::new(FakeClient::offering(PROTOCOL_SSL), target);
     lab.host = "192.0.2.1";
     let kerberos = |ntlm_fallback| {
-        Some(Kerberos {
+        Some(TargetKerberos {
             kdcs: KdcSource::Listed(vec!["127.0.0.1:1".to_owned()]),
             realm: None,
             ntlm_fallback,
