@@ -38,7 +38,7 @@ use tokio_rustls::rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme}
 use super::frames::{Frames, is_fast_path};
 use super::keyboard;
 use super::picture::Picture;
-use super::sequence::client::{Client, ConnectionSettings, Step, Wishes};
+use super::sequence::client::{ClientSequence, ClientStep, ConnectionSettings, Wishes};
 
 /// What to connect to, and as whom.
 #[derive(Clone, Copy)]
@@ -96,7 +96,7 @@ pub struct Capture {
 
 /// The server answered the Connection Request with an RDP Negotiation Failure (RDP_NEG_FAILURE).
 ///
-/// It is the root of the error [`Session::connect`] returns: `error.downcast_ref::<NegotiationFailure>()`.
+/// It is the root of the error [`ClientSession::connect`] returns: `error.downcast_ref::<NegotiationFailure>()`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the server refused the connection with RDP_NEG_FAILURE code {code}")]
 pub struct NegotiationFailure {
@@ -113,7 +113,7 @@ pub struct NegotiationFailure {
 /// Dropping the future closes the connection.
 pub async fn capture(visit: &Visit<'_>) -> anyhow::Result<Capture> {
     let work = async {
-        let mut session = Session::connect(visit).await?;
+        let mut session = ClientSession::connect(visit).await?;
         session.settle(visit.settle).await?;
         if !visit.keys.is_empty() {
             session.type_text(visit.keys).await?;
@@ -133,23 +133,23 @@ pub async fn capture(visit: &Visit<'_>) -> anyhow::Result<Capture> {
 }
 
 /// A connected client.
-pub struct Session {
+pub struct ClientSession {
     frames: Frames<TlsStream<TcpStream>>,
     connected: ConnectionSettings,
     picture: Picture,
     selected_protocol: u32,
 }
 
-impl fmt::Debug for Session {
+impl fmt::Debug for ClientSession {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Session")
+        f.debug_struct("ClientSession")
             .field("desktop_size", &self.desktop_size())
             .field("selected_protocol", &self.selected_protocol)
             .finish_non_exhaustive()
     }
 }
 
-impl Session {
+impl ClientSession {
     /// Sends the preconnection PDU, negotiates, does TLS and the rest of the connection sequence.
     ///
     /// # Errors
@@ -368,7 +368,7 @@ async fn connect(
     frames: &mut Frames<TlsStream<TcpStream>>,
     wishes: &Wishes<'_>,
 ) -> anyhow::Result<ConnectionSettings> {
-    let (mut client, mut answer) = Client::begin(wishes)?;
+    let (mut client, mut answer) = ClientSequence::begin(wishes)?;
     loop {
         frames.stream().write_all(&answer).await?;
         answer.clear();
@@ -377,8 +377,8 @@ async fn connect(
             .await
             .context("the server closed the connection")?;
         match client.frame(&frame, &mut answer)? {
-            Step::On(next) => client = next,
-            Step::Connected(connected) => return Ok(connected),
+            ClientStep::On(next) => client = next,
+            ClientStep::Connected(connected) => return Ok(connected),
         }
     }
 }

@@ -45,7 +45,7 @@ use super::canvas::{Area, Canvas};
 use super::desktop::{BITS_PER_PIXEL, Desktop, KEYS_CHARS, Live};
 use super::frames::{Frames, is_fast_path};
 use super::keyboard::{self, Key};
-use super::sequence::server::{Accepted, Server, Step};
+use super::sequence::server::{Accepted, ServerSequence, ServerStep};
 use jetway_io::clock;
 use jetway_rdp::connection_request::{self, PROTOCOL_SSL};
 use jetway_rdp::negotiation::{ConnectionConfirm, FailureCode, encode_failure};
@@ -207,7 +207,7 @@ async fn accept(
     frames: &mut Frames<TlsStream<TcpStream>>,
     client_requested: u32,
 ) -> anyhow::Result<Accepted> {
-    let mut server = Server::new(client_requested);
+    let mut server = ServerSequence::new(client_requested);
     let mut answer = Vec::new();
     loop {
         let frame = frames.next().await?;
@@ -215,9 +215,9 @@ async fn accept(
         frames.stream().write_all(&answer).await?;
         answer.clear();
         match step {
-            Step::On(next) => server = next,
-            Step::Accepted(accepted) => return Ok(accepted),
-            Step::Left => bail!("client left"),
+            ServerStep::On(next) => server = next,
+            ServerStep::Accepted(accepted) => return Ok(accepted),
+            ServerStep::Left => bail!("client left"),
         }
     }
 }

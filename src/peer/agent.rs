@@ -340,7 +340,7 @@ async fn heard(
             };
             let (choose, chosen) = oneshot::channel();
             agent.choices().insert(id, choose);
-            let session = Session {
+            let session = OfferedSession {
                 gateway: gateway.to_owned(),
                 offer,
                 target,
@@ -382,7 +382,7 @@ impl Agent {
 }
 
 /// One offer and what becomes of it.
-struct Session {
+struct OfferedSession {
     gateway: String,
     offer: Offer,
     target: TargetAddr,
@@ -416,7 +416,7 @@ impl Carrier {
     }
 }
 
-impl Session {
+impl OfferedSession {
     async fn meet(mut self, agent: &Arc<Agent>, chosen: oneshot::Receiver<Uuid>) {
         let target = self.target.clone();
         let reached = match self.dial {

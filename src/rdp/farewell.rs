@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use super::mcs;
 use super::share;
-use super::welcome::{IO_CHANNEL, SERVER_CHANNEL, Step, Welcome, WelcomeError};
+use super::welcome::{IO_CHANNEL, SERVER_CHANNEL, Welcome, WelcomeError, WelcomeStep};
 
 /// Why there will be no session.
 ///
@@ -155,8 +155,8 @@ impl Farewell {
             return Ok(());
         };
         match welcome.frame(frame, answer)? {
-            Step::On => return Ok(()),
-            Step::Welcomed(_) => {
+            WelcomeStep::On => return Ok(()),
+            WelcomeStep::Welcomed(_) => {
                 // Also to clients without RNS_UD_CS_SUPPORT_ERRINFO_PDU: FreeRDP 3 does not set that flag and shows the
                 // reason, and who does not know the PDU has nothing to lose when the ultimatum follows. There is no
                 // share yet.
@@ -166,7 +166,7 @@ impl Farewell {
                 answer.extend(info);
                 answer.extend(mcs::encode_disconnect(mcs::REASON_PROVIDER_INITIATED));
             }
-            Step::Left => {}
+            WelcomeStep::Left => {}
         }
         self.welcome = None;
         Ok(())

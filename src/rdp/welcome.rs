@@ -54,7 +54,7 @@ pub enum WelcomeError {
 
 /// Where the sequence stands behind a frame.
 #[derive(Debug)]
-pub enum Step<'a> {
+pub enum WelcomeStep<'a> {
     /// The client has more to say.
     On,
     /// Everything up to the licence was said, also by this side. What the client said last is its Client Info PDU,
@@ -98,14 +98,14 @@ impl Welcome {
         &mut self,
         frame: &'a [u8],
         answer: &mut Vec<u8>,
-    ) -> Result<Step<'a>, WelcomeError> {
+    ) -> Result<WelcomeStep<'a>, WelcomeError> {
         self.frames = self.frames.saturating_add(1);
         if self.frames > FRAMES {
             return Err(WelcomeError::TooMany);
         }
         if self.client.is_none() {
             self.connect(frame, answer)?;
-            return Ok(Step::On);
+            return Ok(WelcomeStep::On);
         }
         let message = decode::<X224<McsMessage<'_>>>(frame)
             .map_err(|_| WelcomeError::Message("MCS PDU"))?
@@ -132,18 +132,18 @@ impl Welcome {
                 let valid_client = LicensingErrorMessage::new_valid_client()
                     .map_err(|_| WelcomeError::Encode("licence"))?;
                 put_data(answer, &LicensePdu::from(valid_client), "licence")?;
-                return Ok(Step::Welcomed(data.user_data));
+                return Ok(WelcomeStep::Welcomed(data.user_data));
             }
             // Some other channel: not what is waited for.
             McsMessage::SendDataRequest(_) => {}
-            McsMessage::DisconnectProviderUltimatum(_) => return Ok(Step::Left),
+            McsMessage::DisconnectProviderUltimatum(_) => return Ok(WelcomeStep::Left),
             McsMessage::AttachUserConfirm(_)
             | McsMessage::ChannelJoinConfirm(_)
             | McsMessage::SendDataIndication(_) => {
                 return Err(WelcomeError::Message("MCS PDU of a server"));
             }
         }
-        Ok(Step::On)
+        Ok(WelcomeStep::On)
     }
 
     /// MCS Connect Response with GCC Conference Create Response ([MS-RDPBCGR] 2.2.1.4).
@@ -282,13 +282,19 @@ mod tests {
         let (initial, joining) = joining.split_first().unwrap();
         let mut welcome = Welcome::new(3);
         let mut answer = Vec::new();
-        assert!(matches!(welcome.frame(initial, &mut answer), Ok(Step::On)));
+        assert!(matches!(
+            welcome.frame(initial, &mut answer),
+            Ok(WelcomeStep::On)
+        ));
         let blocks = response(&answer);
         for frame in joining {
-            assert!(matches!(welcome.frame(frame, &mut answer), Ok(Step::On)));
+            assert!(matches!(
+                welcome.frame(frame, &mut answer),
+                Ok(WelcomeStep::On)
+            ));
         }
         answer.clear();
-        let Ok(Step::Welcomed(info)) = welcome.frame(info, &mut answer) else {
+        let Ok(WelcomeStep::Welcomed(info)) = welcome.frame(info, &mut answer) else {
             panic!("not welcome");
         };
         let Ok((Mcs::SendData { user_data, .. }, _)) = mcs::decode(&answer) else {
@@ -356,7 +362,7 @@ mod tests {
         let erect_domain = b"\x03\x00\x00\x0c\x02\xf0\x80\x04\x01\x00\x01\x00";
         for _ in 0..FRAMES {
             let step = welcome.frame(erect_domain, &mut Vec::new());
-            assert!(matches!(step, Ok(Step::On)));
+            assert!(matches!(step, Ok(WelcomeStep::On)));
         }
         let step = welcome.frame(erect_domain, &mut Vec::new());
         assert_eq!(step.unwrap_err(), WelcomeError::TooMany);
@@ -366,7 +372,7 @@ mod tests {
     fn a_client_that_leaves_is_let_go() {
         let step = Welcome::joining()
             .frame(&mcs::encode_disconnect(3), &mut Vec::new())
-            .map(|step| matches!(step, Step::Left));
+            .map(|step| matches!(step, WelcomeStep::Left));
         assert_eq!(step, Ok(true));
     }
 }

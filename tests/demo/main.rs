@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use image::RgbaImage;
 use jetway::demo::canvas::Area;
-use jetway::demo::client::{Capture, Session, Visit, capture};
+use jetway::demo::client::{Capture, ClientSession, Visit, capture};
 use jetway::demo::desktop::Desktop;
 use jetway::demo::show::{Clients, Show, Started};
 use jetway::demo::target;
@@ -101,7 +101,7 @@ async fn a_size_that_tiles_do_not_divide_arrives_whole() {
 async fn typed_keys_are_echoed() {
     let target = Target::start().await;
     let visit = Visit::new(target.address, "alice", "any");
-    let mut session = Session::connect(&visit).await.unwrap();
+    let mut session = ClientSession::connect(&visit).await.unwrap();
     let quiet = Duration::from_millis(300);
     let area = Desktop::new(1024, 768, "alice").keys_area();
     session.settle(quiet).await.unwrap();
@@ -122,7 +122,7 @@ async fn typed_keys_are_echoed() {
 async fn stopping_the_target_ends_its_sessions() {
     let target = Target::start().await;
     let visit = Visit::new(target.address, "alice", "any");
-    let mut session = Session::connect(&visit).await.unwrap();
+    let mut session = ClientSession::connect(&visit).await.unwrap();
     session.settle(Duration::from_millis(50)).await.unwrap();
     target.stop().await;
     let end = timeout(Duration::from_secs(5), session.ended())
@@ -135,7 +135,7 @@ async fn stopping_the_target_ends_its_sessions() {
 async fn garbage_ends_its_own_connection_only() {
     let target = Target::start().await;
     let visit = Visit::new(target.address, "alice", "any");
-    let mut bystander = Session::connect(&visit).await.unwrap();
+    let mut bystander = ClientSession::connect(&visit).await.unwrap();
     let mut every_byte: Vec<u8> = (0..=255).collect();
     every_byte.extend([0; 4096]);
     let request = b"\x03\0\0\x13\x0e\xe0\0\0\0\0\0\x01\0\x08\0\x03\0\0\0";

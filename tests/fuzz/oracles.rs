@@ -37,11 +37,11 @@ use jetway_rdp::channel::Channels;
 use jetway_rdp::channel::rdp8_lite::Rdp8Lite;
 use jetway_rdp::client_info::ClientInfoCredentials;
 use jetway_rdp::connection_request::{self, ConnectionRequestError};
-use jetway_rdp::credssp::client::{Client, Package, Progress};
+use jetway_rdp::credssp::client::{LogonClient, Package, Progress};
 use jetway_rdp::credssp::keytab::Keytab;
 use jetway_rdp::credssp::krb_error::KrbError;
 use jetway_rdp::credssp::server::ClientKerberos;
-use jetway_rdp::credssp::server::{Progress as Served, Server};
+use jetway_rdp::credssp::server::{LogonServer, Progress as Served};
 use jetway_rdp::credssp::{self, SubjectPublicKeyInfo};
 use jetway_rdp::event::{Event, Grounds, HeldMessage, Interest, Sink, Verdict};
 use jetway_rdp::farewell::{Farewell, Reason};
@@ -148,7 +148,7 @@ pub(crate) fn credssp(data: &[u8]) {
     let password = SecretString::from("a password that nobody knows");
     let package = match who % 3 {
         0 => {
-            let mut server = Server::new(b"the bits of a public key", "user", &password);
+            let mut server = LogonServer::new(b"the bits of a public key", "user", &password);
             for (count, frame) in frames.enumerate() {
                 assert!(count <= credssp::TS_REQUESTS);
                 match server.process(frame) {
@@ -165,7 +165,7 @@ pub(crate) fn credssp(data: &[u8]) {
         },
     };
     let key = b"the bits of a public key";
-    let Ok(mut client) = Client::new(key, "user", &password, "target.test", package) else {
+    let Ok(mut client) = LogonClient::new(key, "user", &password, "target.test", package) else {
         return;
     };
     let mut frame = None;
@@ -712,7 +712,7 @@ pub(crate) fn kerberos(data: &[u8]) {
         keytab: Arc::clone(&KEYTAB),
         ntlm_fallback: false,
     };
-    let server = Server::new(b"the bits of a public key", "user", &password);
+    let server = LogonServer::new(b"the bits of a public key", "user", &password);
     let mut server = server.with_kerberos(Some(&kerberos));
     for (count, (_, frame)) in records(data).enumerate() {
         assert!(count <= credssp::TS_REQUESTS);

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use futures_util::StreamExt;
-use jetway::demo::client::{Session, Visit};
+use jetway::demo::client::{ClientSession, Visit};
 use jetway::demo::desktop::Desktop;
 use jetway::demo::target;
 use jetway::jet::exchange::Operation;
@@ -135,10 +135,10 @@ impl Meeting {
 }
 
 /// An RDP client at `address` that shows `pcb`, whose picture says that the user of the token is logged on.
-async fn visit(address: SocketAddr, pcb: Option<&str>) -> Session {
+async fn visit(address: SocketAddr, pcb: Option<&str>) -> ClientSession {
     let mut visit = Visit::new(address, "stranger", "guess");
     visit.wsz_pcb = pcb;
-    let session = within(Session::connect(&visit)).await;
+    let session = within(ClientSession::connect(&visit)).await;
     let mut client = session.unwrap_or_else(|error| panic!("{error:#}, log:\n{}", log()));
     within(client.settle(visit.settle)).await.unwrap();
     let (width, height) = client.desktop_size();
@@ -154,7 +154,7 @@ async fn visit(address: SocketAddr, pcb: Option<&str>) -> Session {
 async fn not_let_in(address: SocketAddr, pcb: Option<&str>) -> anyhow::Error {
     let mut visit = Visit::new(address, "stranger", "guess");
     visit.wsz_pcb = pcb;
-    match within(Session::connect(&visit)).await {
+    match within(ClientSession::connect(&visit)).await {
         Ok(_) => panic!("let in, log:\n{}", log()),
         Err(error) => error,
     }
@@ -862,7 +862,7 @@ async fn an_acceptor_that_must_be_inspected_needs_a_pin() {
     let pinned = meeting.plain(pinned);
     let mut visit = Visit::new(place.lab.address(), "alice", "typed");
     visit.wsz_pcb = Some(&pinned);
-    let client = within(Session::connect(&visit)).await.unwrap();
+    let client = within(ClientSession::connect(&visit)).await.unwrap();
     client.leave().await;
     logged("Session closed").await;
     audited(&place.lab, "logon_requested").await;

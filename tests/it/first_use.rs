@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jetway::rdp::connection_request::{self, PROTOCOL_HYBRID, PROTOCOL_SSL};
-use jetway::rdp::credssp::server::{Progress, Server};
+use jetway::rdp::credssp::server::{LogonServer, Progress};
 use jetway::rdp::credssp::{SubjectPublicKeyInfo, frame_length};
 use jetway::rdp::negotiation::ConnectionConfirm;
 use jetway_lab::certificate;
@@ -135,7 +135,7 @@ async fn serve(mut stream: TcpStream, identity: Arc<Identity>) {
     };
     if offers_nla {
         let password = SecretString::from(PASSWORD);
-        let mut logon = Server::new(&identity.public_key, "alice", &password);
+        let mut logon = LogonServer::new(&identity.public_key, "alice", &password);
         loop {
             let mut frame = Vec::new();
             while frame_length(&frame).unwrap() != Some(frame.len()) {

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use jetway::demo::client::{Session, Visit};
+use jetway::demo::client::{ClientSession, Visit};
 use jetway::rdp::negotiation;
 use jetway::rdp::preconnection;
 use jetway::token::mint::{self, SigningKey};
@@ -354,7 +354,7 @@ async fn what_is_to_be_inspected_is_inspected_or_refused() {
         bridge_seen(peer, client, Arc::default()).await;
     });
     let visit = Visit::new(address, "stranger", "guess");
-    let mut client = within(Session::connect(&visit))
+    let mut client = within(ClientSession::connect(&visit))
         .await
         .unwrap_or_else(|error| panic!("{error:#}, log:\n{}", log()));
     within(client.settle(visit.settle)).await.unwrap();

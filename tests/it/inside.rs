@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use jetway::demo::client::{Session, Visit};
+use jetway::demo::client::{ClientSession, Visit};
 use jetway::demo::desktop::Desktop;
 use jetway::demo::target;
 use jetway_lab::certificate::Identity;
@@ -51,7 +51,7 @@ async fn the_user_is_logged_on_as_the_token_says_and_operators_see_it() {
 
     let mut visit = Visit::new(lab.address(), "stranger", "guess");
     visit.wsz_pcb = Some(&token);
-    let mut client = within(Session::connect(&visit)).await.unwrap();
+    let mut client = within(ClientSession::connect(&visit)).await.unwrap();
     within(client.settle(visit.settle)).await.unwrap();
     within(client.type_text("inside")).await.unwrap();
     within(client.settle(visit.settle)).await.unwrap();
@@ -121,7 +121,7 @@ async fn a_client_that_leaves_while_its_target_is_secured_leaves_session_and_tok
         };
         let stream = tokio::select! {
             stream = within(leaving) => stream,
-            _ended = Session::connect(&visit) => panic!("the target has not answered"),
+            _ended = ClientSession::connect(&visit) => panic!("the target has not answered"),
         };
         let refused = logged("Session refused").await;
         assert_eq!(refused["rule"], "gone", "{refused}");
@@ -138,7 +138,7 @@ async fn a_restart_cuts_sessions_off_for_their_users_to_come_back_and_an_operato
     let come = async |lab: &Lab| {
         let mut visit = Visit::new(lab.address(), "stranger", "guess");
         visit.wsz_pcb = Some(&token);
-        within(Session::connect(&visit)).await
+        within(ClientSession::connect(&visit)).await
     };
 
     let mut client = come(&lab).await.unwrap();

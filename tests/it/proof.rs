@@ -8,7 +8,7 @@ use jetway::limits::{PASSWORD_DELAY, PASSWORD_GUESSES};
 use jetway::rdp::connection_request::{
     PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX, PROTOCOL_SSL, RESTRICTED_ADMIN_MODE_REQUIRED,
 };
-use jetway::rdp::credssp::client::{Client, LogonError, Package, Progress};
+use jetway::rdp::credssp::client::{LogonClient, LogonError, Package, Progress};
 use jetway::rdp::credssp::{SubjectPublicKeyInfo, frame_length};
 use jetway::rdp::preconnection;
 use jetway::target_certificate::{Stakes, TargetCertificate};
@@ -319,7 +319,7 @@ async fn prove(
     let certificate = stream.get_ref().1.peer_certificates().unwrap()[0].clone();
     let info = SubjectPublicKeyInfo::of_certificate(&certificate).unwrap();
     let password = SecretString::from(password.to_owned());
-    let mut logon = Client::new(info.key, user, &password, "gw.test", Package::Ntlm).unwrap();
+    let mut logon = LogonClient::new(info.key, user, &password, "gw.test", Package::Ntlm).unwrap();
     let mut answer: Option<Vec<u8>> = None;
     loop {
         let progress = logon

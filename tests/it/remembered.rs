@@ -5,7 +5,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use jetway::demo::client::{Session, Visit};
+use jetway::demo::client::{ClientSession, Visit};
 use jetway::demo::target;
 use jetway::limits;
 use jetway::rdp::connection_request;
@@ -167,7 +167,7 @@ impl Gateway {
         tokio::spawn(target::serve(listener, tls, CancellationToken::new()));
         let mut visit = Visit::new(self.address, "alice", "any");
         visit.wsz_pcb = Some(&token);
-        let mut client = within(Session::connect(&visit)).await.unwrap();
+        let mut client = within(ClientSession::connect(&visit)).await.unwrap();
         within(client.settle(visit.settle)).await.unwrap();
         client.leave().await;
         self.is_small();

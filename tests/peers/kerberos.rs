@@ -7,9 +7,9 @@ use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
-use jetway::rdp::credssp::client::{Client, Package, Progress};
+use jetway::rdp::credssp::client::{LogonClient, Package, Progress};
 use jetway::rdp::credssp::keytab::Keytab;
-use jetway::rdp::credssp::server::{ClientKerberos, Progress as Served, Server};
+use jetway::rdp::credssp::server::{ClientKerberos, LogonServer, Progress as Served};
 
 use crate::injects::stranger;
 use crate::lab::branch::{self, AGENT};
@@ -512,8 +512,9 @@ fn a_ticket_in_the_first_message_is_taken_and_binds_the_tls_key() -> Result<()> 
         let logon = |expected: &str, client_key: &[u8], server_key: &[u8]| {
             let password = PASSWORD.into();
             let package = Package::Kerberos { realm: Some(REALM) };
-            let mut client = Client::new(client_key, "visitor", &password, "localhost", package)?;
-            let mut server = Server::new(server_key, expected, &"of no use".into())
+            let mut client =
+                LogonClient::new(client_key, "visitor", &password, "localhost", package)?;
+            let mut server = LogonServer::new(server_key, expected, &"of no use".into())
                 .with_kerberos(Some(&kerberos));
             let mut messages = 0;
             let mut answer: Option<Vec<u8>> = None;

@@ -12,7 +12,7 @@ use ironrdp_pdu::mcs::SendDataIndication;
 use ironrdp_pdu::x224::X224;
 use jetway::gateway::upstream;
 use jetway::rdp::connection_request;
-use jetway::rdp::welcome::{IO_CHANNEL, SERVER_CHANNEL, Step, Welcome};
+use jetway::rdp::welcome::{IO_CHANNEL, SERVER_CHANNEL, Welcome, WelcomeStep};
 use jetway_lab::certificate::Identity;
 use jetway_lab::tls::acceptor;
 use openssl::ssl::SslStream;
@@ -229,9 +229,9 @@ fn send_on(mut client: std::net::TcpStream, to: &str) -> Result<()> {
         let step = welcome.frame(&frame, &mut answer)?;
         client.write_all(&answer)?;
         match step {
-            Step::On => {}
-            Step::Welcomed(_) => break,
-            Step::Left => anyhow::bail!("left before it was welcome"),
+            WelcomeStep::On => {}
+            WelcomeStep::Welcomed(_) => break,
+            WelcomeStep::Left => anyhow::bail!("left before it was welcome"),
         }
     }
     client.write_all(&redirection(to)?)?;

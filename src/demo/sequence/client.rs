@@ -115,30 +115,30 @@ impl ConnectionSettings {
 
 /// Where the sequence stands behind a frame.
 #[derive(Debug)]
-pub(crate) enum Step {
+pub(crate) enum ClientStep {
     /// The server has more to say.
-    On(Client),
+    On(ClientSequence),
     /// The session begins.
     Connected(ConnectionSettings),
 }
 
 /// The client half of one sequence.
-pub(crate) struct Client {
+pub(crate) struct ClientSequence {
     /// The Client Info PDU: it holds the password.
     info: Zeroizing<Vec<u8>>,
-    state: State,
+    state: ClientState,
 }
 
-impl std::fmt::Debug for Client {
+impl std::fmt::Debug for ClientSequence {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Client")
+        f.debug_struct("ClientSequence")
             .field("state", &self.state)
             .finish_non_exhaustive()
     }
 }
 
 #[derive(Clone, Debug)]
-enum State {
+enum ClientState {
     /// Until MCS Connect Response.
     Connecting,
     /// Until Attach User Confirm.
@@ -162,7 +162,7 @@ enum State {
     Finalizing(ConnectionSettings),
 }
 
-impl Client {
+impl ClientSequence {
     /// The half itself and what it sends first.
     ///
     /// # Errors
@@ -180,7 +180,7 @@ impl Client {
             encode_vec(&client_info(wishes)).map_err(|_| SequenceError::Encode("Client Info"))?;
         let client = Self {
             info: Zeroizing::new(info),
-            state: State::Connecting,
+            state: ClientState::Connecting,
         };
         Ok((client, first))
     }
@@ -193,10 +193,10 @@ impl Client {
         mut self,
         frame: &[u8],
         answer: &mut Vec<u8>,
-    ) -> Result<Step, SequenceError> {
+    ) -> Result<ClientStep, SequenceError> {
         self.state = match self.state {
-            State::Connecting => connected(frame, answer)?,
-            State::Attaching { io_channel, joins } => {
+            ClientState::Connecting => connected(frame, answer)?,
+            ClientState::Attaching { io_channel, joins } => {
                 let McsMessage::AttachUserConfirm(confirm) = mcs(frame)? else {
                     return Err(SequenceError::Message("Attach User Confirm"));
                 };
@@ -212,7 +212,7 @@ impl Client {
                     Some(left) => join(channels, channels.user, left, answer)?,
                 }
             }
-            State::Joining {
+            ClientState::Joining {
                 channels,
                 waiting_for,
                 mut left,
@@ -228,33 +228,33 @@ impl Client {
                     Some(next) => join(channels, next, left, answer)?,
                 }
             }
-            State::Licensing { channels } => match indication(frame, channels.io)? {
-                None => State::Licensing { channels },
+            ClientState::Licensing { channels } => match indication(frame, channels.io)? {
+                None => ClientState::Licensing { channels },
                 Some(data) => {
                     licence(&data)?;
-                    State::Activating { channels }
+                    ClientState::Activating { channels }
                 }
             },
-            State::Activating { channels } => match indication(frame, channels.io)? {
-                None => State::Activating { channels },
+            ClientState::Activating { channels } => match indication(frame, channels.io)? {
+                None => ClientState::Activating { channels },
                 Some(data) => activate(channels, &data, answer)?,
             },
-            State::Finalizing(connected) => match connected.read(frame)? {
+            ClientState::Finalizing(connected) => match connected.read(frame)? {
                 Some(ShareControlPdu::Data(data))
                     if matches!(data.share_data_pdu, ShareDataPdu::FontMap(_)) =>
                 {
-                    return Ok(Step::Connected(connected));
+                    return Ok(ClientStep::Connected(connected));
                 }
                 // The server's share of the other three, and whatever else it has to tell.
-                _ => State::Finalizing(connected),
+                _ => ClientState::Finalizing(connected),
             },
         };
-        Ok(Step::On(self))
+        Ok(ClientStep::On(self))
     }
 }
 
 /// MCS Connect Response: which channels there are.
-fn connected(frame: &[u8], answer: &mut Vec<u8>) -> Result<State, SequenceError> {
+fn connected(frame: &[u8], answer: &mut Vec<u8>) -> Result<ClientState, SequenceError> {
     let malformed = |_| SequenceError::Message("MCS Connect Response");
     let data = decode::<X224<X224Data<'_>>>(frame).map_err(malformed)?.0;
     let response = decode::<ConnectResponse>(&data.data).map_err(malformed)?;
@@ -280,7 +280,7 @@ fn connected(frame: &[u8], answer: &mut Vec<u8>) -> Result<State, SequenceError>
     };
     put(answer, &X224(erect_domain), "Erect Domain")?;
     put(answer, &X224(AttachUserRequest), "Attach User")?;
-    Ok(State::Attaching { io_channel, joins })
+    Ok(ClientState::Attaching { io_channel, joins })
 }
 
 fn join(
@@ -288,27 +288,31 @@ fn join(
     next: u16,
     left: Vec<u16>,
     answer: &mut Vec<u8>,
-) -> Result<State, SequenceError> {
+) -> Result<ClientState, SequenceError> {
     let request = ChannelJoinRequest {
         initiator_id: channels.user,
         channel_id: next,
     };
     put(answer, &X224(request), "Channel Join")?;
-    Ok(State::Joining {
+    Ok(ClientState::Joining {
         channels,
         waiting_for: next,
         left,
     })
 }
 
-fn log_on(channels: Channels, info: &[u8], answer: &mut Vec<u8>) -> Result<State, SequenceError> {
+fn log_on(
+    channels: Channels,
+    info: &[u8],
+    answer: &mut Vec<u8>,
+) -> Result<ClientState, SequenceError> {
     let request = SendDataRequest {
         initiator_id: channels.user,
         channel_id: channels.io,
         user_data: Cow::Borrowed(info),
     };
     put(answer, &X224(request), "Client Info")?;
-    Ok(State::Licensing { channels })
+    Ok(ClientState::Licensing { channels })
 }
 
 fn licence(data: &[u8]) -> Result<(), SequenceError> {
@@ -322,10 +326,14 @@ fn licence(data: &[u8]) -> Result<(), SequenceError> {
 }
 
 /// Demand Active: the desktop's size; everything that is left to say follows it.
-fn activate(channels: Channels, data: &[u8], answer: &mut Vec<u8>) -> Result<State, SequenceError> {
+fn activate(
+    channels: Channels,
+    data: &[u8],
+    answer: &mut Vec<u8>,
+) -> Result<ClientState, SequenceError> {
     let header = share_control(data)?;
     let ShareControlPdu::ServerDemandActive(demand) = header.share_control_pdu else {
-        return Ok(State::Activating { channels });
+        return Ok(ClientState::Activating { channels });
     };
     let size = demand
         .pdu
@@ -371,7 +379,7 @@ fn activate(channels: Channels, data: &[u8], answer: &mut Vec<u8>) -> Result<Sta
         let pdu = share_data(header.share_id, channels.user, pdu);
         put_data(answer, channels, &pdu, "connection finalization")?;
     }
-    Ok(State::Finalizing(ConnectionSettings {
+    Ok(ClientState::Finalizing(ConnectionSettings {
         size,
         channels,
         share_id: header.share_id,

@@ -62,8 +62,8 @@ fn share_data(share_id: u32, pdu_source: u16, pdu: ShareDataPdu) -> ShareControl
 
 #[cfg(test)]
 mod tests {
-    use super::client::{Client, ConnectionSettings, Wishes};
-    use super::server::{Accepted, Server};
+    use super::client::{ClientSequence, ConnectionSettings, Wishes};
+    use super::server::{Accepted, ServerSequence};
     use super::*;
     use jetway_rdp::frame;
 
@@ -93,8 +93,8 @@ mod tests {
         wishes: &Wishes<'_>,
         mut forge: impl FnMut(&'static str, &mut Vec<u8>),
     ) -> Result<(Accepted, ConnectionSettings), SequenceError> {
-        let (client, mut to_server) = Client::begin(wishes)?;
-        let (mut client, mut server) = (Some(client), Some(Server::new(1)));
+        let (client, mut to_server) = ClientSequence::begin(wishes)?;
+        let (mut client, mut server) = (Some(client), Some(ServerSequence::new(1)));
         let (mut connected, mut accepted) = (None, None);
         for _ in 0..64 {
             let mut to_client = Vec::new();
@@ -102,17 +102,17 @@ mod tests {
                 forge("client", &mut frame);
                 let half = server.take().expect("the server still listens");
                 match half.frame(&frame, &mut to_client)? {
-                    server::Step::On(next) => server = Some(next),
-                    server::Step::Accepted(done) => accepted = Some(done),
-                    server::Step::Left => return Err(SequenceError::Message("good-bye")),
+                    server::ServerStep::On(next) => server = Some(next),
+                    server::ServerStep::Accepted(done) => accepted = Some(done),
+                    server::ServerStep::Left => return Err(SequenceError::Message("good-bye")),
                 }
             }
             for mut frame in frames(&to_client) {
                 forge("server", &mut frame);
                 let half = client.take().expect("the client still listens");
                 match half.frame(&frame, &mut to_server)? {
-                    client::Step::On(next) => client = Some(next),
-                    client::Step::Connected(done) => connected = Some(done),
+                    client::ClientStep::On(next) => client = Some(next),
+                    client::ClientStep::Connected(done) => connected = Some(done),
                 }
             }
             if let (Some(accepted), Some(connected)) = (accepted.take(), connected.take()) {

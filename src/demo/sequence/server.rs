@@ -46,9 +46,9 @@ pub(crate) struct Accepted {
 
 /// Where the sequence stands behind a frame.
 #[derive(Debug)]
-pub(crate) enum Step {
+pub(crate) enum ServerStep {
     /// The client has more to say.
-    On(Server),
+    On(ServerSequence),
     /// The session begins.
     Accepted(Accepted),
     /// The client has left.
@@ -57,10 +57,10 @@ pub(crate) enum Step {
 
 /// The server half of one sequence.
 #[derive(Debug)]
-pub(crate) struct Server(State);
+pub(crate) struct ServerSequence(ServerState);
 
 #[derive(Debug)]
-enum State {
+enum ServerState {
     /// Up to the licence.
     Welcoming(Welcome),
     /// Until Confirm Active.
@@ -69,37 +69,49 @@ enum State {
     Finalizing(Accepted),
 }
 
-impl Server {
+impl ServerSequence {
     /// For a client that offered the protocols `client_requested` in its Connection Request.
     pub(crate) fn new(client_requested: u32) -> Self {
-        Self(State::Welcoming(Welcome::new(client_requested)))
+        Self(ServerState::Welcoming(Welcome::new(client_requested)))
     }
 
     /// Takes a frame from the client and appends what is to be sent to it to `answer`.
     ///
     /// # Errors
     /// The client does not follow the sequence.
-    pub(crate) fn frame(self, frame: &[u8], answer: &mut Vec<u8>) -> Result<Step, SequenceError> {
+    pub(crate) fn frame(
+        self,
+        frame: &[u8],
+        answer: &mut Vec<u8>,
+    ) -> Result<ServerStep, SequenceError> {
         match self.0 {
-            State::Welcoming(welcome) => begin(welcome, frame, answer),
-            State::Activating(accepted) => match Said::read(frame)? {
+            ServerState::Welcoming(welcome) => begin(welcome, frame, answer),
+            ServerState::Activating(accepted) => match Said::read(frame)? {
                 Said::Pdu(pdu) if matches!(*pdu, ShareControlPdu::ClientConfirmActive(_)) => {
-                    Ok(Step::On(Self(State::Finalizing(accepted))))
+                    Ok(ServerStep::On(Self(ServerState::Finalizing(accepted))))
                 }
                 Said::Pdu(_) => Err(SequenceError::Message("PDU before Confirm Active")),
-                Said::Elsewhere => Ok(Step::On(Self(State::Activating(accepted)))),
-                Said::GoodBye => Ok(Step::Left),
+                Said::Elsewhere => Ok(ServerStep::On(Self(ServerState::Activating(accepted)))),
+                Said::GoodBye => Ok(ServerStep::Left),
             },
-            State::Finalizing(accepted) => finalize(accepted, frame, answer),
+            ServerState::Finalizing(accepted) => finalize(accepted, frame, answer),
         }
     }
 }
 
-fn begin(mut welcome: Welcome, frame: &[u8], answer: &mut Vec<u8>) -> Result<Step, SequenceError> {
+fn begin(
+    mut welcome: Welcome,
+    frame: &[u8],
+    answer: &mut Vec<u8>,
+) -> Result<ServerStep, SequenceError> {
     let info = match welcome.frame(frame, answer)? {
-        welcome::Step::On => return Ok(Step::On(Server(State::Welcoming(welcome)))),
-        welcome::Step::Left => return Ok(Step::Left),
-        welcome::Step::Welcomed(info) => info,
+        welcome::WelcomeStep::On => {
+            return Ok(ServerStep::On(ServerSequence(ServerState::Welcoming(
+                welcome,
+            ))));
+        }
+        welcome::WelcomeStep::Left => return Ok(ServerStep::Left),
+        welcome::WelcomeStep::Welcomed(info) => info,
     };
     let (info, _) =
         client_info::decode(&info).map_err(|_| SequenceError::Message("Client Info"))?;
@@ -123,20 +135,22 @@ fn begin(mut welcome: Welcome, frame: &[u8], answer: &mut Vec<u8>) -> Result<Ste
         // [MS-RDPBCGR] 2.2.12.1: its source is zero.
         put(answer, &share_data(SHARE_ID, 0, layout), "Monitor Layout")?;
     }
-    Ok(Step::On(Server(State::Activating(Accepted {
-        size,
-        user: info.user,
-        early_input: Vec::new(),
-    }))))
+    Ok(ServerStep::On(ServerSequence(ServerState::Activating(
+        Accepted {
+            size,
+            user: info.user,
+            early_input: Vec::new(),
+        },
+    ))))
 }
 
 fn finalize(
     mut accepted: Accepted,
     frame: &[u8],
     answer: &mut Vec<u8>,
-) -> Result<Step, SequenceError> {
+) -> Result<ServerStep, SequenceError> {
     let said = match Said::read(frame) {
-        Ok(Said::GoodBye) => return Ok(Step::Left),
+        Ok(Said::GoodBye) => return Ok(ServerStep::Left),
         Ok(Said::Pdu(pdu)) => Some(*pdu),
         // Fast-path input, and what else is not for here.
         Ok(Said::Elsewhere) | Err(_) => None,
@@ -170,7 +184,7 @@ fn finalize(
                 let pdu = share_data(SHARE_ID, SERVER_CHANNEL, pdu);
                 put(answer, &pdu, "connection finalization")?;
             }
-            return Ok(Step::Accepted(accepted));
+            return Ok(ServerStep::Accepted(accepted));
         }
         _ => {
             if accepted.early_input.len() >= EARLY_FRAMES {
@@ -179,7 +193,9 @@ fn finalize(
             accepted.early_input.push(frame.to_vec());
         }
     }
-    Ok(Step::On(Server(State::Finalizing(accepted))))
+    Ok(ServerStep::On(ServerSequence(ServerState::Finalizing(
+        accepted,
+    ))))
 }
 
 /// What a client says behind its Client Info.

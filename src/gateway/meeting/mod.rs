@@ -139,7 +139,7 @@ pub struct Waiting {
 
 /// Two peers that have met.
 #[derive(Debug)]
-pub struct Met {
+pub struct PairedPeers {
     /// The connector's place.
     pub place: Place,
     /// Where they met.
@@ -347,7 +347,7 @@ impl MeetingPlace {
         association: Uuid,
         candidate: Option<Uuid>,
         proof: Proof<'_>,
-    ) -> Result<Met, RendezvousError> {
+    ) -> Result<PairedPeers, RendezvousError> {
         let (place, candidate, acceptor) = {
             let mut table = self.lock();
             let changed = table.changed(association)?;
@@ -371,7 +371,7 @@ impl MeetingPlace {
         let acceptor = acceptor_party
             .await
             .map_err(|_| RendezvousError::NotAccepted)?;
-        Ok(Met {
+        Ok(PairedPeers {
             place,
             candidate,
             acceptor: Box::new(acceptor),
@@ -387,7 +387,7 @@ impl MeetingPlace {
         association: Uuid,
         proof: Proof<'_>,
         deadline: tokio::time::Instant,
-    ) -> Result<Met, RendezvousError> {
+    ) -> Result<PairedPeers, RendezvousError> {
         let changed = self.lock().changed(association)?;
         loop {
             let change = changed.notified();

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use tracing::{debug, info};
 
 use crate::meeting::party::Shown;
-use crate::meeting::{Met, Waiting};
+use crate::meeting::{PairedPeers, Waiting};
 use crate::refusal::{Denied, Refusal};
 use crate::state::Gateway;
 use crate::trail::{self, Trail};
@@ -27,7 +27,7 @@ pub enum Admitted {
     /// It waits.
     Accepted(Waiting),
     /// It has met the acceptor.
-    Connected(Met),
+    Connected(PairedPeers),
 }
 
 /// Why a request was not granted.

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::connection::{Client, Opening};
 use crate::meeting::party::Shown;
-use crate::meeting::{Met, Party, Waiting};
+use crate::meeting::{PairedPeers, Party, Waiting};
 use crate::rendezvous::admit::Admitted;
 use crate::rendezvous::part::part;
 use crate::session::authenticate::{Authenticated, ToTarget, check_protocol, check_routing};
@@ -72,7 +72,7 @@ pub async fn proceed(
             };
             wait(gateway, party, claimed).await;
         }
-        Admitted::Connected(Met {
+        Admitted::Connected(PairedPeers {
             place,
             candidate,
             acceptor,

@@ -11,7 +11,7 @@ use crate::listener::admission::Admission;
 use crate::live::legs::{Legs, TlsFacts};
 use crate::live::registry::{EndCause, Registered, Session};
 use crate::refusal::Refusal;
-use crate::session::reached::Met;
+use crate::session::reached::RendezvousFacts;
 use crate::session::secure::Secured;
 use crate::trail::{self, Trail};
 use crate::trust::target_certificate::Remembered;
@@ -34,7 +34,7 @@ pub struct Live {
     /// Its place among the connections.
     pub admission: Admission,
     /// Of a rendezvous: the places of both peers, and the acceptor's among the connections.
-    pub met: Option<Met>,
+    pub met: Option<RendezvousFacts>,
 }
 
 impl Live {

@@ -10,7 +10,7 @@ use crate::connection::Client;
 use crate::connection::departed;
 use crate::live::registry::{EndCause, Registered, Session};
 use crate::meeting::party::{Shown, proof_of};
-use crate::meeting::{Met, Party, Place};
+use crate::meeting::{PairedPeers, Party, Place};
 use crate::refusal::Refusal;
 use crate::session::authenticate::{self, Authenticated};
 use crate::session::authorize::{self, Authorized};
@@ -86,7 +86,7 @@ pub async fn meet(gateway: &Gateway, authorized: &mut Authorized) -> Result<Reac
         () = session.cancelled().cancelled() => return Err(session.cancellation()),
         left = departed(&client.stream, opening.is_rdp()) => return Err(left),
     };
-    let Met {
+    let PairedPeers {
         place,
         candidate,
         acceptor,
@@ -170,7 +170,7 @@ pub fn together(
     Ok(Reached {
         stream,
         name,
-        met: Some(reached::Met { together, proven }),
+        met: Some(reached::RendezvousFacts { together, proven }),
     })
 }
 

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::connection::Client;
 use crate::connection::departed;
-use crate::meeting::Met;
+use crate::meeting::PairedPeers;
 use crate::meeting::party::Creator;
 use crate::refusal::Refusal;
 use crate::session::authorize::Authorized;
@@ -80,7 +80,7 @@ async fn meet_at(
         gateway.meetings.select(association, met.candidate)?;
         Ok(met)
     });
-    let Met {
+    let PairedPeers {
         place,
         candidate,
         acceptor,
@@ -129,7 +129,7 @@ async fn offer(
     token: &Token,
     association: Uuid,
     (name, target): (&AgentName, &TargetAddr),
-) -> Result<Met, Refusal> {
+) -> Result<PairedPeers, Refusal> {
     let mut ways = gateway.agents.ways(name, target)?;
     ways.urls.retain(|url| url.transport.is_tls() == ways.tls);
     let transports: Vec<Transport> = ways.urls.iter().map(|url| url.transport).collect();

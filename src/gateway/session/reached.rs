@@ -16,12 +16,12 @@ pub struct Reached {
     /// What it is called.
     pub name: TargetName,
     /// Of a rendezvous.
-    pub met: Option<Met>,
+    pub met: Option<RendezvousFacts>,
 }
 
 /// What a session by rendezvous has besides.
 #[derive(Debug)]
-pub struct Met {
+pub struct RendezvousFacts {
     /// The places of both peers.
     pub together: Together,
     /// Whether the acceptor has shown more than that it knows two UUIDs.

@@ -80,13 +80,13 @@ struct Message {
 /// 2.2.5 RDP_SEGMENTED_DATA.
 #[derive(Debug, Default)]
 struct Segments {
-    state: State,
+    state: MessageState,
     /// A header that has not arrived whole.
     header: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum State {
+enum MessageState {
     /// Before `descriptor`.
     #[default]
     Descriptor,
@@ -163,47 +163,49 @@ impl Segments {
     fn feed(&mut self, mut data: &[u8], pdus: &mut Pdus, events: &mut Vec<GraphicsEvent>) {
         while !data.is_empty() {
             self.state = match self.state {
-                State::Descriptor => match self.gather(1, &mut data).as_deref() {
+                MessageState::Descriptor => match self.gather(1, &mut data).as_deref() {
                     None => return,
-                    Some([SINGLE]) => State::Encoded(usize::MAX),
-                    Some([MULTIPART]) => State::Parts,
+                    Some([SINGLE]) => MessageState::Encoded(usize::MAX),
+                    Some([MULTIPART]) => MessageState::Parts,
                     Some(_) => self.give_up(events),
                 },
-                State::Parts => match self.gather(6, &mut data) {
+                MessageState::Parts => match self.gather(6, &mut data) {
                     None => return,
-                    Some(_) => State::Size,
+                    Some(_) => MessageState::Size,
                 },
-                State::Size => match self.gather(4, &mut data) {
+                MessageState::Size => match self.gather(4, &mut data) {
                     None => return,
                     Some(size) => {
                         let size = u32_at(&size, 0).and_then(|size| size.try_into().ok());
-                        State::Encoded(size.unwrap_or(0))
+                        MessageState::Encoded(size.unwrap_or(0))
                     }
                 },
-                State::Encoded(length) => match (self.gather(1, &mut data).as_deref(), length) {
-                    (None, _) => return,
-                    (Some([header]), 1..) if header & COMPRESSED == 0 => {
-                        State::Plain(length.saturating_sub(1))
+                MessageState::Encoded(length) => {
+                    match (self.gather(1, &mut data).as_deref(), length) {
+                        (None, _) => return,
+                        (Some([header]), 1..) if header & COMPRESSED == 0 => {
+                            MessageState::Plain(length.saturating_sub(1))
+                        }
+                        (Some(_), _) => self.give_up(events),
                     }
-                    (Some(_), _) => self.give_up(events),
-                },
-                State::Plain(left) => {
+                }
+                MessageState::Plain(left) => {
                     let (part, rest) = data.split_at(left.min(data.len()));
                     pdus.feed(part, events);
                     data = rest;
                     match left.saturating_sub(part.len()) {
-                        0 => State::Size,
-                        left => State::Plain(left),
+                        0 => MessageState::Size,
+                        left => MessageState::Plain(left),
                     }
                 }
-                State::Unread => return,
+                MessageState::Unread => return,
             };
         }
     }
 
-    fn give_up(&self, events: &mut Vec<GraphicsEvent>) -> State {
+    fn give_up(&self, events: &mut Vec<GraphicsEvent>) -> MessageState {
         events.push(GraphicsEvent::Unread);
-        State::Unread
+        MessageState::Unread
     }
 
     /// A header of so many bytes, once it is whole.

@@ -26,13 +26,13 @@ use subtle::ConstantTimeEq;
 use super::cause::Cause;
 use super::client::principal;
 use super::keytab::Keytab;
-use super::spnego::{self, KERBEROS, MS_KERBEROS, Response, State as NegState};
+use super::spnego::{self, KERBEROS, MS_KERBEROS, NegState, Response};
 use super::ticket::{Envelope, Holder};
 use super::wrap::{CLIENT_TO_SERVER, NONCE_VERSION, SERVER_TO_CLIENT, key_hash, open, seal};
 use super::{COMPUTER_NAME, client, user_name};
 
 /// What a client's `TSRequest` leads to.
-pub(super) enum Step {
+pub(super) enum AcceptorStep {
     /// An answer.
     Reply(TsRequest),
     /// The client has proven itself.
@@ -44,10 +44,10 @@ pub(super) struct Acceptor {
     keytab: Arc<Keytab>,
     expected: String,
     public_key: Vec<u8>,
-    state: State,
+    state: AcceptorState,
 }
 
-enum State {
+enum AcceptorState {
     /// Nothing was heard.
     Initial,
     /// The client was asked for Kerberos; its list is to be protected.
@@ -79,23 +79,23 @@ impl Acceptor {
             keytab,
             expected: expected.to_owned(),
             public_key: public_key.to_vec(),
-            state: State::Initial,
+            state: AcceptorState::Initial,
         }
     }
 
-    pub(super) fn process(&mut self, request: &TsRequest) -> Result<Step, Cause> {
+    pub(super) fn process(&mut self, request: &TsRequest) -> Result<AcceptorStep, Cause> {
         if request.version < NONCE_VERSION {
             return Err(Cause::Version(request.version));
         }
         let token = request.nego_tokens.as_deref().unwrap_or_default();
-        match std::mem::replace(&mut self.state, State::Over) {
-            State::Initial => self.begin(token),
-            State::Asked { mech_types } => {
+        match std::mem::replace(&mut self.state, AcceptorState::Over) {
+            AcceptorState::Initial => self.begin(token),
+            AcceptorState::Asked { mech_types } => {
                 let response = spnego::decode_response(token).ok_or(Cause::Sequence)?;
                 let ticket = response.token.ok_or(Cause::Sequence)?;
                 self.take_ticket(ticket, Some(mech_types), None)
             }
-            State::Protected {
+            AcceptorState::Protected {
                 mut kerberos,
                 mech_types,
             } => {
@@ -105,19 +105,19 @@ impl Acceptor {
                 if request.pub_key_auth.is_some() {
                     return self.bind(kerberos, request);
                 }
-                self.state = State::Established(kerberos);
+                self.state = AcceptorState::Established(kerberos);
                 Ok(reply(Response {
                     state: Some(NegState::Completed),
                     ..Response::default()
                 }))
             }
-            State::Established(kerberos) => self.bind(kerberos, request),
-            State::Bound if request.auth_info.is_some() => Ok(Step::Finished),
-            State::Bound | State::Over => Err(Cause::Sequence),
+            AcceptorState::Established(kerberos) => self.bind(kerberos, request),
+            AcceptorState::Bound if request.auth_info.is_some() => Ok(AcceptorStep::Finished),
+            AcceptorState::Bound | AcceptorState::Over => Err(Cause::Sequence),
         }
     }
 
-    fn begin(&mut self, token: &[u8]) -> Result<Step, Cause> {
+    fn begin(&mut self, token: &[u8]) -> Result<AcceptorStep, Cause> {
         let init = spnego::decode_init(token).ok_or(Cause::Mechanism)?;
         let offered = |wanted: &[u8]| init.mechanisms().any(|mechanism| mechanism == wanted);
         let mechanism = if offered(KERBEROS) {
@@ -133,7 +133,7 @@ impl Acceptor {
             }
             _ => {
                 let mech_types = init.mech_types.to_vec();
-                self.state = State::Asked { mech_types };
+                self.state = AcceptorState::Asked { mech_types };
                 Ok(reply(Response {
                     state: Some(NegState::RequestMic),
                     mechanism: Some(mechanism),
@@ -149,7 +149,7 @@ impl Acceptor {
         ticket: &[u8],
         mech_types: Option<Vec<u8>>,
         mechanism: Option<&[u8]>,
-    ) -> Result<Step, Cause> {
+    ) -> Result<AcceptorStep, Cause> {
         let (mut kerberos, answer) = self.accept(ticket)?;
         // An answer to the first message names the mechanism; later ones do not.
         let response = Response {
@@ -159,7 +159,7 @@ impl Acceptor {
             mic: None,
         };
         let Some(mech_types) = mech_types else {
-            self.state = State::Established(kerberos);
+            self.state = AcceptorState::Established(kerberos);
             return Ok(reply(response));
         };
         let mic = make_mic(&mut kerberos, &mech_types)?;
@@ -168,7 +168,7 @@ impl Acceptor {
             mic: Some(&mic),
             ..response
         });
-        self.state = State::Protected {
+        self.state = AcceptorState::Protected {
             kerberos,
             mech_types,
         };
@@ -212,7 +212,11 @@ impl Acceptor {
         Ok((Box::new(kerberos), output.buffer))
     }
 
-    fn bind(&mut self, mut kerberos: Box<Kerberos>, request: &TsRequest) -> Result<Step, Cause> {
+    fn bind(
+        &mut self,
+        mut kerberos: Box<Kerberos>,
+        request: &TsRequest,
+    ) -> Result<AcceptorStep, Cause> {
         let failed = |_: sspi::Error| Cause::PublicKey;
         let (Some(proof), Some(nonce)) = (&request.pub_key_auth, &request.client_nonce) else {
             return Err(Cause::Sequence);
@@ -224,16 +228,16 @@ impl Acceptor {
         }
         let answer = key_hash(SERVER_TO_CLIENT, nonce, &self.public_key);
         let answer = seal(&mut kerberos, &answer).map_err(failed)?;
-        self.state = State::Bound;
-        Ok(Step::Reply(TsRequest {
+        self.state = AcceptorState::Bound;
+        Ok(AcceptorStep::Reply(TsRequest {
             pub_key_auth: Some(answer),
             ..TsRequest::default()
         }))
     }
 }
 
-fn reply(response: Response<'_>) -> Step {
-    Step::Reply(TsRequest {
+fn reply(response: Response<'_>) -> AcceptorStep {
+    AcceptorStep::Reply(TsRequest {
         nego_tokens: Some(spnego::encode_response(&response)),
         ..TsRequest::default()
     })
@@ -403,7 +407,7 @@ mod tests {
         let init = spnego::encode_init(&[user_to_user, MS_KERBEROS], b"TGT-REQ");
         assert!(is_offered(&init));
         let mut asking = acceptor();
-        let Ok(Step::Reply(reply)) = asking.process(&ask(&init)) else {
+        let Ok(AcceptorStep::Reply(reply)) = asking.process(&ask(&init)) else {
             panic!("it is asked");
         };
         let reply = reply.nego_tokens.unwrap();
@@ -433,7 +437,7 @@ mod tests {
                     ..TsRequest::default()
                 };
                 if let Ok(step) = acceptor.process(&request) {
-                    let Step::Reply(reply) = step else {
+                    let AcceptorStep::Reply(reply) = step else {
                         panic!("let in");
                     };
                     assert!(reply.nego_tokens.is_some());

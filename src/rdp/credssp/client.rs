@@ -112,7 +112,7 @@ pub enum LogonError {
 }
 
 /// The CredSSP client of one connection.
-pub struct Client {
+pub struct LogonClient {
     inner: Inner,
     seen: usize,
     binding_sent: bool,
@@ -124,13 +124,13 @@ enum Inner {
     Kerberos(Box<Initiator>),
 }
 
-impl fmt::Debug for Client {
+impl fmt::Debug for LogonClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").finish_non_exhaustive()
+        f.debug_struct("LogonClient").finish_non_exhaustive()
     }
 }
 
-impl Client {
+impl LogonClient {
     /// A client to a target whose TLS certificate has `public_key` (see
     /// [`SubjectPublicKeyInfo::key`](super::SubjectPublicKeyInfo::key)) and that is called `host`.
     ///
@@ -212,7 +212,7 @@ impl Client {
     }
 }
 
-impl Client {
+impl LogonClient {
     /// Whether the target has all it needs to judge the password. Targets that then close the connection without a
     /// word (old Windows, FreeRDP 2) mean that it is wrong.
     #[must_use]

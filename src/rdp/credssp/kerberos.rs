@@ -21,7 +21,7 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use super::krb_error::KrbError;
-use super::spnego::{self, KERBEROS, MS_KERBEROS, State as NegState};
+use super::spnego::{self, KERBEROS, MS_KERBEROS, NegState};
 use super::wrap::{
     CLIENT_TO_SERVER, NONCE_BYTES, NONCE_VERSION, SERVER_TO_CLIENT, key_hash, open, seal,
 };
@@ -41,11 +41,11 @@ pub(super) struct Initiator {
     service: String,
     public_key: Vec<u8>,
     nonce: [u8; NONCE_BYTES],
-    state: State,
+    state: InitiatorState,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum InitiatorState {
     /// Nothing was said.
     Initial,
     /// AP-REQ was sent.
@@ -75,26 +75,26 @@ impl Initiator {
             service,
             public_key: public_key.to_vec(),
             nonce,
-            state: State::Initial,
+            state: InitiatorState::Initial,
         })
     }
 
     /// Begins the work on one `TSRequest` of the target; on an empty one, for the first message.
     pub(super) fn process(&mut self, request: TsRequest) -> Work<'_> {
         Generator::new(move |mut network| async move {
-            let state = std::mem::replace(&mut self.state, State::Over);
+            let state = std::mem::replace(&mut self.state, InitiatorState::Over);
             request.check_error()?;
-            if state != State::Initial && request.version < NONCE_VERSION {
+            if state != InitiatorState::Initial && request.version < NONCE_VERSION {
                 let version = request.version;
                 return Err(not_taken(format!(
                     "it speaks CredSSP {version}, and {NONCE_VERSION} is the least that is safe"
                 )));
             }
             match state {
-                State::Initial => self.show_ticket(&mut network).await,
-                State::Ticket => self.bind(&mut network, request).await,
-                State::Binding => self.delegate(request),
-                State::Over => Err(out_of_sequence()),
+                InitiatorState::Initial => self.show_ticket(&mut network).await,
+                InitiatorState::Ticket => self.bind(&mut network, request).await,
+                InitiatorState::Binding => self.delegate(request),
+                InitiatorState::Over => Err(out_of_sequence()),
             }
         })
     }
@@ -104,7 +104,7 @@ impl Initiator {
         if status != SecurityStatus::ContinueNeeded {
             return Err(out_of_sequence());
         }
-        self.state = State::Ticket;
+        self.state = InitiatorState::Ticket;
         Ok(ClientState::ReplyNeeded(TsRequest {
             nego_tokens: Some(spnego::encode_init(&[KERBEROS, MS_KERBEROS], &ticket)),
             ..TsRequest::default()
@@ -143,7 +143,7 @@ impl Initiator {
         }
         let proof = key_hash(CLIENT_TO_SERVER, &self.nonce, &self.public_key);
         let proof = seal(&mut self.kerberos, &proof)?;
-        self.state = State::Binding;
+        self.state = InitiatorState::Binding;
         Ok(ClientState::ReplyNeeded(TsRequest {
             pub_key_auth: Some(proof),
             client_nonce: Some(self.nonce),
@@ -271,7 +271,7 @@ mod tests {
             ),
         ] {
             let mut client = initiator();
-            client.state = State::Ticket;
+            client.state = InitiatorState::Ticket;
             let GeneratorState::Completed(Err(error)) = client.process(request).start() else {
                 panic!("it goes on");
             };

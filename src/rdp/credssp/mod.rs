@@ -355,8 +355,8 @@ mod glued {
     use secrecy::SecretString;
 
     use super::cause::Cause;
-    use super::client::{Client, LogonError, Package, Progress};
-    use super::server::{Progress as Served, Server};
+    use super::client::{LogonClient, LogonError, Package, Progress};
+    use super::server::{LogonServer, Progress as Served};
     use super::*;
 
     const KEY: &[u8] = b"the bits of a public key";
@@ -389,7 +389,7 @@ mod glued {
     impl Logon<'_> {
         fn run(&self) -> End {
             let secret = |text: &str| SecretString::from(text);
-            let mut client = Client::new(
+            let mut client = LogonClient::new(
                 self.client_key,
                 self.given.0,
                 &secret(self.given.1),
@@ -398,7 +398,7 @@ mod glued {
             )
             .unwrap();
             let mut server =
-                Server::new(self.server_key, self.expected.0, &secret(self.expected.1));
+                LogonServer::new(self.server_key, self.expected.0, &secret(self.expected.1));
             let mut reply: Option<Vec<u8>> = None;
             loop {
                 let progress = client
@@ -505,8 +505,9 @@ mod glued {
     #[test]
     fn a_target_that_cannot_prove_its_key_gets_no_credentials() {
         let secret = SecretString::from("Secret-1");
-        let mut client = Client::new(KEY, "alice", &secret, "target.test", Package::Ntlm).unwrap();
-        let mut server = Server::new(KEY, "alice", &secret);
+        let mut client =
+            LogonClient::new(KEY, "alice", &secret, "target.test", Package::Ntlm).unwrap();
+        let mut server = LogonServer::new(KEY, "alice", &secret);
         let mut reply = None;
         // Up to the client's proof.
         for _ in 0..2 {
@@ -530,34 +531,35 @@ mod glued {
     #[test]
     fn malformed_requests_are_denied_and_never_panic() {
         let secret = SecretString::from("Secret-1");
-        let mut client = Client::new(KEY, "alice", &secret, "target.test", Package::Ntlm).unwrap();
+        let mut client =
+            LogonClient::new(KEY, "alice", &secret, "target.test", Package::Ntlm).unwrap();
         let Progress::Send { frame, .. } = client.exchange(None).unwrap().start().unwrap() else {
             panic!("NTLM asks nobody");
         };
         for cut in 0..frame.len() {
-            let denied = Server::new(KEY, "alice", &secret)
+            let denied = LogonServer::new(KEY, "alice", &secret)
                 .process(&frame[..cut])
                 .unwrap_err();
             assert!(matches!(denied.cause, Cause::TsRequest(_)), "{cut}");
         }
         let mut longer = frame.to_vec();
         longer.push(0);
-        let denied = Server::new(KEY, "alice", &secret).process(&longer);
+        let denied = LogonServer::new(KEY, "alice", &secret).process(&longer);
         assert!(matches!(denied.unwrap_err().cause, Cause::TsRequest(_)));
         for at in 0..frame.len() {
             for bit in 0..8 {
                 let mut bent = frame.to_vec();
                 bent[at] ^= 1 << bit;
-                let _ = Server::new(KEY, "alice", &secret).process(&bent);
+                let _ = LogonServer::new(KEY, "alice", &secret).process(&bent);
                 let mut client =
-                    Client::new(KEY, "alice", &secret, "target.test", Package::Ntlm).unwrap();
+                    LogonClient::new(KEY, "alice", &secret, "target.test", Package::Ntlm).unwrap();
                 let _ = client.exchange(None).unwrap().start();
                 if let Ok(mut exchange) = client.exchange(Some(&bent)) {
                     let _ = exchange.start();
                 }
             }
         }
-        let denied = Server::new(KEY, "alice", &secret)
+        let denied = LogonServer::new(KEY, "alice", &secret)
             .process(b"\x30\x11\xa0\x03\x02\x01\x06\xa1\x0a\x30\x08\x30\x06\xa0\x04\x04\x02hi");
         assert!(matches!(denied.unwrap_err().cause, Cause::Mechanism));
     }
@@ -574,7 +576,7 @@ mod glued {
             panic!("a short file");
         };
         let request = &rest[..usize::from(u16::from_le_bytes([*low, *high]))];
-        let mut server = Server::new(KEY, "alice", &SecretString::from("Secret-1"));
+        let mut server = LogonServer::new(KEY, "alice", &SecretString::from("Secret-1"));
         let denied = server.process(request).unwrap_err();
         assert_eq!(denied.to_string(), Panicked.to_string());
         assert!(server.process(request).is_err());
@@ -620,16 +622,17 @@ mod glued {
             ntlm_fallback: true,
         };
         let secret = SecretString::from("Secret-1");
-        let mut client = Client::new(KEY, "alice", &secret, "target.test", Package::Ntlm).unwrap();
+        let mut client =
+            LogonClient::new(KEY, "alice", &secret, "target.test", Package::Ntlm).unwrap();
         let Progress::Send { frame, .. } = client.exchange(None).unwrap().start().unwrap() else {
             panic!("NTLM asks nobody");
         };
-        let mut server = Server::new(KEY, "alice", &secret).with_kerberos(Some(&kerberos));
+        let mut server = LogonServer::new(KEY, "alice", &secret).with_kerberos(Some(&kerberos));
         assert!(matches!(server.process(&frame), Ok(Served::Reply(_))));
         assert!(!server.uses_kerberos());
 
         kerberos.ntlm_fallback = false;
-        let mut server = Server::new(KEY, "alice", &secret).with_kerberos(Some(&kerberos));
+        let mut server = LogonServer::new(KEY, "alice", &secret).with_kerberos(Some(&kerberos));
         let denied = server.process(&frame).unwrap_err();
         assert!(matches!(denied.cause, Cause::NoTicket));
         let told = denied.reply.expect("the client is told");
@@ -643,8 +646,9 @@ mod glued {
     #[test]
     fn a_client_that_never_comes_to_the_point_is_denied() {
         let secret = SecretString::from("Secret-1");
-        let mut server = Server::new(KEY, "alice", &secret);
-        let mut client = Client::new(KEY, "alice", &secret, "target.test", Package::Ntlm).unwrap();
+        let mut server = LogonServer::new(KEY, "alice", &secret);
+        let mut client =
+            LogonClient::new(KEY, "alice", &secret, "target.test", Package::Ntlm).unwrap();
         let Progress::Send { frame, .. } = client.exchange(None).unwrap().start().unwrap() else {
             panic!("NTLM asks nobody");
         };

@@ -19,7 +19,7 @@ use sspi::credssp::{
 use sspi::ntlm::NtlmConfig;
 use sspi::{AuthIdentity, ErrorKind, NegotiateConfig, Username, UsernameParts};
 
-use super::acceptor::{self, Acceptor, Step};
+use super::acceptor::{self, Acceptor, AcceptorStep};
 use super::cause::Cause;
 use super::keytab::Keytab;
 use super::ts_request::{decode, encode};
@@ -47,7 +47,7 @@ pub struct Denied {
 }
 
 /// The CredSSP server of one connection.
-pub struct Server {
+pub struct LogonServer {
     public_key: Vec<u8>,
     expected: Expected,
     kerberos: Option<ClientKerberos>,
@@ -69,13 +69,13 @@ enum Inner {
     Kerberos(Box<Acceptor>),
 }
 
-impl fmt::Debug for Server {
+impl fmt::Debug for LogonServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Server").finish_non_exhaustive()
+        f.debug_struct("LogonServer").finish_non_exhaustive()
     }
 }
 
-impl Server {
+impl LogonServer {
     /// A server whose TLS certificate has `public_key` (see
     /// [`SubjectPublicKeyInfo::key`](super::SubjectPublicKeyInfo::key)) and who expects this user.
     #[must_use]
@@ -131,10 +131,10 @@ impl Server {
             Inner::Ntlm(server) => server,
             Inner::Kerberos(acceptor) => {
                 return match contained(|| acceptor.process(&request)) {
-                    Ok(Ok(Step::Reply(reply))) => encode(&reply)
+                    Ok(Ok(AcceptorStep::Reply(reply))) => encode(&reply)
                         .map(|frame| Progress::Reply(frame.to_vec()))
                         .map_err(silently),
-                    Ok(Ok(Step::Finished)) => Ok(Progress::Finished),
+                    Ok(Ok(AcceptorStep::Finished)) => Ok(Progress::Finished),
                     Ok(Err(cause)) => Err(told(TsRequest::default(), cause)),
                     Err(panicked) => Err(self.give_up(panicked)),
                 };
@@ -211,7 +211,7 @@ pub fn account_restriction(frame: &[u8]) -> Result<Vec<u8>, Cause> {
     encode(&reply).map(|frame| frame.to_vec())
 }
 
-impl Server {
+impl LogonServer {
     /// Nothing more is asked of a package that panicked.
     fn give_up(&mut self, panicked: Panicked) -> Denied {
         self.inner = None;

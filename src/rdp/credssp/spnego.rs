@@ -19,7 +19,7 @@ pub(super) const MS_KERBEROS: &[u8] = b"\x2a\x86\x48\x82\xf7\x12\x01\x02\x02";
 
 /// `negState`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum NegState {
     /// accept-completed: the other side has all it needs.
     Completed,
     /// accept-incomplete: the other side waits for more.
@@ -58,7 +58,7 @@ impl<'a> Init<'a> {
 /// [RFC 4178]: https://www.rfc-editor.org/rfc/rfc4178
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Response<'a> {
-    pub(super) state: Option<State>,
+    pub(super) state: Option<NegState>,
     /// `supportedMech`, the content of an OID.
     pub(super) mechanism: Option<&'a [u8]>,
     /// `responseToken`.
@@ -107,10 +107,10 @@ pub(super) fn encode_response(response: &Response<'_>) -> Vec<u8> {
     let mut fields = Vec::new();
     if let Some(state) = response.state {
         let value = match state {
-            State::Completed => 0,
-            State::Incomplete => 1,
-            State::Reject => 2,
-            State::RequestMic => 3,
+            NegState::Completed => 0,
+            NegState::Incomplete => 1,
+            NegState::Reject => 2,
+            NegState::RequestMic => 3,
         };
         fields.extend(der(NEG_STATE, &der(ENUMERATED, &[value])));
     }
@@ -137,10 +137,10 @@ pub(super) fn decode_response(bytes: &[u8]) -> Option<Response<'_>> {
             NEG_STATE => {
                 let (value, _) = element(field, ENUMERATED)?;
                 response.state = Some(match value {
-                    [0] => State::Completed,
-                    [1] => State::Incomplete,
-                    [2] => State::Reject,
-                    [3] => State::RequestMic,
+                    [0] => NegState::Completed,
+                    [1] => NegState::Incomplete,
+                    [2] => NegState::Reject,
+                    [3] => NegState::RequestMic,
                     _ => return None,
                 });
             }
@@ -242,7 +242,7 @@ mod tests {
 \xa1\x0b\x06\x09\x2a\x86\x48\x86\xf7\x12\x01\x02\x02\
 \xa2\x04\x04\x02hi\xa3\x03\x04\x01m";
         let expected = Response {
-            state: Some(State::Completed),
+            state: Some(NegState::Completed),
             mechanism: Some(KERBEROS),
             token: Some(b"hi"),
             mic: Some(b"m"),
@@ -253,10 +253,10 @@ mod tests {
             assert_eq!(decode_response(&answer[..cut]), None, "{cut}");
         }
         let states = [
-            State::Completed,
-            State::Incomplete,
-            State::Reject,
-            State::RequestMic,
+            NegState::Completed,
+            NegState::Incomplete,
+            NegState::Reject,
+            NegState::RequestMic,
         ];
         for (value, state) in (0..).zip(states) {
             let answer = [0xa1, 7, 0x30, 5, 0xa0, 3, 0x0a, 1, value];

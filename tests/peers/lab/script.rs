@@ -19,7 +19,7 @@ use jetway::rdp::connection_request;
 use jetway::rdp::frame;
 use jetway::rdp::mcs::{self, Mcs};
 use jetway::rdp::negotiation::ConnectionConfirm;
-use jetway::rdp::welcome::{IO_CHANNEL, SERVER_CHANNEL, Step, USER_CHANNEL, Welcome};
+use jetway::rdp::welcome::{IO_CHANNEL, SERVER_CHANNEL, USER_CHANNEL, Welcome, WelcomeStep};
 use jetway_lab::certificate::Identity;
 use jetway_lab::tls::acceptor;
 use jetway_lab::wait::{PATIENCE, until};
@@ -134,9 +134,9 @@ impl Session {
             let mut answer = Vec::new();
             let step = welcome.frame(&frame, &mut answer)?;
             let done = match step {
-                Step::On => false,
-                Step::Welcomed(_) => true,
-                Step::Left => bail!("the client left early"),
+                WelcomeStep::On => false,
+                WelcomeStep::Welcomed(_) => true,
+                WelcomeStep::Left => bail!("the client left early"),
             };
             self.tls.write_all(&answer)?;
             if done {

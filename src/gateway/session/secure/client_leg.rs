@@ -10,7 +10,7 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use tokio_rustls::rustls::sign::CertifiedKey;
 
-use super::error::{SecureError, Step};
+use super::error::{SecureError, SecureStep};
 use super::request::{ClientTls, RdpOpening, SecureRequest};
 use super::target_leg::Negotiated;
 use super::transfer::{drain, fill, read_ts_request, within};
@@ -20,9 +20,7 @@ use jetway_rdp::connection_request::{
     self, NegotiationRequest, PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX, PROTOCOL_SSL,
     REDIRECTED_AUTHENTICATION_MODE_REQUIRED, RESTRICTED_ADMIN_MODE_REQUIRED,
 };
-use jetway_rdp::credssp::server::{
-    Progress as ServerProgress, Server as LogonServer, account_restriction,
-};
+use jetway_rdp::credssp::server::{LogonServer, Progress as ServerProgress, account_restriction};
 use jetway_rdp::credssp::{EarlyUserAuth, SubjectPublicKeyInfo};
 use jetway_rdp::negotiation::ConnectionConfirm;
 
@@ -109,7 +107,7 @@ where
             client.write_all(&answer).await?;
             client.flush().await
         };
-        within(deadline, Step::ClientNegotiation, answer).await?;
+        within(deadline, SecureStep::ClientNegotiation, answer).await?;
     }
     if selection.credential_less {
         // The answer lacks the flag that such a client asks for. Some say so and close; FreeRDP goes on, and says what
@@ -122,12 +120,12 @@ where
     }
     let (tls, chosen) = recording(request.server_tls);
     let accept = TlsAcceptor::from(tls).accept(ReadAhead::new(read_ahead, client));
-    let mut stream = Box::new(within(deadline, Step::ClientTls, accept).await?);
+    let mut stream = Box::new(within(deadline, SecureStep::ClientTls, accept).await?);
     let mut read_ahead = Vec::new();
     let mut leg = selection;
     let mut logon = LegAuthentication::None;
     if direct {
-        let begins = within(deadline, Step::ClientNegotiation, async {
+        let begins = within(deadline, SecureStep::ClientNegotiation, async {
             fill(&mut *stream, &mut read_ahead).await?;
             Ok(read_ahead.first().copied())
         });
@@ -144,13 +142,13 @@ where
             request,
         );
         let proof = timeout_at(deadline, proof).await;
-        logon = proof.unwrap_or(Err(SecureError::TimedOut(Step::ClientLogon)))?;
+        logon = proof.unwrap_or(Err(SecureError::TimedOut(SecureStep::ClientLogon)))?;
     }
     if direct {
         let negotiation = direct_negotiation(&mut *stream, &mut read_ahead, leg, negotiated);
         let negotiation = timeout_at(deadline, negotiation).await;
         leg.requested =
-            negotiation.unwrap_or(Err(SecureError::TimedOut(Step::ClientNegotiation)))?;
+            negotiation.unwrap_or(Err(SecureError::TimedOut(SecureStep::ClientNegotiation)))?;
     }
     Ok(ClientLeg {
         stream,
@@ -171,7 +169,7 @@ async fn direct_negotiation<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let step = Step::ClientNegotiation;
+    let step = SecureStep::ClientNegotiation;
     let failed = |error| SecureError::Io { step, error };
     while read_ahead.len() < X224_CODE_AT.saturating_add(1) {
         fill(stream, read_ahead).await.map_err(failed)?;
@@ -215,7 +213,7 @@ async fn tell_credential_less<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let step = Step::ClientLogon;
+    let step = SecureStep::ClientLogon;
     let failed = |error| SecureError::Io { step, error };
     let mut stream = TlsAcceptor::from(Arc::clone(tls))
         .accept(stream)
@@ -239,7 +237,7 @@ async fn client_logon<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let step = Step::ClientLogon;
+    let step = SecureStep::ClientLogon;
     let failed = |error| SecureError::Io { step, error };
     let credentials = request
         .proxy_credentials

@@ -14,7 +14,7 @@ use jetway_rdp::negotiation::{FailureCode, failure_name};
 
 /// Where a session was when it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Step {
+pub enum SecureStep {
     /// X.224 with the target.
     TargetNegotiation,
     /// TLS with the client.
@@ -29,7 +29,7 @@ pub enum Step {
     TargetLogon,
 }
 
-impl std::fmt::Display for Step {
+impl std::fmt::Display for SecureStep {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::TargetNegotiation => "negotiation with the target",
@@ -47,12 +47,12 @@ impl std::fmt::Display for Step {
 pub enum SecureError {
     /// The deadline passed.
     #[error("{0}: not done in time")]
-    TimedOut(Step),
+    TimedOut(SecureStep),
     /// The socket failed, or was closed.
     #[error("{step}: {error}")]
     Io {
         /// Where.
-        step: Step,
+        step: SecureStep,
         /// How.
         #[source]
         error: io::Error,
@@ -61,7 +61,7 @@ pub enum SecureError {
     #[error("{step}: {problem}")]
     Protocol {
         /// Where.
-        step: Step,
+        step: SecureStep,
         /// What.
         problem: String,
     },
@@ -133,10 +133,12 @@ impl SecureError {
         match self {
             Self::TimedOut(step) | Self::Io { step, .. } | Self::Protocol { step, .. } => {
                 match step {
-                    Step::TargetNegotiation | Step::TargetTls | Step::TargetLogon => Class::Target,
-                    Step::ClientTls | Step::ClientLogon | Step::ClientNegotiation => {
-                        Class::ClientLeg
-                    }
+                    SecureStep::TargetNegotiation
+                    | SecureStep::TargetTls
+                    | SecureStep::TargetLogon => Class::Target,
+                    SecureStep::ClientTls
+                    | SecureStep::ClientLogon
+                    | SecureStep::ClientNegotiation => Class::ClientLeg,
                 }
             }
             Self::ClientLeft

@@ -13,7 +13,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use tracing::warn;
 use zeroize::Zeroizing;
 
-use super::error::{SecureError, Step};
+use super::error::{SecureError, SecureStep};
 use super::request::{SecureRequest, TargetTls};
 use super::transfer::{fill, read_ts_request, within};
 use crate::live::legs::LegAuthentication;
@@ -27,7 +27,7 @@ use jetway_io::stream::Stream;
 use jetway_rdp::connection_request::{
     ConnectionRequest, NegotiationRequest, PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX, PROTOCOL_SSL,
 };
-use jetway_rdp::credssp::client::{Client as LogonClient, Exchange, LogonError, Package, Progress};
+use jetway_rdp::credssp::client::{Exchange, LogonClient, LogonError, Package, Progress};
 use jetway_rdp::credssp::krb_error::{
     KDC_ERR_C_PRINCIPAL_UNKNOWN, KDC_ERR_CLIENT_REVOKED, KDC_ERR_KEY_EXPIRED, KDC_ERR_NAME_EXP,
     KDC_ERR_POLICY, KDC_ERR_PREAUTH_FAILED, KRB_AP_ERR_BAD_INTEGRITY, KRB_AP_ERR_SKEW, KrbError,
@@ -51,7 +51,7 @@ pub(super) async fn negotiate(
     target: &mut Stream,
     request: &SecureRequest<'_>,
 ) -> Result<Negotiated, SecureError> {
-    let step = Step::TargetNegotiation;
+    let step = SecureStep::TargetNegotiation;
     let requested = if request.target_credentials.is_some() {
         PROTOCOL_SSL | PROTOCOL_HYBRID | PROTOCOL_HYBRID_EX
     } else {
@@ -193,7 +193,7 @@ pub(super) async fn target_leg(
             request,
         ));
         let logon = timeout_at(request.deadline, logon).await;
-        name = logon.unwrap_or(Err(SecureError::TimedOut(Step::TargetLogon)))?;
+        name = logon.unwrap_or(Err(SecureError::TimedOut(SecureStep::TargetLogon)))?;
     }
     let remembered = policy.remember(request.target, &certificate, stakes)?;
     Ok(TargetLeg {
@@ -224,7 +224,7 @@ pub(super) async fn target_tls(
     config.enable_sni = sni;
     let connect =
         TlsConnector::from(Arc::new(config)).connect(name, ReadAhead::new(Vec::new(), target));
-    let connected = within(deadline, Step::TargetTls, connect).await;
+    let connected = within(deadline, SecureStep::TargetTls, connect).await;
     connected.map_err(|error| match verifier.refusal() {
         Some(refusal) => SecureError::Certificate(refusal.clone()),
         None => error,
@@ -247,7 +247,7 @@ async fn target_logon(
     credentials: &Credentials,
     request: &SecureRequest<'_>,
 ) -> Result<LegAuthentication, SecureError> {
-    let step = Step::TargetLogon;
+    let step = SecureStep::TargetLogon;
     let failed = |error| SecureError::Io { step, error };
     let First {
         mut logon,

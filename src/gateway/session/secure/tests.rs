@@ -13,7 +13,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use super::error::{Class, Step};
+use super::error::{Class, SecureStep};
 use super::transfer::{fill, read_ts_request};
 use super::*;
 use crate::trust::target_certificate::Stakes;
@@ -24,8 +24,8 @@ use jetway_rdp::connection_request::{
     REDIRECTED_AUTHENTICATION_MODE_REQUIRED, RESTRICTED_ADMIN_MODE_REQUIRED,
 };
 use jetway_rdp::credssp::cause::Cause;
-use jetway_rdp::credssp::client::{Client as LogonClient, LogonError, Package, Progress};
-use jetway_rdp::credssp::server::{Progress as ServerProgress, Server as LogonServer};
+use jetway_rdp::credssp::client::{LogonClient, LogonError, Package, Progress};
+use jetway_rdp::credssp::server::{LogonServer, Progress as ServerProgress};
 use jetway_rdp::credssp::{EarlyUserAuth, SubjectPublicKeyInfo};
 use jetway_rdp::negotiation::{ConnectionConfirm, FailureCode, decode_confirm};
 use jetway_token::claims::Credentials;
@@ -101,7 +101,7 @@ impl FakeTarget {
     }
 
     async fn go_on(self, stream: TcpStream) -> Result<(), SecureError> {
-        let step = Step::TargetLogon;
+        let step = SecureStep::TargetLogon;
         let failed = |error| SecureError::Io { step, error };
         let (tls, mut public_key) = identity("target.test");
         let mut stream = TlsAcceptor::from(tls)
@@ -180,7 +180,7 @@ impl FakeClient {
     }
 
     async fn go(self, mut stream: DuplexStream) -> Result<Option<ConnectionConfirm>, SecureError> {
-        let step = Step::ClientLogon;
+        let step = SecureStep::ClientLogon;
         let failed = |error| SecureError::Io { step, error };
         let mut confirm = None;
         if !self.direct {
@@ -741,7 +741,10 @@ async fn every_wait_ends_at_the_deadline() {
     let (tls, _) = identity("gateway.test");
     let dst = credentials(USER, PASSWORD);
     // A target that says nothing; a client that says nothing.
-    for (silent_target, step) in [(true, Step::TargetNegotiation), (false, Step::ClientTls)] {
+    for (silent_target, step) in [
+        (true, SecureStep::TargetNegotiation),
+        (false, SecureStep::ClientTls),
+    ] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap())
             .await

@@ -6,12 +6,12 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::{Instant, timeout_at};
 use zeroize::Zeroizing;
 
-use super::error::{SecureError, Step};
+use super::error::{SecureError, SecureStep};
 use jetway_rdp::credssp::frame_length;
 
 pub(super) async fn within<T>(
     deadline: Instant,
-    step: Step,
+    step: SecureStep,
     work: impl Future<Output = io::Result<T>>,
 ) -> Result<T, SecureError> {
     match timeout_at(deadline, work).await {
@@ -25,7 +25,7 @@ pub(super) async fn within<T>(
 pub(super) async fn read_ts_request<S: AsyncRead + Unpin>(
     stream: &mut S,
     read_ahead: &mut Vec<u8>,
-    step: Step,
+    step: SecureStep,
 ) -> Result<Vec<u8>, SecureError> {
     loop {
         let length = frame_length(read_ahead).map_err(|error| {
