@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 
 use crate::cli::output::print_line;
-use crate::config::{Config, Flags, Inspect, ListenerConfig};
+use crate::config::{Config, Flags, InspectWhen, ListenerConfig};
 use crate::gateway::build::Prepared;
 use crate::log;
 use crate::log::settings::{LogConfig, LogFormat};
@@ -43,11 +43,11 @@ fn shown(config: &Config, listener: &ListenerConfig) -> String {
         (None, _) => "every session is opaque: clients are shown the target's certificate under the gateway's name; with [tls] and \
                       session.inspect = \"always\" the gateway shows its own"
             .to_owned(),
-        (Some(tls), Inspect::Always) => format!(
+        (Some(tls), InspectWhen::Always) => format!(
             "every session is inspected (session.inspect = \"always\"): clients are shown {}",
             tls.certificate.display()
         ),
-        (Some(tls), Inspect::WhenNeeded) => format!(
+        (Some(tls), InspectWhen::WhenNeeded) => format!(
             "sessions are opaque, and clients are shown the target's certificate under the gateway's name, unless a token has \
              credentials or a pin, when they are shown {}, as always with session.inspect = \"always\"",
             tls.certificate.display()

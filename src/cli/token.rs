@@ -16,7 +16,7 @@ use crate::clock;
 use crate::escape;
 use crate::keyring::read_key_file;
 use crate::limits;
-use crate::policy::{self, Inspecting, Means, SessionLimits};
+use crate::policy::{self, InspectionMode, Means, SessionLimits};
 use crate::time::UnixTime;
 use crate::token::agent_name::AgentName;
 use crate::token::algorithm::{ContentEncryption, KeyManagement, SignatureAlgorithm};
@@ -25,7 +25,8 @@ use crate::token::key::Key;
 use crate::token::mint::{EncryptionKey, SigningKey, mint};
 use crate::token::target::TargetAddr;
 use crate::token::{
-    Inspection, KeyDocument, KeySet, KeyUsage, Token, TokenError, TokenRules, UnsignedJwe, Verifier,
+    KeyDocument, KeySet, KeyUsage, Token, TokenError, TokenInspection, TokenRules, UnsignedJwe,
+    Verifier,
 };
 
 /// Arguments of `jetway token`.
@@ -239,16 +240,16 @@ fn unmet(claims: &Claims) -> Vec<String> {
         };
         policy::decide(claims, limits, means).err()
     };
-    if let Some(refusal) = with(Inspecting::WhenNeeded, true) {
+    if let Some(refusal) = with(InspectionMode::WhenNeeded, true) {
         return vec![format!("a gateway refuses this token: {refusal}")];
     }
     let mut unmet = Vec::new();
-    if let Some(refusal) = with(Inspecting::Unavailable, true) {
+    if let Some(refusal) = with(InspectionMode::Unavailable, true) {
         unmet.push(format!(
             "a gateway without [tls] refuses this token: {refusal}"
         ));
     }
-    if let Some(refusal) = with(Inspecting::WhenNeeded, false) {
+    if let Some(refusal) = with(InspectionMode::WhenNeeded, false) {
         let reason =
             format!("a gateway with target.verify = \"accept-any\" refuses this token: {refusal}");
         unmet.push(reason);
@@ -493,9 +494,9 @@ fn public_halves(name: &str, bytes: &[u8]) -> anyhow::Result<Option<Zeroizing<Ve
     Ok(public.map(|keys| Zeroizing::new(json!({ "keys": keys }).to_string().into_bytes())))
 }
 
-fn look(args: &InspectArgs, text: &str, now: UnixTime) -> anyhow::Result<Inspection> {
+fn look(args: &InspectArgs, text: &str, now: UnixTime) -> anyhow::Result<TokenInspection> {
     if args.keys.is_empty() {
-        return Ok(Inspection::without_keys(text));
+        return Ok(TokenInspection::without_keys(text));
     }
     let mut files = Vec::new();
     for argument in &args.keys {
@@ -535,7 +536,7 @@ fn look(args: &InspectArgs, text: &str, now: UnixTime) -> anyhow::Result<Inspect
     Ok(Verifier::new(KeySet::from_documents(&documents)?, rules).inspect(text, now))
 }
 
-fn report(inspection: &Inspection, now: UnixTime) -> String {
+fn report(inspection: &TokenInspection, now: UnixTime) -> String {
     let mut lines = Vec::new();
     let mut line = |name: &str, value: &str| lines.push(format!("{name:<11} {value}"));
     for (layer, header) in inspection.header.iter().enumerate() {
@@ -681,7 +682,7 @@ mod tests {
             }
         }
 
-        fn inspect(&self, token: &str, keys: &[&str]) -> Inspection {
+        fn inspect(&self, token: &str, keys: &[&str]) -> TokenInspection {
             let keys = keys.iter().map(|name| match name.split_once(':') {
                 Some((usage, name)) => format!("{usage}:{}", self.path(name).display()),
                 None => self.path(name).display().to_string(),

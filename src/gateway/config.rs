@@ -374,7 +374,7 @@ pub struct KerberosConfig {
 /// When the gateway stands inside a session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Inspect {
+pub enum InspectWhen {
     /// Where a token asks for what only works inside.
     #[default]
     WhenNeeded,
@@ -387,7 +387,7 @@ pub enum Inspect {
 #[serde(deny_unknown_fields, default)]
 pub struct SessionConfig {
     /// When the gateway stands inside a session.
-    pub inspect: Inspect,
+    pub inspect: InspectWhen,
     /// Both directions silent for so long, seconds: the session ends. Zero: never.
     pub idle_timeout_s: u64,
     /// A session ends after so long, seconds, whatever its token says. Zero: never.
@@ -404,7 +404,7 @@ pub struct SessionConfig {
 impl Default for SessionConfig {
     fn default() -> Self {
         Self {
-            inspect: Inspect::default(),
+            inspect: InspectWhen::default(),
             idle_timeout_s: 0,
             time_limit_s: 0,
             half_close_timeout_s: limits::HALF_CLOSE_S,

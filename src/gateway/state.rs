@@ -23,7 +23,7 @@ use jetway_io::clock;
 use jetway_io::reached::Reached;
 use jetway_jet::candidate::{CandidateType, CandidateUrl, TRANSPORTS};
 use jetway_policy::work::WorkLimiter;
-use jetway_policy::{Inspecting, Means};
+use jetway_policy::{InspectionMode, Means};
 use jetway_store::agents::Agents;
 use jetway_store::cookies::KnownCookies;
 use jetway_store::redirections::Returning;
@@ -99,9 +99,9 @@ impl Gateway {
     #[must_use]
     pub fn means(&self) -> Means {
         self.means_of(if self.tls.is_empty() {
-            Inspecting::Unavailable
+            InspectionMode::Unavailable
         } else {
-            Inspecting::WhenNeeded
+            InspectionMode::WhenNeeded
         })
     }
 
@@ -111,7 +111,7 @@ impl Gateway {
         self.means_of(listener.inspecting(self.config.session.inspect))
     }
 
-    fn means_of(&self, inspecting: Inspecting) -> Means {
+    fn means_of(&self, inspecting: InspectionMode) -> Means {
         Means {
             inspecting,
             verifies_targets: !matches!(

@@ -27,7 +27,7 @@ pub struct SessionLimits {
 
 /// Whether the gateway can stand inside a session, and whether it is told to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Inspecting {
+pub enum InspectionMode {
     /// The listener has no certificate to end TLS with.
     #[default]
     Unavailable,
@@ -41,7 +41,7 @@ pub enum Inspecting {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Means {
     /// Whether it can, and whether it is told to.
-    pub inspecting: Inspecting,
+    pub inspecting: InspectionMode,
     /// Whether certificates of targets are verified without a pin in the token, too.
     pub verifies_targets: bool,
 }
@@ -96,7 +96,7 @@ pub fn decide_with_target_tls(
         ));
     }
     let may_be_rdp = matches!(claims.jet_ap, None | Some(ApplicationProtocol::Rdp));
-    if may_be_rdp && means.inspecting == Inspecting::Always {
+    if may_be_rdp && means.inspecting == InspectionMode::Always {
         return Err(Denial::TargetTls(
             "RDP is inspected here (session.inspect), and begins without TLS",
         ));
@@ -122,11 +122,11 @@ fn inspection(claims: &Claims, means: Means) -> Result<Option<Inspection>, Denia
         Ok(())
     };
     match (needed, means.inspecting) {
-        (Ok(()), Inspecting::Unavailable | Inspecting::WhenNeeded) => return Ok(None),
-        (Ok(()), Inspecting::Always) if !is_rdp => return Ok(None),
-        (Err(refusal), Inspecting::Unavailable) => return Err(refusal),
+        (Ok(()), InspectionMode::Unavailable | InspectionMode::WhenNeeded) => return Ok(None),
+        (Ok(()), InspectionMode::Always) if !is_rdp => return Ok(None),
+        (Err(refusal), InspectionMode::Unavailable) => return Err(refusal),
         (Err(refusal), _) if !is_rdp => return Err(refusal),
-        (_, Inspecting::WhenNeeded | Inspecting::Always) => {}
+        (_, InspectionMode::WhenNeeded | InspectionMode::Always) => {}
     }
     vouched(claims, means.verifies_targets)?;
     Ok(Some(Inspection {
@@ -233,7 +233,7 @@ mod tests {
     use super::*;
 
     const WHEN_NEEDED: Means = Means {
-        inspecting: Inspecting::WhenNeeded,
+        inspecting: InspectionMode::WhenNeeded,
         verifies_targets: true,
     };
 
@@ -295,7 +295,7 @@ mod tests {
     #[test]
     fn without_credentials_an_acceptor_is_inspected_by_pin_or_where_any_certificate_will_do() {
         let always = |verifies_targets| Means {
-            inspecting: Inspecting::Always,
+            inspecting: InspectionMode::Always,
             verifies_targets,
         };
         let pinned = json!({ "cert_thumb256": "07".repeat(32) });

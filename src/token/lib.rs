@@ -400,8 +400,8 @@ impl Verifier {
 
     /// Headers, claims and verdict of a token, for people. Secrets are masked.
     #[must_use]
-    pub fn inspect(&self, text: &str, now: UnixTime) -> Inspection {
-        let mut inspection = Inspection::without_keys(text);
+    pub fn inspect(&self, text: &str, now: UnixTime) -> TokenInspection {
+        let mut inspection = TokenInspection::without_keys(text);
         match self.open(text) {
             Ok(opened) => {
                 inspection.claims = claims::masked(&opened.payload);
@@ -554,7 +554,7 @@ impl Verifier {
 
 /// What a token looks like from outside and, as far as keys allow, from inside.
 #[derive(Debug)]
-pub struct Inspection {
+pub struct TokenInspection {
     /// The header of each layer, the outermost first.
     pub header: Vec<Value>,
     /// The claims, secrets masked; none where they are encrypted to a key that is not at hand.
@@ -565,7 +565,7 @@ pub struct Inspection {
     pub verdict: Option<Result<Token, TokenError>>,
 }
 
-impl Inspection {
+impl TokenInspection {
     /// What can be seen without a key: the claims of a merely signed token, unverified.
     #[must_use]
     pub fn without_keys(text: &str) -> Self {
@@ -1332,7 +1332,7 @@ mod tests {
             Some(&encrypting(&encrypter)),
         )
         .unwrap();
-        let outside = Inspection::without_keys(&nested);
+        let outside = TokenInspection::without_keys(&nested);
         assert_eq!(outside.header.len(), 1);
         assert!(outside.claims.is_none() && outside.verdict.is_none());
         let inside = verifier(&[&signer, &encrypter], TokenRules::default()).inspect(&nested, NOW);

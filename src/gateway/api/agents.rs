@@ -25,7 +25,7 @@ use crate::api::jet::Upgrade;
 use crate::api::operator::{bearer, operator};
 use crate::api::problem::{Parameter, Problem};
 use crate::api::state::ApiState;
-use crate::config::Inspect;
+use crate::config::InspectWhen;
 use crate::rendezvous::signaling;
 use crate::trail;
 use jetway_audit::record::{Event, Record};
@@ -365,7 +365,7 @@ fn must_relay(state: &ApiState, caller: &Caller) -> Result<bool, Problem> {
         let detail = refusal.to_string();
         Problem::new(StatusCode::FORBIDDEN, refusal.rule(), detail, state.id)
     })?;
-    Ok(permit.inspection().is_some() || gateway.config.session.inspect == Inspect::Always)
+    Ok(permit.inspection().is_some() || gateway.config.session.inspect == InspectWhen::Always)
 }
 
 /// Where the token leads: to its first target, or to the one that another has sent its client to.

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::api::operator::operator;
 use crate::api::problem::{Parameter, Problem};
 use crate::api::state::ApiState;
-use crate::live::registry::{EndCause, Inside, Session, SessionPhase};
+use crate::live::registry::{EndCause, InspectionDetails, Session, SessionPhase};
 use crate::trail;
 use jetway_audit::record::{Event, Record};
 use jetway_base::session_id::SessionId;
@@ -152,7 +152,7 @@ fn row(session: &Session, now: UnixTime) -> Row {
     }
 }
 
-fn inside(inside: &Inside) -> InsideRow {
+fn inside(inside: &InspectionDetails) -> InsideRow {
     let legs = &inside.legs;
     let statistics = inside.statistics.lock();
     InsideRow {

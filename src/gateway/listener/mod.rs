@@ -13,11 +13,11 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::config::{Arrival, Inspect, ListenerConfig};
+use crate::config::{Arrival, InspectWhen, ListenerConfig};
 use crate::listener::admission::{Admission, Door};
 use crate::trust::tls::ServerTls;
 use jetway_io::clock;
-use jetway_policy::Inspecting;
+use jetway_policy::InspectionMode;
 use jetway_token::target::TargetAddr;
 
 /// Connections the kernel holds for us while we are busy. The kernel caps it at `net.core.somaxconn`.
@@ -79,11 +79,11 @@ impl Listener {
 
     /// Whether sessions that came in here can be inspected, and whether they all are.
     #[must_use]
-    pub fn inspecting(&self, inspect: Inspect) -> Inspecting {
+    pub fn inspecting(&self, inspect: InspectWhen) -> InspectionMode {
         match (&self.tls, inspect) {
-            (None, _) => Inspecting::Unavailable,
-            (Some(_), Inspect::WhenNeeded) => Inspecting::WhenNeeded,
-            (Some(_), Inspect::Always) => Inspecting::Always,
+            (None, _) => InspectionMode::Unavailable,
+            (Some(_), InspectWhen::WhenNeeded) => InspectionMode::WhenNeeded,
+            (Some(_), InspectWhen::Always) => InspectionMode::Always,
         }
     }
 

@@ -49,7 +49,7 @@ pub enum SessionPhase {
 
 /// What is known of a session that the gateway stands inside of.
 #[derive(Debug)]
-pub struct Inside {
+pub struct InspectionDetails {
     /// What was agreed on both legs.
     pub legs: Legs,
     /// What has happened so far.
@@ -71,7 +71,7 @@ pub struct Session {
     pub traffic: Traffic,
     /// Tokens of others that take part in it: the acceptor's, and the one that its association was created with.
     others: Mutex<Vec<Token>>,
-    inside: OnceLock<Inside>,
+    inside: OnceLock<InspectionDetails>,
     phase: Mutex<SessionPhase>,
     target: OnceLock<(TargetAddr, SocketAddr)>,
     handshake: OnceLock<Duration>,
@@ -156,13 +156,13 @@ impl Session {
     }
 
     /// Notes what the gateway knows of the inside.
-    pub fn stand_inside(&self, inside: Inside) {
+    pub fn stand_inside(&self, inside: InspectionDetails) {
         let _only = self.inside.set(inside);
     }
 
     /// What the gateway knows of the inside; `None` of an opaque session.
     #[must_use]
-    pub fn inside(&self) -> Option<&Inside> {
+    pub fn inside(&self) -> Option<&InspectionDetails> {
         self.inside.get()
     }
 

@@ -12,7 +12,7 @@ use crate::session::refuse::Refused;
 use crate::state::Gateway;
 use jetway_policy::denial::Denial;
 use jetway_policy::permit::Permit;
-use jetway_policy::{self as policy, Inspecting, SessionLimits};
+use jetway_policy::{self as policy, InspectionMode, SessionLimits};
 use jetway_rdp::connection_request::{PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX};
 use jetway_store::redirections::RETURN_WINDOW;
 use jetway_store::usage::{Claim, Reservation, UsageError};
@@ -124,14 +124,14 @@ pub fn check_opening(
     permit: &Permit,
     claims: &Claims,
     opening: &Opening,
-    inspecting: Inspecting,
+    inspecting: InspectionMode,
 ) -> Result<(), Refusal> {
     if permit.inspection().is_none() {
         return match (opening, inspecting) {
-            (Opening::X224(_), Inspecting::Always) => Err(Refusal::Disguised),
+            (Opening::X224(_), InspectionMode::Always) => Err(Refusal::Disguised),
             (
                 Opening::X224(_) | Opening::DirectTls | Opening::Unread | Opening::Other,
-                Inspecting::Unavailable | Inspecting::WhenNeeded | Inspecting::Always,
+                InspectionMode::Unavailable | InspectionMode::WhenNeeded | InspectionMode::Always,
             ) => Ok(()),
         };
     }

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use crate::connection::Opening;
 use crate::live::legs::Legs;
-use crate::live::registry::{EndCause, Inside, Session};
+use crate::live::registry::{EndCause, InspectionDetails, Session};
 use crate::refusal::Refusal;
 use crate::session::account::Live;
 use crate::session::account::describe;
@@ -49,7 +49,7 @@ const FAREWELL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A session whose PDUs can be moved past the stages.
 #[derive(Debug)]
-pub struct Inspected {
+pub struct InspectedSession {
     live: Live,
     permit: Permit,
     client: Leg<Box<ClientTls<Io>>>,
@@ -66,7 +66,7 @@ pub async fn inspect(
     gateway: &Gateway,
     connected: Connected,
     inspection: &Inspection,
-) -> Result<Box<Inspected>, Box<Refused>> {
+) -> Result<Box<InspectedSession>, Box<Refused>> {
     let Connected {
         client,
         opening,
@@ -186,13 +186,13 @@ pub async fn inspect(
     for stage in gateway.stages.iter().flat_map(|stages| stages.of(&session)) {
         pipeline.push(stage);
     }
-    session.stand_inside(Inside {
+    session.stand_inside(InspectionDetails {
         legs: legs.clone(),
         statistics: inspector.statistics(),
     });
     // Last, so that it hears what the others have decided.
     pipeline.push(Box::new(inspector));
-    Ok(Box::new(Inspected {
+    Ok(Box::new(InspectedSession {
         tracker: Tracker::new(Settings {
             redirections: follower.map(|follower| -> Box<dyn Redirections> { Box::new(follower) }),
             routing_token: shown,
@@ -218,7 +218,7 @@ pub async fn inspect(
     }))
 }
 
-impl Inspected {
+impl InspectedSession {
     /// Moves PDUs until the end and accounts for it.
     pub async fn run(self: Box<Self>, audit: &Trail) {
         let Self {

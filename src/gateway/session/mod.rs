@@ -29,7 +29,7 @@ pub mod refuse;
 pub mod secure;
 
 use crate::session::connect::Connected;
-use crate::session::inspect::Inspected;
+use crate::session::inspect::InspectedSession;
 use crate::session::open::Opened;
 use crate::session::refuse::Refused;
 use crate::state::Gateway;
@@ -67,5 +67,5 @@ pub enum Ready {
     /// Its bytes are passed on as they come.
     Opaque(Box<Opened>),
     /// Its PDUs are moved past the stages.
-    Inspected(Box<Inspected>),
+    Inspected(Box<InspectedSession>),
 }

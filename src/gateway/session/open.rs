@@ -42,7 +42,7 @@ use jetway_entry::preamble;
 use jetway_io::clock;
 use jetway_io::keep_alive;
 use jetway_io::stream::Stream;
-use jetway_policy::Inspecting;
+use jetway_policy::InspectionMode;
 use jetway_policy::permit::Permit;
 use jetway_rdp::connection_request::{ConnectionRequest, NegotiationRequest, PROTOCOL_SSL};
 use jetway_rdp::negotiation::{self, ConnectionConfirm, FailureCode};
@@ -228,12 +228,12 @@ impl Manners {
 fn listens(
     protocol: Option<&ApplicationProtocol>,
     opening: &Opening,
-    inspecting: Inspecting,
+    inspecting: InspectionMode,
 ) -> bool {
     let unsaid = matches!(protocol, None | Some(ApplicationProtocol::None));
     let silent = matches!(opening, Opening::Unread | Opening::Other);
     // Where all RDP is inspected, nothing passes before it is known to be none.
-    unsaid && silent && inspecting != Inspecting::Always
+    unsaid && silent && inspecting != InspectionMode::Always
 }
 
 /// Lets client and target exchange their first messages.
@@ -258,7 +258,7 @@ pub async fn open(gateway: &Gateway, connected: Connected) -> Result<Opened, Box
     let listens = listens(protocol.as_ref(), &opening, inspecting);
     let announced = protocol.as_ref().map(|protocol| Announced {
         protocol,
-        no_rdp: inspecting == Inspecting::Always,
+        no_rdp: inspecting == InspectionMode::Always,
     });
     let exchange = exchange(
         &mut client,
