@@ -97,15 +97,15 @@ struct Entry {
 /// The budgets of all addresses, for each kind `K` of line.
 #[derive(Debug)]
 pub struct LineLimiter<K> {
-    anybody: Table<K>,
-    proven: Table<K>,
+    anybody: LimitTable<K>,
+    proven: LimitTable<K>,
 }
 
 impl<K> Default for LineLimiter<K> {
     fn default() -> Self {
         Self {
-            anybody: Table::new(Cause::Anybody),
-            proven: Table::new(Cause::Proven),
+            anybody: LimitTable::new(Cause::Anybody),
+            proven: LimitTable::new(Cause::Proven),
         }
     }
 }
@@ -147,13 +147,13 @@ impl<K: Eq + Hash + Clone> LineLimiter<K> {
 
 /// The budgets of one cause. Those of proven peers have a table of their own, which nobody else can fill.
 #[derive(Debug)]
-struct Table<K> {
+struct LimitTable<K> {
     rate: Rate,
     entries: HashMap<(Option<AddressGroup>, K), Entry>,
     swept: Option<Instant>,
 }
 
-impl<K> Table<K> {
+impl<K> LimitTable<K> {
     fn new(cause: Cause) -> Self {
         Self {
             rate: cause.rate(),
@@ -163,7 +163,7 @@ impl<K> Table<K> {
     }
 }
 
-impl<K: Eq + Hash + Clone> Table<K> {
+impl<K: Eq + Hash + Clone> LimitTable<K> {
     fn admit(&mut self, address: Option<IpAddr>, kind: K, message: &str, now: Instant) -> bool {
         let mut key = (address.map(AddressGroup::from), kind);
         if self.entries.len() >= limits::LOG_BUDGETS && !self.entries.contains_key(&key) {

@@ -34,7 +34,7 @@ use jetway_token::target::TargetAddr;
 /// All agents of this gateway.
 #[derive(Debug)]
 pub struct Agents {
-    table: Mutex<Table>,
+    table: Mutex<AgentTable>,
     disk: Arc<Disk>,
     reached: Reached,
     share_reached: Reached,
@@ -42,7 +42,7 @@ pub struct Agents {
 }
 
 #[derive(Debug, Default)]
-struct Table {
+struct AgentTable {
     agents: BTreeMap<AgentName, Agent>,
     enrolments: HashMap<EnrolmentDigest, Enrolling>,
     offers: HashMap<Uuid, Offered>,
@@ -204,7 +204,7 @@ impl Agents {
     /// The agents in `records` of `disk`. One that cannot be read is left out, and said so.
     #[must_use]
     pub fn new(disk: Arc<Disk>, records: &[(String, String)]) -> Self {
-        let mut table = Table::default();
+        let mut table = AgentTable::default();
         for (name, text) in records {
             match Agent::from_record(text) {
                 Ok(agent) if name.parse::<AgentName>().is_ok() => {
@@ -563,12 +563,12 @@ impl Agents {
         Some(Arc::clone(&agent.key))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Table> {
+    fn lock(&self) -> MutexGuard<'_, AgentTable> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Table {
+impl AgentTable {
     /// Who has the enrolments that wait.
     fn waiting_shares(&self) -> Shares {
         let mut shares = Shares::new(usize::MAX, usize::MAX).with_keys(limits::ENROLMENTS);

@@ -30,11 +30,11 @@ type Digest = [u8; 32];
 #[derive(Debug)]
 pub struct KnownCookies {
     key: PKey<Private>,
-    table: Mutex<Table>,
+    table: Mutex<CookieTable>,
 }
 
 #[derive(Debug)]
-struct Table {
+struct CookieTable {
     entries: HashMap<Digest, Entry>,
     /// Oldest first, each once.
     order: BTreeMap<u64, Digest>,
@@ -49,7 +49,7 @@ struct Entry {
     owner: Owner,
 }
 
-impl Table {
+impl CookieTable {
     fn forget(&mut self, digest: &Digest) {
         if let Some(entry) = self.entries.remove(digest) {
             self.order.remove(&entry.number);
@@ -94,7 +94,7 @@ impl KnownCookies {
         openssl::rand::rand_bytes(secret.as_mut_slice())?;
         Ok(Self {
             key: PKey::hmac(secret.as_slice())?,
-            table: Mutex::new(Table {
+            table: Mutex::new(CookieTable {
                 entries: HashMap::new(),
                 order: BTreeMap::new(),
                 shares: Shares::new(
@@ -185,7 +185,7 @@ impl KnownCookies {
             .is_some_and(|entry| entry.until > now)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Table> {
+    fn lock(&self) -> MutexGuard<'_, CookieTable> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -33,13 +33,13 @@ pub struct Redirected {
 /// The redirections of all tokens.
 #[derive(Debug)]
 pub struct Returning {
-    table: Mutex<Table>,
+    table: Mutex<RedirectionTable>,
     reached: Reached,
 }
 
 /// Each token is in it once.
 #[derive(Debug)]
-struct Table {
+struct RedirectionTable {
     entries: HashMap<TokenId, Entry>,
     shares: Shares,
 }
@@ -54,7 +54,7 @@ struct Entry {
 impl Default for Returning {
     fn default() -> Self {
         Self {
-            table: Mutex::new(Table {
+            table: Mutex::new(RedirectionTable {
                 entries: HashMap::new(),
                 shares: Shares::new(1, limits::REDIRECTIONS_PER_ADDRESS),
             }),
@@ -102,7 +102,7 @@ impl Returning {
         let now = clock::now();
         let owner = Owner::new(Some(token.clone()), Some(address));
         let mut table = self.lock();
-        let Table { entries, shares } = &mut *table;
+        let RedirectionTable { entries, shares } = &mut *table;
         // The newest word of the target holds.
         if let Some(before) = entries.remove(&token) {
             shares.leave(&before.owner);
@@ -135,7 +135,7 @@ impl Returning {
         true
     }
 
-    fn lock(&self) -> MutexGuard<'_, Table> {
+    fn lock(&self) -> MutexGuard<'_, RedirectionTable> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -25,7 +25,7 @@ pub struct Remembered {
 }
 
 #[derive(Debug)]
-struct Table {
+struct RefusalTable {
     by_address: HashMap<IpAddr, Remembered>,
     /// Oldest first, each address once.
     order: BTreeMap<u64, IpAddr>,
@@ -36,13 +36,13 @@ struct Table {
 /// Recent refusals.
 #[derive(Debug)]
 pub struct Refusals {
-    table: Mutex<Table>,
+    table: Mutex<RefusalTable>,
 }
 
 impl Default for Refusals {
     fn default() -> Self {
         Self {
-            table: Mutex::new(Table {
+            table: Mutex::new(RefusalTable {
                 by_address: HashMap::new(),
                 order: BTreeMap::new(),
                 shares: Shares::new(usize::MAX, limits::REFUSAL_MEMORY_PER_ADDRESS),
@@ -52,7 +52,7 @@ impl Default for Refusals {
     }
 }
 
-impl Table {
+impl RefusalTable {
     fn forget(&mut self, client: IpAddr) {
         if let Some(known) = self.by_address.remove(&client) {
             self.order.remove(&known.number);

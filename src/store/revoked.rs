@@ -10,11 +10,11 @@ use jetway_token::revocation::Revocations;
 #[derive(Debug)]
 pub struct Revoked {
     file: Option<PathBuf>,
-    state: RwLock<State>,
+    state: RwLock<ListState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct ListState {
     rules: Arc<Revocations>,
     stamp: Option<FileStamp>,
 }
@@ -33,7 +33,7 @@ impl Revoked {
     /// # Errors
     /// The file is no revocation list, or is not there: a misspelt path must not mean that nothing is revoked.
     pub fn load(file: Option<PathBuf>) -> Result<Self, RevokedError> {
-        let empty = State {
+        let empty = ListState {
             rules: Arc::new(Revocations::default()),
             stamp: None,
         };

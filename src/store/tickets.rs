@@ -40,14 +40,14 @@ pub struct Terms {
 /// The table of tickets, and its disk.
 #[derive(Debug)]
 pub struct Tickets {
-    table: Mutex<Table>,
+    table: Mutex<TicketTable>,
     disk: Arc<Disk>,
     reached: Reached,
     share_reached: Reached,
 }
 
 #[derive(Debug)]
-struct Table {
+struct TicketTable {
     entries: HashMap<TicketDigest, TicketRecord>,
     shares: Shares,
     /// Those that were used, the oldest first.
@@ -79,7 +79,7 @@ impl Tickets {
     /// The tickets in `records` of `disk`.
     #[must_use]
     pub fn new(disk: Arc<Disk>, records: Vec<(TicketDigest, TicketRecord)>) -> Self {
-        let mut table = Table::default();
+        let mut table = TicketTable::default();
         for (digest, record) in records {
             table.next = table.next.max(record.number.saturating_add(1));
             if record.used_by.is_some() {
@@ -184,12 +184,12 @@ impl Tickets {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Table> {
+    fn lock(&self) -> MutexGuard<'_, TicketTable> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Default for Table {
+impl Default for TicketTable {
     fn default() -> Self {
         Self {
             entries: HashMap::new(),
@@ -201,7 +201,7 @@ impl Default for Table {
     }
 }
 
-impl Table {
+impl TicketTable {
     /// Enters a ticket; those that made room for it though they are not past their time are in `gone`.
     fn enter(
         &mut self,
@@ -470,7 +470,7 @@ mod tests {
     }
 
     /// One more of `owner`, without a disk.
-    fn enter(table: &mut Table, owner: Owner, now: u64) -> Result<TicketDigest, IssueError> {
+    fn enter(table: &mut TicketTable, owner: Owner, now: u64) -> Result<TicketDigest, IssueError> {
         let mut random = [0; RANDOM_BYTES];
         random[..8].copy_from_slice(&table.next.to_be_bytes());
         let ticket = Ticket::from_random(&random);
@@ -488,8 +488,8 @@ mod tests {
         Ok(digest)
     }
 
-    fn full() -> (Table, Vec<TicketDigest>) {
-        let mut table = Table::default();
+    fn full() -> (TicketTable, Vec<TicketDigest>) {
+        let mut table = TicketTable::default();
         let numbers = 1000..1000 + u32::try_from(limits::TICKETS).unwrap();
         let digests = numbers.map(|number| enter(&mut table, owner(number), 0).unwrap());
         let digests = digests.collect();
@@ -525,7 +525,7 @@ mod tests {
 
     #[test]
     fn a_token_and_an_address_have_their_share_of_the_tickets() {
-        let mut table = Table::default();
+        let mut table = TicketTable::default();
         let mut issue = |id: &str, address: IpAddr| {
             let owner = Owner::new(Some(TokenId::new(id)), Some(address));
             enter(&mut table, owner, 0)

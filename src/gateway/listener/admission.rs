@@ -26,13 +26,13 @@ pub struct Door {
 #[derive(Debug)]
 struct Pending {
     total: usize,
-    table: Mutex<Table>,
+    table: Mutex<AdmissionTable>,
     reached: Reached,
     address_reached: Reached,
 }
 
 #[derive(Debug)]
-struct Table {
+struct AdmissionTable {
     shares: Shares,
     seats: HashMap<SeatId, Seat>,
     groups: HashMap<Group, BTreeMap<SeatId, CancellationToken>>,
@@ -75,7 +75,7 @@ impl Door {
             connections: Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS))),
             pending: Arc::new(Pending {
                 total: pending.max(1),
-                table: Mutex::new(Table::new(pending_per_address)),
+                table: Mutex::new(AdmissionTable::new(pending_per_address)),
                 reached: Reached::new("limits.pending_connections"),
                 address_reached: Reached::new("limits.pending_per_address"),
             }),
@@ -164,12 +164,12 @@ impl Admission {
 }
 
 impl Pending {
-    fn lock(&self) -> MutexGuard<'_, Table> {
+    fn lock(&self) -> MutexGuard<'_, AdmissionTable> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Table {
+impl AdmissionTable {
     fn new(per_address: usize) -> Self {
         Self {
             shares: Shares::new(usize::MAX, per_address),

@@ -180,7 +180,7 @@ impl Session {
 }
 
 #[derive(Debug)]
-struct Table {
+struct SessionTable {
     sessions: HashMap<SessionId, Arc<Session>>,
     shares: Shares,
     closed: bool,
@@ -189,7 +189,7 @@ struct Table {
 /// All live sessions of this process.
 #[derive(Debug)]
 pub struct Registry {
-    table: Mutex<Table>,
+    table: Mutex<SessionTable>,
     reached: Reached,
     /// Fires when all sessions are to end, and what is left of connections whose session is over.
     cut: CancellationToken,
@@ -207,7 +207,7 @@ impl Registry {
     #[must_use]
     pub fn new(sessions_per_address: usize) -> Self {
         Self {
-            table: Mutex::new(Table {
+            table: Mutex::new(SessionTable {
                 sessions: HashMap::new(),
                 shares: Shares::new(limits::SESSIONS_PER_TOKEN, sessions_per_address),
                 closed: false,
@@ -290,7 +290,7 @@ impl Registry {
         self.lock().sessions.values().cloned().collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Table> {
+    fn lock(&self) -> MutexGuard<'_, SessionTable> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -41,7 +41,7 @@ const HOLD: Duration = Duration::from_millis(250);
 /// All associations of this process, and their peers.
 #[derive(Debug)]
 pub struct MeetingPlace {
-    table: Mutex<Table>,
+    table: Mutex<MeetingTable>,
     reached: Reached,
     bearers_reached: Reached,
     strangers_reached: Reached,
@@ -49,7 +49,7 @@ pub struct MeetingPlace {
 }
 
 #[derive(Debug)]
-struct Table {
+struct MeetingTable {
     rendezvous: Rendezvous,
     seats: HashMap<PeerId, Seat>,
     vouched: HashMap<Uuid, Vouched>,
@@ -165,7 +165,7 @@ impl MeetingPlace {
     #[must_use]
     pub fn new(limits: RendezvousLimits, strangers: usize, sessions: usize) -> Self {
         Self {
-            table: Mutex::new(Table {
+            table: Mutex::new(MeetingTable {
                 rendezvous: Rendezvous::new(limits),
                 seats: HashMap::new(),
                 vouched: HashMap::new(),
@@ -224,7 +224,7 @@ impl MeetingPlace {
 
     fn make_room(
         &self,
-        table: &mut Table,
+        table: &mut MeetingTable,
         owner: &Owner,
         by: Creator,
     ) -> Result<(), RendezvousError> {
@@ -611,7 +611,7 @@ impl MeetingPlace {
 
     fn seat(
         self: &Arc<Self>,
-        table: &mut Table,
+        table: &mut MeetingTable,
         peer: PeerId,
         claim: Option<oneshot::Sender<Handover>>,
         changed: &Arc<Notify>,
@@ -646,12 +646,12 @@ impl MeetingPlace {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Table> {
+    fn lock(&self) -> MutexGuard<'_, MeetingTable> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Table {
+impl MeetingTable {
     fn new_peer(&mut self) -> PeerId {
         self.next_peer = self.next_peer.wrapping_add(1);
         PeerId(self.next_peer)
