@@ -185,9 +185,12 @@ where
                 target.break_on_drop();
             }
             let parting = match left {
-                Some(Side::Client) => {
-                    Parting::new(part(client, to_client, Vec::new(), &traffic.to_client))
-                }
+                Some(Side::Client) => Parting::new(close_gracefully(
+                    client,
+                    to_client,
+                    Vec::new(),
+                    &traffic.to_client,
+                )),
                 Some(Side::Target) => {
                     let closing = async move |target: &mut T| {
                         say_and_linger(target, to_target, Vec::new(), &traffic.to_target).await;
@@ -221,7 +224,7 @@ where
     };
     let parting = async move {
         tokio::join!(
-            part(client, to_client, to_user, &traffic.to_client),
+            close_gracefully(client, to_client, to_user, &traffic.to_client),
             part_from_target(target, closing),
         );
     };
@@ -229,7 +232,7 @@ where
 }
 
 /// Says what is left to say to a side and ends its connection in order.
-async fn part<S>(mut stream: S, outbox: Outbox, farewell: Vec<u8>, count: &AtomicU64)
+async fn close_gracefully<S>(mut stream: S, outbox: Outbox, farewell: Vec<u8>, count: &AtomicU64)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -343,7 +346,7 @@ where
                 return Poll::Ready(End::Refused(error));
             }
             self.staged = false;
-            let mut inspect = Inspect {
+            let mut inspect = PduJudge {
                 tracker: &mut *tracker,
                 sink: &mut *sink,
                 direction: Direction::ToTarget,
@@ -369,7 +372,7 @@ where
             {
                 return Poll::Ready(self.gone(Side::Client));
             }
-            let mut inspect = Inspect {
+            let mut inspect = PduJudge {
                 tracker: &mut *tracker,
                 sink: &mut *sink,
                 direction: Direction::ToClient,
@@ -537,7 +540,7 @@ enum Stop {
 }
 
 /// What looks at the PDUs of one direction.
-struct Inspect<'a> {
+struct PduJudge<'a> {
     tracker: &'a mut Tracker,
     sink: &'a mut dyn Sink,
     direction: Direction,
@@ -552,7 +555,7 @@ fn advance<S, K>(
     lane: &mut Lane,
     (source, back): (&mut S, &mut Outbox),
     (sink, outbox, count): (&mut K, &mut Outbox, &AtomicU64),
-    inspect: &mut Inspect<'_>,
+    inspect: &mut PduJudge<'_>,
     progress: &mut bool,
 ) -> Result<(), Stop>
 where

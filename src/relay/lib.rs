@@ -73,7 +73,7 @@ pub struct RelayLimits {
     pub half_close: bool,
     /// When one side has ended and the other has not.
     pub after_end: Option<AfterEnd>,
-    /// What the client says first is for the caller ([`RelayEnd::Heard`]).
+    /// What the client says first is for the caller ([`RelayEnd::ClientSpoke`]).
     pub listen: bool,
     /// The client's address, by which memory for reading ahead of it is shared out.
     pub client: Option<IpAddr>,
@@ -124,12 +124,12 @@ pub enum RelayEnd {
     /// The caller said stop.
     Cancelled,
     /// The client has said something for the first time, and the caller has listened.
-    Heard(Box<Heard>),
+    ClientSpoke(Box<Interrupted>),
 }
 
 /// The connections of a session whose client has said something for the first time.
 #[derive(Debug)]
-pub struct Heard {
+pub struct Interrupted {
     /// The client.
     pub client: Io,
     /// What it has said, and the target has not heard.
@@ -212,16 +212,16 @@ async fn run_with(
     let mut relay = Relay {
         client,
         target,
-        up: Direction {
+        up: Flow {
             held: said.into(),
             ahead: Ahead::of(limits.client),
             listening: limits.listen,
-            ..Direction::new(means, patience_s(TARGET_PATIENCE_S))
+            ..Flow::new(means, patience_s(TARGET_PATIENCE_S))
         },
-        down: Direction {
+        down: Flow {
             held: unsent.into(),
             to_client: true,
-            ..Direction::new(
+            ..Flow::new(
                 // What is held may have to be given back.
                 if limits.listen { Means::COPIES } else { means },
                 patience_s(CLIENT_PATIENCE_S),
@@ -274,33 +274,33 @@ async fn run_with(
         ..
     } = relay;
     if up.heard {
-        let heard = Heard {
+        let heard = Interrupted {
             client,
             said: up.held.into_copied(),
             target,
             unsent: down.held.into_copied(),
         };
-        return (RelayEnd::Heard(Box::new(heard)), Parting::done());
+        return (RelayEnd::ClientSpoke(Box::new(heard)), Parting::done());
     }
     if up.is_stuck() {
         // What it has not taken by now is for nobody.
         target.break_on_drop();
     }
-    let parting = part(&end, left, client, target);
+    let parting = parting_after(&end, left, client, target);
     (end, parting)
 }
 
 /// The end of a session whose connections are not relayed at that moment.
 pub fn part_from_both(end: RelayEnd, client: Io, target: Io) -> (RelayEnd, Parting<'static>) {
-    let parting = part(&end, None, client, target);
+    let parting = parting_after(&end, None, client, target);
     (end, parting)
 }
 
 /// How the connections are closed behind `end`, of which `left` alone is to be parted from in order, if it is not one that a limit or
 /// the caller has made.
-fn part(end: &RelayEnd, left: Option<Side>, client: Io, target: Io) -> Parting<'static> {
+fn parting_after(end: &RelayEnd, left: Option<Side>, client: Io, target: Io) -> Parting<'static> {
     let farewell = match end {
-        RelayEnd::Closed | RelayEnd::Ended(_) | RelayEnd::Heard(_) => None,
+        RelayEnd::Closed | RelayEnd::Ended(_) | RelayEnd::ClientSpoke(_) => None,
         RelayEnd::ClientFailed(_) | RelayEnd::TargetFailed(_) | RelayEnd::TargetStalled => {
             Some(Farewell::OtherSideBroke)
         }
@@ -360,9 +360,9 @@ struct Relay {
     client: Io,
     target: Io,
     /// Client to target.
-    up: Direction,
+    up: Flow,
     /// Target to client.
-    down: Direction,
+    down: Flow,
     /// The side that could not be written to any more, while what it said before is still passed on.
     dying: Option<(Side, io::Error)>,
 }
@@ -398,7 +398,9 @@ impl Relay {
             return ended;
         }
         if self.up.heard {
-            if self.dying.is_none() && !matches!(self.down.state, State::Left | State::Abandoned) {
+            if self.dying.is_none()
+                && !matches!(self.down.state, FlowState::Left | FlowState::Abandoned)
+            {
                 return Poll::Ready((RelayEnd::Closed, None));
             }
             // Nobody would judge it.
@@ -411,8 +413,8 @@ impl Relay {
         // Nobody is left to hear the rest.
         match (self.up.state, self.down.state) {
             _ if self.dying.is_some() => Poll::Pending,
-            (State::Left, _) => Poll::Ready((RelayEnd::Closed, Some(Side::Target))),
-            (_, State::Left) => Poll::Ready((RelayEnd::Closed, Some(Side::Client))),
+            (FlowState::Left, _) => Poll::Ready((RelayEnd::Closed, Some(Side::Target))),
+            (_, FlowState::Left) => Poll::Ready((RelayEnd::Closed, Some(Side::Client))),
             _ => Poll::Pending,
         }
     }
@@ -495,7 +497,7 @@ impl Relay {
         }
     }
 
-    fn from(&mut self, side: Side) -> &mut Direction {
+    fn from(&mut self, side: Side) -> &mut Flow {
         match side {
             Side::Client => &mut self.up,
             Side::Target => &mut self.down,
@@ -513,8 +515,8 @@ impl RelayEnd {
 }
 
 /// The way from one side to the other.
-struct Direction {
-    state: State,
+struct Flow {
+    state: FlowState,
     /// What was read and has not been written; nothing more is read until it is.
     held: Held,
     /// What was read behind it all the same, to find the end of the source.
@@ -535,7 +537,7 @@ struct Direction {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum FlowState {
     Open,
     /// The source has ended, and the sink is being told.
     Ending,
@@ -564,16 +566,16 @@ enum Pace {
     Splice { small: u8 },
 }
 
-enum Step {
+enum FlowStep {
     Done,
     /// Nothing to do until the task is woken.
     Parked,
 }
 
-impl Direction {
+impl Flow {
     fn new(means: Means, patience_s: u8) -> Self {
         Self {
-            state: State::Open,
+            state: FlowState::Open,
             held: Held::Nothing,
             ahead: Ahead::of(None),
             pace: Pace::Copy { large: 0 },
@@ -590,26 +592,32 @@ impl Direction {
 
     /// The end of its source reached its sink.
     fn has_ended(&self) -> bool {
-        matches!(self.state, State::Ended | State::Left)
+        matches!(self.state, FlowState::Ended | FlowState::Left)
     }
 
     /// Its source has said all, whether or not its sink knows.
     fn source_ended(&self) -> bool {
-        matches!(self.state, State::Ending | State::Ended | State::Left)
+        matches!(
+            self.state,
+            FlowState::Ending | FlowState::Ended | FlowState::Left
+        )
     }
 
     /// Nothing will move any more.
     fn is_over(&self) -> bool {
-        matches!(self.state, State::Ended | State::Left | State::Abandoned)
+        matches!(
+            self.state,
+            FlowState::Ended | FlowState::Left | FlowState::Abandoned
+        )
     }
 
     /// Its sink has not taken what was read: the end of its source may be behind more.
     fn is_stuck(&self) -> bool {
-        self.state == State::Open && !matches!(self.held, Held::Nothing)
+        self.state == FlowState::Open && !matches!(self.held, Held::Nothing)
     }
 
     fn abandon(&mut self) {
-        self.state = State::Abandoned;
+        self.state = FlowState::Abandoned;
         self.held = Held::Nothing;
         self.ahead.clear();
     }
@@ -645,8 +653,8 @@ impl Direction {
             }
             steps += 1;
             match self.step(cx, source, sink, &mut written) {
-                Ok(Step::Done) => {}
-                Ok(Step::Parked) => break,
+                Ok(FlowStep::Done) => {}
+                Ok(FlowStep::Parked) => break,
                 Err(fault) => {
                     result = Err(fault);
                     break;
@@ -666,13 +674,13 @@ impl Direction {
         source: &mut Io,
         sink: &mut Io,
         written: &mut u64,
-    ) -> Result<Step, Fault> {
+    ) -> Result<FlowStep, Fault> {
         match self.state {
-            State::Open => match self.held {
+            FlowState::Open => match self.held {
                 Held::Nothing => match self.ahead.pop() {
                     Some(bytes) => {
                         self.held = Held::Bytes(bytes.into());
-                        Ok(Step::Done)
+                        Ok(FlowStep::Done)
                     }
                     None => self.pull(cx, source, sink, written),
                 },
@@ -680,16 +688,16 @@ impl Direction {
                 Held::Pipe(_) => self.push(cx, sink, written),
                 Held::Bytes(_) => self.push(cx, sink, written),
             },
-            State::Ending => match self.poll_end(cx, sink) {
+            FlowState::Ending => match self.poll_end(cx, sink) {
                 Poll::Ready(Ok(())) => {
-                    self.state = State::Ended;
-                    Ok(Step::Done)
+                    self.state = FlowState::Ended;
+                    Ok(FlowStep::Done)
                 }
                 Poll::Ready(Err(error)) => Err(Fault::Writer(error)),
                 Poll::Pending => self.keep(cx, source),
             },
-            State::Ended => self.keep(cx, source),
-            State::Left | State::Abandoned => Ok(Step::Parked),
+            FlowState::Ended => self.keep(cx, source),
+            FlowState::Left | FlowState::Abandoned => Ok(FlowStep::Parked),
         }
     }
 
@@ -704,14 +712,14 @@ impl Direction {
     }
 
     /// Keeps a source that has ended, while the other direction goes on.
-    fn keep(&mut self, cx: &mut Context<'_>, source: &mut Io) -> Result<Step, Fault> {
+    fn keep(&mut self, cx: &mut Context<'_>, source: &mut Io) -> Result<FlowStep, Fault> {
         match source.poll_keep(cx) {
             Poll::Ready(Ok(())) => {
-                self.state = State::Left;
-                Ok(Step::Parked)
+                self.state = FlowState::Left;
+                Ok(FlowStep::Parked)
             }
             Poll::Ready(Err(error)) => Err(Fault::Reader(error)),
-            Poll::Pending => Ok(Step::Parked),
+            Poll::Pending => Ok(FlowStep::Parked),
         }
     }
 
@@ -722,7 +730,7 @@ impl Direction {
         source: &mut Io,
         sink: &mut Io,
         written: &mut u64,
-    ) -> Result<Step, Fault> {
+    ) -> Result<FlowStep, Fault> {
         if self.listening {
             return self.listen(cx, source, sink);
         }
@@ -733,7 +741,7 @@ impl Direction {
             match from.poll_read_ready(cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => return Err(Fault::Reader(error)),
-                Poll::Pending => return Ok(Step::Parked),
+                Poll::Pending => return Ok(FlowStep::Parked),
             }
             if let Some(lease) = self.means.pipes.and_then(splice::PipePool::lease) {
                 return self.pull_through(lease, cx, from, to, written);
@@ -745,17 +753,17 @@ impl Direction {
         let copied = copied?;
         if copied.read == 0 {
             self.cut = copied.cut;
-            self.state = State::Ending;
-            return Ok(Step::Done);
+            self.state = FlowState::Ending;
+            return Ok(FlowStep::Done);
         }
         *written = written.saturating_add(copied.written);
         self.unflushed = sink.plain().is_none();
         self.pace = self.pace.after_copy(copied.read);
         if let Some(leftover) = copied.leftover {
             self.held = Held::Bytes(leftover);
-            return Ok(Step::Parked);
+            return Ok(FlowStep::Parked);
         }
-        Ok(Step::Done)
+        Ok(FlowStep::Done)
     }
 
     /// Reads, and holds what came.
@@ -764,22 +772,22 @@ impl Direction {
         cx: &mut Context<'_>,
         source: &mut Io,
         sink: &mut Io,
-    ) -> Result<Step, Fault> {
+    ) -> Result<FlowStep, Fault> {
         match copy::poll_read(cx, source) {
             Poll::Ready(Ok(Some(bytes))) => {
                 self.held = Held::Bytes(bytes.into());
                 self.listening = false;
                 self.heard = true;
-                Ok(Step::Parked)
+                Ok(FlowStep::Parked)
             }
             Poll::Ready(Ok(None)) => {
-                self.state = State::Ending;
-                Ok(Step::Done)
+                self.state = FlowState::Ending;
+                Ok(FlowStep::Done)
             }
             Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 self.cut = true;
-                self.state = State::Ending;
-                Ok(Step::Done)
+                self.state = FlowState::Ending;
+                Ok(FlowStep::Done)
             }
             Poll::Ready(Err(error)) => Err(Fault::Reader(error)),
             Poll::Pending => self.flush(cx, sink),
@@ -794,11 +802,11 @@ impl Direction {
         source: &TcpStream,
         sink: &TcpStream,
         written: &mut u64,
-    ) -> Result<Step, Fault> {
+    ) -> Result<FlowStep, Fault> {
         match lease.poll_fill(cx, source) {
             Poll::Ready(Ok(0)) => {
-                self.state = State::Ending;
-                Ok(Step::Done)
+                self.state = FlowState::Ending;
+                Ok(FlowStep::Done)
             }
             Poll::Ready(Ok(read)) => {
                 self.pace = self.pace.after_splice(read);
@@ -806,10 +814,10 @@ impl Direction {
             }
             Poll::Ready(Err(error)) if splice::is_unsupported(&error) => {
                 self.means.pipes = None;
-                Ok(Step::Done)
+                Ok(FlowStep::Done)
             }
             Poll::Ready(Err(error)) => Err(Fault::Reader(error)),
-            Poll::Pending => Ok(Step::Parked),
+            Poll::Pending => Ok(FlowStep::Parked),
         }
     }
 
@@ -819,17 +827,17 @@ impl Direction {
         cx: &mut Context<'_>,
         sink: &mut Io,
         written: &mut u64,
-    ) -> Result<Step, Fault> {
+    ) -> Result<FlowStep, Fault> {
         match std::mem::replace(&mut self.held, Held::Nothing) {
-            Held::Nothing => Ok(Step::Done),
+            Held::Nothing => Ok(FlowStep::Done),
             Held::Bytes(mut leftover) => {
                 let (count, gone) = leftover.write_some(cx, sink)?;
                 *written = written.saturating_add(count);
                 if gone {
-                    return Ok(Step::Done);
+                    return Ok(FlowStep::Done);
                 }
                 self.held = Held::Bytes(leftover);
-                Ok(Step::Parked)
+                Ok(FlowStep::Parked)
             }
             #[cfg(target_os = "linux")]
             Held::Pipe(lease) => match sink.plain() {
@@ -846,22 +854,22 @@ impl Direction {
         cx: &mut Context<'_>,
         sink: &TcpStream,
         written: &mut u64,
-    ) -> Result<Step, Fault> {
+    ) -> Result<FlowStep, Fault> {
         while !lease.is_empty() {
             match lease.poll_drain(cx, sink) {
                 Poll::Ready(Ok(count)) => *written = written.saturating_add(copy::to_u64(count)),
                 Poll::Ready(Err(error)) => return Err(Fault::Writer(error)),
                 Poll::Pending => {
                     self.held = Held::Pipe(lease);
-                    return Ok(Step::Parked);
+                    return Ok(FlowStep::Parked);
                 }
             }
         }
-        Ok(Step::Done)
+        Ok(FlowStep::Done)
     }
 
     /// Nothing to read: what the sink keeps back has to leave now.
-    fn flush(&mut self, cx: &mut Context<'_>, sink: &mut Io) -> Result<Step, Fault> {
+    fn flush(&mut self, cx: &mut Context<'_>, sink: &mut Io) -> Result<FlowStep, Fault> {
         if self.unflushed {
             match Pin::new(sink).poll_flush(cx) {
                 Poll::Ready(Ok(())) => self.unflushed = false,
@@ -869,7 +877,7 @@ impl Direction {
                 Poll::Pending => {}
             }
         }
-        Ok(Step::Parked)
+        Ok(FlowStep::Parked)
     }
 }
 
@@ -1708,10 +1716,10 @@ mod tests {
             client.write_all(b"USER").await.unwrap();
         };
         let ((end, _parting), ()) = tokio::join!(relay, sides);
-        let RelayEnd::Heard(heard) = end else {
+        let RelayEnd::ClientSpoke(heard) = end else {
             panic!("{end:?}");
         };
-        let Heard {
+        let Interrupted {
             client: client_io,
             said,
             target: target_io,
@@ -1771,7 +1779,7 @@ mod tests {
                 client.write_all(b"stop").await.unwrap();
             };
             let ((end, _parting), ()) = tokio::join!(relay, sides);
-            let RelayEnd::Heard(heard) = end else {
+            let RelayEnd::ClientSpoke(heard) = end else {
                 panic!("{end:?}");
             };
             assert_eq!(heard.said, b"stop");

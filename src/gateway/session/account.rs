@@ -86,7 +86,7 @@ pub(super) async fn spend_for_good(live: &Live, end: &RelayEnd) {
         | RelayEnd::ClientFailed(_)
         | RelayEnd::TargetFailed(_)
         | RelayEnd::TargetStalled
-        | RelayEnd::Heard(_) => false,
+        | RelayEnd::ClientSpoke(_) => false,
     };
     if for_good {
         // In a box: a live session is not to be larger for it.
@@ -125,7 +125,7 @@ pub(super) fn describe(session: &Session, end: &RelayEnd) -> String {
         (RelayEnd::IdleTimeout, _) => "idle for too long".to_owned(),
         (RelayEnd::TimeLimit, _) => "time limit reached".to_owned(),
         // Of the second no session ends.
-        (RelayEnd::Cancelled, None) | (RelayEnd::Heard(_), _) => "ended".to_owned(),
+        (RelayEnd::Cancelled, None) | (RelayEnd::ClientSpoke(_), _) => "ended".to_owned(),
     }
 }
 

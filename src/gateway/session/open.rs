@@ -121,7 +121,7 @@ impl Opened {
             let cancel = live.session.cancelled().clone();
             let (client_side, target_side) = ((io, said), (target_io, unsent));
             match relay::run_on(client_side, target_side, traffic, limits, cancel).await {
-                (RelayEnd::Heard(heard), _) => {
+                (RelayEnd::ClientSpoke(heard), _) => {
                     client = Stream::rewound(heard.client, heard.said);
                     target = Stream::rewound(heard.target, heard.unsent);
                 }
