@@ -261,7 +261,7 @@ impl Way {
                 let stream = self.site.forward(association, *tls, &self.token).await;
                 let mut stream = stream?;
                 let ended = bridge(client, &mut *stream, &[]).await;
-                return ended.map(drop).map_err(told);
+                return ended.map(drop).map_err(describe_end);
             }
         };
         let connection = connect(&self.site, &self.token, name, self.association, direct).await?;
@@ -269,12 +269,12 @@ impl Way {
         let ended = bridge(client, &mut *connection.stream, &[]).await;
         // The gateway would forget it by itself, and may be what is gone.
         let _ = timeout(PARTING, connection.forget(&self.site, &self.token)).await;
-        ended.map(drop).map_err(told)
+        ended.map(drop).map_err(describe_end)
     }
 }
 
 /// Why a session has ended, for its user.
-fn told(error: io::Error) -> anyhow::Error {
+fn describe_end(error: io::Error) -> anyhow::Error {
     // TLS that ends without its word.
     if error.kind() == io::ErrorKind::UnexpectedEof {
         anyhow::anyhow!("the session was cut off by the gateway, or the far side broke off")

@@ -141,7 +141,7 @@ async fn session(
     let outcome = tokio::select! {
         () = cancel.cancelled() => Ok(()),
         read = receive(reader, early_input, &shared) => read,
-        written = show(&mut writer, desktop, &shared) => written,
+        written = send_frames(&mut writer, desktop, &shared) => written,
     };
     // The client may be gone already; either way this is the last thing it hears.
     let farewell = async {
@@ -439,7 +439,7 @@ impl Seen {
 }
 
 /// Draws and sends frames until the connection fails.
-async fn show(
+async fn send_frames(
     writer: &mut WriteHalf<TlsStream<TcpStream>>,
     mut desktop: Desktop,
     shared: &Shared,

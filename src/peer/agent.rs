@@ -265,7 +265,7 @@ async fn channel(agent: &Arc<Agent>, yields: bool, welcomed: &mut bool) -> anyho
         };
         match message {
             Some(Ok(Message::Text(text))) => match FromGateway::parse(&text) {
-                Ok(message) => heard(agent, &gateway, message, &outbox).await,
+                Ok(message) => on_gateway_message(agent, &gateway, message, &outbox).await,
                 // One of a later version may say more.
                 Err(error) => debug!(%error, "The gateway said what is no message"),
             },
@@ -320,7 +320,7 @@ async fn log_on(
     }
 }
 
-async fn heard(
+async fn on_gateway_message(
     agent: &Arc<Agent>,
     gateway: &str,
     message: FromGateway,

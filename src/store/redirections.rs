@@ -98,7 +98,7 @@ impl Returning {
         }
     }
 
-    fn note(&self, token: TokenId, address: IpAddr, redirected: Redirected) -> bool {
+    fn insert(&self, token: TokenId, address: IpAddr, redirected: Redirected) -> bool {
         let now = clock::now();
         let owner = Owner::new(Some(token.clone()), Some(address));
         let mut table = self.lock();
@@ -179,7 +179,7 @@ impl Redirections for Follower {
             routing_token,
         };
         self.returning
-            .note(self.token.clone(), self.address, redirected)
+            .insert(self.token.clone(), self.address, redirected)
     }
 }
 
@@ -198,7 +198,7 @@ mod tests {
         };
         let note = |number: usize, address| {
             let token = TokenId::new(number.to_string());
-            returning.note(token, address, redirected.clone())
+            returning.insert(token, address, redirected.clone())
         };
         for number in 0..limits::REDIRECTIONS_PER_ADDRESS {
             assert!(note(number, HERE) && note(number, HERE), "{number}");

@@ -79,7 +79,7 @@ fn websocket(
         association,
         to_target,
     };
-    let shown = forward::show(&state.gateway, &asked, text)
+    let shown = forward::verify_client_credential(&state.gateway, &asked, text)
         .map_err(|refusal| not_admitted(id, &NotAdmitted::from(refusal)))?;
     let gateway = Arc::clone(&state.gateway);
     let connections = &state.gateway.connections;

@@ -406,7 +406,11 @@ impl MeetingPlace {
 
     /// Gives the acceptor back that `connector` has met and not spoken to: it waits again.
     #[must_use]
-    pub fn part(&self, connector: Place, acceptor: &Place) -> oneshot::Receiver<Handover> {
+    pub fn let_wait_again(
+        &self,
+        connector: Place,
+        acceptor: &Place,
+    ) -> oneshot::Receiver<Handover> {
         let (claim, claimed) = oneshot::channel();
         let mut table = self.lock();
         // At once, so that nobody finds the acceptor without its claim.

@@ -112,7 +112,7 @@ pub async fn judge(
     path: JetPath,
     text: Option<&str>,
 ) -> Result<(Shown, Admitted), NotAdmitted> {
-    let shown = match show(gateway, peer, path, text) {
+    let shown = match verify_peer_credential(gateway, peer, path, text) {
         Ok(shown) => shown,
         Err(denied) => {
             let why = denied.into();
@@ -152,7 +152,7 @@ pub fn verify(gateway: &Gateway, peer: SocketAddr, text: &str) -> Result<Token, 
 ///
 /// # Errors
 /// It does not hold, or not for this.
-pub fn show(
+pub fn verify_peer_credential(
     gateway: &Gateway,
     peer: SocketAddr,
     path: JetPath,

@@ -16,7 +16,7 @@ const PARTING: Duration = Duration::from_secs(1);
 const PARTING_BYTES: u64 = 64 * 1024;
 
 /// Says the last word to a peer and ends its connection in order.
-pub(super) async fn part(mut stream: Stream, response: Option<Response>) {
+pub(super) async fn close_gracefully(mut stream: Stream, response: Option<Response>) {
     let parting = async {
         if let Some(response) = response {
             respond(&mut stream, &response).await?;

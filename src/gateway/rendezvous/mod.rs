@@ -4,7 +4,7 @@
 //! the same way, and [go on](pair::proceed) in the same way. Agents are told of peers by [`signaling`].
 
 pub mod admit;
+mod closing;
 pub mod pair;
-mod part;
 pub mod request;
 pub mod signaling;

@@ -20,11 +20,11 @@ use crate::connection::{Client, Opening};
 use crate::meeting::party::Shown;
 use crate::meeting::{PairedPeers, Party, Waiting};
 use crate::rendezvous::admit::Admitted;
-use crate::rendezvous::part::part;
+use crate::rendezvous::closing::close_gracefully;
 use crate::session::authenticate::{Authenticated, ToTarget, check_protocol, check_routing};
 use crate::session::authorize;
 use crate::session::identify::Expected;
-use crate::session::meet_acceptor::{leads_to, tighten, together};
+use crate::session::meet_acceptor::{leads_to, reach_acceptor, tighten};
 use crate::session::refuse::{self, Refused};
 use crate::session::{Ready, run, secure_or_open};
 use crate::state::Gateway;
@@ -56,12 +56,12 @@ pub async fn proceed(
         gateway.meetings.vouch(place, association, token);
         if let Some(rule) = gateway.revoked.rules().revokes(&token.id, &token.claims) {
             info!(session = %client.id, peer = %client.peer, jet_aid = %association, rule, "Closing a peer whose token was revoked");
-            part(client.stream, None).await;
+            close_gracefully(client.stream, None).await;
             return;
         }
     }
     match admitted {
-        Admitted::Tested => part(client.stream, None).await,
+        Admitted::Tested => close_gracefully(client.stream, None).await,
         Admitted::Accepted(Waiting { place, claimed }) => {
             debug!(session = %client.id, peer = %client.peer, jet_aid = %association, "Waiting for a peer");
             let party = Party {
@@ -98,14 +98,14 @@ async fn wait(
     loop {
         let handover = tokio::select! {
             biased;
-            () = either(&close, &gateway.stopping) => {
+            () = either_cancelled(&close, &gateway.stopping) => {
                 if !close.is_cancelled() {
                     party.client.stream.io_mut().end_with(Farewell::GoingAway);
                 }
-                part(party.client.stream, None).await;
+                close_gracefully(party.client.stream, None).await;
                 return;
             }
-            () = left(&mut party.client.stream) => return,
+            () = read_early_bytes(&mut party.client.stream) => return,
             handover = &mut claimed => handover,
         };
         let Ok(handover) = handover else {
@@ -123,7 +123,7 @@ async fn wait(
 }
 
 /// Reads what a peer says before it was met; ready when it has left.
-async fn left(stream: &mut Stream) {
+async fn read_early_bytes(stream: &mut Stream) {
     while stream.buffered().len() < limits::RENDEZVOUS_EARLY_BYTES {
         match stream.fill(limits::RENDEZVOUS_EARLY_BYTES).await {
             Ok(0) | Err(_) => return,
@@ -135,7 +135,7 @@ async fn left(stream: &mut Stream) {
 }
 
 /// What happens to two peers before either has spoken.
-enum Before {
+enum BeforeFirstByte {
     /// Bytes can pass.
     Speak,
     /// The candidate is closed.
@@ -151,32 +151,34 @@ async fn pair(
     mut acceptor: Party,
     (association, candidate): (Uuid, Uuid),
 ) {
-    match before(&mut connector, &mut acceptor).await {
-        Before::Speak => {}
-        Before::Closed => {
+    match wait_for_first_byte(&mut connector, &mut acceptor).await {
+        BeforeFirstByte::Speak => {}
+        BeforeFirstByte::Closed => {
             tokio::join!(
-                part(connector.client.stream, None),
-                part(acceptor.client.stream, None)
+                close_gracefully(connector.client.stream, None),
+                close_gracefully(acceptor.client.stream, None)
             );
             return;
         }
-        Before::ConnectorLeft => {
-            let claimed = gateway.meetings.part(connector.place, &acceptor.place);
+        BeforeFirstByte::ConnectorLeft => {
+            let claimed = gateway
+                .meetings
+                .let_wait_again(connector.place, &acceptor.place);
             drop(connector.client);
             wait(gateway, acceptor, claimed).await;
             return;
         }
-        Before::AcceptorLeft => {
+        BeforeFirstByte::AcceptorLeft => {
             drop(acceptor);
-            part(connector.client.stream, None).await;
+            close_gracefully(connector.client.stream, None).await;
             return;
         }
     }
     if gateway.meetings.select(association, candidate).is_err() {
         // Another one was selected at the same moment.
         tokio::join!(
-            part(connector.client.stream, None),
-            part(acceptor.client.stream, None)
+            close_gracefully(connector.client.stream, None),
+            close_gracefully(acceptor.client.stream, None)
         );
         return;
     }
@@ -187,7 +189,7 @@ async fn pair(
     }
 }
 
-async fn before(connector: &mut Party, acceptor: &mut Party) -> Before {
+async fn wait_for_first_byte(connector: &mut Party, acceptor: &mut Party) -> BeforeFirstByte {
     // What came with the request says nothing of whether the response was read.
     let mut spoke = (false, false);
     let closing = (connector.place.close.clone(), acceptor.place.close.clone());
@@ -200,7 +202,7 @@ async fn before(connector: &mut Party, acceptor: &mut Party) -> Before {
         let to_acceptor = !connector.client.stream.buffered().is_empty();
         let to_connector = !acceptor.client.stream.buffered().is_empty();
         if (to_acceptor && until.1 <= now) || (to_connector && until.0 <= now) {
-            return Before::Speak;
+            return BeforeFirstByte::Speak;
         }
         // The next moment at which what has arrived may go on.
         let next = match (to_acceptor, to_connector) {
@@ -211,26 +213,26 @@ async fn before(connector: &mut Party, acceptor: &mut Party) -> Before {
         };
         tokio::select! {
             biased;
-            () = either(&closing.0, &closing.1) => return Before::Closed,
-            more = more(&mut connector.client.stream) => {
+            () = either_cancelled(&closing.0, &closing.1) => return BeforeFirstByte::Closed,
+            more = read_more(&mut connector.client.stream) => {
                 if !more {
-                    return Before::ConnectorLeft;
+                    return BeforeFirstByte::ConnectorLeft;
                 }
                 spoke.0 = true;
             }
-            more = more(&mut acceptor.client.stream) => {
+            more = read_more(&mut acceptor.client.stream) => {
                 if !more {
-                    return Before::AcceptorLeft;
+                    return BeforeFirstByte::AcceptorLeft;
                 }
                 spoke.1 = true;
             }
-            () = at(next) => {}
+            () = wait_until(next) => {}
         }
     }
 }
 
 /// Reads more of what a peer says; false where it has left. A peer that has spoken and ended may wait for an answer.
-async fn more(stream: &mut Stream) -> bool {
+async fn read_more(stream: &mut Stream) -> bool {
     if stream.buffered().len() < limits::RENDEZVOUS_EARLY_BYTES {
         match stream.fill(limits::RENDEZVOUS_EARLY_BYTES).await {
             Ok(1..) => return true,
@@ -241,14 +243,14 @@ async fn more(stream: &mut Stream) -> bool {
     pending().await
 }
 
-async fn either(one: &CancellationToken, other: &CancellationToken) {
+async fn either_cancelled(one: &CancellationToken, other: &CancellationToken) {
     tokio::select! {
         () = one.cancelled() => {}
         () = other.cancelled() => {}
     }
 }
 
-async fn at(moment: Option<Instant>) {
+async fn wait_until(moment: Option<Instant>) {
     match moment {
         Some(moment) => sleep_until(moment.into()).await,
         None => pending().await,
@@ -290,7 +292,7 @@ async fn establish(
         }
         let authenticated = authenticated(gateway, client, token).await?;
         let authorized = authorize::authorize(gateway, authenticated).await?;
-        match together(gateway, association, place, acceptor, &authorized.session) {
+        match reach_acceptor(gateway, association, place, acceptor, &authorized.session) {
             Ok(reached) => secure_or_open(gateway, authorized.with(reached)).await,
             Err(refusal) => Err(authorized.refused(refusal)),
         }
@@ -364,7 +366,7 @@ mod tests {
         let mut more = 100;
         while more > 0 {
             {
-                let mut left = pin!(left(&mut stream));
+                let mut left = pin!(read_early_bytes(&mut stream));
                 let ended = poll_fn(|cx| Poll::Ready(left.as_mut().poll(cx).is_ready())).await;
                 assert!(!ended, "the peer is there");
             }

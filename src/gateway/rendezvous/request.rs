@@ -7,8 +7,8 @@ use tracing::{debug, info};
 
 use crate::connection::Client;
 use crate::rendezvous::admit::{Admitted, judge};
+use crate::rendezvous::closing::{close_gracefully, respond};
 use crate::rendezvous::pair::proceed;
-use crate::rendezvous::part::{part, respond};
 use crate::state::Gateway;
 use jetway_jet::exchange::{Operation, Request, Response, Status};
 use jetway_jet::message::Version;
@@ -35,7 +35,7 @@ pub async fn serve(gateway: &Arc<Gateway>, mut client: Client) {
     let request = match request {
         Ok(request) => request,
         Err(answer) => {
-            part(client.stream, Some(answer)).await;
+            close_gracefully(client.stream, Some(answer)).await;
             return;
         }
     };
@@ -50,7 +50,7 @@ pub async fn serve(gateway: &Arc<Gateway>, mut client: Client) {
         Ok((shown, admitted)) => {
             let response = granted(gateway, version, path.operation);
             if matches!(admitted, Admitted::Tested) {
-                part(client.stream, Some(response)).await;
+                close_gracefully(client.stream, Some(response)).await;
                 return;
             }
             if let Err(error) = respond(&mut client.stream, &response).await {
@@ -61,7 +61,7 @@ pub async fn serve(gateway: &Arc<Gateway>, mut client: Client) {
         }
         Err(not_admitted) => {
             let response = Response::new(not_admitted.status(), version);
-            part(client.stream, Some(response)).await;
+            close_gracefully(client.stream, Some(response)).await;
         }
     }
 }

@@ -65,8 +65,8 @@ pub async fn serve(
                 ..trail::of_peer(Event::AgentRefused, id, peer)
             };
             gateway.audit.record_of_anybody(peer.ip(), &record);
-            let (code, told) = why.told();
-            close(&mut socket, code, told).await;
+            let (code, reason) = why.close_reason();
+            close(&mut socket, code, reason).await;
             return;
         }
         Err(_elapsed) => {
@@ -134,7 +134,7 @@ enum NoLogOn {
 
 impl NoLogOn {
     /// What the agent hears: whether it is worth to come back.
-    fn told(self) -> (CloseCode, &'static str) {
+    fn close_reason(self) -> (CloseCode, &'static str) {
         match self {
             Self::Randomness => (CloseCode::Error, "the gateway cannot make a challenge"),
             Self::Left | Self::NoProof => (CloseCode::Policy, "no proof"),
@@ -225,7 +225,7 @@ async fn converse(
             message = socket.next() => {
                 silent_pings = 0;
                 match message {
-                    Some(Ok(Message::Text(text))) => heard(gateway, connected, &text),
+                    Some(Ok(Message::Text(text))) => on_agent_message(gateway, connected, &text),
                     Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
                     Some(Ok(Message::Binary(_))) => {
                         close(socket, CloseCode::Unsupported, "text messages only").await;
@@ -239,7 +239,7 @@ async fn converse(
     }
 }
 
-fn heard(gateway: &Gateway, connected: &SignalingChannel, text: &str) {
+fn on_agent_message(gateway: &Gateway, connected: &SignalingChannel, text: &str) {
     let agent = connected.name();
     match FromAgent::parse(text) {
         Ok(FromAgent::Answer { answer }) => {

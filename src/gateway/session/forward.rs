@@ -47,7 +47,7 @@ pub struct Request<'a> {
 ///
 /// # Errors
 /// It shows nothing, or what does not hold, or not here, or demands what cannot be delivered; it is logged.
-pub fn show(
+pub fn verify_client_credential(
     gateway: &Gateway,
     request: &Request<'_>,
     text: Result<Option<Zeroizing<String>>, Refusal>,

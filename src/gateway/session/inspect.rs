@@ -138,7 +138,7 @@ pub async fn inspect(
         Ok(secured) => secured,
         Err(failed) => {
             let Failed { error, client } = *failed;
-            let answer = tell(client, &error, direct).await;
+            let answer = send_failure(client, &error, direct).await;
             return Err(refused(secure::error::unsecured(&error), answer, admission));
         }
     };
@@ -149,7 +149,7 @@ pub async fn inspect(
     if let Err(refusal) = gateway.audit.opens(&opened).await {
         return Err(refused(refusal, None, admission));
     }
-    note(&session, gateway, &secured);
+    log_secured(&session, gateway, &secured);
     admission.proven();
     let Secured {
         client,
@@ -322,7 +322,7 @@ fn logon(credentials: &Credentials) -> ClientInfoCredentials {
 }
 
 /// Tells the client why, if it can be told from here; gives back what still waits for an RDP_NEG_FAILURE.
-async fn tell(
+async fn send_failure(
     client: Remaining<Io>,
     error: &SecureError,
     direct: bool,
@@ -357,7 +357,7 @@ async fn tell(
 }
 
 /// What an administrator wants to know of the legs, once.
-fn note(session: &Session, gateway: &Gateway, secured: &Secured<Io>) {
+fn log_secured(session: &Session, gateway: &Gateway, secured: &Secured<Io>) {
     if matches!(
         gateway.secure.target_certificate,
         TargetCertificate::AcceptAny

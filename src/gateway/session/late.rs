@@ -65,14 +65,14 @@ pub(super) async fn hear(
     begun.map_err(|turned| {
         // Who has heard something of its target waits for no answer of ours.
         if session.traffic.to_client.load(Ordering::Relaxed) > 0 {
-            untold(turned.refusal)
+            turned_as_other(turned.refusal)
         } else {
             turned
         }
     })
 }
 
-fn untold(refusal: Refusal) -> Turned {
+fn turned_as_other(refusal: Refusal) -> Turned {
     Turned {
         refusal,
         opening: Opening::Other,
@@ -80,7 +80,7 @@ fn untold(refusal: Refusal) -> Turned {
 }
 
 /// It speaks RDP, whatever is wrong with what it says.
-fn told(refusal: Refusal) -> Turned {
+fn turned_as_rdp(refusal: Refusal) -> Turned {
     Turned {
         refusal,
         opening: Opening::X224(ConnectionRequest::default()),
@@ -121,7 +121,7 @@ impl Hearing<'_> {
                         Ok(Ok(1..)) => {}
                         // It says no more, or not now: what it has said is for its server.
                         Ok(Ok(0)) | Err(_) => return Ok(Begun::Other),
-                        Ok(Err(error)) => return Err(untold(Refusal::Io(error))),
+                        Ok(Err(error)) => return Err(turned_as_other(Refusal::Io(error))),
                     }
                 }
             }
@@ -134,9 +134,9 @@ impl Hearing<'_> {
         let deadline = self.started + limits::IDENTIFY_TIMEOUT;
         match timeout_at(deadline, read_request(client)).await {
             Ok(Ok(request)) => Ok(request),
-            Ok(Err(refusal @ (Refusal::Gone | Refusal::Io(_)))) => Err(untold(refusal)),
-            Ok(Err(refusal)) => Err(told(refusal)),
-            Err(_elapsed) => Err(told(Refusal::Silent)),
+            Ok(Err(refusal @ (Refusal::Gone | Refusal::Io(_)))) => Err(turned_as_other(refusal)),
+            Ok(Err(refusal)) => Err(turned_as_rdp(refusal)),
+            Err(_elapsed) => Err(turned_as_rdp(Refusal::Silent)),
         }
     }
 
@@ -153,21 +153,24 @@ impl Hearing<'_> {
             traffic,
             ..
         } = &**self.session;
-        let (_, credential) = take_credential(&mut request).map_err(told)?;
-        check_same(self.gateway, peer.ip(), credential.as_ref(), None, token).map_err(told)?;
-        let request = request.encode().map_err(|error| told(error.into()))?;
+        let (_, credential) = take_credential(&mut request).map_err(turned_as_rdp)?;
+        check_same(self.gateway, peer.ip(), credential.as_ref(), None, token)
+            .map_err(turned_as_rdp)?;
+        let request = request
+            .encode()
+            .map_err(|error| turned_as_rdp(error.into()))?;
         let deadline = self.started + limits::ESTABLISH_TIMEOUT;
         let answer = ask(deadline, &request, traffic, None, (client, target)).await;
         let answer = answer.map_err(|refusal| {
             if matches!(refusal, Refusal::Gone) {
-                untold(refusal)
+                turned_as_other(refusal)
             } else {
-                told(refusal)
+                turned_as_rdp(refusal)
             }
         })?;
         write(client.io_mut(), &answer)
             .await
-            .map_err(|error| untold(Refusal::Io(error)))?;
+            .map_err(|error| turned_as_other(Refusal::Io(error)))?;
         count(&traffic.to_client, answer.len());
         Ok(Begun::Rdp)
     }
@@ -186,10 +189,10 @@ impl Hearing<'_> {
         );
         match passed.await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(untold(target_failed(error))),
+            Ok(Err(error)) => return Err(turned_as_other(target_failed(error))),
             Err(_elapsed) => {
                 let refusal = Refusal::Target("accepts connections and takes nothing".to_owned());
-                return Err(untold(refusal));
+                return Err(turned_as_other(refusal));
             }
         }
         count(&self.session.traffic.to_target, length);

@@ -106,14 +106,14 @@ pub async fn meet(gateway: &Gateway, authorized: &mut Authorized) -> Result<Reac
     gateway.meetings.select(association, candidate)?;
     let acceptor = *acceptor;
     sleep_until(acceptor.readable_at(false).into()).await;
-    together(gateway, association, place, acceptor, session)
+    reach_acceptor(gateway, association, place, acceptor, session)
 }
 
 /// Makes a session of two peers.
 ///
 /// # Errors
 /// The time of a token that takes part is over.
-pub fn together(
+pub fn reach_acceptor(
     gateway: &Gateway,
     association: Uuid,
     connector: Place,

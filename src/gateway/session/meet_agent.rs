@@ -16,7 +16,7 @@ use crate::meeting::PairedPeers;
 use crate::meeting::party::Creator;
 use crate::refusal::Refusal;
 use crate::session::authorize::Authorized;
-use crate::session::meet_acceptor::{leads_to, together};
+use crate::session::meet_acceptor::{leads_to, reach_acceptor};
 use crate::session::reached::Reached;
 use crate::state::Gateway;
 use jetway_base::limits;
@@ -96,7 +96,7 @@ async fn meet_at(
     gateway.agents.complete(association, candidate);
     let acceptor = *acceptor;
     sleep_until(acceptor.readable_at(false).into()).await;
-    together(gateway, association, place, acceptor, session)
+    reach_acceptor(gateway, association, place, acceptor, session)
 }
 
 /// The association that the token names, or a new one.

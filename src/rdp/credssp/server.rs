@@ -121,7 +121,7 @@ impl LogonServer {
                 .choose(request.nego_tokens.as_deref().unwrap_or_default())
                 .map_err(|cause| {
                     if matches!(cause, Cause::NoTicket) {
-                        told(TsRequest::default(), cause)
+                        denied(TsRequest::default(), cause)
                     } else {
                         silently(cause)
                     }
@@ -135,7 +135,7 @@ impl LogonServer {
                         .map(|frame| Progress::Reply(frame.to_vec()))
                         .map_err(silently),
                     Ok(Ok(AcceptorStep::Finished)) => Ok(Progress::Finished),
-                    Ok(Err(cause)) => Err(told(TsRequest::default(), cause)),
+                    Ok(Err(cause)) => Err(denied(TsRequest::default(), cause)),
                     Err(panicked) => Err(self.give_up(panicked)),
                 };
             }
@@ -152,7 +152,7 @@ impl LogonServer {
             Err(failure) => {
                 let cause = cause(&failure.error);
                 Err(match failure.ts_request {
-                    Some(reply) => told(*reply, cause),
+                    Some(reply) => denied(*reply, cause),
                     None => silently(cause),
                 })
             }
@@ -183,7 +183,7 @@ impl LogonServer {
 }
 
 /// A client that is told.
-fn told(mut reply: TsRequest, cause: Cause) -> Denied {
+fn denied(mut reply: TsRequest, cause: Cause) -> Denied {
     // What sspi puts there is no NTSTATUS.
     reply.error_code = Some(status(&cause));
     reply.nego_tokens = None;
