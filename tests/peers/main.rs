@@ -6,6 +6,7 @@
 //! `tests/install.sh peers` installs them. xrdp, namespaces and units need root.
 
 mod agent;
+mod audit;
 mod behind;
 mod differs;
 mod direct;
