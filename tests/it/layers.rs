@@ -152,6 +152,21 @@ fn no_core_member_has_rules_of_its_own_for_clippy() {
     }
 }
 
+#[test]
+fn members_of_the_shell_repeat_the_rules_of_the_root_for_clippy() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &Path| std::fs::read_to_string(path).unwrap();
+    let rules = read(&root.join(".clippy.toml"));
+    for member in SHELL.iter().filter(|member| **member != "jetway") {
+        let folder = root.join("src").join(member.trim_start_matches("jetway-"));
+        let own = read(&folder.join("clippy.toml"));
+        let (comment, own) = own.split_once('\n').unwrap();
+        assert!(comment.starts_with('#') && own == rules, "{member}");
+        let manifest = read(&folder.join("Cargo.toml"));
+        assert!(manifest.contains("[lints]\nworkspace = true"), "{member}");
+    }
+}
+
 pub(crate) fn sources(path: &Path) -> Vec<PathBuf> {
     if path.is_file() {
         let is_code = path.extension().is_some_and(|extension| extension == "rs");
