@@ -4,6 +4,8 @@
 //! never learns what it may not know: whether a target exists and whether it may be reached look alike, and every flaw of a
 //! token that involves cryptography looks alike.
 //!
+//! HTTP has more of them ([`Refusal::status`]), for those who ask by REST or a WebSocket and by the binary protocol of JET.
+//!
 //! | refusal | code | why this one |
 //! |---|---|---|
 //! | no token, a bad, expired, used or revoked one | `HYBRID_REQUIRED_BY_SERVER` | says that the user must authenticate first; clients have no words for code 6, which would say so as well |
@@ -15,6 +17,7 @@
 use jetway_entry::carrier::CarrierError;
 use jetway_entry::proxy_protocol::ProxyProtocolError;
 use jetway_jet::agent::Unmet;
+use jetway_jet::exchange::Status;
 use jetway_jet::rendezvous::RendezvousError;
 use jetway_policy::denial::Denial;
 use jetway_rdp::connection_request::ConnectionRequestError;
@@ -248,10 +251,78 @@ impl Refusal {
         }
     }
 
-    /// The token holds and asks for what this gateway cannot deliver.
+    /// What is answered by HTTP, and by the binary protocol of JET.
     #[must_use]
-    pub fn is_unmet_demand(&self) -> bool {
-        self.failure_code() == Some(FailureCode::SslNotAllowed)
+    pub fn status(&self) -> Status {
+        match self {
+            Self::NoToken
+            | Self::Carrier(_)
+            | Self::Ticket
+            | Self::Token(_)
+            | Self::Revoked(_)
+            | Self::Ended(_) => Status::Unauthorized,
+            Self::Usage(UsageError::Store(_)) => Status::Unavailable,
+            Self::Usage(_) => Status::Unauthorized,
+            Self::OtherPath(_) | Self::Uninspectable | Self::Disguised | Self::Egress(_) => {
+                Status::Forbidden
+            }
+            Self::Policy(denial) => match denial {
+                Denial::Unproven => Status::Unauthorized,
+                Denial::OtherTerms => Status::Conflict,
+                Denial::Recording
+                | Denial::ClientRecording
+                | Denial::Filtering
+                | Denial::Injection
+                | Denial::Pinning
+                | Denial::TargetTls(_)
+                | Denial::Unvouched(_) => Status::Forbidden,
+            },
+            Self::Rendezvous(error) => match error {
+                RendezvousError::UnknownAssociation | RendezvousError::UnknownCandidate => {
+                    Status::NotFound
+                }
+                RendezvousError::NoToken => Status::Unauthorized,
+                RendezvousError::OtherToken | RendezvousError::OtherOwner => Status::Forbidden,
+                RendezvousError::OtherTerms
+                | RendezvousError::Accepted
+                | RendezvousError::Connected
+                | RendezvousError::NotAccepted
+                | RendezvousError::NotConnected
+                | RendezvousError::Selected
+                | RendezvousError::Ended => Status::Conflict,
+                RendezvousError::Full => Status::Unavailable,
+            },
+            Self::Agent(unmet) => match unmet {
+                Unmet::Unknown(_) => Status::NotFound,
+                Unmet::Target(_) => Status::Forbidden,
+                Unmet::Elsewhere(_) | Unmet::Other(_) => Status::Conflict,
+                Unmet::NotConnected(_)
+                | Unmet::Busy(_)
+                | Unmet::Declined(..)
+                | Unmet::Silent(_) => Status::Unavailable,
+            },
+            Self::TooMuchWork => Status::TooManyRequests,
+            Self::TooManySessions
+            | Self::Store(_)
+            | Self::Audit
+            | Self::ShuttingDown
+            | Self::Target(_)
+            | Self::Unsecured { .. } => Status::Unavailable,
+            Self::Unrecognised
+            | Self::NotAcceptedHere(_)
+            | Self::Silent
+            | Self::Gone
+            | Self::Io(_)
+            | Self::ProxyNotTrusted
+            | Self::Proxy(_)
+            | Self::NoCertificate
+            | Self::Tls(_)
+            | Self::PreconnectionV1
+            | Self::Preconnection(_)
+            | Self::ConnectionRequest(_)
+            | Self::Contradiction
+            | Self::Protocol { .. } => Status::BadRequest,
+        }
     }
 
     /// What the refused token says of itself, where that is known by the refusal alone.

@@ -47,6 +47,12 @@ pub trait OverTcp {
         }
     }
 
+    /// Whether the connection breaks when it is dropped.
+    fn breaks_on_drop(&self) -> bool {
+        let set = self.tcp().map(|tcp| SockRef::from(tcp).linger());
+        matches!(set, Some(Ok(Some(Duration::ZERO))))
+    }
+
     /// Takes [`break_on_drop`](Self::break_on_drop) back.
     fn close_on_drop(&self) {
         if let Some(tcp) = self.tcp() {

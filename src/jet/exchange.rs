@@ -93,6 +93,8 @@ pub enum Status {
     NotFound,
     /// Somebody else holds it already, or nobody is there to meet.
     Conflict,
+    /// One address asks for too much at a time.
+    TooManyRequests,
     /// A limit is reached; later it may work.
     Unavailable,
     /// A status that this gateway never sends.
@@ -369,6 +371,7 @@ impl Status {
             Self::Forbidden => "Forbidden",
             Self::NotFound => "Not Found",
             Self::Conflict => "Conflict",
+            Self::TooManyRequests => "Too Many Requests",
             Self::Unavailable => "Service Unavailable",
             Self::Other(_) => "Other",
         }
@@ -384,6 +387,7 @@ impl From<u16> for Status {
             403 => Self::Forbidden,
             404 => Self::NotFound,
             409 => Self::Conflict,
+            429 => Self::TooManyRequests,
             503 => Self::Unavailable,
             other => Self::Other(other),
         }
@@ -399,6 +403,7 @@ impl From<Status> for u16 {
             Status::Forbidden => 403,
             Status::NotFound => 404,
             Status::Conflict => 409,
+            Status::TooManyRequests => 429,
             Status::Unavailable => 503,
             Status::Other(code) => code,
         }

@@ -1670,6 +1670,32 @@ mod tests {
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_target_that_ends_in_order_before_it_has_taken_all_sees_no_orderly_end() {
+        let (mut client, gateway_client) = tcp_pair().await;
+        let (gateway_target, mut target) = tcp_pair().await;
+        let (client_io, target_io) = (Io::Tcp(gateway_client), Io::Tcp(gateway_target));
+        let (traffic, cancel) = (Traffic::default(), CancellationToken::new());
+        let limits = RelayLimits {
+            after_end: Some(RDP_AFTER_END),
+            ..RelayLimits::default()
+        };
+        let relay = run(client_io, target_io, &traffic, limits, cancel);
+        let leaving = async {
+            let block = vec![7; 65_536];
+            while let Ok(written) = timeout(Duration::from_secs(1), client.write(&block)).await {
+                written.unwrap();
+            }
+            drop(client);
+            target
+        };
+        let ((_end, parting), mut target) = tokio::join!(relay, leaving);
+        target.shutdown().await.unwrap();
+        part_from_all(parting).await;
+        let read = target.read_to_end(&mut Vec::new()).await;
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
     /// Whoever carries it, as an agent does, learns at once that nobody is here any more.
     #[tokio::test(start_paused = true)]
     async fn the_connection_of_a_target_that_does_not_end_breaks_when_it_had_its_time() {

@@ -89,8 +89,11 @@ impl Drop for Place {
 
 /// Closes a target's connection by `closing`, for as long as a target has. Where it takes longer, or is dropped, the connection breaks.
 pub(super) async fn part_from_target<S: OverTcp>(mut stream: S, closing: impl AsyncFnOnce(&mut S)) {
+    // What it has not got is for nobody, however orderly the rest is.
+    let breaks = stream.breaks_on_drop();
     stream.break_on_drop();
-    if timeout(LINGER_TIMEOUT, closing(&mut stream)).await.is_ok() {
+    let closed = timeout(LINGER_TIMEOUT, closing(&mut stream)).await.is_ok();
+    if closed && !breaks {
         stream.close_on_drop();
     }
 }

@@ -26,6 +26,7 @@ use crate::api::operator::{bearer, operator};
 use crate::api::problem::{Parameter, Problem};
 use crate::api::state::ApiState;
 use crate::config::InspectWhen;
+use crate::refusal::Refusal;
 use crate::rendezvous::signaling;
 use crate::trail;
 use jetway_audit::record::{Event, Record};
@@ -144,10 +145,7 @@ pub async fn enrol(
     // A key that is no good does not use the enrolment up.
     let Enrolling { key } = parse(&state, &body)?;
     let booked = state.gateway.book(state.peer.ip(), StatementKey::cost_us());
-    booked.map_err(|refusal| {
-        let (status, detail) = (StatusCode::TOO_MANY_REQUESTS, refusal.to_string());
-        Problem::new(status, refusal.rule(), detail, state.id)
-    })?;
+    booked.map_err(|refusal| Problem::of(&refusal, state.id))?;
     let key = StatementKey::parse(Value::Object(key).to_string().as_bytes());
     let key = key.map_err(|error| {
         Problem::new(StatusCode::BAD_REQUEST, "key", error.to_string(), state.id)
@@ -361,10 +359,7 @@ fn must_relay(state: &ApiState, caller: &Caller) -> Result<bool, Problem> {
     };
     let gateway = &state.gateway;
     let permit = policy::decide(&token.claims, SessionLimits::default(), gateway.means());
-    let permit = permit.map_err(|refusal| {
-        let detail = refusal.to_string();
-        Problem::new(StatusCode::FORBIDDEN, refusal.rule(), detail, state.id)
-    })?;
+    let permit = permit.map_err(|denial| Problem::of(&denial.into(), state.id))?;
     Ok(permit.inspection().is_some() || gateway.config.session.inspect == InspectWhen::Always)
 }
 
@@ -411,13 +406,5 @@ fn not_enrolled(state: &ApiState, error: &EnrolError) -> Problem {
 }
 
 fn unmet(state: &ApiState, why: &Unmet) -> Problem {
-    let status = match why {
-        Unmet::Unknown(_) => StatusCode::NOT_FOUND,
-        Unmet::Target(_) => StatusCode::FORBIDDEN,
-        Unmet::Elsewhere(_) | Unmet::Other(_) => StatusCode::CONFLICT,
-        Unmet::NotConnected(_) | Unmet::Busy(_) | Unmet::Declined(..) | Unmet::Silent(_) => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
-    };
-    Problem::new(status, "agent", why.to_string(), state.id)
+    Problem::of(&Refusal::Agent(why.clone()), state.id)
 }

@@ -207,10 +207,7 @@ pub async fn create(
         SessionLimits::default(),
         state.gateway.means(),
     );
-    permitted.map_err(|refusal| {
-        let detail = refusal.to_string();
-        Problem::new(StatusCode::FORBIDDEN, refusal.rule(), detail, state.id)
-    })?;
+    permitted.map_err(|denial| Problem::of(&denial.into(), state.id))?;
     let meetings = &state.gateway.meetings;
     let by = match &caller {
         Caller::Operator(_) => Creator::Operator,

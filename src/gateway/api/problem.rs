@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::api::state::ApiState;
+use crate::refusal::Refusal;
 use jetway_base::session_id::SessionId;
 
 /// A parameter of the path.
@@ -47,6 +48,14 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// Why something was refused.
+    #[must_use]
+    pub fn of(refusal: &Refusal, session: SessionId) -> Self {
+        let status = StatusCode::from_u16(refusal.status().into());
+        let status = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        Self::new(status, refusal.rule(), refusal.to_string(), session)
+    }
+
     /// A problem with its HTTP status, its stable name and words for people.
     #[must_use]
     pub fn new(

@@ -132,7 +132,7 @@ pub async fn create(
             ..trail::of_peer(Event::TicketRefused, id, peer)
         };
         state.gateway.audit.record_of_anybody(peer.ip(), &record);
-        problem(status_of(&refusal), rule, &refusal.to_string())
+        Problem::of(&refusal, id)
     })?;
     info!(session = %id, peer = %state.peer, by, "Ticket issued");
     Ok((
@@ -192,16 +192,4 @@ async fn issue(
         expires_at,
         expires_in_s: expires_at.since(now),
     })
-}
-
-fn status_of(refusal: &Refusal) -> StatusCode {
-    if matches!(refusal, Refusal::TooMuchWork) {
-        StatusCode::TOO_MANY_REQUESTS
-    } else if matches!(refusal, Refusal::Store(_)) {
-        StatusCode::SERVICE_UNAVAILABLE
-    } else if refusal.is_unmet_demand() {
-        StatusCode::FORBIDDEN
-    } else {
-        StatusCode::UNAUTHORIZED
-    }
 }

@@ -49,30 +49,13 @@ impl NotAdmitted {
     #[must_use]
     pub fn status(&self) -> Status {
         match self {
-            Self::Token(denied) if matches!(denied.refusal, Refusal::TooMuchWork) => {
-                Status::Unavailable
+            // A credential for something else is none for this.
+            Self::Token(denied) if matches!(denied.refusal, Refusal::Rendezvous(_)) => {
+                Status::Unauthorized
             }
-            Self::Token(denied) if matches!(denied.refusal, Refusal::OtherPath(_)) => {
-                Status::Forbidden
-            }
-            Self::Token(denied) if denied.refusal.is_unmet_demand() => Status::Forbidden,
-            Self::Token(_) => Status::Unauthorized,
+            Self::Token(denied) => denied.refusal.status(),
+            Self::Rendezvous(error) => Refusal::Rendezvous(*error).status(),
             Self::Origin(_) => Status::Forbidden,
-            Self::Rendezvous(declined) => match declined {
-                RendezvousError::UnknownAssociation | RendezvousError::UnknownCandidate => {
-                    Status::NotFound
-                }
-                RendezvousError::NoToken => Status::Unauthorized,
-                RendezvousError::OtherToken | RendezvousError::OtherOwner => Status::Forbidden,
-                RendezvousError::OtherTerms
-                | RendezvousError::Accepted
-                | RendezvousError::Connected
-                | RendezvousError::NotAccepted
-                | RendezvousError::NotConnected
-                | RendezvousError::Selected
-                | RendezvousError::Ended => Status::Conflict,
-                RendezvousError::Full => Status::Unavailable,
-            },
         }
     }
 
