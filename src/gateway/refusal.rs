@@ -23,6 +23,7 @@ use jetway_policy::denial::Denial;
 use jetway_rdp::connection_request::ConnectionRequestError;
 use jetway_rdp::negotiation::FailureCode;
 use jetway_rdp::preconnection::PreconnectionError;
+use jetway_relay::Side;
 use jetway_store::usage::UsageError;
 use jetway_token::application_protocol::ApplicationProtocol;
 use jetway_token::{About, Rejected, Token};
@@ -144,8 +145,8 @@ pub enum Refusal {
     /// Not the protocol that the token announced.
     #[error("the {side} does not speak {protocol}, which the token announces")]
     Protocol {
-        /// `client` or `target`.
-        side: &'static str,
+        /// Who speaks something else.
+        side: Side,
         /// `jet_ap`.
         protocol: ApplicationProtocol,
     },

@@ -1,5 +1,6 @@
 //! The two sides of a session, what has passed between them, and which of them broke.
 
+use std::fmt;
 use std::io;
 use std::sync::atomic::AtomicU64;
 
@@ -18,6 +19,15 @@ impl Side {
             Self::Client => Self::Target,
             Self::Target => Self::Client,
         }
+    }
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Client => "client",
+            Self::Target => "target",
+        })
     }
 }
 

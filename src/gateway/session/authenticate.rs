@@ -17,6 +17,7 @@ use crate::state::Gateway;
 use jetway_entry::carrier::{self, Credential};
 use jetway_io::clock;
 use jetway_rdp::connection_request::ConnectionRequest;
+use jetway_relay::Side;
 use jetway_token::Token;
 use jetway_token::application_protocol::{self, ApplicationProtocol, FirstBytes};
 use jetway_token::claims::Claims;
@@ -292,7 +293,7 @@ pub fn check_protocol(claims: &Claims, opening: &Opening, client: &Client) -> Re
     };
     if violates {
         return Err(Refusal::Protocol {
-            side: "client",
+            side: Side::Client,
             protocol: protocol.clone(),
         });
     }

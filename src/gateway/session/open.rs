@@ -47,7 +47,7 @@ use jetway_policy::permit::Permit;
 use jetway_rdp::connection_request::{ConnectionRequest, NegotiationRequest, PROTOCOL_SSL};
 use jetway_rdp::negotiation::{self, ConnectionConfirm, FailureCode};
 use jetway_relay::{
-    self as relay, AfterEnd, Parting, RDP_AFTER_END, RelayEnd, RelayLimits, Traffic,
+    self as relay, AfterEnd, Parting, RDP_AFTER_END, RelayEnd, RelayLimits, Side, Traffic,
 };
 use jetway_store::usage::Reservation;
 use jetway_token::application_protocol::{self, ApplicationProtocol, FirstBytes};
@@ -326,7 +326,7 @@ impl Announced<'_> {
         let protocol = self.protocol;
         if !judged(
             application_protocol::check_client(protocol, bytes),
-            ("client", protocol),
+            (Side::Client, protocol),
         )? {
             return Ok(false);
         }
@@ -514,7 +514,7 @@ async fn negotiate_tls(
             "the target offers nothing but standard RDP security, and the client begins with TLS",
         )),
         Ok(Some((ConnectionConfirm::Selected { .. }, _)) | None) | Err(_) => {
-            Err(violated("target", &ApplicationProtocol::Rdp))
+            Err(violated(Side::Target, &ApplicationProtocol::Rdp))
         }
     }
 }
@@ -536,7 +536,7 @@ async fn read_confirm(
             Ok(None) => read_more(target, &mut bytes).await?,
             Err(_) => {
                 return Err(Refusal::Protocol {
-                    side: "target",
+                    side: Side::Target,
                     protocol: protocol.cloned().unwrap_or(ApplicationProtocol::Rdp),
                 });
             }
@@ -601,7 +601,7 @@ async fn exchange_words(
         }
         if !said.target {
             let first = application_protocol::check_target(protocol, target.buffered());
-            said.target = judged(first, ("target", protocol))?;
+            said.target = judged(first, (Side::Target, protocol))?;
         }
         if said.target {
             said.answered |= !target.buffered().is_empty();
@@ -617,7 +617,7 @@ async fn exchange_words(
                 match read.map_err(Refusal::Io)? {
                     // A client that does not like the answer may go; one that breaks off in the middle of a mark has not spoken.
                     0 if said.client || client.stream.buffered().is_empty() => client_ended = true,
-                    0 => return Err(violated("client", protocol)),
+                    0 => return Err(violated(Side::Client, protocol)),
                     _ => {}
                 }
             }
@@ -639,7 +639,7 @@ async fn exchange_words(
 /// Whether one side has said enough to be heard.
 fn judged(
     first: FirstBytes,
-    (side, protocol): (&'static str, &ApplicationProtocol),
+    (side, protocol): (Side, &ApplicationProtocol),
 ) -> Result<bool, Refusal> {
     match first {
         FirstBytes::Conforms => Ok(true),
@@ -648,7 +648,7 @@ fn judged(
     }
 }
 
-fn violated(side: &'static str, protocol: &ApplicationProtocol) -> Refusal {
+fn violated(side: Side, protocol: &ApplicationProtocol) -> Refusal {
     Refusal::Protocol {
         side,
         protocol: protocol.clone(),
@@ -704,7 +704,7 @@ async fn check_second_flight(
     match timeout_at(deadline, read).await {
         Ok(Ok(true)) => Ok(()),
         Ok(Ok(false)) => Err(Refusal::Protocol {
-            side: "client",
+            side: Side::Client,
             protocol: protocol.clone(),
         }),
         Ok(Err(refusal)) => Err(refusal),

@@ -25,6 +25,7 @@ use jetway_io::stream::{Io, Stream};
 use jetway_io::websocket::Farewell;
 use jetway_rdp::connection_request::ConnectionRequest;
 use jetway_rdp::negotiation::{self, FailureCode};
+use jetway_relay::Side;
 use jetway_token::{About, Token};
 
 /// A TLS 1.2 record with the fatal alert `access_denied` ([RFC 8446] 6.2), sent before any handshake.
@@ -155,7 +156,12 @@ impl Client {
     pub fn refused(self, refusal: Refusal, opening: Opening) -> Box<Refused> {
         let opening = match (&refusal, opening) {
             // It may be RDP that came where something else was announced, and RDP clients can be told.
-            (Refusal::Protocol { side: "client", .. }, Opening::Other) => Opening::Unread,
+            (
+                Refusal::Protocol {
+                    side: Side::Client, ..
+                },
+                Opening::Other,
+            ) => Opening::Unread,
             (_, opening) => opening,
         };
         Box::new(Refused {
