@@ -1673,7 +1673,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_target_that_ends_in_order_before_it_has_taken_all_sees_no_orderly_end() {
         let (mut client, gateway_client) = tcp_pair().await;
-        let (gateway_target, mut target) = tcp_pair().await;
+        let (gateway_target, target) = tcp_pair().await;
         let (client_io, target_io) = (Io::Tcp(gateway_client), Io::Tcp(gateway_target));
         let (traffic, cancel) = (Traffic::default(), CancellationToken::new());
         let limits = RelayLimits {
