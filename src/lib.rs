@@ -19,7 +19,7 @@
 //! | may it? | [`gateway::session::authorize`], [`policy`] | a [`Permit`](policy::permit::Permit), the token reserved, the session [registered](gateway::live::registry) |
 //! | where to? | [`gateway::session::connect`], [`gateway::upstream`] | a target, dialled within the [egress rules](policy::egress) |
 //! | do both speak it? | [`gateway::session::open`], [`token::application_protocol`] | the first exchange done, the token's use on disk; what a client says late that may be RDP is judged then (`session::late`) |
-//! | relay | [`relay`] | bytes both ways until the end, and one closing log line |
+//! | relay | [`relay`] | bytes both ways until the end, and one closing log line and record |
 //!
 //! Where a token asks for what only works inside the session (credentials for the target, a credential for the client's
 //! own leg, a pinned certificate), the last two rows are others:
@@ -99,9 +99,12 @@
 //! 5. **Explained.** Each refusal has a rule, a reason and a correlation id in the log, and the closest RDP failure code
 //!    for the client ([`gateway::refusal`] has the table). A client that comes back without its token, as FreeRDP does, is
 //!    told the first reason again ([`store::refusals`]).
-//! 6. **No secret leaves.** Tokens, tickets and passwords are in no log line, no error, no `Debug` output and no process
+//! 6. **Recorded.** Each decision, session and operator's action is a record of the audit ([`gateway::trail`], [`audit`]), in a chain
+//!    that shows what was removed or changed; one thread writes it ([`store::audit`]). Where `audit.required` says so, no session opens
+//!    whose record is not on disk.
+//! 7. **No secret leaves.** Tokens, tickets and passwords are in no log line, no record, no error, no `Debug` output and no process
 //!    list.
-//! 7. Nothing makes a `Permit` but [`policy`]; nothing dials but [`gateway::upstream`], and [`peer`], which is not part of the gateway;
+//! 8. Nothing makes a `Permit` but [`policy`]; nothing dials but [`gateway::upstream`], and [`peer`], which is not part of the gateway;
 //!    nothing reads a clock but [`io::clock`].
 //!
 //! # Decisions a reader may wonder about
