@@ -83,7 +83,7 @@ pub const PENDING_PER_ADDRESS: usize = 128;
 pub const SESSIONS_PER_ADDRESS: usize = 1024;
 
 /// Default for token cryptography one address may cause, microseconds of CPU each second. A nested RSA-2048 token
-/// costs about 300, RSA-4096 about 3,500.
+/// costs about 300, RSA-4096 about 4,500.
 pub const TOKEN_WORK_US_PER_S: u32 = 50_000;
 
 /// Token cryptography one address may cause in a burst, microseconds of CPU.

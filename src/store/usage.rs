@@ -49,7 +49,7 @@ const REMEMBERED_TOKENS_PER_ADDRESS: usize = REMEMBERED_TOKENS / 4;
 struct Usage {
     client: IpAddr,
     keep_until: UnixTime,
-    state: State,
+    state: UsageState,
     /// Since when its session is open, if one is.
     open_since: Option<Instant>,
     /// What its sessions have lasted that are over, seconds.
@@ -57,7 +57,7 @@ struct Usage {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum UsageState {
     /// Its session is being set up, or runs.
     Live(SessionId),
     /// Its last session ended then.
@@ -148,7 +148,7 @@ pub struct WrongGuess {
 
 /// The table without its disk: a state machine over `now`.
 #[derive(Debug)]
-struct Table {
+struct UsageTable {
     tokens: HashMap<TokenId, Usage>,
     /// No token with a later `keep_until` was ever forgotten.
     forgotten_until: UnixTime,
@@ -159,7 +159,7 @@ struct Table {
     shares: Shares,
 }
 
-impl Default for Table {
+impl Default for UsageTable {
     fn default() -> Self {
         Self {
             tokens: HashMap::new(),
@@ -212,8 +212,8 @@ impl Spent {
     }
 }
 
-impl Table {
-    /// Takes the token for a session. Returns what was known before, for [`Table::give_back`].
+impl UsageTable {
+    /// Takes the token for a session. Returns what was known before, for [`UsageTable::give_back`].
     fn reserve(&mut self, claim: &Claim, now: UnixTime) -> Result<Option<Usage>, UsageError> {
         if self.spent.contains_key(&claim.token) {
             return Err(UsageError::Guessed);
@@ -221,14 +221,14 @@ impl Table {
         let previous = self.tokens.get(&claim.token).cloned();
         if let Some(usage) = &previous {
             match usage.state {
-                State::Live(_) => return Err(UsageError::InUse),
-                State::Ended(_) if AddressGroup::from(usage.client) != claim.client.into() => {
+                UsageState::Live(_) => return Err(UsageError::InUse),
+                UsageState::Ended(_) if AddressGroup::from(usage.client) != claim.client.into() => {
                     return Err(UsageError::OtherAddress);
                 }
-                State::Ended(at) if now.since(at) >= claim.reconnect_window_s => {
+                UsageState::Ended(at) if now.since(at) >= claim.reconnect_window_s => {
                     return Err(UsageError::Replayed);
                 }
-                State::Ended(_) => {}
+                UsageState::Ended(_) => {}
             }
         } else if claim.keep_until <= self.forgotten_until {
             return Err(UsageError::Store(
@@ -241,7 +241,7 @@ impl Table {
         let usage = Usage {
             client: claim.client,
             keep_until: claim.keep_until,
-            state: State::Live(claim.session),
+            state: UsageState::Live(claim.session),
             open_since: None,
             lasted_s: previous.as_ref().map_or(0, |usage| usage.lasted_s),
         };
@@ -286,7 +286,7 @@ impl Table {
         let Some(usage) = self.tokens.get_mut(token) else {
             return lasted_s;
         };
-        usage.state = State::Ended(now);
+        usage.state = UsageState::Ended(now);
         usage.open_since = None;
         usage.lasted_s = usage.lasted_s.saturating_add(lasted_s);
         usage.lasted_s
@@ -396,7 +396,7 @@ impl Table {
         self.spent.retain(|_, keep_until| keep(*keep_until));
         let Self { tokens, shares, .. } = self;
         tokens.retain(|_, usage| {
-            let kept = matches!(usage.state, State::Live(_)) || keep(usage.keep_until);
+            let kept = matches!(usage.state, UsageState::Live(_)) || keep(usage.keep_until);
             if !kept {
                 shares.leave(&usage.owner());
             }
@@ -417,7 +417,7 @@ const HANDOVER: Duration = Duration::from_secs(4);
 /// The table and its disk.
 #[derive(Debug)]
 pub struct Usages {
-    table: Mutex<Table>,
+    table: Mutex<UsageTable>,
     disk: Arc<Disk>,
     /// Fires when a session has given its token back.
     ended: Notify,
@@ -429,7 +429,7 @@ impl Usages {
     /// ended now.
     #[must_use]
     pub fn new(disk: Arc<Disk>, records: Records, now: UnixTime) -> Self {
-        let mut table = Table {
+        let mut table = UsageTable {
             spent: records.spent.into_iter().collect(),
             guesses: records
                 .guesses
@@ -450,13 +450,13 @@ impl Usages {
                 })
                 .collect(),
             forgotten_until: records.forgotten_until,
-            ..Table::default()
+            ..UsageTable::default()
         };
         for (token, record) in records.tokens {
             let usage = Usage {
                 client: record.client,
                 keep_until: record.keep_until,
-                state: State::Ended(record.ended_at.unwrap_or(now)),
+                state: UsageState::Ended(record.ended_at.unwrap_or(now)),
                 open_since: None,
                 lasted_s: record.lasted_s,
             };
@@ -549,8 +549,8 @@ impl Usages {
     pub fn is_over(&self, token: &TokenId, reconnect_window_s: u64, now: UnixTime) -> bool {
         let table = self.lock();
         let ended = match table.tokens.get(token).map(|usage| usage.state) {
-            Some(State::Ended(at)) => now.since(at) >= reconnect_window_s,
-            Some(State::Live(_)) | None => false,
+            Some(UsageState::Ended(at)) => now.since(at) >= reconnect_window_s,
+            Some(UsageState::Live(_)) | None => false,
         };
         ended || table.spent.contains_key(token)
     }
@@ -578,7 +578,7 @@ impl Usages {
         self.disk.forget_expired(now);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Table> {
+    fn lock(&self) -> MutexGuard<'_, UsageTable> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -706,7 +706,7 @@ pub struct Companion {
 impl Companion {
     /// What was left of the token's time limit when the session began.
     #[must_use]
-    pub fn left(&self) -> Option<Duration> {
+    pub fn time_left(&self) -> Option<Duration> {
         self.left
     }
 
@@ -752,7 +752,7 @@ mod tests {
 
     #[test]
     fn a_second_live_session_with_one_token_never_exists() {
-        let mut table = Table::default();
+        let mut table = UsageTable::default();
         table.reserve(&claim(HERE, 60), UnixTime(1)).unwrap();
         assert!(matches!(
             table.reserve(&claim(HERE, 60), UnixTime(2)),
@@ -766,12 +766,12 @@ mod tests {
 
     #[test]
     fn sessions_in_which_a_token_takes_part_add_up_with_its_own() {
-        let (mut table, token) = (Table::default(), TokenId::new("t1"));
+        let (mut table, token) = (UsageTable::default(), TokenId::new("t1"));
         table.reserve(&claim(HERE, 60), UnixTime(1)).unwrap();
         table.end(&token, UnixTime(31), 30);
         let start = clock::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let begin = |table: &mut Table, seconds| {
+        let begin = |table: &mut UsageTable, seconds| {
             let now = (at(seconds), UnixTime(60));
             table.accompany(&token, UnixTime(1000), now).unwrap();
         };
@@ -794,7 +794,7 @@ mod tests {
 
     #[test]
     fn the_time_of_a_token_runs_while_its_own_session_is_open() {
-        let (mut table, token) = (Table::default(), TokenId::new("t1"));
+        let (mut table, token) = (UsageTable::default(), TokenId::new("t1"));
         table.reserve(&claim(HERE, 60), UnixTime(1)).unwrap();
         let start = clock::now();
         assert_eq!(table.lasted_s(&token, start), 0);
@@ -807,7 +807,7 @@ mod tests {
 
     #[test]
     fn sessions_of_one_token_add_up_whatever_fails_between() {
-        let (mut table, token) = (Table::default(), TokenId::new("t1"));
+        let (mut table, token) = (UsageTable::default(), TokenId::new("t1"));
         for (now, lasted_s) in [(1, 30), (2, 60)] {
             table.reserve(&claim(HERE, 60), UnixTime(now)).unwrap();
             assert_eq!(table.end(&token, UnixTime(now), 30), lasted_s);
@@ -822,7 +822,7 @@ mod tests {
 
     #[test]
     fn a_used_token_is_refused_for_good_without_a_window() {
-        let mut table = Table::default();
+        let mut table = UsageTable::default();
         table.reserve(&claim(HERE, 0), UnixTime(1)).unwrap();
         table.end(&TokenId::new("t1"), UnixTime(5), 0);
         for now in [5, 6, 100] {
@@ -833,7 +833,7 @@ mod tests {
 
     #[test]
     fn the_same_address_may_reconnect_within_the_window() {
-        let mut table = Table::default();
+        let mut table = UsageTable::default();
         table.reserve(&claim(HERE, 30), UnixTime(1)).unwrap();
         table.end(&TokenId::new("t1"), UnixTime(100), 0);
         let other = table.reserve(&claim(ELSEWHERE, 30), UnixTime(101));
@@ -846,7 +846,7 @@ mod tests {
 
     #[test]
     fn a_failed_set_up_neither_consumes_nor_revives_a_token() {
-        let mut table = Table::default();
+        let mut table = UsageTable::default();
         let token = TokenId::new("t1");
         let previous = table.reserve(&claim(HERE, 30), UnixTime(1)).unwrap();
         table.give_back(&token, previous);
@@ -864,7 +864,7 @@ mod tests {
 
     #[test]
     fn a_live_token_is_never_forgotten() {
-        let mut table = Table::default();
+        let mut table = UsageTable::default();
         table.reserve(&claim(HERE, 0), UnixTime(1)).unwrap();
         table.forget_expired(UnixTime(5000));
         assert_eq!(table.tokens.len(), 1);
@@ -875,7 +875,7 @@ mod tests {
 
     #[test]
     fn wrong_passwords_are_counted_by_token_whatever_comes_between() {
-        let mut table = Table::default();
+        let mut table = UsageTable::default();
         let (token, now) = (TokenId::new("t1"), UnixTime(1));
         let mut delays = Vec::new();
         for attempt in 1..=limits::PASSWORD_GUESSES {
@@ -908,7 +908,7 @@ mod tests {
 
     #[test]
     fn a_right_password_does_not_clear_the_count() {
-        let mut table = Table::default();
+        let mut table = UsageTable::default();
         let (token, now) = (TokenId::new("t1"), UnixTime(1));
         for attempt in 1..=limits::PASSWORD_GUESSES {
             table.reserve(&claim(HERE, 60), now).unwrap();
@@ -922,7 +922,7 @@ mod tests {
 
     #[test]
     fn wrong_passwords_that_cannot_be_counted_spend_their_token() {
-        let mut table = Table::default();
+        let mut table = UsageTable::default();
         let other = |number: usize, keep_until| Claim {
             token: TokenId::new(format!("other {number}")),
             keep_until: UnixTime(keep_until),
@@ -1019,7 +1019,7 @@ mod tests {
 
     #[test]
     fn a_clock_set_forward_and_back_revives_no_token() {
-        let mut table = Table::default();
+        let mut table = UsageTable::default();
         let used = claim(HERE, 0);
         table.reserve(&used, UnixTime(1)).unwrap();
         table.end(&used.token, UnixTime(5), 0);
@@ -1066,7 +1066,7 @@ mod tests {
 
     #[test]
     fn one_address_cannot_fill_the_memory_of_used_tokens() {
-        let mut table = Table::default();
+        let mut table = UsageTable::default();
         let used = |client, number: usize| Claim {
             token: TokenId::new(number.to_string()),
             ..claim(client, 0)
@@ -1105,10 +1105,10 @@ mod tests {
             usages.accompany(TokenId::new("t1"), now.plus(600), limit)
         };
         let first = accompany(60).unwrap();
-        assert_eq!(first.left(), Some(Duration::from_secs(60)));
+        assert_eq!(first.time_left(), Some(Duration::from_secs(60)));
         // The second that has begun is none of theirs.
         let second = accompany(60).unwrap();
-        assert!(second.left() < first.left());
+        assert!(second.time_left() < first.time_left());
         assert_eq!(accompany(1).unwrap_err(), UsageError::OverTime);
         drop((first, second));
         assert_eq!(accompany(1).unwrap_err(), UsageError::OverTime);

@@ -81,7 +81,7 @@ enum Test {
 
 /// An association, as it is shown.
 #[derive(Debug, Serialize)]
-pub struct Shown {
+pub struct AssociationRow {
     id: Uuid,
     /// Unix seconds.
     created_at: UnixTime,
@@ -257,7 +257,7 @@ pub async fn read(
         association,
         caller,
     }: Asked,
-) -> Result<Json<Shown>, Problem> {
+) -> Result<Json<AssociationRow>, Problem> {
     let listed = state.gateway.meetings.view(association, caller.proof());
     let listed = listed.map_err(|refused| declined(&state, refused))?;
     Ok(Json(shown(listed)))
@@ -270,7 +270,7 @@ pub async fn read(
 pub async fn list(
     State(state): State<ApiState>,
     headers: HeaderMap,
-) -> Result<Json<Vec<Shown>>, Problem> {
+) -> Result<Json<Vec<AssociationRow>>, Problem> {
     operator(&state, &headers)?;
     let listed = state.gateway.meetings.list().into_iter();
     Ok(Json(listed.map(shown).collect()))
@@ -441,7 +441,7 @@ pub(super) fn declined(state: &ApiState, refused: RendezvousError) -> Problem {
     not_admitted(state.id, &refused.into())
 }
 
-fn shown(listed: Listed) -> Shown {
+fn shown(listed: Listed) -> AssociationRow {
     let Listed { view, session, .. } = listed;
     let (bytes_to_acceptor, bytes_to_connector) = session.as_ref().map_or((0, 0), |session| {
         let traffic = &session.traffic;
@@ -450,7 +450,7 @@ fn shown(listed: Listed) -> Shown {
             traffic.to_client.load(Ordering::Relaxed),
         )
     });
-    Shown {
+    AssociationRow {
         id: view.id,
         created_at: view.created_at,
         jet_ap: view.terms.application_protocol.map(|ap| ap.to_string()),

@@ -87,10 +87,10 @@ impl Opened {
                 // In a box: few sessions need it, and none for long.
                 let heard = Box::pin(hear(gateway, &live, ends_at, &mut client, &mut target));
                 match heard.await {
-                    Ok(Heard::Begun(Begun::Rdp)) => (manners, listens) = (Manners::RDP, false),
-                    Ok(Heard::Begun(Begun::Other)) => listens = false,
-                    Ok(Heard::Begun(Begun::Nothing)) => {}
-                    Ok(Heard::Over(end)) => {
+                    Ok(FirstWords::Begun(Begun::Rdp)) => (manners, listens) = (Manners::RDP, false),
+                    Ok(FirstWords::Begun(Begun::Other)) => listens = false,
+                    Ok(FirstWords::Begun(Begun::Nothing)) => {}
+                    Ok(FirstWords::Over(end)) => {
                         // What is left of what it has said is for nobody.
                         let (client, _unjudged) = client.into_parts();
                         let (target, _written) = target.into_parts();
@@ -137,7 +137,7 @@ impl Opened {
 }
 
 /// What came of what a client has said first.
-enum Heard {
+enum FirstWords {
     /// It is known what it begins.
     Begun(Begun),
     /// Its session was over before.
@@ -151,7 +151,7 @@ async fn hear(
     ends_at: Option<Instant>,
     client: &mut Stream,
     target: &mut Stream,
-) -> Result<Heard, Turned> {
+) -> Result<FirstWords, Turned> {
     let out_of_time = async {
         match ends_at {
             Some(at) => sleep_until(at.into()).await,
@@ -160,9 +160,9 @@ async fn hear(
     };
     tokio::select! {
         biased;
-        () = live.session.cancelled().cancelled() => Ok(Heard::Over(RelayEnd::Cancelled)),
-        () = out_of_time => Ok(Heard::Over(RelayEnd::TimeLimit)),
-        begun = late::hear(gateway, &live.session, client, target) => begun.map(Heard::Begun),
+        () = live.session.cancelled().cancelled() => Ok(FirstWords::Over(RelayEnd::Cancelled)),
+        () = out_of_time => Ok(FirstWords::Over(RelayEnd::TimeLimit)),
+        begun = late::hear(gateway, &live.session, client, target) => begun.map(FirstWords::Begun),
     }
 }
 

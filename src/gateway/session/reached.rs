@@ -65,7 +65,10 @@ impl Together {
     /// What is left of the time limits of the other tokens that take part.
     #[must_use]
     pub fn time_left(&self) -> Option<Duration> {
-        self.companions.iter().filter_map(Companion::left).min()
+        self.companions
+            .iter()
+            .filter_map(Companion::time_left)
+            .min()
     }
 
     /// A limit has ended the session: what it has lasted is on disk when this returns.
