@@ -26,10 +26,10 @@ pub enum Fault {
         /// Number of the line.
         sequence: u64,
     },
-    /// The chain does not end where it is known to.
-    #[error("the chain ends at {found}, and is known to go on to {expected}")]
+    /// The chain does not have a line that it is known to have.
+    #[error("the record {expected} is not there; the last one is {found}")]
     End {
-        /// Where it is known to end.
+        /// The line.
         expected: String,
         /// Where it ends.
         found: String,
@@ -49,8 +49,8 @@ pub struct Verifier {
     head: Head,
     records: u64,
     known: Option<Head>,
-    /// A known place was passed whose digest is another one.
-    known_differs: bool,
+    /// The known place was passed, with the digest that it is known to have.
+    found_known: bool,
 }
 
 impl Verifier {
@@ -58,11 +58,12 @@ impl Verifier {
     /// where a line was that it has to have, kept elsewhere.
     #[must_use]
     pub fn new(after: Option<Head>, known: Option<Head>) -> Self {
+        let head = after.unwrap_or(Head::START);
         Self {
-            head: after.unwrap_or(Head::START),
+            head,
             records: 0,
             known,
-            known_differs: false,
+            found_known: known == Some(head),
         }
     }
 
@@ -79,12 +80,7 @@ impl Verifier {
         let head = Head::behind(link.sequence, line);
         let before = std::mem::replace(&mut self.head, head);
         self.records = self.records.saturating_add(1);
-        if self
-            .known
-            .is_some_and(|known| known.sequence == head.sequence && known != head)
-        {
-            self.known_differs = true;
-        }
+        self.found_known |= self.known == Some(head);
         let expected = before.sequence.saturating_add(1);
         if link.sequence != expected {
             return Err(Fault::Order {
@@ -108,7 +104,7 @@ impl Verifier {
         let Some(known) = self.known else {
             return Ok(());
         };
-        if self.known_differs || self.head.sequence < known.sequence {
+        if !self.found_known {
             return Err(Fault::End {
                 expected: known.to_string(),
                 found: self.head.to_string(),
@@ -219,6 +215,18 @@ mod tests {
         let middle = Head::behind(10, whole[9].as_bytes());
         assert_eq!(faults(&whole, Some(middle)), []);
         assert_eq!(faults(&[], Some(end)).len(), 1);
+        // What cannot be compared is not found.
+        let after = Head::behind(5, whole[4].as_bytes());
+        for (known, found) in [
+            (after, 0),
+            (Head::behind(2, b"x"), 1),
+            (Head::behind(5, b"x"), 1),
+        ] {
+            assert_eq!(
+                faults_after(Some(after), &whole[5..], Some(known)).len(),
+                found
+            );
+        }
     }
 
     #[test]

@@ -52,6 +52,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 fn verify(path: &Path, after: Option<Head>, known: Option<Head>) -> anyhow::Result<()> {
     let files =
         files(path).with_context(|| format!("cannot read the folder of {}", path.display()))?;
+    ensure!(
+        path.is_file() || !path.exists(),
+        "{} is not a file",
+        path.display()
+    );
     ensure!(!files.is_empty(), "there is no audit at {}", path.display());
     let mut verifier = Verifier::new(after, known);
     let mut faults = 0_u64;

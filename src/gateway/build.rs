@@ -40,6 +40,7 @@ use jetway_policy::work::WorkLimiter;
 use jetway_rdp::credssp::keytab::{self, Keytab};
 use jetway_rdp::credssp::server::ClientKerberos;
 use jetway_store::agents::Agents;
+use jetway_store::audit;
 use jetway_store::cookies::KnownCookies;
 use jetway_store::disk::{self, Disk};
 use jetway_store::refusals::Refusals;
@@ -87,10 +88,11 @@ impl Prepared {
         let secure = faults.secure();
         let taken = faults.ports();
         faults.of(&["store", "path"], disk::check(&config.store.path));
-        if let Some(audit) = config.audit_settings().files {
+        if let Some(files) = config.audit_settings().files {
+            faults.of(&["audit", "path"], audit::check(&files.path));
             faults.of(
                 &["audit", "path"],
-                private_file::check_writable(&audit.path),
+                private_file::check_writable(&files.path),
             );
         }
         // Each dial asks again; where the system does not tell, that is better known now.

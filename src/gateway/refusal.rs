@@ -41,7 +41,7 @@ pub enum Refusal {
     #[error("the client was silent for too long")]
     Silent,
     /// The client went away before it had said enough.
-    #[error("the client closed the connection before it sent a request")]
+    #[error("the client closed the connection before its session was open")]
     Gone,
     /// The socket failed.
     #[error("the connection failed: {0}")]

@@ -10,6 +10,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -59,6 +60,12 @@ pub enum AuditError {
     #[error("the audit {path} is being written by another process")]
     InUse {
         /// File.
+        path: String,
+    },
+    /// The path is of something else.
+    #[error("the audit {path} is not a file")]
+    NotAFile {
+        /// Path.
         path: String,
     },
     /// What stands at the end of the file is no record: nothing can follow from it.
@@ -274,7 +281,10 @@ impl Shared {
     /// Writes `held`, as far as that can be done.
     fn write(&self, writer: &mut Writer, held: &mut Vec<Entry>) {
         let now = clock::since_epoch();
-        let mut result = writer.rotate_if_due(now);
+        let mut result = writer.look(now);
+        if result.is_ok() {
+            result = writer.rotate_if_due(now);
+        }
         while result.is_ok() && !held.is_empty() {
             let mut bytes = 0_usize;
             let batch = held.iter().take_while(|entry| {
@@ -393,16 +403,31 @@ pub fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
             .strip_prefix(&*name)
             .and_then(|rest| rest.strip_prefix('.'));
         let number = number.filter(|number| number.bytes().all(|digit| digit.is_ascii_digit()));
-        if let Some(Ok(number)) = number.map(str::parse) {
+        if let Some(Ok(number)) = number.map(str::parse)
+            && entry.file_type()?.is_file()
+        {
             numbered.push((number, entry.path()));
         }
     }
     numbered.sort();
     let mut files: Vec<PathBuf> = numbered.into_iter().map(|(_, path)| path).collect();
-    if path.exists() {
+    if path.is_file() {
         files.push(path.to_owned());
     }
     Ok(files)
+}
+
+/// Whether `path` can be the file of an audit, as far as that can be seen before it is opened.
+///
+/// # Errors
+/// Something else is there.
+pub fn check(path: &Path) -> Result<(), AuditError> {
+    match fs::metadata(path) {
+        Ok(found) if !found.is_file() => Err(AuditError::NotAFile {
+            path: path.display().to_string(),
+        }),
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 impl Writer {
@@ -413,6 +438,7 @@ impl Writer {
             path: named(),
             error,
         };
+        check(&path)?;
         private_file::warn_if_open(&path, "The audit");
         let open = |path: &Path| {
             private_file::options()
@@ -431,6 +457,9 @@ impl Writer {
         let not_a_record = |path: &Path| AuditError::NotARecord {
             path: path.display().to_string(),
         };
+        if tail.is_garbage {
+            return Err(not_a_record(&path));
+        }
         let before = match &tail.line {
             Some(line) => head_of(line).ok_or_else(|| not_a_record(&path))?,
             // The chain goes on where the last file has ended.
@@ -538,11 +567,14 @@ impl Writer {
             self.ended = true;
         }
         let aside = rotated(&self.settings.path, self.first);
-        match fs::rename(&self.settings.path, aside) {
-            // A second attempt: it had its new name.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            renamed => renamed?,
+        if self.is_in_place()? {
+            rename_new(&self.settings.path, &aside)?;
         }
+        self.begin_file(now)
+    }
+
+    /// Goes on in a new file.
+    fn begin_file(&mut self, now: Duration) -> io::Result<()> {
         let file = private_file::options()
             .read(true)
             .append(true)
@@ -551,8 +583,49 @@ impl Writer {
         file.try_lock().map_err(io::Error::from)?;
         self.file = file;
         self.length = 0;
+        self.torn = false;
         self.ended = false;
         self.begin(now)
+    }
+
+    /// Whether the file is where it was opened.
+    fn is_in_place(&self) -> io::Result<bool> {
+        let own = self.file.metadata()?;
+        match fs::metadata(&self.settings.path) {
+            Ok(found) => Ok((found.dev(), found.ino()) == (own.dev(), own.ino())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sees what somebody else has done to the file: removed, it is begun anew, and the chain goes on there, so that it shows; longer or
+    /// shorter than it was, a record says so.
+    fn look(&mut self, now: Duration) -> io::Result<()> {
+        if self.ended {
+            return Ok(());
+        }
+        if !self.is_in_place()? {
+            error!(head = %self.chain.head(), "The audit's file was removed or replaced; going on in a new one");
+            let detail = json!({ "removed": true });
+            self.begin_file(now)?;
+            return self.append([&Entry::now(&of_the_audit(Event::AuditRecovered, detail))]);
+        }
+        let found = self.file.metadata()?.len();
+        if found == self.length || self.torn {
+            return Ok(());
+        }
+        error!(
+            expected = self.length,
+            found, "The audit's file was changed by somebody else"
+        );
+        let detail = json!({ "expected_bytes": self.length, "found_bytes": found });
+        self.length = found;
+        if Tail::of(&mut self.file)?.torn.is_some() {
+            // Not to be the rest of a line of theirs.
+            self.file.write_all(b"\n")?;
+            self.length = found.saturating_add(1);
+        }
+        self.append([&Entry::now(&of_the_audit(Event::AuditRecovered, detail))])
     }
 
     /// The last line of a file, and where the chain is then.
@@ -562,6 +635,22 @@ impl Writer {
         self.sync()?;
         info!(head = %self.chain.head(), "Audit file closed");
         Ok(())
+    }
+}
+
+/// Renames a file to a name that nothing has.
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        let (here, flags) = (rustix::fs::CWD, rustix::fs::RenameFlags::NOREPLACE);
+        Ok(rustix::fs::renameat_with(here, from, here, to, flags)?)
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        if to.exists() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        fs::rename(from, to)
     }
 }
 
@@ -587,6 +676,8 @@ struct Tail {
     length: u64,
     /// What is behind them.
     torn: Option<Vec<u8>>,
+    /// What is behind them is longer than a line can be.
+    is_garbage: bool,
 }
 
 impl Tail {
@@ -612,6 +703,7 @@ impl Tail {
         Ok(Self {
             line: (!line.is_empty()).then(|| line.to_vec()),
             length: length.saturating_sub(u64::try_from(torn.len()).unwrap_or(0)),
+            is_garbage: torn.len() > limits::AUDIT_LINE_BYTES,
             torn: (!torn.is_empty()).then_some(torn),
         })
     }
@@ -757,6 +849,81 @@ mod tests {
         let _first = Audit::open(settings.clone()).unwrap();
         let error = Audit::open(settings).unwrap_err();
         assert!(matches!(error, AuditError::InUse { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_is_done_to_the_file_while_it_is_written_shows() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = AuditSettings {
+            rotate_bytes: 2000,
+            ..settings(folder.path())
+        };
+        let audit = Audit::open(settings.clone()).unwrap();
+        audit.record_durably(&record(0)).await.unwrap();
+        // It is shown neither to go on nor to be whole where it was removed.
+        fs::remove_file(&settings.path).unwrap();
+        audit.record_durably(&record(1)).await.unwrap();
+        let text = fs::read_to_string(&settings.path).unwrap();
+        assert!(
+            text.contains("audit.recovered") && text.contains("reason 1"),
+            "{text}"
+        );
+        let mut verifier = Verifier::new(None, None);
+        assert!(
+            verifier
+                .line(text.lines().next().unwrap().as_bytes())
+                .is_err()
+        );
+        // Half a line of somebody else does not take ours with it.
+        let mut theirs = fs::OpenOptions::new()
+            .append(true)
+            .open(&settings.path)
+            .unwrap();
+        theirs.write_all(b"{\"half\":").unwrap();
+        audit.record_durably(&record(2)).await.unwrap();
+        let text = fs::read_to_string(&settings.path).unwrap();
+        assert!(text.lines().any(|line| line == "{\"half\":"), "{text}");
+        assert!(
+            text.contains("found_bytes") && text.contains("reason 2"),
+            "{text}"
+        );
+        // Nor is a file of theirs written over when this one gets its name.
+        let first: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        let aside = rotated(&settings.path, first["sequence"].as_u64().unwrap());
+        fs::write(&aside, "theirs").unwrap();
+        let mut number = 3;
+        while audit.health().failing.is_none() && number < 100 {
+            audit.record(&record(number));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            number += 1;
+        }
+        assert!(audit.health().failing.is_some());
+        assert_eq!(fs::read_to_string(&aside).unwrap(), "theirs");
+        fs::remove_file(&aside).unwrap();
+        while audit.health().failing.is_some() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    #[test]
+    fn what_is_no_audit_is_not_written_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = settings(folder.path());
+        drop(Audit::open(settings.clone()).unwrap());
+        let mut file = fs::OpenOptions::new()
+            .append(true)
+            .open(&settings.path)
+            .unwrap();
+        file.write_all(&vec![0; 100_000]).unwrap();
+        let error = Audit::open(settings).unwrap_err();
+        assert!(matches!(error, AuditError::NotARecord { .. }), "{error}");
+        let settings = AuditSettings {
+            path: "/dev/full".into(),
+            rotate_bytes: 1,
+            rotate_after: Duration::ZERO,
+        };
+        let error = Audit::open(settings).unwrap_err();
+        assert!(matches!(error, AuditError::NotAFile { .. }), "{error}");
     }
 
     #[tokio::test]
