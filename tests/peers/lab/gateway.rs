@@ -439,7 +439,7 @@ tls_only = {tls_only:?}
     pub(crate) fn keeps_secret(&self, secrets: &[&str]) -> Result<()> {
         let mut seen = self.process.command_line()?.into_bytes();
         seen.extend(self.process.environment()?.into_bytes());
-        let written = [STORE, PINS].map(|name| self.folder.join(name));
+        let written = [STORE, PINS, AUDIT].map(|name| self.folder.join(name));
         for file in self.outputs.iter().chain(&written) {
             if file.exists() {
                 seen.extend(fs::read(file)?);
