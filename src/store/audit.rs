@@ -320,7 +320,10 @@ impl Shared {
         if result.is_ok() && held.is_empty() {
             result = writer.sync_now_and_then(clock::now());
         }
-        if result.is_err() {
+        let failed = result.is_err();
+        // Whoever waits asks for it.
+        self.note(result);
+        if failed {
             // What these are of does not go on: it did not happen.
             let mut waiting = self.waiting();
             held.retain(|entry| {
@@ -330,7 +333,6 @@ impl Shared {
                 entry.written.is_none()
             });
         }
-        self.note(result);
     }
 
     /// Notes how it is with the audit.
