@@ -397,8 +397,10 @@ async fn no_rdp_passes_as_another_protocol_where_all_rdp_is_inspected() {
         within(client.read_exact(&mut banner)).await.unwrap();
         assert_eq!(&banner, b"SSH-2.0-hello\r\n");
         for part in asks.chunks(3) {
-            client.write_all(part).await.unwrap();
-            client.flush().await.unwrap();
+            // It may be cut off as soon as it is known what it begins.
+            if client.write_all(part).await.is_err() {
+                break;
+            }
         }
         // The target would echo it.
         let mut rest = Vec::new();
