@@ -4,6 +4,7 @@
 //! were left out is a record of its own.
 //! Where the audit is required, no session opens whose record is not on disk, and none while nothing can be written.
 
+use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -17,7 +18,7 @@ use jetway_base::log_limit::{Cause, LineLimiter, Suppressed};
 use jetway_base::session_id::SessionId;
 use jetway_io::clock;
 use jetway_store::audit::{Audit, AuditError, Health};
-use jetway_token::Token;
+use jetway_token::{About, Token};
 
 /// Where decisions are recorded.
 #[derive(Debug)]
@@ -81,12 +82,12 @@ impl Trail {
     /// # Errors
     /// The audit is required, and cannot be written.
     pub fn admits_sessions(&self) -> Result<(), Refusal> {
-        match self.health() {
-            Some(Health {
-                failing: Some(_), ..
-            }) if self.required => Err(Refusal::Audit),
-            _ => Ok(()),
+        // Asked of every session: without need, no lock is taken.
+        let failing = || self.health().is_some_and(|health| health.failing.is_some());
+        if self.required && failing() {
+            return Err(Refusal::Audit);
         }
+        Ok(())
     }
 
     /// Takes the record of a session that opens; where the audit is required, ready when that is on disk.
@@ -170,6 +171,24 @@ pub fn of_token(event: Event, id: SessionId, peer: SocketAddr, token: &Token) ->
         jet_aid: claims.jet_aid.map(|id| id.to_string()),
         protocol: claims.jet_ap.as_ref().map(ToString::to_string),
         ..Record::new(event)
+    }
+}
+
+/// What a record says of what was refused, `about` a token if that is known.
+#[must_use]
+pub fn of_refusal(
+    event: Event,
+    (id, peer): (SessionId, SocketAddr),
+    about: Option<&About>,
+    (rule, reason): (&'static str, &dyn Display),
+) -> Record {
+    Record {
+        user: about.and_then(|about| about.user.clone()),
+        target: about.and_then(|about| about.target.clone()),
+        token: about.map(|about| about.id.as_str().to_owned()),
+        rule: Some(rule),
+        reason: Some(reason.to_string()),
+        ..of_peer(event, id, peer)
     }
 }
 

@@ -24,7 +24,7 @@ use crate::rendezvous::admit::NotAdmitted;
 use crate::session::authenticate::ToTarget;
 use crate::session::forward;
 use crate::trail::{self, Trail};
-use jetway_audit::record::{Event, Record};
+use jetway_audit::record::Event;
 use jetway_base::session_id::SessionId;
 use jetway_io::clock;
 
@@ -93,10 +93,11 @@ fn websocket(
 /// The one line of a page that is not to ask.
 fn log_origin(audit: &Trail, id: SessionId, peer: SocketAddr, why: &NotAdmitted) {
     info!(session = %id, %peer, decision = "deny", rule = why.rule(), reason = %why, "Session refused");
-    let record = Record {
-        rule: Some(why.rule()),
-        reason: Some(why.to_string()),
-        ..trail::of_peer(Event::SessionRefused, id, peer)
-    };
+    let record = trail::of_refusal(
+        Event::SessionRefused,
+        (id, peer),
+        why.about(),
+        (why.rule(), why),
+    );
     audit.record_of_anybody(peer.ip(), &record);
 }

@@ -70,30 +70,15 @@ pub async fn websocket(
         Problem::new(StatusCode::BAD_REQUEST, "path", detail, id)
     })?;
     let headers = request.headers();
+    let refused = |why: NotAdmitted| {
+        let audit = &state.gateway.audit;
+        admit::log_not_admitted(audit, id, state.peer, path, &Shown::Nothing, &why);
+        not_admitted(id, &why)
+    };
     // Before a ticket is used up.
-    check_origin(&state.gateway.config.jet.origins, headers).map_err(|why| {
-        admit::log_not_admitted(
-            &state.gateway.audit,
-            id,
-            state.peer,
-            path,
-            &Shown::Nothing,
-            &why,
-        );
-        not_admitted(id, &why)
-    })?;
-    let text = token(&state, headers, uri.query()).map_err(|refusal| {
-        let why = NotAdmitted::from(refusal);
-        admit::log_not_admitted(
-            &state.gateway.audit,
-            id,
-            state.peer,
-            path,
-            &Shown::Nothing,
-            &why,
-        );
-        not_admitted(id, &why)
-    })?;
+    check_origin(&state.gateway.config.jet.origins, headers).map_err(refused)?;
+    let text = token(&state, headers, uri.query());
+    let text = text.map_err(|refusal| refused(refusal.into()))?;
     let upgrade = Upgrade::of(&state, &mut request, SUB_PROTOCOLS)?;
     let gateway = Arc::clone(&state.gateway);
     let peer = state.peer;
@@ -233,9 +218,7 @@ impl Upgrade {
 /// The problem document of a request that was not granted.
 #[must_use]
 pub fn not_admitted(id: SessionId, why: &NotAdmitted) -> Problem {
-    let status = StatusCode::from_u16(why.status().into());
-    let status = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    Problem::new(status, why.rule(), why.to_string(), id)
+    Problem::answer(why.status(), why.rule(), why.to_string(), id)
 }
 
 /// `Sec-WebSocket-Key` of a request that asks for an upgrade to WebSocket ([RFC 6455] 4.2.1).

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use crate::api::state::ApiState;
 use crate::refusal::Refusal;
 use jetway_base::session_id::SessionId;
+use jetway_jet::exchange::Status;
 
 /// A parameter of the path.
 #[derive(Debug)]
@@ -51,9 +52,20 @@ impl Problem {
     /// Why something was refused.
     #[must_use]
     pub fn of(refusal: &Refusal, session: SessionId) -> Self {
-        let status = StatusCode::from_u16(refusal.status().into());
+        Self::answer(
+            refusal.status(),
+            refusal.rule(),
+            refusal.to_string(),
+            session,
+        )
+    }
+
+    /// A problem with the status that peers of a rendezvous are answered with.
+    #[must_use]
+    pub fn answer(status: Status, rule: &'static str, detail: String, session: SessionId) -> Self {
+        let status = StatusCode::from_u16(status.into());
         let status = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        Self::new(status, refusal.rule(), refusal.to_string(), session)
+        Self::new(status, rule, detail, session)
     }
 
     /// A problem with its HTTP status, its stable name and words for people.

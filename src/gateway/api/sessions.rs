@@ -157,11 +157,11 @@ fn inside(inside: &InspectionDetails) -> InsideRow {
     let statistics = inside.statistics.lock();
     InsideRow {
         client_protocol: legs.client_selected,
-        client_tls: format!("{} {}", legs.client_tls.version, legs.client_tls.cipher),
+        client_tls: legs.client_tls.to_string(),
         client_logon: legs.client_logon.name(),
         target_protocol: legs.target_selected,
         target_logon: legs.target_logon.name(),
-        target_tls: format!("{} {}", legs.target_tls.version, legs.target_tls.cipher),
+        target_tls: legs.target_tls.to_string(),
         statistics: statistics.unwrap_or_else(PoisonError::into_inner).clone(),
     }
 }

@@ -124,12 +124,7 @@ pub async fn create(
         );
         let record = Record {
             by: Some(by.to_owned()),
-            user: about.and_then(|about| about.user.clone()),
-            target: about.and_then(|about| about.target.clone()),
-            token: about.map(|about| about.id.as_str().to_owned()),
-            rule: Some(rule),
-            reason: Some(refusal.to_string()),
-            ..trail::of_peer(Event::TicketRefused, id, peer)
+            ..trail::of_refusal(Event::TicketRefused, (id, peer), about, (rule, &refusal))
         };
         state.gateway.audit.record_of_anybody(peer.ip(), &record);
         Problem::of(&refusal, id)

@@ -1,5 +1,7 @@
 //! What was agreed on the legs of a session that the gateway stands inside of.
 
+use std::fmt;
+
 use tokio_rustls::rustls;
 
 /// What was agreed on both legs: the GCC data of each has to say the same.
@@ -53,6 +55,12 @@ pub struct TlsFacts {
     pub version: String,
     /// For example `TLS13_AES_256_GCM_SHA384`.
     pub cipher: String,
+}
+
+impl fmt::Display for TlsFacts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.version, self.cipher)
+    }
 }
 
 impl TlsFacts {

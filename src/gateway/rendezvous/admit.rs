@@ -231,14 +231,9 @@ pub fn log_not_admitted(
     );
     let record = Record {
         agent: agent.map(str::to_owned),
-        user: about.and_then(|about| about.user.clone()),
-        target: about.and_then(|about| about.target.clone()),
-        token: about.map(|about| about.id.as_str().to_owned()),
         jet_aid: Some(path.association.to_string()),
-        rule: Some(why.rule()),
-        reason: Some(why.to_string()),
         detail: serde_json::json!({ "operation": path.operation.to_string() }),
-        ..trail::of_peer(Event::SessionRefused, id, peer)
+        ..trail::of_refusal(Event::SessionRefused, (id, peer), about, (why.rule(), why))
     };
     audit.record_of_anybody(peer.ip(), &record);
 }

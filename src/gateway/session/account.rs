@@ -8,7 +8,7 @@ use serde_json::json;
 use tracing::info;
 
 use crate::listener::admission::Admission;
-use crate::live::legs::{Legs, TlsFacts};
+use crate::live::legs::Legs;
 use crate::live::registry::{EndCause, Registered, Session};
 use crate::refusal::Refusal;
 use crate::session::reached::RendezvousFacts;
@@ -135,7 +135,6 @@ pub(super) fn log_opened(session: &Session, secured: Option<&Secured<Io>>) {
     let claims = &session.token.claims;
     let target = session.target();
     let legs = secured.map(|secured| &secured.legs);
-    let tls = |facts: &TlsFacts| format!("{} {}", facts.version, facts.cipher);
     info!(
         session = %session.id,
         peer = %session.peer,
@@ -151,10 +150,10 @@ pub(super) fn log_opened(session: &Session, secured: Option<&Secured<Io>>) {
         decision = "allow",
         mode = if secured.is_some() { "inspected" } else { "opaque" },
         client_protocol = legs.map(|legs| legs.client_selected),
-        client_tls = legs.map(|legs| tls(&legs.client_tls)),
+        client_tls = legs.map(|legs| legs.client_tls.to_string()),
         client_logon = legs.map(|legs| legs.client_logon.name()),
         target_protocol = legs.map(|legs| legs.target_selected),
-        target_tls = legs.map(|legs| tls(&legs.target_tls)),
+        target_tls = legs.map(|legs| legs.target_tls.to_string()),
         target_logon = legs.map(|legs| legs.target_logon.name()),
         target_certificate = secured.map(|secured| secured.target_certificate.to_string()),
         first_use = secured.map(|secured| secured.remembered == Remembered::First),
@@ -180,12 +179,11 @@ pub(super) fn opened_record(session: &Session, secured: Option<&Secured<Io>>) ->
             target_tls,
             ..
         } = &secured.legs;
-        let tls = |facts: &TlsFacts| format!("{} {}", facts.version, facts.cipher);
-        detail["client"] = json!({ "protocol": client_selected, "logon": client_logon.name(), "tls": tls(client_tls) });
+        detail["client"] = json!({ "protocol": client_selected, "logon": client_logon.name(), "tls": client_tls.to_string() });
         detail["target"] = json!({
             "protocol": target_selected,
             "logon": target_logon.name(),
-            "tls": tls(target_tls),
+            "tls": target_tls.to_string(),
             "certificate": secured.target_certificate.to_string(),
             "first_use": secured.remembered == Remembered::First,
         });

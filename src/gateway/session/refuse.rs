@@ -3,6 +3,7 @@
 //! RDP: an RDP_NEG_FAILURE in answer to the Connection Request, which is waited for if it has not come yet. TLS at once:
 //! a fatal alert. Whatever else: the connection is closed.
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -103,14 +104,10 @@ impl Refused {
         if refusal.is_noise() && about.is_none() {
             return;
         }
+        let why: (_, &dyn Display) = (refusal.rule(), refusal);
         let record = Record {
-            user: about.and_then(|about| about.user.clone()),
-            target: about.and_then(|about| about.target.clone()),
-            token: about.map(|about| about.id.as_str().to_owned()),
-            rule: Some(refusal.rule()),
-            reason: Some(refusal.to_string()),
             duration_ms: Some(clock::millis_since(self.started)),
-            ..trail::of_peer(Event::SessionRefused, *id, *peer)
+            ..trail::of_refusal(Event::SessionRefused, (*id, *peer), about, why)
         };
         match about {
             Some(_) => audit.record_of_proven(peer.ip(), &record),
