@@ -224,14 +224,21 @@ fn configure(workspace: &Workspace, session: &Session, place: &Place) -> Result<
 }
 
 /// There is an output, and so a place for a terminal, only while a client is there.
+///
+/// Mutter 43 on a busy machine now and then loses what was painted while its recording began, until the
+/// next change: so the terminal paints the same again for a while.
 fn terminals(workspace: &Workspace, place: &Place) -> Result<String> {
     let phrase = Uuid::new_v4();
     let shell = workspace.write(
         "shell.sh",
         format!(
             "#!/bin/bash\n\
+             paper() {{\n  \
              for line in $(seq 14); do printf '\\e[48;2;255;255;255m\\e[30m%-78s\\e[0m\\n' \"$line {phrase}\"; done\n\
+             }}\n\
+             paper\n\
              tty > $HOME/terminal\n\
+             for again in $(seq 20); do sleep 0.5; printf '%s' $'\\e7\\e[H'\"$(paper)\"$'\\e8'; done &\n\
              export PS1='desktop> '\n\
              exec bash --norc\n"
         ),
