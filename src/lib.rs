@@ -62,7 +62,8 @@
 //! | [`jet`] | packets, messages, candidates, the state of a rendezvous | token |
 //! | [`policy`] | from claims to a permit or a denial; egress; work; shares | token |
 //! | [`stage`] | what looks into inspected sessions; your own by [`gateway::live::stages`], as `tests/plugin` shows | rdp |
-//! | [`io`] | what the system gives: clock, streams, WebSockets, files | jet |
+//! | [`metrics`] | what everybody counts, under one set of names: the one state of the process besides its log | nothing |
+//! | [`io`] | what the system gives: clock, streams, WebSockets, files | jet, metrics |
 //! | [`log`] | lines, their budgets, the thread that writes them | io |
 //! | [`relay`] | bytes both ways | io, rdp |
 //! | [`store`] | what outlives a connection | audit, io, entry, jet, policy, rdp |
@@ -238,6 +239,7 @@ pub use jetway_demo as demo;
 pub use jetway_gateway as gateway;
 pub use jetway_io as io;
 pub use jetway_log as log;
+pub use jetway_metrics as metrics;
 pub use jetway_peer as peer;
 pub use jetway_relay as relay;
 pub use jetway_store as store;

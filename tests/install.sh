@@ -5,8 +5,8 @@
 #   build      what the build needs, and nothing else
 #   (nothing)  what the tests without peers need: cargo-nextest, besides what the build needs
 #   peers      the real clients and targets of tests/peers: FreeRDP 2 and 3, Remmina, guacd, rdesktop, aardwolf, xrdp,
-#              weston, GNOME Remote Desktop, krb5kdc, Xvfb, Chromium, websockets, wscat, socat, OpenSSH, Xvnc, Python's
-#              cryptography and the tools around them
+#              weston, GNOME Remote Desktop, krb5kdc, Xvfb, Chromium, websockets, wscat, socat, OpenSSH, Xvnc, promtool,
+#              Python's cryptography and the tools around them
 #   ci         cargo-deny and cargo-fuzz
 #   bench      what tests/bench compares with: HAProxy, FreeRDP's proxy, PyRDP, websocat, and ws of Node.js where that is
 #              there; its real sessions also need peers
@@ -15,6 +15,7 @@ set -euo pipefail
 packages=(gcc libssl-dev pkg-config)
 tools=(cargo-nextest)
 environments=()
+extracted=()
 unpacked=()
 locked=()
 modules=()
@@ -38,6 +39,7 @@ for part in "$@"; do
         # Node.js often comes from elsewhere, and with its own npm.
         command -v node >/dev/null && command -v npm >/dev/null || packages+=(nodejs npm)
         environments+=(aardwolf websockets)
+        extracted=(promtool:prometheus)
         unpacked=(guacd libguac19 libguac-client-rdp0 libssl1.1 libwebp6 libossp-uuid16)
         locked=(node)
         ;;
@@ -134,6 +136,18 @@ RUN
     fi
 }
 
+# extract PROGRAM PACKAGE: one program of a package whose installation would start a server.
+extract() {
+    local program=$1 package=$2 folder
+    folder=$(mktemp --directory)
+    apt_get update
+    (cd "$folder" && apt-get -qq -o "APT::Sandbox::User=$(id -un)" download "$package")
+    dpkg -x "$folder"/*.deb "$folder/root"
+    mkdir -p "$cache"
+    mv "$folder/root/usr/bin/$program" "$cache/$program"
+    rm -rf "$folder"
+}
+
 installed=$(dpkg-query --show --showformat='${db:Status-Status} ${Package}\n' "${packages[@]}" 2>/dev/null |
     sed -n 's/^installed //p' || true)
 missing=()
@@ -161,6 +175,12 @@ for environment in "${environments[@]}"; do
         /usr/bin/python3 -m venv "$folder"
         "$folder/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: --requirement "$requirements"
         cp "$requirements" "$folder/requirements.txt"
+    fi
+done
+for program in "${extracted[@]}"; do
+    if [ ! -x "$cache/${program%:*}" ]; then
+        echo "install.sh: extracting $program"
+        extract "${program%:*}" "${program#*:}"
     fi
 done
 # Apache Guacamole's daemon is in Debian 11 and not in 12.

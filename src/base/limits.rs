@@ -239,6 +239,9 @@ pub const HALF_CLOSE_S: u64 = 600;
 /// (rsyslog is commonly set to 64 KiB).
 pub const AUDIT_LINE_BYTES: usize = 32 * 1024;
 
+/// What the file system of the store must have left, bytes: a transaction that grows the file takes a part of it.
+pub const STORE_FREE_BYTES: u64 = 16 * 1024 * 1024;
+
 /// Records of the audit that wait to be written, bytes: minutes of a busy gateway while its disk is full.
 pub const AUDIT_QUEUE_BYTES: usize = 8 * 1024 * 1024;
 

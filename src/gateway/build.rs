@@ -32,6 +32,7 @@ use crate::trust::tls::ServerTls;
 use crate::upstream;
 use crate::upstream::kdc::{KdcLookup, KdcSource};
 use jetway_io::clock;
+use jetway_io::free_space::FreeSpace;
 use jetway_io::pem;
 use jetway_io::private_file;
 use jetway_io::reached::Reached;
@@ -159,6 +160,7 @@ impl Prepared {
             tickets,
             usages,
             audit: Arc::new(Trail::open(&config.audit_settings())?),
+            store_space: FreeSpace::of(&config.store.path),
             refusals: Refusals::default(),
             cookies: Arc::new(KnownCookies::new()?),
             secure,
@@ -299,14 +301,26 @@ impl Faults<'_> {
 
     /// The addresses that somebody listens on already: this gateway, where it runs and is checked.
     fn ports(&mut self) -> Vec<SocketAddr> {
+        let listeners = self.config.listener.iter().enumerate();
+        let listeners = listeners.map(|(index, listener)| {
+            let key = vec![
+                "listener".to_owned(),
+                index.to_string(),
+                "address".to_owned(),
+            ];
+            (key, listener.address)
+        });
+        let monitoring = self.config.monitoring.address.map(|address| {
+            let key = vec!["monitoring".to_owned(), "address".to_owned()];
+            (key, address)
+        });
         let mut taken = Vec::new();
-        for (index, listener) in self.config.listener.iter().enumerate() {
-            let address = listener.address;
+        for (key, address) in listeners.chain(monitoring) {
             match listener::is_ours(address) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => taken.push(address),
                 Err(error) => {
-                    let key = ["listener", &index.to_string(), "address"];
+                    let key: Vec<&str> = key.iter().map(String::as_str).collect();
                     self.fault(&key, &format!("cannot listen on {address}: {error}"));
                 }
             }
@@ -439,6 +453,11 @@ fn warn_of_switches(config: &Config) {
     }
     if !config.jet.authentication {
         warn!("Anybody may create associations (jet.authentication = false)");
+    }
+    if let Some(address) = config.monitoring.address
+        && !address.ip().is_loopback()
+    {
+        warn!(%address, "Whoever reaches this port reads metrics and health without a key (monitoring.address)");
     }
     if config.jet.peers == JetPeers::Anyone {
         warn!(

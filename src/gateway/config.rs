@@ -65,6 +65,9 @@ pub struct Config {
     /// Where decisions are recorded.
     #[serde(default)]
     pub audit: AuditConfig,
+    /// Where monitoring asks.
+    #[serde(default)]
+    pub monitoring: MonitoringConfig,
     /// Bounds on connections.
     #[serde(default)]
     pub limits: LimitsConfig,
@@ -530,6 +533,14 @@ impl Default for AuditConfig {
     }
 }
 
+/// Where monitoring asks.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MonitoringConfig {
+    /// A port of its own for metrics and health, plain HTTP without a key; there is none by default.
+    pub address: Option<SocketAddr>,
+}
+
 /// Name of the audit's file where none is configured.
 const AUDIT_FILE: &str = "jetway-audit.jsonl";
 
@@ -920,6 +931,13 @@ impl Config {
                 let index = index.to_string();
                 let problem = format!("takes the port that listener {other} has");
                 errors.push(file.error(&["listener", &index, "address"], &problem));
+            }
+        }
+        if let Some(address) = self.monitoring.address {
+            let mut listeners = self.listener.iter().map(|listener| listener.address);
+            if let Some(other) = listeners.find(|other| take_the_same_port(address, *other)) {
+                let problem = format!("takes the port that listener {other} has");
+                errors.push(file.error(&["monitoring", "address"], &problem));
             }
         }
         for (name, value) in [

@@ -9,7 +9,7 @@
 //! | [`api`] | HTTP: REST, WebSocket handshakes |
 //! | [`rendezvous`] | peers of a rendezvous: admitted, paired; the signaling channel of agents |
 //! | [`session`] | the steps of a session |
-//! | [`build`], [`upkeep`] | from a configuration to the parts of a gateway; what is done while it runs |
+//! | [`build`], [`upkeep`], [`monitoring`] | from a configuration to the parts of a gateway; what is done while it runs; what it is asked about itself |
 //! | [`state`] | what connections share |
 //! | [`meeting`] | where the peers of a rendezvous wait for each other |
 //! | [`connection`] | an accepted connection, until it is a session |
@@ -26,6 +26,7 @@ pub mod connection;
 pub mod listener;
 pub mod live;
 pub mod meeting;
+pub mod monitoring;
 pub mod refusal;
 pub mod rendezvous;
 pub mod run;

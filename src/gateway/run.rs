@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
@@ -13,6 +14,7 @@ use crate::build::Prepared;
 use crate::config::{Config, Reading};
 use crate::listener;
 use crate::live::registry::EndCause;
+use crate::monitoring;
 use crate::state::Gateway;
 use crate::upkeep;
 use jetway_audit::record::{Event, Record};
@@ -27,6 +29,15 @@ pub struct Running {
     /// The tasks that accept and look after files.
     chores: TaskTracker,
     addresses: Vec<SocketAddr>,
+    monitoring: Option<Monitoring>,
+}
+
+/// The port of monitoring.
+#[derive(Debug)]
+struct Monitoring {
+    address: SocketAddr,
+    /// It outlasts the chores: a gateway that drains says so.
+    task: JoinHandle<()>,
 }
 
 impl Running {
@@ -52,6 +63,16 @@ impl Running {
                 .with_context(|| format!("cannot listen on {}", listener.address()))?;
             sockets.push((Arc::clone(listener), socket));
         }
+        let monitoring = gateway.config.monitoring.address;
+        let monitoring = monitoring.map(|address| {
+            let socket = listener::listen(address)
+                .with_context(|| format!("cannot listen on {address} (monitoring.address)"))?;
+            let address = socket.local_addr()?;
+            info!(%address, "Listening for monitoring");
+            let task = tokio::spawn(monitoring::server::serve(Arc::clone(&gateway), socket));
+            anyhow::Ok(Monitoring { address, task })
+        });
+        let monitoring = monitoring.transpose()?;
         let mut addresses = Vec::new();
         for (listener, socket) in sockets {
             let address = socket.local_addr()?;
@@ -78,6 +99,7 @@ impl Running {
             gateway,
             chores,
             addresses,
+            monitoring,
         })
     }
 
@@ -85,6 +107,12 @@ impl Running {
     #[must_use]
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// The bound address of the port of monitoring, if there is one.
+    #[must_use]
+    pub fn monitoring(&self) -> Option<SocketAddr> {
+        self.monitoring.as_ref().map(|port| port.address)
     }
 
     /// What connections share.
@@ -101,7 +129,10 @@ impl Running {
     /// Stops in two steps: no new connections, and live ones may finish for the configured time; then all are ended.
     pub async fn stop(self) {
         let Self {
-            gateway, chores, ..
+            gateway,
+            chores,
+            monitoring,
+            ..
         } = self;
         gateway.stopping.cancel();
         chores.close();
@@ -124,6 +155,9 @@ impl Running {
         // It waits for the disk.
         let audit = Arc::clone(&gateway.audit);
         let _closed = tokio::task::spawn_blocking(move || audit.close()).await;
+        if let Some(port) = monitoring {
+            port.task.abort();
+        }
         info!("Stopped");
     }
 }

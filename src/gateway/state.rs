@@ -20,8 +20,10 @@ use crate::trust::target_certificate::TargetCertificate;
 use crate::trust::target_logon::SecureConfig;
 use crate::trust::tls::ServerTls;
 use jetway_io::clock;
+use jetway_io::free_space::FreeSpace;
 use jetway_io::reached::Reached;
 use jetway_jet::candidate::{CandidateType, CandidateUrl, TRANSPORTS};
+use jetway_metrics::{METRICS, Outcome};
 use jetway_policy::work::WorkLimiter;
 use jetway_policy::{InspectionMode, Means};
 use jetway_store::agents::Agents;
@@ -50,6 +52,8 @@ pub struct Gateway {
     pub usages: Arc<Usages>,
     /// Where decisions are recorded.
     pub audit: Arc<Trail>,
+    /// What the file system of the store has left.
+    pub store_space: FreeSpace,
     /// What refused clients were told.
     pub refusals: Refusals,
     /// The live sessions.
@@ -87,7 +91,10 @@ impl Gateway {
         let verifier = self.keyring.verifier();
         let cost = verifier.cost_us(text);
         self.book(client, cost)?;
-        let token = verifier.judge(text, clock::unix_now())?;
+        let began = clock::now();
+        let judged = verifier.judge(text, clock::unix_now());
+        METRICS.token_verified(Outcome::of(&judged), clock::seconds_since(began));
+        let token = judged?;
         if token.protection == Protection::None {
             // Anybody can make it, so it is no `token` that speaks for its bearer.
             warn!(unsigned = %token.id, peer = %client, "Accepted an unsigned token (development.accept_unsigned_tokens)");

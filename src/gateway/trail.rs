@@ -17,6 +17,7 @@ use jetway_audit::record::{Event, Record};
 use jetway_base::log_limit::{Cause, LineLimiter, Suppressed};
 use jetway_base::session_id::SessionId;
 use jetway_io::clock;
+use jetway_metrics::METRICS;
 use jetway_store::audit::{Audit, AuditError, Health};
 use jetway_token::{About, Token};
 
@@ -35,6 +36,9 @@ impl Trail {
     /// # Errors
     /// It cannot be written, or does not end with a record.
     pub fn open(settings: &TrailSettings) -> Result<Self, AuditError> {
+        for event in Event::ALL {
+            METRICS.expect_event(event.name());
+        }
         Ok(Self {
             audit: settings.files.clone().map(Audit::open).transpose()?,
             required: settings.required,
@@ -45,6 +49,11 @@ impl Trail {
 
     /// Takes what somebody has done who has proved who they are, or the gateway itself.
     pub fn record(&self, record: &Record) {
+        count(record);
+        self.write(record);
+    }
+
+    fn write(&self, record: &Record) {
         if let Some(audit) = &self.audit {
             audit.record(record);
         }
@@ -67,6 +76,7 @@ impl Trail {
     }
 
     fn record_within(&self, address: IpAddr, cause: Cause, record: &Record) {
+        count(record);
         let Some(audit) = &self.audit else { return };
         let (event, now) = (record.event, clock::now());
         let admitted = self
@@ -75,6 +85,12 @@ impl Trail {
         if admitted {
             audit.record(record);
         }
+    }
+
+    /// Whether no session opens without its record.
+    #[must_use]
+    pub fn is_required(&self) -> bool {
+        self.required
     }
 
     /// Whether a session may open.
@@ -95,6 +111,7 @@ impl Trail {
     /// # Errors
     /// It is required, and cannot be written: the session must not open.
     pub async fn opens(&self, record: &Record) -> Result<(), Refusal> {
+        count(record);
         let Some(audit) = &self.audit else {
             return Ok(());
         };
@@ -145,6 +162,11 @@ impl Trail {
     fn limiter(&self) -> MutexGuard<'_, LineLimiter<Event>> {
         self.limiter.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What happens is counted whether it is recorded or not.
+fn count(record: &Record) {
+    METRICS.event(record.event.name(), record.rule);
 }
 
 /// What a record says of a session.

@@ -11,6 +11,7 @@ use crate::state::Gateway;
 use crate::trust::keyring::ReloadOutcome;
 use jetway_audit::record::{Event, Record};
 use jetway_io::clock;
+use jetway_metrics::{METRICS, Outcome};
 
 /// How often files are looked at for changes.
 const UPKEEP: Duration = Duration::from_secs(1);
@@ -18,12 +19,17 @@ const UPKEEP: Duration = Duration::from_secs(1);
 /// How often what has expired is dropped, in upkeeps.
 const FORGET_EVERY: u32 = 60;
 
+/// How often a store that has failed is written to, in upkeeps: a gateway that is not ready for it gets no sessions, and so nothing to
+/// write by which it would be seen to work again.
+const RETRY_EVERY: u32 = 5;
+
 /// Reads changed files again.
 pub fn reload(gateway: &Gateway) {
     match gateway.keyring.reload_if_changed() {
         // The keyring itself tells what it did.
         ReloadOutcome::Reloaded => reloaded(gateway, "token.keys"),
-        ReloadOutcome::Unchanged | ReloadOutcome::Kept(_) => {}
+        ReloadOutcome::Unchanged => {}
+        ReloadOutcome::Kept(_) => METRICS.reloaded("token.keys", Outcome::Failed),
     }
     match gateway.revoked.reload_if_changed() {
         Ok(false) => {}
@@ -42,7 +48,10 @@ pub fn reload(gateway: &Gateway) {
                 info!(jet_aid = %association, rule, "Removed an association whose token was revoked");
             }
         }
-        Err(error) => warn!(%error, "The revocation list was not reloaded, the old one stays"),
+        Err(error) => {
+            METRICS.reloaded("token.revoked", Outcome::Failed);
+            warn!(%error, "The revocation list was not reloaded, the old one stays");
+        }
     }
     match gateway.secure.target_certificate.reload_if_changed() {
         Ok(None) => {}
@@ -50,7 +59,10 @@ pub fn reload(gateway: &Gateway) {
             info!(pins, "File of pins reloaded");
             reloaded(gateway, "target.pins");
         }
-        Err(error) => warn!(%error, "The file of pins was not reloaded, the old pins stay"),
+        Err(error) => {
+            METRICS.reloaded("target.pins", Outcome::Failed);
+            warn!(%error, "The file of pins was not reloaded, the old pins stay");
+        }
     }
     for tls in &gateway.tls {
         match tls.reload_if_changed() {
@@ -59,13 +71,17 @@ pub fn reload(gateway: &Gateway) {
                 info!(certificate = %tls.certificate().display(), "Certificate reloaded");
                 reloaded(gateway, "tls.certificate");
             }
-            Err(error) => warn!(%error, "The certificate was not reloaded, the old one stays"),
+            Err(error) => {
+                METRICS.reloaded("tls.certificate", Outcome::Failed);
+                warn!(%error, "The certificate was not reloaded, the old one stays");
+            }
         }
     }
 }
 
-/// Records that a file was read again.
-fn reloaded(gateway: &Gateway, key: &str) {
+/// Counts and records that a file was read again.
+fn reloaded(gateway: &Gateway, key: &'static str) {
+    METRICS.reloaded(key, Outcome::Good);
     gateway.audit.record(&Record {
         detail: json!({ "key": key }),
         ..Record::new(Event::Reloaded)
@@ -81,6 +97,7 @@ pub async fn run(gateway: Arc<Gateway>) {
             () = gateway.stopping.cancelled() => return,
         }
         reload(&gateway);
+        gateway.store_space.look();
         gateway.audit.tell_suppressed();
         for association in gateway.meetings.expire() {
             debug!(jet_aid = %association, "Association forgotten");
@@ -89,6 +106,9 @@ pub async fn run(gateway: Arc<Gateway>) {
             .agents
             .forget_offers(|id| gateway.meetings.is_live(id));
         turns = turns.wrapping_add(1);
+        if turns.is_multiple_of(RETRY_EVERY) && gateway.usages.store_fails() {
+            gateway.usages.forget_expired(clock::unix_now());
+        }
         if turns.is_multiple_of(FORGET_EVERY) {
             let now = clock::unix_now();
             gateway.usages.forget_expired(now);

@@ -40,6 +40,12 @@ pub fn millis_since(start: Instant) -> u64 {
     u64::try_from(now().saturating_duration_since(start).as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Seconds since `start`.
+#[must_use]
+pub fn seconds_since(start: Instant) -> f64 {
+    now().saturating_duration_since(start).as_secs_f64()
+}
+
 /// A new UUID of version 7 ([RFC 9562] 5.7): such UUIDs sort by the time of their making.
 ///
 /// [RFC 9562]: https://www.rfc-editor.org/rfc/rfc9562#section-5.7

@@ -3,6 +3,7 @@
 pub mod buffers;
 pub mod clock;
 pub mod file_stamp;
+pub mod free_space;
 pub mod keep_alive;
 pub mod low_water;
 pub mod over_tcp;

@@ -1,4 +1,4 @@
-//! A limit that is reached is said once a minute, by its name, with who has reached it.
+//! A limit that is reached is counted, and said once a minute, by its name, with who has reached it.
 
 use std::fmt::Display;
 use std::sync::{Mutex, PoisonError};
@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 
 use crate::clock;
+use jetway_metrics::METRICS;
 
 /// How often one limit is said to be reached.
 const EVERY: Duration = Duration::from_secs(60);
@@ -29,14 +30,16 @@ impl Reached {
     /// A limit by the name that administrators know: its key in the configuration, or what it is a limit of.
     #[must_use]
     pub fn new(limit: &'static str) -> Self {
+        METRICS.expect_limit(limit);
         Self {
             limit,
             said: Mutex::default(),
         }
     }
 
-    /// Says that `who` has reached it, unless somebody has a moment ago.
+    /// Counts that `who` has reached it, and says so unless somebody has a moment ago.
     pub fn by(&self, who: &dyn Display) {
+        METRICS.limit_reached(self.limit);
         if let Some(before) = self.turn(clock::now()) {
             warn!(limit = self.limit, who = %who, suppressed = before, "Limit reached");
         }

@@ -655,6 +655,12 @@ impl Rendezvous {
         Ok(association.view(id))
     }
 
+    /// How many associations there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.associations.len()
+    }
+
     /// All associations, by id.
     #[must_use]
     pub fn list(&self) -> Vec<AssociationView> {

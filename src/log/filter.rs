@@ -18,6 +18,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 use jetway_base::log_limit::{Cause, LineLimiter, Suppressed};
 use jetway_io::clock;
+use jetway_metrics::METRICS;
 
 /// The filter.
 #[derive(Clone, Debug, Default)]
@@ -42,6 +43,7 @@ impl LineFilter {
             lines,
         } in suppressed
         {
+            METRICS.log_suppressed.inc_by(lines);
             let peer = address.map(tracing::field::display);
             tracing::warn!(
                 log = true,

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::filter::LineFilter;
 use jetway_base::{escape, limits};
+use jetway_metrics::METRICS;
 
 /// How often the thread looks for counts that are to be told.
 const TICK: Duration = Duration::from_secs(1);
@@ -49,6 +50,14 @@ struct QueueState {
     ending: bool,
 }
 
+impl QueueState {
+    /// Counts a line that nobody will read.
+    fn lose(&mut self) {
+        self.lost = self.lost.saturating_add(1);
+        METRICS.log_lost.inc();
+    }
+}
+
 impl Queue {
     /// An empty queue.
     #[must_use]
@@ -76,7 +85,7 @@ impl Queue {
         let bytes = state.bytes.saturating_add(line.len());
         let full = bytes > limits::LOG_QUEUE_BYTES;
         if full && state.teller != Some(thread::current().id()) {
-            state.lost = state.lost.saturating_add(1);
+            state.lose();
             return;
         }
         state.bytes = bytes;
@@ -164,8 +173,7 @@ fn write_all(queue: &Queue, limit: &LineFilter, mut out: File) {
         let Taken { lines, ending } = queue.take();
         for line in lines {
             if write_line(&mut out, &line).is_err() {
-                let mut state = queue.state();
-                state.lost = state.lost.saturating_add(1);
+                queue.state().lose();
             }
         }
         queue.report_lost();

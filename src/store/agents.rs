@@ -563,6 +563,17 @@ impl Agents {
         Some(Arc::clone(&agent.key))
     }
 
+    /// How many are enrolled, and how many of them are connected.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize) {
+        let table = self.lock();
+        let connected = |agent: &&Agent| agent.connection.is_some();
+        (
+            table.agents.len(),
+            table.agents.values().filter(connected).count(),
+        )
+    }
+
     fn lock(&self) -> MutexGuard<'_, AgentTable> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }

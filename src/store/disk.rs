@@ -6,7 +6,8 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition};
@@ -14,7 +15,8 @@ use tokio::sync::oneshot;
 
 use jetway_base::time::UnixTime;
 use jetway_entry::ticket::{SealedToken, TicketDigest};
-use jetway_io::private_file;
+use jetway_io::{clock, private_file};
+use jetway_metrics::{METRICS, Outcome};
 use jetway_policy::shares::Owner;
 use jetway_token::TokenId;
 
@@ -186,6 +188,7 @@ enum Command {
 /// The open file. Dropping it waits for the thread to write what it was given.
 #[derive(Debug)]
 pub struct Disk {
+    failing: Arc<AtomicBool>,
     commands: Option<mpsc::SyncSender<Command>>,
     writer: Option<thread::JoinHandle<()>>,
 }
@@ -216,15 +219,24 @@ impl Disk {
         write_batch(&database, &forget).map_err(|error| error.to_string())?;
         let contents = read_all(&database).map_err(|error| error.to_string())?;
         let (commands, receiver) = mpsc::sync_channel(QUEUE);
+        let failing = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&failing);
         let writer = thread::Builder::new()
             .name("store".to_owned())
-            .spawn(move || write_all(database, &open, &receiver))
+            .spawn(move || write_all(database, &open, &receiver, &told))
             .map_err(|error| error.to_string())?;
         let disk = Self {
+            failing,
             commands: Some(commands),
             writer: Some(writer),
         };
         Ok((disk, contents))
+    }
+
+    /// Whether the last write has failed.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        self.failing.load(Ordering::Relaxed)
     }
 
     /// Writes one record; returns when it is on disk.
@@ -466,7 +478,12 @@ const EMPTIED: &str = "it is empty, and a store never is, so somebody has emptie
     anew: used tokens that are still valid can then be used once more, tickets are void, and agents have to enrol again";
 
 /// The thread: one transaction for whatever has arrived.
-fn write_all(database: Database, open: &Open, commands: &mpsc::Receiver<Command>) {
+fn write_all(
+    database: Database,
+    open: &Open,
+    commands: &mpsc::Receiver<Command>,
+    failing: &AtomicBool,
+) {
     let mut database = Some(database);
     while let Ok(first) = commands.recv() {
         let mut batch = vec![first];
@@ -476,7 +493,10 @@ fn write_all(database: Database, open: &Open, commands: &mpsc::Receiver<Command>
             batch.push(next);
         }
         let was_good = database.is_some();
+        let began = clock::now();
         let result = write_or_reopen(&mut database, open, &batch);
+        METRICS.store_written(Outcome::of(&result), clock::seconds_since(began));
+        failing.store(result.is_err(), Ordering::Relaxed);
         match &result {
             Ok(()) if was_good => {}
             Ok(()) => tracing::info!("The store can be written again"),

@@ -135,6 +135,12 @@ impl Returning {
         true
     }
 
+    /// How many tokens are remembered.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.lock().entries.len()
+    }
+
     fn lock(&self) -> MutexGuard<'_, RedirectionTable> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }

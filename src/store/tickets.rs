@@ -184,6 +184,12 @@ impl Tickets {
         }
     }
 
+    /// How many are remembered, used ones among them.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.lock().entries.len()
+    }
+
     fn lock(&self) -> MutexGuard<'_, TicketTable> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }

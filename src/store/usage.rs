@@ -578,6 +578,18 @@ impl Usages {
         self.disk.forget_expired(now);
     }
 
+    /// How many tokens are remembered.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.lock().tokens.len()
+    }
+
+    /// Whether the last write to the store has failed: no token can be used until one succeeds.
+    #[must_use]
+    pub fn store_fails(&self) -> bool {
+        self.disk.is_failing()
+    }
+
     fn lock(&self) -> MutexGuard<'_, UsageTable> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }

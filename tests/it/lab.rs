@@ -208,6 +208,11 @@ impl Lab {
         Self::open(self.connect().await, token).await
     }
 
+    /// A client of the gateway at `address` whose session is up.
+    pub(crate) async fn session_at(address: SocketAddr, token: &str) -> TcpStream {
+        Self::open(TcpStream::connect(address).await.unwrap(), token).await
+    }
+
     /// A client at 127.0.0.`last` whose session to `target` is up.
     pub(crate) async fn session_from(&self, last: u8, token: &str) -> TcpStream {
         Self::open(self.connect_from(last).await, token).await

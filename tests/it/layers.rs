@@ -21,7 +21,12 @@ const MEMBERS: [&[&str]; 9] = [
     &["jetway-io"],
     &["jetway-entry", "jetway-jet", "jetway-stage"],
     &["jetway-policy"],
-    &["jetway-audit", "jetway-rdp", "jetway-token"],
+    &[
+        "jetway-audit",
+        "jetway-metrics",
+        "jetway-rdp",
+        "jetway-token",
+    ],
     &["jetway-base"],
     &[LAB],
 ];
@@ -30,12 +35,13 @@ const MEMBERS: [&[&str]; 9] = [
 const LAB: &str = "jetway-lab";
 
 /// The members that may do I/O; all others are core.
-const SHELL: [&str; 8] = [
+const SHELL: [&str; 9] = [
     "jetway",
     "jetway-demo",
     "jetway-gateway",
     "jetway-io",
     "jetway-log",
+    "jetway-metrics",
     "jetway-peer",
     "jetway-relay",
     "jetway-store",
@@ -211,7 +217,7 @@ const FLOORS: [&[&str]; 12] = [
     &["api"],
     &["rendezvous"],
     &["session"],
-    &["build", "upkeep"],
+    &["build", "monitoring", "upkeep"],
     &["state"],
     &["meeting"],
     &["connection", "trail"],

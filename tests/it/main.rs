@@ -27,6 +27,7 @@ mod layers;
 mod limits;
 mod log;
 mod matrix;
+mod monitoring;
 mod onward;
 mod process;
 mod proof;

@@ -3,13 +3,16 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
 use jetway::rdp::connection_request::ConnectionRequest;
+use jetway_lab::net::free_address;
 use jetway_lab::wait::{PATIENCE, until};
+use serde_json::json;
 
+use crate::lab::disk::Disk;
 use crate::lab::freerdp::{FreeRdp, Version};
 use crate::lab::gateway::{BINARY, Gateway, Protection};
 use crate::lab::log::{CLOSED, REFUSED};
@@ -17,50 +20,24 @@ use crate::lab::process::tool;
 use crate::lab::shadow::{Security, Shadow};
 use crate::lab::target::{Place, Target};
 use crate::lab::workspace::{self, Workspace};
-
-/// A small disk; gone when dropped.
-struct Disk(PathBuf);
-
-impl Disk {
-    fn new(workspace: &Workspace) -> Result<Self> {
-        let folder = workspace.folder("disk")?;
-        tool(
-            Command::new("mount")
-                .args(["-t", "tmpfs", "-o", "size=64k", "disk"])
-                .arg(&folder),
-        )?;
-        Ok(Self(folder))
-    }
-
-    fn fill(&self) -> Result<()> {
-        let mut filler = fs::File::create(self.0.join("filler"))?;
-        while filler.write_all(&[0; 4096]).is_ok() {}
-        Ok(())
-    }
-
-    fn free(&self) -> Result<()> {
-        Ok(fs::remove_file(self.0.join("filler"))?)
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _unmounted = tool(Command::new("umount").arg("--lazy").arg(&self.0));
-    }
-}
+use crate::monitoring::{get, ready};
 
 #[test]
 fn no_session_opens_without_its_record_where_that_is_required() -> Result<()> {
     workspace::run(|workspace| {
         let target = Shadow::start(workspace, Security::Tls)?;
         let place = target.place();
-        let disk = Disk::new(workspace)?;
-        let audit = disk.0.join("audit.jsonl");
-        let further = format!("[audit]\npath = {audit:?}\nrequired = true\n");
+        let disk = Disk::mount(workspace.folder("disk")?, "64k")?;
+        let audit = disk.file("audit.jsonl");
+        let monitoring = free_address();
+        let further = format!(
+            "[audit]\npath = {audit:?}\nrequired = true\n[monitoring]\naddress = \"{monitoring}\"\n"
+        );
         let gateway = Gateway::start_inside_for_with(workspace, &target, &further)?;
         let mut live = come(workspace, "live", &gateway, place)?;
         live.type_until_it_arrives(place)?;
 
+        ensure!(ready(monitoring)?.0 == 200, "{:?}", ready(monitoring)?);
         disk.fill()?;
         until("the audit fails", PATIENCE, || {
             stranger(&gateway)?;
@@ -78,9 +55,17 @@ fn no_session_opens_without_its_record_where_that_is_required() -> Result<()> {
             .filter(|line| line.field("rule").as_deref() == Some("audit"));
         ensure!(last.count() > 0, "{told:?}");
         live.type_until_it_arrives(place)?;
+        let (status, body) = ready(monitoring)?;
+        ensure!(
+            status == 503 && body["reasons"] == json!(["audit"]),
+            "{body}"
+        );
+        let metrics = get(monitoring, "/metrics")?.1;
+        ensure!(metrics.contains("\njetway_audit_failing 1"), "{metrics}");
 
         disk.free()?;
         gateway.wait_for("The audit is written again", 1)?;
+        ensure!(ready(monitoring)?.0 == 200, "{:?}", ready(monitoring)?);
         let mut back = come(workspace, "back", &gateway, place)?;
         back.end();
         live.end();

@@ -18,6 +18,7 @@ mod lab;
 mod legs;
 mod lives;
 mod meets;
+mod monitoring;
 mod opens;
 mod others;
 mod pages;

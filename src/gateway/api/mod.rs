@@ -1,4 +1,4 @@
-//! HTTP on the same port: tickets, live sessions, rendezvous, forward sessions by WebSocket, agents, health.
+//! HTTP on the same port: tickets, live sessions, rendezvous, forward sessions by WebSocket, agents, health, metrics.
 
 pub mod agents;
 pub mod associations;
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
@@ -31,6 +31,7 @@ use crate::api::held::Held;
 use crate::api::problem::Problem;
 use crate::api::state::ApiState;
 use crate::connection::{Client, Connection};
+use crate::monitoring::server;
 use crate::state::Gateway;
 use jetway_base::limits;
 use jetway_base::session_id::SessionId;
@@ -70,7 +71,7 @@ pub async fn serve(gateway: &Arc<Gateway>, client: Client, tls: bool) {
     let router = if tls || plain_allowed {
         router(state)
     } else {
-        Router::new().fallback(move || async move {
+        health_router(state).fallback(move || async move {
             Problem::new(
                 StatusCode::FORBIDDEN,
                 "plain-http",
@@ -94,10 +95,22 @@ pub async fn serve(gateway: &Arc<Gateway>, client: Client, tls: bool) {
     }
 }
 
-fn router(state: ApiState) -> Router {
-    let id = state.id;
+/// What is asked by balancers, without a token and so without TLS, too.
+fn health_routes() -> Router<ApiState> {
     Router::new()
         .route("/jet/health", get(health))
+        .route("/health/live", get(server::live))
+        .route("/health/ready", get(ready))
+}
+
+fn health_router(state: ApiState) -> Router {
+    health_routes().with_state(state)
+}
+
+fn router(state: ApiState) -> Router {
+    let id = state.id;
+    health_routes()
+        .route("/metrics", get(metrics))
         .route("/jet/association", get(associations::list))
         .route(
             "/jet/association/{id}",
@@ -193,9 +206,21 @@ async fn read_body(State(state): State<ApiState>, request: Request, next: Next) 
     response
 }
 
-/// Says that the process serves; no more, as anybody may ask.
+/// Says that the process serves, and where more is said.
 async fn health() -> impl IntoResponse {
-    Json(serde_json::json!({ "status": "ok" }))
+    Json(serde_json::json!({ "status": "ok", "live": "/health/live", "ready": "/health/ready" }))
+}
+
+/// Handles `GET /health/ready`; operators are told the reasons.
+async fn ready(State(state): State<ApiState>, headers: HeaderMap) -> Response {
+    let told = operator::bearer(&headers).is_some() && operator::operator(&state, &headers).is_ok();
+    server::ready(&state.gateway, told)
+}
+
+/// Handles `GET /metrics`, for operators.
+async fn metrics(State(state): State<ApiState>, headers: HeaderMap) -> Result<Response, Problem> {
+    operator::operator(&state, &headers)?;
+    Ok(server::metrics(state.gateway).await)
 }
 
 fn not_found(id: SessionId) -> Problem {

@@ -14,6 +14,7 @@ use crate::api::state::ApiState;
 use crate::refusal::Refusal;
 use jetway_base::session_id::SessionId;
 use jetway_jet::exchange::Status;
+use jetway_metrics::METRICS;
 
 /// A parameter of the path.
 #[derive(Debug)]
@@ -89,6 +90,7 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
+        METRICS.problem(self.title, self.rule);
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, Json(self)).into_response();
         let problem = HeaderValue::from_static("application/problem+json");

@@ -18,6 +18,7 @@ use jetway_policy::shares::{Crowded, Owner, Shares};
 /// Counts connections.
 #[derive(Debug)]
 pub struct Door {
+    limit: usize,
     connections: Arc<Semaphore>,
     pending: Arc<Pending>,
     all_reached: Reached,
@@ -71,8 +72,10 @@ impl Door {
     /// A door for so many connections in total, so many that have proved nothing, and so many of those from one address.
     #[must_use]
     pub fn new(connections: usize, pending: usize, pending_per_address: usize) -> Self {
+        let limit = connections.min(Semaphore::MAX_PERMITS);
         Self {
-            connections: Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS))),
+            limit,
+            connections: Arc::new(Semaphore::new(limit)),
             pending: Arc::new(Pending {
                 total: pending.max(1),
                 table: Mutex::new(AdmissionTable::new(pending_per_address)),
@@ -81,6 +84,15 @@ impl Door {
             }),
             all_reached: Reached::new("limits.connections"),
         }
+    }
+
+    /// How many connections there are, and how many of them have proved nothing.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize) {
+        let all = self
+            .limit
+            .saturating_sub(self.connections.available_permits());
+        (all, self.pending.lock().seats.len())
     }
 
     /// Waits until there may be one more connection.

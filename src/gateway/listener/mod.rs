@@ -92,9 +92,7 @@ impl Listener {
     /// # Errors
     /// The system's: in use, not ours, not allowed.
     pub fn bind(&self) -> io::Result<TcpListener> {
-        let socket = bound(self.config.address)?;
-        socket.listen(BACKLOG)?;
-        let listener = TcpListener::from_std(socket.into())?;
+        let listener = listen(self.config.address)?;
         let _only = self.bound.set(listener.local_addr()?);
         Ok(listener)
     }
@@ -110,6 +108,16 @@ impl Listener {
             port: self.bound.get()?.port(),
         })
     }
+}
+
+/// Opens a port of an `address`.
+///
+/// # Errors
+/// The system's: in use, not ours, not allowed.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = bound(address)?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
 }
 
 /// Whether this process may listen on `address`, and nobody does: nothing can connect to it meanwhile.

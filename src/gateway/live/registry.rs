@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -184,6 +185,28 @@ struct SessionTable {
     sessions: HashMap<SessionId, Arc<Session>>,
     shares: Shares,
     closed: bool,
+    /// By sessions that are over.
+    moved: Moved,
+}
+
+/// Bytes that sessions have moved since the start of the process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// From clients to targets.
+    pub to_target: u64,
+    /// From targets to clients.
+    pub to_client: u64,
+}
+
+impl Moved {
+    fn add(&mut self, traffic: &Traffic) {
+        let Self {
+            to_target,
+            to_client,
+        } = self;
+        *to_target = to_target.saturating_add(traffic.to_target.load(Ordering::Relaxed));
+        *to_client = to_client.saturating_add(traffic.to_client.load(Ordering::Relaxed));
+    }
 }
 
 /// All live sessions of this process.
@@ -211,6 +234,7 @@ impl Registry {
                 sessions: HashMap::new(),
                 shares: Shares::new(limits::SESSIONS_PER_TOKEN, sessions_per_address),
                 closed: false,
+                moved: Moved::default(),
             }),
             reached: Reached::new("limits.sessions_per_address"),
             cut: CancellationToken::new(),
@@ -290,6 +314,17 @@ impl Registry {
         self.lock().sessions.values().cloned().collect()
     }
 
+    /// What all sessions have moved, those that are over and those that are not.
+    #[must_use]
+    pub fn moved(&self) -> Moved {
+        let table = self.lock();
+        let mut moved = table.moved;
+        for session in table.sessions.values() {
+            moved.add(&session.traffic);
+        }
+        moved
+    }
+
     fn lock(&self) -> MutexGuard<'_, SessionTable> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -321,6 +356,7 @@ impl Drop for Registered {
     fn drop(&mut self) {
         let mut table = self.registry.lock();
         table.sessions.remove(&self.session.id);
+        table.moved.add(&self.session.traffic);
         let Session { token, peer, .. } = &*self.session;
         let owner = Owner::new(Some(token.id.clone()), Some(peer.ip()));
         table.shares.leave(&owner);

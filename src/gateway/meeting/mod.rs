@@ -650,6 +650,12 @@ impl MeetingPlace {
         }
     }
 
+    /// How many associations there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.lock().rendezvous.count()
+    }
+
     fn lock(&self) -> MutexGuard<'_, MeetingTable> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }

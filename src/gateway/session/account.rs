@@ -18,6 +18,7 @@ use crate::trust::target_certificate::Remembered;
 use jetway_audit::record::{Event, Record};
 use jetway_io::clock;
 use jetway_io::stream::Io;
+use jetway_metrics::METRICS;
 use jetway_policy::permit::Permit;
 use jetway_relay::{Parting, RelayEnd, Side};
 use jetway_store::usage::Reservation;
@@ -48,7 +49,8 @@ impl Live {
 
     /// The session is over: gives everything back, writes the one line, and closes the connections in order. Of a client that needs
     /// longer for the rest of what was said to it, only the connection is left.
-    pub(super) async fn close(self, audit: &Trail, mut parting: Parting<'_>, reason: &str) {
+    pub(super) async fn close(self, audit: &Trail, mut parting: Parting<'_>, ending: &Ending) {
+        let Ending { outcome, reason } = ending;
         let Self {
             session,
             reservation,
@@ -61,6 +63,7 @@ impl Live {
         drop(met);
         // The reconnect window starts no later than the log says so.
         drop(reservation);
+        METRICS.session_ended(outcome);
         log_end(&session, reason, started);
         audit.record(&closed_record(&session, reason, started));
         let cut = session.cut();
@@ -97,8 +100,36 @@ pub(super) async fn spend_for_good(live: &Live, end: &RelayEnd) {
     }
 }
 
+/// How an open session ended.
+#[derive(Debug)]
+pub(super) struct Ending {
+    /// To count by.
+    pub(super) outcome: &'static str,
+    /// For people.
+    pub(super) reason: String,
+}
+
+/// How a relay ended.
+pub(super) fn describe(session: &Session, end: &RelayEnd) -> Ending {
+    let outcome = match (end, session.end_cause()) {
+        (RelayEnd::Cancelled, Some(EndCause::Revoked(_))) => "revoked",
+        (RelayEnd::Cancelled, Some(EndCause::Operator(_))) => "operator",
+        (RelayEnd::Cancelled, Some(EndCause::Association)) => "association",
+        (RelayEnd::Cancelled, Some(EndCause::Shutdown)) => "shutdown",
+        (RelayEnd::Closed | RelayEnd::Ended(_), _) => "closed",
+        (RelayEnd::ClientFailed(_), _) => "client-failed",
+        (RelayEnd::TargetFailed(_), _) => "target-failed",
+        (RelayEnd::TargetStalled, _) => "target-stalled",
+        (RelayEnd::IdleTimeout, _) => "idle",
+        (RelayEnd::TimeLimit, _) => "time-limit",
+        (RelayEnd::Cancelled, None) | (RelayEnd::ClientSpoke(_), _) => "ended",
+    };
+    let reason = words(session, end);
+    Ending { outcome, reason }
+}
+
 /// Why a relay ended, in words.
-pub(super) fn describe(session: &Session, end: &RelayEnd) -> String {
+fn words(session: &Session, end: &RelayEnd) -> String {
     match (end, session.end_cause()) {
         (RelayEnd::Cancelled, Some(EndCause::Revoked(rule))) => {
             format!("the token was revoked by its {rule}")
@@ -131,7 +162,13 @@ pub(super) fn describe(session: &Session, end: &RelayEnd) -> String {
 
 /// The one line at a session's beginning, in every mode: who is with whom. Of one that the gateway stands inside of it says what was
 /// agreed on both legs.
-pub(super) fn log_opened(session: &Session, secured: Option<&Secured<Io>>) {
+pub(super) fn log_opened(session: &Session, secured: Option<&Secured<Io>>, started: Instant) {
+    let mode = if secured.is_some() {
+        "inspected"
+    } else {
+        "opaque"
+    };
+    METRICS.session_set_up(mode, clock::seconds_since(started));
     let claims = &session.token.claims;
     let target = session.target();
     let legs = secured.map(|secured| &secured.legs);
@@ -148,7 +185,7 @@ pub(super) fn log_opened(session: &Session, secured: Option<&Secured<Io>>) {
         jet_aid = claims.jet_aid.map(|id| id.to_string()),
         jet_ap = claims.jet_ap.as_ref().map(ToString::to_string),
         decision = "allow",
-        mode = if secured.is_some() { "inspected" } else { "opaque" },
+        mode,
         client_protocol = legs.map(|legs| legs.client_selected),
         client_tls = legs.map(|legs| legs.client_tls.to_string()),
         client_logon = legs.map(|legs| legs.client_logon.name()),

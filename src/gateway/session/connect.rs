@@ -15,6 +15,7 @@ use crate::state::Gateway;
 use crate::upstream::{self, ConnectClass, SystemResolver};
 use jetway_io::clock;
 use jetway_io::stream::{Io, Stream};
+use jetway_metrics::METRICS;
 use jetway_policy::permit::Permit;
 use jetway_store::usage::Reservation;
 use jetway_token::application_protocol::ApplicationProtocol;
@@ -116,6 +117,7 @@ async fn reach(gateway: &Gateway, authorized: &Authorized) -> Result<Reached, Re
         ConnectClass::NotAllowed => Refusal::Egress(error.to_string()),
         ConnectClass::Unreachable | ConnectClass::TimedOut => Refusal::Target(error.to_string()),
     })?;
+    METRICS.target_dialled(connected.handshake.as_secs_f64());
     session.relaying(
         connected.target.clone(),
         connected.address,

@@ -17,6 +17,7 @@ use jetway_entry::preamble::{Behind, Preamble, Recognition, recognise, recognise
 use jetway_entry::proxy_protocol;
 use jetway_io::clock;
 use jetway_io::stream::{Io, Stream};
+use jetway_metrics::{Leg, METRICS};
 use jetway_rdp::preconnection::{self, PreconnectionPdu};
 use jetway_token::application_protocol::{self, ApplicationProtocol, FirstBytes};
 use jetway_token::claims::Claims;
@@ -262,7 +263,9 @@ impl Client {
             }
         });
         fed.map_err(failed)?;
+        let began = clock::now();
         let tls = handshake.await.map_err(failed)?;
+        METRICS.handshake(Leg::Client, clock::seconds_since(began));
         let stream = Stream::new(Io::Tls(Box::new(tls)));
         Ok(Self {
             id,

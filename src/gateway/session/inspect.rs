@@ -4,7 +4,7 @@
 //! word to the client.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
@@ -12,6 +12,7 @@ use crate::connection::Opening;
 use crate::live::legs::Legs;
 use crate::live::registry::{EndCause, InspectionDetails, Session};
 use crate::refusal::Refusal;
+use crate::session::account::Ending;
 use crate::session::account::Live;
 use crate::session::account::describe;
 use crate::session::account::log_opened;
@@ -35,6 +36,7 @@ use jetway_rdp::budget::Budget;
 use jetway_rdp::client_info::ClientInfoCredentials;
 use jetway_rdp::connection_request::ConnectionRequest;
 use jetway_rdp::redirection::Redirections;
+use jetway_rdp::tracker::SessionError;
 use jetway_rdp::tracker::{Settings, Tracker};
 use jetway_relay::inspected::{self, Cancel, CancelWay, InspectedEnd, Leg};
 use jetway_relay::{RDP_AFTER_END, RelayLimits, Side};
@@ -149,7 +151,7 @@ pub async fn inspect(
     if let Err(refusal) = gateway.audit.opens(&opened).await {
         return Err(refused(refusal, None, admission));
     }
-    log_secured(&session, gateway, &secured);
+    log_secured(&session, gateway, &secured, started);
     admission.proven();
     let Secured {
         client,
@@ -257,15 +259,25 @@ impl InspectedSession {
         .await;
         // Stages have their last word before the session's own.
         drop(pipeline);
-        let reason = match &end {
-            InspectedEnd::Closed { by, orderly } => closed(*by, *orderly).to_owned(),
+        let ending = match &end {
+            InspectedEnd::Closed { by, orderly } => Ending {
+                outcome: "closed",
+                reason: closed(*by, *orderly).to_owned(),
+            },
             InspectedEnd::Relay(end) => {
                 spend_for_good(&live, end).await;
                 describe(&live.session, end)
             }
-            InspectedEnd::Session(error) => error.to_string(),
+            InspectedEnd::Session(error) => Ending {
+                outcome: if matches!(error, SessionError::Terminated(_)) {
+                    "stage"
+                } else {
+                    "protocol"
+                },
+                reason: error.to_string(),
+            },
         };
-        Box::pin(live.close(audit, parting, &reason)).await;
+        Box::pin(live.close(audit, parting, &ending)).await;
     }
 }
 
@@ -357,14 +369,14 @@ async fn send_failure(
 }
 
 /// What an administrator wants to know of the legs, once.
-fn log_secured(session: &Session, gateway: &Gateway, secured: &Secured<Io>) {
+fn log_secured(session: &Session, gateway: &Gateway, secured: &Secured<Io>, started: Instant) {
     if matches!(
         gateway.secure.target_certificate,
         TargetCertificate::AcceptAny
     ) {
         warn!(session = %session.id, token = %session.token.id, "The target's certificate was not verified (target.verify = accept-any)");
     }
-    log_opened(session, Some(secured));
+    log_opened(session, Some(secured), started);
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ use tokio::time::{sleep_until, timeout_at};
 use crate::connection::{Client, Opening, departed};
 use crate::live::registry::Registered;
 use crate::refusal::Refusal;
+use crate::session::account::Ending;
 use crate::session::account::Live;
 use crate::session::account::describe;
 use crate::session::account::log_opened;
@@ -130,9 +131,9 @@ impl Opened {
         };
         // Before either side hears of it.
         spend_for_good(&live, &end).await;
-        let reason = describe(&live.session, &end);
+        let ending = describe(&live.session, &end);
         // In a box: a live session is not to be larger for its end.
-        Box::pin(live.close(&gateway.audit, parting, &reason)).await;
+        Box::pin(live.close(&gateway.audit, parting, &ending)).await;
     }
 }
 
@@ -169,13 +170,16 @@ async fn hear(
 /// A session that was open ends with the answer to what its client has said at last.
 async fn turn_away(gateway: &Gateway, live: Live, client: Stream, turned: Turned) {
     let Turned { refusal, opening } = turned;
-    let reason = refusal.to_string();
+    let ending = Ending {
+        outcome: "refused",
+        reason: refusal.to_string(),
+    };
     let session = &live.session;
     let refused = Refused::without_stream(session.id, session.peer, live.started, refusal);
     let mut refused = Box::new(refused).with_session(session);
     refused.answer = Some((client, opening));
     refuse(gateway, *refused).await;
-    live.close(&gateway.audit, Parting::done(), &reason).await;
+    live.close(&gateway.audit, Parting::done(), &ending).await;
 }
 
 /// How a session goes on when one side of it has ended.
@@ -295,7 +299,7 @@ pub async fn open(gateway: &Gateway, connected: Connected) -> Result<Opened, Box
         ..
     } = client;
     admission.proven();
-    log_opened(&session, None);
+    log_opened(&session, None, started);
     Ok(Opened {
         live: Live {
             session,

@@ -24,6 +24,7 @@ use jetway_entry::preamble::{Behind, recognise_behind};
 use jetway_io::clock;
 use jetway_io::stream::{Io, Stream};
 use jetway_io::websocket::Farewell;
+use jetway_metrics::METRICS;
 use jetway_rdp::connection_request::ConnectionRequest;
 use jetway_rdp::negotiation::{self, FailureCode};
 use jetway_relay::Side;
@@ -36,6 +37,9 @@ const TLS_ACCESS_DENIED: [u8; 7] = [0x15, 0x03, 0x03, 0x00, 0x02, 0x02, 0x31];
 
 /// Bytes of a refused client that are read and thrown away so that it can read its answer.
 const DRAIN_BYTES: u64 = 256 * 1024;
+
+/// What is counted of connections that nothing is recorded of.
+const DROPPED: &str = "connection.dropped";
 
 /// A client that is turned away, and why.
 #[derive(Debug)]
@@ -102,6 +106,7 @@ impl Refused {
         let about = self.about.as_ref().or_else(|| refusal.about());
         // Scans are no decisions about anybody.
         if refusal.is_noise() && about.is_none() {
+            METRICS.event(DROPPED, Some(refusal.rule()));
             return;
         }
         let why: (_, &dyn Display) = (refusal.rule(), refusal);

@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tracing::{info, warn};
@@ -49,6 +50,7 @@ struct Inner {
     seen: Mutex<Vec<Option<FileStamp>>>,
     /// What was in each of the files when it could be used last.
     good: Mutex<Vec<Content>>,
+    stale: AtomicBool,
 }
 
 /// The bytes of a key file.
@@ -97,6 +99,7 @@ impl Keyring {
                 current: RwLock::new(Arc::new(verifier)),
                 seen: Mutex::new(seen),
                 good: Mutex::new(good),
+                stale: AtomicBool::new(false),
             }),
         })
     }
@@ -115,6 +118,22 @@ impl Keyring {
 
     /// Reads the files again if one of them changed since they were read last. Blocks on the file system.
     pub fn reload_if_changed(&self) -> ReloadOutcome {
+        let outcome = self.look_again();
+        match outcome {
+            ReloadOutcome::Unchanged => {}
+            ReloadOutcome::Reloaded => self.inner.stale.store(false, Ordering::Relaxed),
+            ReloadOutcome::Kept(_) => self.inner.stale.store(true, Ordering::Relaxed),
+        }
+        outcome
+    }
+
+    /// Whether a file has changed into one that cannot be used, and has not changed since.
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        self.inner.stale.load(Ordering::Relaxed)
+    }
+
+    fn look_again(&self) -> ReloadOutcome {
         let mut seen = self.seen();
         // Before reading: a file that changes while it is read differs again at the next poll.
         let now = stamps(&self.inner.files);

@@ -3,11 +3,13 @@
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use openssl::asn1::Asn1Time;
 use openssl::x509::X509;
-use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{self, ServerConfig};
 
 use crate::config::{TlsConfig, TlsVersion};
+use jetway_base::time::UnixTime;
 use jetway_io::file_stamp::FileStamp;
 use jetway_io::pem::{TlsFileError, failed, read_identity};
 
@@ -15,7 +17,20 @@ use jetway_io::pem::{TlsFileError, failed, read_identity};
 #[derive(Debug)]
 pub struct ServerTls {
     config: TlsConfig,
-    state: RwLock<(Stamps, Arc<ServerConfig>)>,
+    state: RwLock<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    stamps: Stamps,
+    identity: Identity,
+}
+
+/// A certificate in force.
+#[derive(Debug)]
+struct Identity {
+    server: Arc<ServerConfig>,
+    not_after: Option<UnixTime>,
 }
 
 type Stamps = (Option<FileStamp>, Option<FileStamp>);
@@ -27,10 +42,10 @@ impl ServerTls {
     /// Which file, and what is wrong with it.
     pub fn load(config: TlsConfig) -> Result<Self, TlsFileError> {
         let stamps = stamps(&config);
-        let server = Arc::new(server_config(&config)?);
+        let identity = Identity::read(&config)?;
         Ok(Self {
             config,
-            state: RwLock::new((stamps, server)),
+            state: RwLock::new(State { stamps, identity }),
         })
     }
 
@@ -38,7 +53,14 @@ impl ServerTls {
     #[must_use]
     pub fn current(&self) -> Arc<ServerConfig> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(&state.1)
+        Arc::clone(&state.identity.server)
+    }
+
+    /// Until when the certificate is good.
+    #[must_use]
+    pub fn not_after(&self) -> Option<UnixTime> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        state.identity.not_after
     }
 
     /// Reads the files again if they changed; says whether there is a new certificate.
@@ -49,14 +71,15 @@ impl ServerTls {
         let stamps = stamps(&self.config);
         {
             let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-            if state.0 == stamps {
+            if state.stamps == stamps {
                 return Ok(false);
             }
             // Recorded first: bad files are reported once, not at every look.
-            state.0 = stamps;
+            state.stamps = stamps;
         }
-        let server = Arc::new(server_config(&self.config)?);
-        self.state.write().unwrap_or_else(PoisonError::into_inner).1 = server;
+        let identity = Identity::read(&self.config)?;
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.identity = identity;
         Ok(true)
     }
 
@@ -80,12 +103,38 @@ fn stamps(config: &TlsConfig) -> Stamps {
     )
 }
 
-fn server_config(config: &TlsConfig) -> Result<ServerConfig, TlsFileError> {
+impl Identity {
+    fn read(config: &TlsConfig) -> Result<Self, TlsFileError> {
+        let (certificates, key) = read_identity(&config.certificate, &config.key)?;
+        let not_after = certificates.first().and_then(not_after);
+        let server = Arc::new(server_config(config, certificates, key)?);
+        Ok(Self { server, not_after })
+    }
+}
+
+/// `notAfter` ([RFC 5280] 4.1.2.5); `None` of what cannot be read, or lies before the epoch.
+///
+/// [RFC 5280]: https://www.rfc-editor.org/rfc/rfc5280#section-4.1.2.5
+fn not_after(certificate: &CertificateDer<'_>) -> Option<UnixTime> {
+    let certificate = X509::from_der(certificate).ok()?;
+    let epoch = Asn1Time::from_unix(0).ok()?;
+    let since = epoch.diff(certificate.not_after()).ok()?;
+    let seconds = i64::from(since.days) * DAY_S + i64::from(since.secs);
+    u64::try_from(seconds).ok().map(UnixTime)
+}
+
+/// In seconds.
+const DAY_S: i64 = 24 * 60 * 60;
+
+fn server_config(
+    config: &TlsConfig,
+    certificates: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<ServerConfig, TlsFileError> {
     let versions: &[&rustls::SupportedProtocolVersion] = match config.min_version {
         TlsVersion::V1_2 => &[&rustls::version::TLS12, &rustls::version::TLS13],
         TlsVersion::V1_3 => &[&rustls::version::TLS13],
     };
-    let (certificates, key) = read_identity(&config.certificate, &config.key)?;
     if certificates.first().is_some_and(is_version_1) {
         return Err(failed(&config.certificate, VERSION_1.to_owned()));
     }

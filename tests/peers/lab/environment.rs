@@ -7,13 +7,18 @@ use anyhow::{Result, ensure};
 
 /// A file of the environment called `name`.
 pub(crate) fn file(name: &str, path: impl AsRef<Path>) -> Result<PathBuf> {
+    program(Path::new(name).join(path))
+}
+
+/// What stands beside the environments.
+pub(crate) fn program(path: impl AsRef<Path>) -> Result<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty());
     let cache = match cache {
         Some(cache) => PathBuf::from(cache),
         None => PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| OsString::from("/root")))
             .join(".cache"),
     };
-    let path = cache.join("jetway-peers").join(name).join(path);
+    let path = cache.join("jetway-peers").join(path);
     ensure!(
         path.exists(),
         "{} is missing (tests/install.sh peers makes it)",

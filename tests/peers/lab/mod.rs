@@ -11,6 +11,7 @@ pub(crate) mod browser;
 pub(crate) mod clipboard;
 pub(crate) mod desktop;
 pub(crate) mod dialogue;
+pub(crate) mod disk;
 pub(crate) mod display;
 pub(crate) mod dns;
 pub(crate) mod environment;

@@ -15,7 +15,9 @@ use super::request::{ClientTls, RdpOpening, SecureRequest};
 use super::target_leg::Negotiated;
 use super::transfer::{drain, fill, read_ts_request, within};
 use crate::live::legs::LegAuthentication;
+use jetway_io::clock;
 use jetway_io::read_ahead::ReadAhead;
+use jetway_metrics::{Leg, METRICS};
 use jetway_rdp::connection_request::{
     self, NegotiationRequest, PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX, PROTOCOL_SSL,
     REDIRECTED_AUTHENTICATION_MODE_REQUIRED, RESTRICTED_ADMIN_MODE_REQUIRED,
@@ -120,7 +122,9 @@ where
     }
     let (tls, chosen) = recording(request.server_tls);
     let accept = TlsAcceptor::from(tls).accept(ReadAhead::new(read_ahead, client));
+    let began = clock::now();
     let mut stream = Box::new(within(deadline, SecureStep::ClientTls, accept).await?);
+    METRICS.handshake(Leg::Client, clock::seconds_since(began));
     let mut read_ahead = Vec::new();
     let mut leg = selection;
     let mut logon = LegAuthentication::None;

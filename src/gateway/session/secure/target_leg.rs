@@ -22,8 +22,10 @@ use crate::trust::target_certificate::{
 };
 use crate::trust::target_logon::TargetKerberos;
 use crate::upstream::kdc::Kdcs;
+use jetway_io::clock;
 use jetway_io::read_ahead::ReadAhead;
 use jetway_io::stream::Stream;
+use jetway_metrics::{Leg, METRICS};
 use jetway_rdp::connection_request::{
     ConnectionRequest, NegotiationRequest, PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX, PROTOCOL_SSL,
 };
@@ -224,7 +226,11 @@ pub(super) async fn target_tls(
     config.enable_sni = sni;
     let connect =
         TlsConnector::from(Arc::new(config)).connect(name, ReadAhead::new(Vec::new(), target));
+    let began = clock::now();
     let connected = within(deadline, SecureStep::TargetTls, connect).await;
+    if connected.is_ok() {
+        METRICS.handshake(Leg::Target, clock::seconds_since(began));
+    }
     connected.map_err(|error| match verifier.refusal() {
         Some(refusal) => SecureError::Certificate(refusal.clone()),
         None => error,
