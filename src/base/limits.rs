@@ -159,6 +159,9 @@ pub const DYNAMIC_CHANNELS: usize = 1024;
 /// Largest message of a dynamic channel whose messages are read, bytes.
 pub const DYNAMIC_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
 
+/// Largest answer that a command of an operator reads, bytes: the list of as many sessions as a gateway has.
+pub const API_ANSWER_BYTES: usize = 64 * 1024 * 1024;
+
 /// Largest JSON message of a signaling channel, bytes: an answer with all its candidates and room to spare.
 pub const JET_MESSAGE_BYTES: usize = 32 * 1024;
 

@@ -1,16 +1,19 @@
 //! The commands: one file each.
 
 pub mod agent;
+pub mod agents;
 pub mod audit;
 pub mod config;
 pub mod connect;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod keys;
+pub mod operator;
 mod output;
 pub mod rdp;
 mod secret_file;
 pub mod serve;
+pub mod sessions;
 pub mod ticket;
 pub mod token;
 
@@ -43,6 +46,10 @@ pub enum Command {
     Agent(agent::Args),
     /// Connect a local port, or standard input and output, to a target through the gateway
     Connect(connect::Args),
+    /// List the live sessions of a gateway, show or end one
+    Sessions(sessions::Args),
+    /// List the agents of a gateway, or revoke one
+    Agents(agents::Args),
     /// Verify the audit
     Audit(audit::Args),
     /// Check the configuration
@@ -64,6 +71,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Rdp(args) => rdp::run(*args),
         Command::Agent(args) => agent::run(&args),
         Command::Connect(args) => connect::run(&args),
+        Command::Sessions(args) => sessions::run(&args),
+        Command::Agents(args) => agents::run(&args),
         Command::Audit(args) => audit::run(&args),
         Command::Config(args) => config::run(&args),
     }

@@ -126,6 +126,7 @@ pub struct Site {
     authority: String,
     tls: bool,
     connector: TlsConnector,
+    answer_bytes: usize,
 }
 
 impl std::fmt::Debug for Site {
@@ -180,6 +181,7 @@ impl Site {
             authority: authority.to_string(),
             tls,
             connector: TlsConnector::from(Arc::new(config)),
+            answer_bytes: limits::JET_MESSAGE_BYTES,
         })
     }
 
@@ -233,6 +235,15 @@ impl Site {
         }
     }
 
+    /// The same, whose answers may have so many bytes.
+    #[must_use]
+    pub fn with_answers_of(self, bytes: usize) -> Self {
+        Self {
+            answer_bytes: bytes,
+            ..self
+        }
+    }
+
     /// Sends a request and reads its answer, which is `T` where it went well.
     ///
     /// # Errors
@@ -282,7 +293,7 @@ impl Site {
         let answer = async {
             let response = sender.send_request(request).await?;
             let status = response.status();
-            let body = Limited::new(response.into_body(), limits::JET_MESSAGE_BYTES)
+            let body = Limited::new(response.into_body(), self.answer_bytes)
                 .collect()
                 .await
                 .map_err(|error| anyhow::anyhow!("cannot read the answer: {error}"))?
@@ -639,6 +650,7 @@ mod tests {
             authority: authority.to_string(),
             tls,
             connector: TlsConnector::from(Arc::new(config)),
+            answer_bytes: limits::JET_MESSAGE_BYTES,
         }
     }
 }

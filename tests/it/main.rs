@@ -29,6 +29,7 @@ mod log;
 mod matrix;
 mod monitoring;
 mod onward;
+mod operators;
 mod process;
 mod proof;
 mod proxy_header;

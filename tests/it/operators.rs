@@ -1,0 +1,118 @@
+//! The commands of operators, by the real program.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
+
+use crate::api::sessions;
+use crate::lab::{Lab, Target, within};
+use crate::process::JETWAY;
+
+/// A gateway, and an operator with a key for it.
+struct Desk {
+    lab: Lab,
+    key: PathBuf,
+}
+
+const KEY: &str = "operator-secret";
+
+impl Desk {
+    fn new() -> Self {
+        let digest = hex::encode(openssl::sha::sha256(KEY.as_bytes()));
+        let lab = Lab::start(&format!(
+            "[api]\nkeys = [{{ name = \"desk\", sha256 = \"{digest}\" }}]\n"
+        ));
+        let key = lab.folder.path().join("desk.key");
+        std::fs::write(&key, format!("{KEY}\n")).unwrap();
+        Self { lab, key }
+    }
+
+    async fn run(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(JETWAY);
+        command
+            .args(arguments)
+            .env("JETWAY_GATEWAY", format!("http://{}", self.lab.address()))
+            .env("JETWAY_KEY_FILE", &self.key);
+        let output = tokio::task::spawn_blocking(move || command.output());
+        within(output).await.unwrap().unwrap()
+    }
+
+    async fn said(&self, arguments: &[&str]) -> String {
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = self.run(arguments).await;
+        let errors = String::from_utf8_lossy(&stderr).into_owned();
+        assert!(status.success() && errors.is_empty(), "{errors}");
+        String::from_utf8(stdout).unwrap()
+    }
+
+    async fn refused(&self, arguments: &[&str]) -> String {
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = self.run(arguments).await;
+        assert!(!status.success() && stdout.is_empty());
+        String::from_utf8(stderr).unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_lists_shows_and_ends_sessions() {
+    let desk = Desk::new();
+    let target = Target::start().await;
+    let name = "alice";
+    let token = desk.lab.token(target.address, json!({ "sub": name }));
+    let mut client = desk.lab.session(&token).await;
+    let id = sessions(&desk.lab, KEY).await[0]["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+
+    let table = desk.said(&["sessions", "list"]).await;
+    let lines: Vec<&str> = table.lines().collect();
+    assert_eq!(lines.len(), 2, "{table}");
+    assert!(lines[0].starts_with("ID "), "{table}");
+    assert!(
+        lines[1].starts_with(&id) && lines[1].contains(&target.address.to_string()),
+        "{table}"
+    );
+    let list = desk.said(&["sessions", "list", "--json"]).await;
+    let list: Value = serde_json::from_str(&list).unwrap();
+    assert_eq!(
+        (&list[0]["id"], &list[0]["user"]),
+        (&json!(id), &json!(name))
+    );
+
+    let shown = desk.said(&["sessions", "show", &id]).await;
+    assert!(shown.contains("jet_ap") && shown.contains(&id), "{shown}");
+    let none = uuid::Uuid::nil().to_string();
+    for command in ["show", "end"] {
+        let told = desk.refused(&["sessions", command, &none]).await;
+        assert!(told.contains("there is no such live session"), "{told}");
+    }
+    assert_eq!(desk.said(&["sessions", "end", &id]).await, "ended\n");
+    // With or without an orderly end.
+    let _end = within(client.read_to_end(&mut Vec::new())).await;
+    assert_eq!(sessions(&desk.lab, KEY).await, json!([]));
+    assert_eq!(desk.said(&["sessions", "list"]).await.lines().count(), 1);
+    assert_eq!(desk.said(&["agents", "list"]).await.lines().count(), 1);
+    let told = desk.refused(&["agents", "revoke", "nobody"]).await;
+    assert!(told.contains("agent"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_no_key_is_told_so_and_the_key_is_nowhere() {
+    let desk = Desk::new();
+    std::fs::write(&desk.key, "another-secret").unwrap();
+    let told = desk.refused(&["sessions", "list"]).await;
+    assert!(told.contains("API key"), "{told}");
+    assert!(!told.contains("another-secret"), "{told}");
+    std::fs::remove_file(&desk.key).unwrap();
+    let told = desk.refused(&["sessions", "list"]).await;
+    assert!(told.contains("desk.key"), "{told}");
+}
