@@ -87,21 +87,22 @@ async fn establish(gateway: &Arc<Gateway>, client: Client) -> Option<Ready> {
             return None;
         }
         Err(refused) => {
-            refuse::refuse(gateway, *refused).await;
+            refuse::refuse(&gateway.refusals, &gateway.audit, *refused).await;
             return None;
         }
     };
     let ready = async {
-        let authenticated = authenticate::authenticate(gateway, *client).await?;
-        let authenticated = meet_acceptor::agree(gateway, authenticated)?;
-        let authorized = authorize::authorize(gateway, authenticated).await?;
+        let authenticated = authenticate::authenticate(&gateway.tokens, *client).await?;
+        let authenticated = meet_acceptor::agree(&gateway.peers.meetings, authenticated)?;
+        let (sessions, tokens, audit) = (&gateway.sessions, &gateway.tokens, &gateway.audit);
+        let authorized = authorize::authorize(sessions, tokens, audit, authenticated).await?;
         let connected = connect::connect(gateway, authorized).await?;
         session::secure_or_open(gateway, connected).await
     };
     match ready.await {
         Ok(ready) => Some(ready),
         Err(refused) => {
-            refuse::refuse(gateway, *refused).await;
+            refuse::refuse(&gateway.refusals, &gateway.audit, *refused).await;
             None
         }
     }

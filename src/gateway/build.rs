@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -23,8 +23,9 @@ use crate::listener::{self, Listener};
 use crate::live::registry::Registry;
 use crate::live::stages::Stages;
 use crate::meeting::MeetingPlace;
-use crate::state::Gateway;
+use crate::state::{Gateway, InspectionTools, Peers, Ports, SessionRules, Sessions, Tokens};
 use crate::trail::Trail;
+use crate::trust::api_keys::ApiKeys;
 use crate::trust::keyring::{KeyFile, Keyring};
 use crate::trust::target_certificate::{FilePins, TargetCertificate};
 use crate::trust::target_logon::{SecureConfig, TargetKerberos};
@@ -35,7 +36,6 @@ use jetway_io::clock;
 use jetway_io::free_space::FreeSpace;
 use jetway_io::pem;
 use jetway_io::private_file;
-use jetway_io::reached::Reached;
 use jetway_jet::rendezvous::RendezvousLimits;
 use jetway_policy::work::WorkLimiter;
 use jetway_rdp::credssp::keytab::{self, Keytab};
@@ -135,7 +135,7 @@ impl Prepared {
     /// Another process has the store, or what is in it cannot be read.
     pub(super) fn open(self) -> anyhow::Result<Gateway> {
         let Prepared {
-            mut config,
+            config,
             keyring,
             revoked,
             listeners,
@@ -150,33 +150,41 @@ impl Prepared {
         let agents = Arc::new(Agents::new(Arc::clone(&disk), &contents.agents));
         let tickets = Tickets::new(Arc::clone(&disk), contents.tickets);
         let usages = Arc::new(Usages::new(disk, contents.usage, now));
-        config.jet.instance.get_or_insert_with(machine_name);
         let limits = &config.limits;
-        let listeners: Vec<Arc<Listener>> = listeners.into_iter().map(Arc::new).collect();
+        let work = WorkLimiter::new(limits.token_work_us_per_s, limits.token_work_burst_us);
+        let rules = SessionRules::new(
+            &config.session,
+            &config.token,
+            !tls.is_empty(),
+            !matches!(secure.target_certificate, TargetCertificate::AcceptAny),
+        );
         Ok(Gateway {
-            keyring,
-            revoked,
-            agents,
-            tickets,
-            usages,
             audit: Arc::new(Trail::open(&config.audit_settings())?),
             store_space: FreeSpace::of(&config.store.path),
             refusals: Refusals::default(),
-            cookies: Arc::new(KnownCookies::new()?),
-            secure,
-            returning: Arc::default(),
-            meetings: Arc::new(MeetingPlace::new(
-                RendezvousLimits {
-                    associations: config.jet.associations,
-                    unused: Duration::from_secs(config.jet.unused_timeout_s),
-                    ended: Duration::from_secs(config.jet.ended_s),
-                },
-                config.jet.associations_per_address,
-                limits.sessions_per_address,
-            )),
-            listeners,
-            stages,
-            registry: Arc::new(Registry::new(limits.sessions_per_address)),
+            tokens: Arc::new(Tokens::new(keyring, revoked, tickets, work)),
+            api_keys: Arc::new(ApiKeys::new(config.api.keys.clone())),
+            sessions: Arc::new(Sessions {
+                rules: Arc::new(rules),
+                registry: Arc::new(Registry::new(limits.sessions_per_address)),
+                usages,
+                returning: Arc::default(),
+            }),
+            inspection: InspectionTools {
+                secure,
+                cookies: Arc::new(KnownCookies::new()?),
+                stages,
+            },
+            peers: Arc::new(Peers {
+                agents,
+                meetings: Arc::new(meeting_place(&config)),
+                instance: config.jet.instance.clone().unwrap_or_else(machine_name),
+                allowed: config.jet.peers,
+            }),
+            ports: Ports {
+                listeners: listeners.into_iter().map(Arc::new).collect(),
+                tls,
+            },
             door: Door::new(
                 limits.connections,
                 limits.pending_connections,
@@ -184,12 +192,6 @@ impl Prepared {
             ),
             stopping: CancellationToken::new(),
             connections: TaskTracker::new(),
-            work: Mutex::new(WorkLimiter::new(
-                limits.token_work_us_per_s,
-                limits.token_work_burst_us,
-            )),
-            work_reached: Reached::new("limits.token_work_us_per_s"),
-            tls,
             config,
         })
     }
@@ -436,6 +438,19 @@ fn read_keytab(path: &Path) -> anyhow::Result<Keytab> {
         anyhow::Ok(Keytab::parse(&bytes)?)
     };
     read().with_context(|| path.display().to_string())
+}
+
+fn meeting_place(config: &Config) -> MeetingPlace {
+    let limits = RendezvousLimits {
+        associations: config.jet.associations,
+        unused: Duration::from_secs(config.jet.unused_timeout_s),
+        ended: Duration::from_secs(config.jet.ended_s),
+    };
+    MeetingPlace::new(
+        limits,
+        config.jet.associations_per_address,
+        config.limits.sessions_per_address,
+    )
 }
 
 /// The machine's name, for peers that look for the gateway that holds their association.

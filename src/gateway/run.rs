@@ -57,7 +57,7 @@ impl Running {
         let gateway = Arc::new(prepared.open()?);
         let chores = TaskTracker::new();
         let mut sockets = Vec::new();
-        for listener in &gateway.listeners {
+        for listener in &gateway.ports.listeners {
             let socket = listener
                 .bind()
                 .with_context(|| format!("cannot listen on {}", listener.address()))?;
@@ -137,7 +137,7 @@ impl Running {
         gateway.stopping.cancel();
         chores.close();
         chores.wait().await;
-        gateway.registry.close();
+        gateway.sessions.registry.close();
         gateway.connections.close();
         let drain = Duration::from_secs(gateway.config.session.drain_s);
         let live = gateway.connections.len();
@@ -148,7 +148,7 @@ impl Running {
             .await
             .is_err()
         {
-            gateway.registry.end_all(&EndCause::Shutdown);
+            gateway.sessions.registry.end_all(&EndCause::Shutdown);
             let _ended = tokio::time::timeout(END_GRACE, gateway.connections.wait()).await;
         }
         gateway.audit.record(&Record::new(Event::GatewayStopped));

@@ -7,11 +7,18 @@ use tracing::{debug, info, warn};
 
 use serde_json::json;
 
-use crate::state::Gateway;
-use crate::trust::keyring::ReloadOutcome;
+use crate::live::registry::Registry;
+use crate::meeting::MeetingPlace;
+use crate::state::{Gateway, Peers, Sessions, Tokens};
+use crate::trail::Trail;
+use crate::trust::keyring::{Keyring, ReloadOutcome};
+use crate::trust::target_certificate::TargetCertificate;
+use crate::trust::tls::ServerTls;
 use jetway_audit::record::{Event, Record};
 use jetway_io::clock;
 use jetway_metrics::{METRICS, Outcome};
+use jetway_store::revoked::Revoked;
+use jetway_store::tickets::Tickets;
 
 /// How often files are looked at for changes.
 const UPKEEP: Duration = Duration::from_secs(1);
@@ -22,71 +29,6 @@ const FORGET_EVERY: u32 = 60;
 /// How often a store that has failed is written to, in upkeeps: a gateway that is not ready for it gets no sessions, and so nothing to
 /// write by which it would be seen to work again.
 const RETRY_EVERY: u32 = 5;
-
-/// Reads changed files again.
-pub fn reload(gateway: &Gateway) {
-    match gateway.keyring.reload_if_changed() {
-        // The keyring itself tells what it did.
-        ReloadOutcome::Reloaded => reloaded(gateway, "token.keys"),
-        ReloadOutcome::Unchanged => {}
-        ReloadOutcome::Kept(_) => METRICS.reloaded("token.keys", Outcome::Failed),
-    }
-    match gateway.revoked.reload_if_changed() {
-        Ok(false) => {}
-        Ok(true) => {
-            info!("Revocation list reloaded");
-            reloaded(gateway, "token.revoked");
-            let rules = gateway.revoked.rules();
-            // The sessions first: what ends them is what is told of their end.
-            for (session, token, rule) in gateway.registry.end_revoked(&rules) {
-                info!(%session, %token, rule, "Ending a session whose token was revoked");
-            }
-            for (association, token, rule) in gateway.meetings.close_revoked(&rules) {
-                info!(jet_aid = %association, %token, rule, "Closing a peer whose token was revoked");
-            }
-            for (association, rule) in gateway.meetings.end_revoked(&rules) {
-                info!(jet_aid = %association, rule, "Removed an association whose token was revoked");
-            }
-        }
-        Err(error) => {
-            METRICS.reloaded("token.revoked", Outcome::Failed);
-            warn!(%error, "The revocation list was not reloaded, the old one stays");
-        }
-    }
-    match gateway.secure.target_certificate.reload_if_changed() {
-        Ok(None) => {}
-        Ok(Some(pins)) => {
-            info!(pins, "File of pins reloaded");
-            reloaded(gateway, "target.pins");
-        }
-        Err(error) => {
-            METRICS.reloaded("target.pins", Outcome::Failed);
-            warn!(%error, "The file of pins was not reloaded, the old pins stay");
-        }
-    }
-    for tls in &gateway.tls {
-        match tls.reload_if_changed() {
-            Ok(false) => {}
-            Ok(true) => {
-                info!(certificate = %tls.certificate().display(), "Certificate reloaded");
-                reloaded(gateway, "tls.certificate");
-            }
-            Err(error) => {
-                METRICS.reloaded("tls.certificate", Outcome::Failed);
-                warn!(%error, "The certificate was not reloaded, the old one stays");
-            }
-        }
-    }
-}
-
-/// Counts and records that a file was read again.
-fn reloaded(gateway: &Gateway, key: &'static str) {
-    METRICS.reloaded(key, Outcome::Good);
-    gateway.audit.record(&Record {
-        detail: json!({ "key": key }),
-        ..Record::new(Event::Reloaded)
-    });
-}
 
 /// Looks after files and tables until the gateway stops.
 pub async fn run(gateway: Arc<Gateway>) {
@@ -99,24 +41,124 @@ pub async fn run(gateway: Arc<Gateway>) {
         reload(&gateway);
         gateway.store_space.look();
         gateway.audit.tell_suppressed();
-        for association in gateway.meetings.expire() {
-            debug!(jet_aid = %association, "Association forgotten");
-        }
-        gateway
-            .agents
-            .forget_offers(|id| gateway.meetings.is_live(id));
+        expire_associations(&gateway.peers);
         turns = turns.wrapping_add(1);
-        if turns.is_multiple_of(RETRY_EVERY) && gateway.usages.store_fails() {
-            gateway.usages.forget_expired(clock::unix_now());
+        let usages = &gateway.sessions.usages;
+        if turns.is_multiple_of(RETRY_EVERY) && usages.store_fails() {
+            usages.forget_expired(clock::unix_now());
         }
         if turns.is_multiple_of(FORGET_EVERY) {
-            let now = clock::unix_now();
-            gateway.usages.forget_expired(now);
-            // Who was sent on by its target comes back, whatever its token's window.
-            gateway.tickets.forget(now, |token, window_s| {
-                gateway.returning.of(token).is_none()
-                    && gateway.usages.is_over(token, window_s, now)
-            });
+            forget_tokens(&gateway.sessions, &gateway.tokens.tickets);
         }
     }
+}
+
+/// Reads changed files again.
+pub fn reload(gateway: &Gateway) {
+    let Tokens {
+        keyring, revoked, ..
+    } = &*gateway.tokens;
+    let (registry, meetings) = (&gateway.sessions.registry, &gateway.peers.meetings);
+    let audit = &gateway.audit;
+    reload_keys(keyring, audit);
+    reload_revocations(revoked, registry, meetings, audit);
+    reload_pins(&gateway.inspection.secure.target_certificate, audit);
+    for tls in &gateway.ports.tls {
+        reload_certificate(tls, audit);
+    }
+}
+
+fn reload_keys(keyring: &Keyring, audit: &Trail) {
+    match keyring.reload_if_changed() {
+        // The keyring itself tells what it did.
+        ReloadOutcome::Reloaded => record_reload(audit, "token.keys"),
+        ReloadOutcome::Unchanged => {}
+        ReloadOutcome::Kept(_) => METRICS.reloaded("token.keys", Outcome::Failed),
+    }
+}
+
+fn reload_revocations(
+    revoked: &Revoked,
+    registry: &Registry,
+    meetings: &MeetingPlace,
+    audit: &Trail,
+) {
+    match revoked.reload_if_changed() {
+        Ok(false) => {}
+        Ok(true) => {
+            info!("Revocation list reloaded");
+            record_reload(audit, "token.revoked");
+            let rules = revoked.rules();
+            // The sessions first: what ends them is what is told of their end.
+            for (session, token, rule) in registry.end_revoked(&rules) {
+                info!(%session, %token, rule, "Ending a session whose token was revoked");
+            }
+            for (association, token, rule) in meetings.close_revoked(&rules) {
+                info!(jet_aid = %association, %token, rule, "Closing a peer whose token was revoked");
+            }
+            for (association, rule) in meetings.end_revoked(&rules) {
+                info!(jet_aid = %association, rule, "Removed an association whose token was revoked");
+            }
+        }
+        Err(error) => {
+            METRICS.reloaded("token.revoked", Outcome::Failed);
+            warn!(%error, "The revocation list was not reloaded, the old one stays");
+        }
+    }
+}
+
+fn reload_pins(target_certificate: &TargetCertificate, audit: &Trail) {
+    match target_certificate.reload_if_changed() {
+        Ok(None) => {}
+        Ok(Some(pins)) => {
+            info!(pins, "File of pins reloaded");
+            record_reload(audit, "target.pins");
+        }
+        Err(error) => {
+            METRICS.reloaded("target.pins", Outcome::Failed);
+            warn!(%error, "The file of pins was not reloaded, the old pins stay");
+        }
+    }
+}
+
+fn reload_certificate(tls: &ServerTls, audit: &Trail) {
+    match tls.reload_if_changed() {
+        Ok(false) => {}
+        Ok(true) => {
+            info!(certificate = %tls.certificate().display(), "Certificate reloaded");
+            record_reload(audit, "tls.certificate");
+        }
+        Err(error) => {
+            METRICS.reloaded("tls.certificate", Outcome::Failed);
+            warn!(%error, "The certificate was not reloaded, the old one stays");
+        }
+    }
+}
+
+/// Counts and records that the file that this setting names was read again.
+fn record_reload(audit: &Trail, key: &'static str) {
+    METRICS.reloaded(key, Outcome::Good);
+    audit.record(&Record {
+        detail: json!({ "key": key }),
+        ..Record::new(Event::Reloaded)
+    });
+}
+
+fn expire_associations(peers: &Peers) {
+    for association in peers.meetings.expire() {
+        debug!(jet_aid = %association, "Association forgotten");
+    }
+    peers.agents.forget_offers(|id| peers.meetings.is_live(id));
+}
+
+fn forget_tokens(sessions: &Sessions, tickets: &Tickets) {
+    let Sessions {
+        usages, returning, ..
+    } = sessions;
+    let now = clock::unix_now();
+    usages.forget_expired(now);
+    // Who was sent on by its target comes back, whatever its token's window.
+    tickets.forget(now, |token, window_s| {
+        returning.of(token).is_none() && usages.is_over(token, window_s, now)
+    });
 }

@@ -357,7 +357,12 @@ async fn a_revoked_agent_is_gone_with_the_session_of_an_offer_that_was_taken_bac
     let token = site.token(&target, json!({ "jet_aid": association }));
     let mut client = site.lab.session(&token).await;
     // As where the agent has accepted, and its answer did not come in time.
-    site.lab.running().gateway().agents.withdraw(association);
+    site.lab
+        .running()
+        .gateway()
+        .peers
+        .agents
+        .withdraw(association);
     let delete = format!("DELETE /jet/agents/{NAME}");
     assert_eq!(site.http(&delete, OPERATOR, "").await.0, 200);
     let mut rest = Vec::new();
@@ -608,7 +613,7 @@ async fn what_an_agent_signs_opens_nothing_but_what_it_was_offered() {
     let candidate = gathered["candidates"][0]["id"].as_str().unwrap();
     let candidate: uuid::Uuid = candidate.parse().unwrap();
     let acceptance = json!({
-        "aud": site.lab.running().gateway().instance(),
+        "aud": site.lab.running().gateway().peers.instance,
         "sub": NAME,
         "jet_aid": association,
         "candidate": candidate,

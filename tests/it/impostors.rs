@@ -174,7 +174,7 @@ async fn an_agent_dials_its_gateways_host_and_its_own_targets_and_nobody_else() 
     let _stop = site.run(&site.key(), &[target]);
     let mut channel = gateway.channel().await;
     // It is the agent's own gateway that was taken over, and calls itself as before.
-    let name = site.lab.running().gateway().instance().to_owned();
+    let name = site.lab.running().gateway().peers.instance.clone();
     say(
         &mut channel,
         json!({ "type": "challenge", "gateway": name, "nonce": "n" }),

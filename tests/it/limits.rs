@@ -105,7 +105,7 @@ async fn sessions_per_address_are_limited_with_an_answer() {
     let token = lab.token(target.address, json!({}));
     assert_eq!(failure(&mut lab.client(&token).await).await, 3);
     drop(session);
-    until(|| lab.running().gateway().registry.list().is_empty()).await;
+    until(|| lab.running().gateway().sessions.registry.list().is_empty()).await;
     drop(lab.session(&token).await);
 }
 
@@ -315,7 +315,7 @@ async fn one_token_has_its_share_of_the_sessions_that_are_set_up() {
     }
     let line = logged("Limit reached").await;
     assert!(line["who"].as_str().unwrap().starts_with("token "));
-    assert!(lab.running().gateway().registry.list().len() <= limits::SESSIONS_PER_TOKEN);
+    assert!(lab.running().gateway().sessions.registry.list().len() <= limits::SESSIONS_PER_TOKEN);
     // Another token is served meanwhile.
     let target = Target::start().await;
     drop(lab.session(&lab.token(target.address, json!({}))).await);

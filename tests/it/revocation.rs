@@ -44,7 +44,7 @@ async fn revocation_ends_the_live_session_without_being_asked() {
     assert_eq!(rest, b"");
     let closed = logged("Session closed").await;
     assert_eq!(closed["reason"], "the token was revoked by its jti");
-    until(|| lab.running().gateway().registry.list().is_empty()).await;
+    until(|| lab.running().gateway().sessions.registry.list().is_empty()).await;
 }
 
 #[tokio::test]
@@ -104,7 +104,7 @@ async fn whoever_takes_part_in_a_session_ends_it_when_revoked() {
                 closed["reason"], "the token was revoked by its role",
                 "{who}"
             );
-            let registry = &place.lab.running().gateway().registry;
+            let registry = &place.lab.running().gateway().sessions.registry;
             until(|| registry.list().is_empty()).await;
             forget_log();
         }

@@ -81,7 +81,7 @@ async fn hundreds_wait_while_others_speak_and_all_are_met() {
         pairs.push((number, acceptor.peer, connector));
     }
     let pairs = speak_all(pairs).await;
-    let registry = &place.lab.running().gateway().registry;
+    let registry = &place.lab.running().gateway().sessions.registry;
     assert_eq!(registry.list().len(), PAIRS);
 
     let mut met = Vec::new();

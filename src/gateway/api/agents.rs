@@ -25,7 +25,6 @@ use crate::api::jet::Upgrade;
 use crate::api::operator::{bearer, operator};
 use crate::api::problem::{Parameter, Problem};
 use crate::api::state::ApiState;
-use crate::config::InspectWhen;
 use crate::refusal::Refusal;
 use crate::rendezvous::signaling;
 use crate::trail;
@@ -39,7 +38,6 @@ use jetway_jet::exchange::SUB_PROTOCOL;
 use jetway_jet::message::{Answer, Candidate, Offer};
 use jetway_jet::rendezvous::{Proof, RendezvousError};
 use jetway_policy::shares::Owner;
-use jetway_policy::{self as policy, SessionLimits};
 use jetway_store::agents::{EnrolError, Listed, Ways};
 use jetway_token::Token;
 use jetway_token::agent_name::AgentName;
@@ -111,7 +109,7 @@ pub async fn invite(
     let lifetime_s = lifetime_s.clamp(1, limits::ENROLMENT_S);
     let now = clock::unix_now();
     let expires_at = now.plus(lifetime_s);
-    let agents = &state.gateway.agents;
+    let agents = &state.gateway.peers.agents;
     let enrolment = agents.invite(by, wanted.name.clone(), wanted.targets, expires_at, now);
     let enrolment = enrolment.map_err(|error| not_enrolled(&state, &error))?;
     info!(session = %state.id, peer = %state.peer, by, agent = %wanted.name, "Enrolment issued");
@@ -144,14 +142,17 @@ pub async fn enrol(
     let enrolment = enrolment.map_err(|error| not_enrolled(&state, &error.into()))?;
     // A key that is no good does not use the enrolment up.
     let Enrolling { key } = parse(&state, &body)?;
-    let booked = state.gateway.book(state.peer.ip(), StatementKey::cost_us());
+    let booked = state
+        .gateway
+        .tokens
+        .book(state.peer.ip(), StatementKey::cost_us());
     booked.map_err(|refusal| Problem::of(&refusal, state.id))?;
     let key = StatementKey::parse(Value::Object(key).to_string().as_bytes());
     let key = key.map_err(|error| {
         Problem::new(StatusCode::BAD_REQUEST, "key", error.to_string(), state.id)
     })?;
     let thumbprint = key.thumbprint().to_owned();
-    let agents = &state.gateway.agents;
+    let agents = &state.gateway.peers.agents;
     let name = agents.enrol(&enrolment, key, clock::unix_now()).await;
     let name = name.map_err(|error| not_enrolled(&state, &error))?;
     info!(session = %state.id, peer = %state.peer, agent = %name, key = thumbprint, "Agent enrolled");
@@ -163,7 +164,7 @@ pub async fn enrol(
     let enrolled = Enrolled {
         name,
         key: thumbprint,
-        gateway: state.gateway.instance().to_owned(),
+        gateway: state.gateway.peers.instance.clone(),
     };
     Ok((StatusCode::CREATED, Json(enrolled)).into_response())
 }
@@ -179,9 +180,10 @@ pub async fn list(
     operator(&state, &headers)?;
     let gateway = &state.gateway;
     gateway
+        .peers
         .agents
-        .forget_offers(|id| gateway.meetings.is_live(id));
-    Ok(Json(gateway.agents.list()))
+        .forget_offers(|id| gateway.peers.meetings.is_live(id));
+    Ok(Json(gateway.peers.agents.list()))
 }
 
 /// Handles `DELETE /jet/agents/NAME`.
@@ -195,14 +197,18 @@ pub async fn revoke(
 ) -> Result<StatusCode, Problem> {
     let by = operator(&state, &headers)?;
     let name = agent_name(&state, &name)?;
-    let revoked = state.gateway.agents.dismiss(&name);
+    let revoked = state.gateway.peers.agents.dismiss(&name);
     let associations = revoked.ok_or_else(|| unmet(&state, &Unmet::Unknown(name.clone())))?;
     // Before anything can fail, or the one who asks can leave.
     for association in associations {
         // Gone already is as good.
-        let _ = state.gateway.meetings.delete(association, Proof::Operator);
+        let _ = state
+            .gateway
+            .peers
+            .meetings
+            .delete(association, Proof::Operator);
     }
-    let written = state.gateway.agents.forget(&name).await;
+    let written = state.gateway.peers.agents.forget(&name).await;
     written.map_err(|error| not_enrolled(&state, &error.into()))?;
     info!(session = %state.id, peer = %state.peer, by, agent = %name, "Agent revoked");
     state.gateway.audit.record(&Record {
@@ -259,11 +265,14 @@ pub async fn offer(
     let offer: Offer = parse(&state, &body)?;
     let (gateway, association) = (&state.gateway, offer.id);
     let target = wanted_target(&state, &caller, &wanted)?;
-    let ways = gateway.agents.ways(&name, &target);
+    let ways = gateway.peers.agents.ways(&name, &target);
     let ways = ways.map_err(|why| unmet(&state, &why))?;
     // What was gathered already, by the URLs that the agent knows.
     let none: &[Transport] = &[];
-    let gathered = gateway.meetings.gather(association, none, caller.proof());
+    let gathered = gateway
+        .peers
+        .meetings
+        .gather(association, none, caller.proof());
     let gathered = gathered.map_err(|refused| declined(&state, refused))?;
     let candidates = gathered
         .iter()
@@ -271,13 +280,14 @@ pub async fn offer(
     let candidates = candidates.collect();
     let dial = dial(&state, &caller, association);
     let pending = gateway
+        .peers
         .agents
         .offer(&name, offer, (target, dial), candidates, owner);
     let mut pending = pending.map_err(|why| unmet(&state, &why))?;
     let answer = timeout(limits::AGENT_ANSWER_TIMEOUT, pending.answer()).await;
     let answer = answer.unwrap_or(Err(Unmet::Silent(name.clone())));
     let mut answer = answer.map_err(|why| {
-        gateway.agents.withdraw(association);
+        gateway.peers.agents.withdraw(association);
         unmet(&state, &why)
     })?;
     if must_relay(&state, &caller)? {
@@ -297,7 +307,7 @@ pub async fn offer(
                 is_relay(
                     candidate,
                     relay.at(&ways.urls),
-                    gateway.instance(),
+                    gateway.peers.instance.as_str(),
                     relay.at(&callers),
                 )
             });
@@ -308,7 +318,7 @@ pub async fn offer(
         warn!(session = %state.id, peer = %state.peer, agent = %name, jet_aid = %association, foreign,
             "Dropped candidates that are not this gateway's from the answer of an agent");
         if answer.candidates.is_empty() {
-            gateway.agents.withdraw(association);
+            gateway.peers.agents.withdraw(association);
             let why = Unmet::Declined(name, Decline::Candidates);
             return Err(unmet(&state, &why));
         }
@@ -319,7 +329,7 @@ pub async fn offer(
 /// A client that has to prove itself does so when it has its candidate, and no target hears of it before.
 fn dial(state: &ApiState, caller: &Caller, association: Uuid) -> Dial {
     let proves = |token: &Token| token.claims.proxy_credentials.is_some();
-    let created = state.gateway.meetings.token_of(association);
+    let created = state.gateway.peers.meetings.token_of(association);
     let shown = match caller {
         Caller::Token(token) => Some(token.as_ref()),
         Caller::Operator(_) | Caller::Nobody(_) => None,
@@ -358,9 +368,9 @@ fn must_relay(state: &ApiState, caller: &Caller) -> Result<bool, Problem> {
         return Ok(false);
     };
     let gateway = &state.gateway;
-    let permit = policy::decide(&token.claims, SessionLimits::default(), gateway.means());
+    let permit = gateway.sessions.rules.permit_by_any(&token.claims);
     let permit = permit.map_err(|denial| Problem::of(&denial.into(), state.id))?;
-    Ok(permit.inspection().is_some() || gateway.config.session.inspect == InspectWhen::Always)
+    Ok(permit.inspection().is_some() || gateway.sessions.rules.inspects_all())
 }
 
 /// Where the token leads: to its first target, or to the one that another has sent its client to.
@@ -370,7 +380,7 @@ fn wanted_target(
     wanted: &AgentTarget,
 ) -> Result<TargetAddr, Problem> {
     let redirected = match caller {
-        Caller::Token(token) => state.gateway.returning.of(&token.id),
+        Caller::Token(token) => state.gateway.sessions.returning.of(&token.id),
         Caller::Operator(_) | Caller::Nobody(_) => None,
     };
     let mut targets = wanted.targets.iter();

@@ -31,7 +31,7 @@ use tracing::info;
 use uuid::Uuid;
 
 use crate::api::jet::not_admitted;
-use crate::api::operator::{bearer, find_key, operator};
+use crate::api::operator::{bearer, operator};
 use crate::api::problem::{Parameter, Problem};
 use crate::api::sessions;
 use crate::api::state::ApiState;
@@ -39,7 +39,6 @@ use crate::config::JetPeers;
 use crate::live::registry::EndCause;
 use crate::meeting::Listed;
 use crate::meeting::party::Creator;
-use crate::refusal::Refusal;
 use crate::rendezvous::admit::{self, NotAdmitted};
 use crate::trail;
 use jetway_audit::record::{Event, Record};
@@ -51,7 +50,6 @@ use jetway_jet::candidate::Transport;
 use jetway_jet::exchange;
 use jetway_jet::message::{Candidate, Complete};
 use jetway_jet::rendezvous::{Access, CandidateState, Proof, RendezvousError};
-use jetway_policy::{self as policy, SessionLimits};
 use jetway_token::Token;
 use jetway_token::application_protocol::ApplicationProtocol;
 use jetway_token::claims::ConnectionTest;
@@ -173,7 +171,7 @@ pub async fn create(
     }: Asked,
     body: Bytes,
 ) -> Result<StatusCode, Problem> {
-    let peers = state.gateway.config.jet.peers;
+    let peers = state.gateway.peers.allowed;
     let (token, access) = match &caller {
         Caller::Token(token) => {
             let access = match (peers, token.claims.jet_aid) {
@@ -202,13 +200,9 @@ pub async fn create(
         }
     };
     // What no session could have is refused before anybody waits for one.
-    let permitted = policy::decide(
-        &token.claims,
-        SessionLimits::default(),
-        state.gateway.means(),
-    );
+    let permitted = state.gateway.sessions.rules.permit_by_any(&token.claims);
     permitted.map_err(|denial| Problem::of(&denial.into(), state.id))?;
-    let meetings = &state.gateway.meetings;
+    let meetings = &state.gateway.peers.meetings;
     let by = match &caller {
         Caller::Operator(_) => Creator::Operator,
         Caller::Token(_) => Creator::Bearer(state.peer.ip()),
@@ -219,17 +213,10 @@ pub async fn create(
     let new = meetings.create(association, &token, access, by);
     let new = new.map_err(|refused| declined(&state, refused))?;
     // Asked after creating: a rule that arrives between the two finds the association.
-    if new
-        && let Some(rule) = state
-            .gateway
-            .revoked
-            .rules()
-            .revokes(&token.id, &token.claims)
-    {
+    if new && let Err(refusal) = state.gateway.tokens.check_revoked(&token) {
         // Gone already is as good.
         let _ = meetings.delete(association, Proof::Operator);
-        let refusal = NotAdmitted::from(Refusal::Revoked(rule));
-        return Err(not_admitted(state.id, &refusal));
+        return Err(not_admitted(state.id, &NotAdmitted::from(refusal)));
     }
     if new {
         let by = caller.name();
@@ -258,7 +245,11 @@ pub async fn read(
         caller,
     }: Asked,
 ) -> Result<Json<AssociationRow>, Problem> {
-    let listed = state.gateway.meetings.view(association, caller.proof());
+    let listed = state
+        .gateway
+        .peers
+        .meetings
+        .view(association, caller.proof());
     let listed = listed.map_err(|refused| declined(&state, refused))?;
     Ok(Json(shown(listed)))
 }
@@ -272,7 +263,7 @@ pub async fn list(
     headers: HeaderMap,
 ) -> Result<Json<Vec<AssociationRow>>, Problem> {
     operator(&state, &headers)?;
-    let listed = state.gateway.meetings.list().into_iter();
+    let listed = state.gateway.peers.meetings.list().into_iter();
     Ok(Json(listed.map(shown).collect()))
 }
 
@@ -287,7 +278,7 @@ pub async fn delete(
         caller,
     }: Asked,
 ) -> Result<StatusCode, Problem> {
-    let meetings = &state.gateway.meetings;
+    let meetings = &state.gateway.peers.meetings;
     let mut ended = None;
     if let Caller::Operator(name) = &caller
         && let Ok(Listed {
@@ -300,7 +291,7 @@ pub async fn delete(
     }
     let deleted = meetings.delete(association, caller.proof());
     deleted.map_err(|refused| declined(&state, refused))?;
-    state.gateway.agents.forget_offer(association);
+    state.gateway.peers.agents.forget_offer(association);
     let by = caller.name();
     info!(session = %state.id, peer = %state.peer, jet_aid = %association, by, "Association deleted");
     state.gateway.audit.record(&Record {
@@ -330,6 +321,7 @@ pub async fn gather(
     let transports: Vec<Transport> = urls.iter().map(|url| url.transport).collect();
     let gathered = state
         .gateway
+        .peers
         .meetings
         .gather(association, &transports, caller.proof());
     let gathered = gathered.map_err(|refused| declined(&state, refused))?;
@@ -356,15 +348,19 @@ pub async fn complete(
         let detail = "expected a Complete message: {\"candidate\":{\"id\":\"...\"}}";
         Problem::new(StatusCode::BAD_REQUEST, "body", detail, state.id)
     })?;
-    let meetings = &state.gateway.meetings;
+    let meetings = &state.gateway.peers.meetings;
     let completed = meetings.complete(association, candidate.id, caller.proof());
     match completed {
         // A candidate of the agent's own: it knows.
-        Err(RendezvousError::UnknownCandidate) if state.gateway.agents.was_offered(association) => {
-        }
+        Err(RendezvousError::UnknownCandidate)
+            if state.gateway.peers.agents.was_offered(association) => {}
         completed => completed.map_err(|refused| declined(&state, refused))?,
     }
-    state.gateway.agents.complete(association, candidate.id);
+    state
+        .gateway
+        .peers
+        .agents
+        .complete(association, candidate.id);
     Ok(StatusCode::OK)
 }
 
@@ -385,10 +381,15 @@ pub(super) fn caller(state: &ApiState, headers: &HeaderMap) -> Result<Caller, Pr
         }
         return Ok(Caller::Nobody(state.peer.ip().into()));
     };
-    if let Some(key) = find_key(&config.api.keys, bearer) {
-        return Ok(Caller::Operator(key.name.clone()));
+    if let Some(name) = state.gateway.api_keys.find(bearer) {
+        return Ok(Caller::Operator(name.to_owned()));
     }
-    match admit::verify(&state.gateway, state.peer, bearer) {
+    match admit::verify(
+        &state.gateway.tokens,
+        &state.gateway.sessions.rules,
+        state.peer,
+        bearer,
+    ) {
         Ok(token) => Ok(Caller::Token(Box::new(token))),
         Err(denied) => {
             let (id, peer) = (state.id, state.peer);

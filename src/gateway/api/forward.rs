@@ -79,8 +79,14 @@ fn websocket(
         association,
         to_target,
     };
-    let shown = forward::verify_client_credential(&state.gateway, &asked, text)
-        .map_err(|refusal| not_admitted(id, &NotAdmitted::from(refusal)))?;
+    let shown = forward::verify_client_credential(
+        &state.gateway.tokens,
+        &state.gateway.sessions.rules,
+        &state.gateway.audit,
+        &asked,
+        text,
+    )
+    .map_err(|refusal| not_admitted(id, &NotAdmitted::from(refusal)))?;
     let gateway = Arc::clone(&state.gateway);
     let connections = &state.gateway.connections;
     Ok(

@@ -297,6 +297,6 @@ pub(super) fn token(
 fn redeem(state: &ApiState, ticket: &str) -> Option<Zeroizing<String>> {
     let ticket = Ticket::parse(ticket).ok()?;
     let now = clock::unix_now();
-    let tickets = &state.gateway.tickets;
+    let tickets = &state.gateway.tokens.tickets;
     tickets.take(&ticket, state.peer.ip(), now)
 }

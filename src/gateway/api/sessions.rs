@@ -76,7 +76,7 @@ pub async fn list(
 ) -> Result<Json<Vec<Row>>, Problem> {
     operator(&state, &headers)?;
     let now = clock::unix_now();
-    let mut sessions = state.gateway.registry.list();
+    let mut sessions = state.gateway.sessions.registry.list();
     sessions.sort_by_key(|session| session.id);
     Ok(Json(
         sessions.iter().map(|session| row(session, now)).collect(),
@@ -93,7 +93,7 @@ pub async fn end(
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
     let by = operator(&state, &headers)?;
-    let sessions = state.gateway.registry.list();
+    let sessions = state.gateway.sessions.registry.list();
     let Some(session) = sessions.iter().find(|session| session.id.as_uuid() == id) else {
         let detail = "there is no such live session";
         return Err(Problem::new(
@@ -118,7 +118,7 @@ pub async fn end(
 /// # Errors
 /// A problem document: the session is over, and the store has failed.
 pub(super) async fn spend(state: &ApiState, session: &Session) -> Result<(), Problem> {
-    let written = state.gateway.usages.spend(&session.token.id).await;
+    let written = state.gateway.sessions.usages.spend(&session.token.id).await;
     written.map_err(|error| {
         error!(session = %session.id, %error, "Cannot store that an operator has ended a session");
         let detail = format!("the session is ended, and that could not be written: {error}");

@@ -35,8 +35,9 @@ impl ApiState {
     pub fn candidate_urls(&self, headers: &HeaderMap) -> Vec<CandidateUrl> {
         let host = headers.get(header::HOST);
         let host = host.and_then(|host| host.to_str().ok()).and_then(host_of);
-        self.gateway
-            .candidate_urls(self.peer, host.as_deref(), &self.listener)
+        let plain_http = self.gateway.config.api.allows_plain_http(self.peer);
+        let ports = &self.gateway.ports;
+        ports.candidate_urls(&self.listener, host.as_deref(), plain_http)
     }
 }
 

@@ -12,17 +12,15 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
-use crate::api::operator::{bearer, find_key};
+use crate::api::operator::bearer;
 use crate::api::problem::Problem;
 use crate::api::state::ApiState;
 use crate::refusal::{Denied, Refusal};
-use crate::session::authorize::reconnect_window;
 use crate::trail;
 use jetway_audit::record::{Event, Record};
 use jetway_base::time::UnixTime;
 use jetway_io::clock;
 use jetway_policy::shares::Owner;
-use jetway_policy::{self as policy, SessionLimits};
 use jetway_store::tickets::Terms;
 use jetway_token as token;
 
@@ -86,7 +84,7 @@ pub async fn create(
             (Zeroizing::new(bearer.to_owned()), None)
         }
         (Some(bearer), in_body) => {
-            let Some(key) = find_key(&state.gateway.config.api.keys, bearer) else {
+            let Some(name) = state.gateway.api_keys.find(bearer) else {
                 warn!(session = %id, peer = %state.peer, rule = "api-key", "Ticket refused");
                 let record = Record {
                     rule: Some("api-key"),
@@ -103,7 +101,7 @@ pub async fn create(
                 let detail = "with an API key, the body carries the token";
                 return Err(problem(StatusCode::BAD_REQUEST, "body", detail));
             };
-            (token, Some(key.name.as_str()))
+            (token, Some(name))
         }
     };
     let by = key.unwrap_or(BY_TOKEN);
@@ -145,19 +143,13 @@ async fn issue(
     key: Option<&str>,
 ) -> Result<Created, Denied> {
     let gateway = &state.gateway;
-    let token = gateway.verify_token(text, state.peer.ip())?;
-    if let Some(rule) = gateway.revoked.rules().revokes(&token.id, &token.claims) {
-        return Err(Denied::of(&token, Refusal::Revoked(rule)));
-    }
+    let rules = &gateway.sessions.rules;
+    let token = gateway.tokens.verify_in_force(text, state.peer.ip())?;
     // Any listener may be the one that the ticket is shown to; that one decides again.
-    policy::decide(&token.claims, SessionLimits::default(), gateway.means())
-        .map_err(|refusal| Denied::of(&token, refusal))?;
+    let permitted = rules.permit_by_any(&token.claims);
+    permitted.map_err(|denial| Denied::of(&token, denial))?;
     let now = clock::unix_now();
-    let token_end = token
-        .claims
-        .validity
-        .not_after
-        .plus(gateway.config.token.leeway_s);
+    let token_end = rules.last_valid(&token);
     let configured = gateway.config.tickets.lifetime_s;
     let lifetime_s = lifetime_s.unwrap_or(configured).clamp(1, configured);
     let expires_at = now.plus(lifetime_s).min(token_end);
@@ -166,13 +158,13 @@ async fn issue(
         Some(name) => Owner::new(Some(token.id.clone()), None).by_key(name),
         None => Owner::new(Some(token.id.clone()), Some(state.peer.ip())),
     };
-    let window = reconnect_window(&gateway.config.token, &token.claims);
+    let window = rules.reconnect_window(&token.claims);
     let terms = Terms {
         not_after: expires_at,
         token_not_after: token_end,
         reconnect_window_s: window.as_secs(),
     };
-    let ticket = gateway.tickets.issue(text, owner, terms, now).await;
+    let ticket = gateway.tokens.tickets.issue(text, owner, terms, now).await;
     let ticket = ticket.map_err(|error| Denied::of(&token, Refusal::Store(error.to_string())))?;
     let record = Record {
         by: Some(key.unwrap_or(BY_TOKEN).to_owned()),

@@ -56,7 +56,7 @@ impl Readiness {
         let expired = |tls: &Arc<ServerTls>| tls.not_after().is_some_and(|end| end < now);
         let reasons = [
             (Reason::Draining, gateway.stopping.is_cancelled()),
-            (Reason::Store, gateway.usages.store_fails()),
+            (Reason::Store, gateway.sessions.usages.store_fails()),
             (
                 Reason::Disk,
                 gateway.store_space.bytes() < limits::STORE_FREE_BYTES,
@@ -65,8 +65,8 @@ impl Readiness {
         ];
         let warnings = [
             (Warning::Audit, audit_fails && !gateway.audit.is_required()),
-            (Warning::Certificate, gateway.tls.iter().any(expired)),
-            (Warning::Keys, gateway.keyring.is_stale()),
+            (Warning::Certificate, gateway.ports.tls.iter().any(expired)),
+            (Warning::Keys, gateway.tokens.keyring.is_stale()),
         ];
         Self {
             reasons: those(&reasons),

@@ -57,7 +57,7 @@ fn health(readings: &mut Readings, gateway: &Gateway) {
     let draining = gateway.stopping.is_cancelled();
     readings.gauge("jetway_draining", help, &[], flag(draining));
     let help = "Whether the last write to the store has failed";
-    let failing = gateway.usages.store_fails();
+    let failing = gateway.sessions.usages.store_fails();
     readings.gauge("jetway_store_failing", help, &[], flag(failing));
     let help = "What the file system of the store has left";
     let free = whole(gateway.store_space.bytes());
@@ -78,7 +78,7 @@ fn health(readings: &mut Readings, gateway: &Gateway) {
 }
 
 fn sessions(readings: &mut Readings, gateway: &Gateway) {
-    let live = gateway.registry.list();
+    let live = gateway.sessions.registry.list();
     for (phase, name) in [
         (SessionPhase::Connecting, "connecting"),
         (SessionPhase::Relaying, "relaying"),
@@ -92,7 +92,7 @@ fn sessions(readings: &mut Readings, gateway: &Gateway) {
             readings.gauge("jetway_sessions", "Live sessions", &labels, number);
         }
     }
-    let moved = gateway.registry.moved();
+    let moved = gateway.sessions.registry.moved();
     for (to, bytes) in [("target", moved.to_target), ("client", moved.to_client)] {
         let help = "Bytes that sessions have moved";
         readings.counter("jetway_bytes", help, &[("to", to)], whole(bytes));
@@ -105,35 +105,35 @@ fn sessions(readings: &mut Readings, gateway: &Gateway) {
 }
 
 fn tables(readings: &mut Readings, gateway: &Gateway) {
-    let (agents, connected) = gateway.agents.counts();
+    let (agents, connected) = gateway.peers.agents.counts();
     let help = "Agents with a signaling channel";
     readings.gauge("jetway_agents_connected", help, &[], count(connected));
     for (table, entries) in [
         ("agents", agents),
-        ("associations", gateway.meetings.count()),
-        ("redirections", gateway.returning.count()),
-        ("tickets", gateway.tickets.count()),
-        ("tokens", gateway.usages.count()),
+        ("associations", gateway.peers.meetings.count()),
+        ("redirections", gateway.sessions.returning.count()),
+        ("tickets", gateway.tokens.tickets.count()),
+        ("tokens", gateway.sessions.usages.count()),
     ] {
         let help = "What is remembered";
         let labels = [("table", table)];
         readings.gauge("jetway_table_entries", help, &labels, count(entries));
     }
-    let verifier = gateway.keyring.verifier();
+    let verifier = gateway.tokens.keyring.verifier();
     let (verifying, decrypting) = verifier.keys().counts();
     for (usage, keys) in [("verify", verifying), ("decrypt", decrypting)] {
         let help = "Keys for tokens";
         readings.gauge("jetway_keys", help, &[("use", usage)], count(keys));
     }
     let help = "Whether a file of keys has changed into one that cannot be used";
-    let stale = flag(gateway.keyring.is_stale());
+    let stale = flag(gateway.tokens.keyring.is_stale());
     readings.gauge("jetway_keys_stale", help, &[], stale);
 }
 
 fn files(readings: &mut Readings, gateway: &Gateway) {
     let config = &gateway.config;
     let keys = config.token.keys.iter().map(|key| &key.path);
-    let certificates = gateway.tls.iter().map(|tls| tls.certificate());
+    let certificates = gateway.ports.tls.iter().map(|tls| tls.certificate());
     let revoked = config.token.revoked.as_deref();
     let named = keys
         .map(|path| ("token.keys", path.as_path()))
@@ -151,7 +151,7 @@ fn files(readings: &mut Readings, gateway: &Gateway) {
             readings.gauge(name, "Last change of a file", &labels, modified);
         }
     }
-    for tls in &gateway.tls {
+    for tls in &gateway.ports.tls {
         if let Some(end) = tls.not_after() {
             let path = tls.certificate().display().to_string();
             let name = "jetway_certificate_not_after_timestamp_seconds";

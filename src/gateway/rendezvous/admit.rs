@@ -1,20 +1,20 @@
 //! Whether the request of a peer is granted: what it shows, then what it wants.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tracing::{debug, info};
 
 use crate::meeting::party::Shown;
-use crate::meeting::{PairedPeers, Waiting};
+use crate::meeting::{MeetingPlace, PairedPeers, Waiting};
 use crate::refusal::{Denied, Refusal};
-use crate::state::Gateway;
+use crate::state::{Gateway, Peers, SessionRules, Tokens};
 use crate::trail::{self, Trail};
 use jetway_audit::record::{Event, Record};
 use jetway_base::session_id::SessionId;
 use jetway_jet::agent::{ACCEPT_TYPE, Acceptance};
 use jetway_jet::exchange::{JetPath, Operation, Status};
 use jetway_jet::rendezvous::{Proof, RendezvousError};
-use jetway_policy::{self as policy, SessionLimits};
 use jetway_token::claims::ConnectionMode;
 use jetway_token::statement::{self, StatementKey};
 use jetway_token::{About, Token};
@@ -95,7 +95,8 @@ pub async fn judge(
     path: JetPath,
     text: Option<&str>,
 ) -> Result<(Shown, Admitted), NotAdmitted> {
-    let shown = match verify_peer_credential(gateway, peer, path, text) {
+    let (tokens, rules) = (&gateway.tokens, &gateway.sessions.rules);
+    let shown = match verify_peer_credential(tokens, rules, &gateway.peers, (peer, path), text) {
         Ok(shown) => shown,
         Err(denied) => {
             let why = denied.into();
@@ -103,7 +104,7 @@ pub async fn judge(
             return Err(why);
         }
     };
-    match admit(gateway, path, shown.proof(), peer).await {
+    match admit(&gateway.peers.meetings, path, shown.proof(), peer).await {
         Ok(admitted) => Ok((shown, admitted)),
         Err(why) => {
             log_not_admitted(&gateway.audit, id, peer, path, &shown, &why);
@@ -116,18 +117,20 @@ pub async fn judge(
 ///
 /// # Errors
 /// It does not hold, was revoked, is for a forward session, or demands what no session could have.
-pub fn verify(gateway: &Gateway, peer: SocketAddr, text: &str) -> Result<Token, Denied> {
-    let token = gateway.verify_token(text, peer.ip())?;
-    if let Some(rule) = gateway.revoked.rules().revokes(&token.id, &token.claims) {
-        return Err(Denied::of(&token, Refusal::Revoked(rule)));
-    }
+pub fn verify(
+    tokens: &Tokens,
+    rules: &SessionRules,
+    peer: SocketAddr,
+    text: &str,
+) -> Result<Token, Denied> {
+    let token = tokens.verify_in_force(text, peer.ip())?;
     match token.claims.jet_cm {
         ConnectionMode::Rdv => {}
         ConnectionMode::Fwd => return Err(Denied::of(&token, RendezvousError::OtherToken)),
     }
     // Said to whoever brings it, before somebody waits for a session that cannot be.
-    policy::decide(&token.claims, SessionLimits::default(), gateway.means())
-        .map_err(|refusal| Denied::of(&token, refusal))?;
+    let permitted = rules.permit_by_any(&token.claims);
+    permitted.map_err(|denial| Denied::of(&token, denial))?;
     Ok(token)
 }
 
@@ -136,22 +139,22 @@ pub fn verify(gateway: &Gateway, peer: SocketAddr, text: &str) -> Result<Token, 
 /// # Errors
 /// It does not hold, or not for this.
 pub fn verify_peer_credential(
-    gateway: &Gateway,
-    peer: SocketAddr,
-    path: JetPath,
+    tokens: &Tokens,
+    rules: &SessionRules,
+    peers: &Peers,
+    (peer, path): (SocketAddr, JetPath),
     text: Option<&str>,
 ) -> Result<Shown, Denied> {
     let Some(text) = text else {
         return Ok(Shown::Nothing);
     };
     if statement::claimed::<Acceptance>(text, ACCEPT_TYPE).is_none() {
-        return Ok(Shown::Token(Box::new(verify(gateway, peer, text)?)));
+        let token = verify(tokens, rules, peer, text)?;
+        return Ok(Shown::Token(Box::new(token)));
     }
-    gateway.book(peer.ip(), StatementKey::cost_us())?;
+    tokens.book(peer.ip(), StatementKey::cost_us())?;
     let name = match path.operation {
-        Operation::Accept | Operation::Test => {
-            gateway.agents.accepts(text, gateway.instance(), path)
-        }
+        Operation::Accept | Operation::Test => peers.agents.accepts(text, &peers.instance, path),
         // An agent is met; whom it meets is not its choice.
         Operation::Connect => None,
     };
@@ -168,7 +171,7 @@ pub fn verify_peer_credential(
 /// # Errors
 /// See [`NotAdmitted`].
 pub async fn admit(
-    gateway: &Gateway,
+    meetings: &Arc<MeetingPlace>,
     path: JetPath,
     proof: Proof<'_>,
     peer: SocketAddr,
@@ -178,7 +181,6 @@ pub async fn admit(
         association,
         candidate,
     } = path;
-    let meetings = &gateway.meetings;
     Ok(match operation {
         Operation::Test => {
             meetings.test(association, candidate, proof)?;

@@ -11,6 +11,7 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio::sync::oneshot;
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, debug, info};
@@ -18,7 +19,7 @@ use uuid::Uuid;
 
 use crate::connection::{Client, Opening};
 use crate::meeting::party::Shown;
-use crate::meeting::{PairedPeers, Party, Waiting};
+use crate::meeting::{Handover, MeetingPlace, PairedPeers, Party, Waiting};
 use crate::rendezvous::admit::Admitted;
 use crate::rendezvous::closing::close_gracefully;
 use crate::session::authenticate::{Authenticated, ToTarget, check_protocol, check_routing};
@@ -27,7 +28,7 @@ use crate::session::identify::Expected;
 use crate::session::meet_acceptor::{leads_to, reach_acceptor, tighten};
 use crate::session::refuse::{self, Refused};
 use crate::session::{Ready, run, secure_or_open};
-use crate::state::Gateway;
+use crate::state::{Gateway, Tokens};
 use jetway_base::limits;
 use jetway_entry::preamble::{Behind, recognise_behind};
 use jetway_io::clock;
@@ -47,14 +48,16 @@ pub async fn proceed(
     // It named an association that exists, and showed what that demands.
     client.admission.proven();
     let answered = clock::now();
+    let meetings = &gateway.peers.meetings;
     let place = match &admitted {
         Admitted::Tested => None,
         Admitted::Accepted(waiting) => Some(&waiting.place),
         Admitted::Connected(met) => Some(&met.place),
     };
     if let (Some(place), Some(token)) = (place, shown.token()) {
-        gateway.meetings.vouch(place, association, token);
-        if let Some(rule) = gateway.revoked.rules().revokes(&token.id, &token.claims) {
+        meetings.vouch(place, association, token);
+        let revocations = gateway.tokens.revoked.rules();
+        if let Some(rule) = revocations.revokes(&token.id, &token.claims) {
             info!(session = %client.id, peer = %client.peer, jet_aid = %association, rule, "Closing a peer whose token was revoked");
             close_gracefully(client.stream, None).await;
             return;
@@ -70,7 +73,7 @@ pub async fn proceed(
                 place,
                 answered,
             };
-            wait(gateway, party, claimed).await;
+            wait(meetings, &gateway.stopping, party, claimed).await;
         }
         Admitted::Connected(PairedPeers {
             place,
@@ -90,15 +93,16 @@ pub async fn proceed(
 
 /// Watches an acceptor until somebody asks for it, it leaves, or it is to go.
 async fn wait(
-    gateway: &Gateway,
+    meetings: &MeetingPlace,
+    stopping: &CancellationToken,
     mut party: Party,
-    mut claimed: tokio::sync::oneshot::Receiver<crate::meeting::Handover>,
+    mut claimed: oneshot::Receiver<Handover>,
 ) {
     let close = party.place.close.clone();
     loop {
         let handover = tokio::select! {
             biased;
-            () = either_cancelled(&close, &gateway.stopping) => {
+            () = either_cancelled(&close, stopping) => {
                 if !close.is_cancelled() {
                     party.client.stream.io_mut().end_with(Farewell::GoingAway);
                 }
@@ -116,7 +120,7 @@ async fn wait(
             // Whoever asked has left in the meantime.
             Err(back) => {
                 party = back;
-                claimed = gateway.meetings.wait_again(&party.place);
+                claimed = meetings.wait_again(&party.place);
             }
         }
     }
@@ -151,6 +155,7 @@ async fn pair(
     mut acceptor: Party,
     (association, candidate): (Uuid, Uuid),
 ) {
+    let meetings = &gateway.peers.meetings;
     match wait_for_first_byte(&mut connector, &mut acceptor).await {
         BeforeFirstByte::Speak => {}
         BeforeFirstByte::Closed => {
@@ -161,11 +166,9 @@ async fn pair(
             return;
         }
         BeforeFirstByte::ConnectorLeft => {
-            let claimed = gateway
-                .meetings
-                .let_wait_again(connector.place, &acceptor.place);
+            let claimed = meetings.let_wait_again(connector.place, &acceptor.place);
             drop(connector.client);
-            wait(gateway, acceptor, claimed).await;
+            wait(meetings, &gateway.stopping, acceptor, claimed).await;
             return;
         }
         BeforeFirstByte::AcceptorLeft => {
@@ -174,7 +177,7 @@ async fn pair(
             return;
         }
     }
-    if gateway.meetings.select(association, candidate).is_err() {
+    if meetings.select(association, candidate).is_err() {
         // Another one was selected at the same moment.
         tokio::join!(
             close_gracefully(connector.client.stream, None),
@@ -270,10 +273,11 @@ async fn establish(
         place,
         ..
     } = connector;
+    let meetings = &gateway.peers.meetings;
     let shown = shown.into_token();
     let anonymous = shown.is_none();
     // The client of a peer without a token has what the association was created with.
-    let mut token = shown.or_else(|| gateway.meetings.token_of(association))?;
+    let mut token = shown.or_else(|| meetings.token_of(association))?;
     let now = clock::now();
     client.identify_by = now.checked_add(limits::IDENTIFY_TIMEOUT).unwrap_or(now);
     client.establish_by = now.checked_add(limits::ESTABLISH_TIMEOUT).unwrap_or(now);
@@ -282,7 +286,7 @@ async fn establish(
         // They are for the bearer of that token.
         Err(RendezvousError::NoToken.into())
     } else {
-        let created = gateway.meetings.token_of(association);
+        let created = meetings.token_of(association);
         let others = created.iter().chain(acceptor.shown.token());
         tighten(&mut token, others).and_then(|()| leads_to(&token.claims, &acceptor.shown))
     };
@@ -290,9 +294,17 @@ async fn establish(
         if let Err(refusal) = agreed {
             return Err(client.refused(refusal, Opening::Unread).with_token(&token));
         }
-        let authenticated = authenticated(gateway, client, token).await?;
-        let authorized = authorize::authorize(gateway, authenticated).await?;
-        match reach_acceptor(gateway, association, place, acceptor, &authorized.session) {
+        let (sessions, tokens, audit) = (&gateway.sessions, &gateway.tokens, &gateway.audit);
+        let authenticated = authenticated(tokens, client, token).await?;
+        let authorized = authorize::authorize(sessions, tokens, audit, authenticated).await?;
+        let met = (association, (place, acceptor));
+        match reach_acceptor(
+            meetings,
+            sessions,
+            &tokens.revoked,
+            met,
+            &authorized.session,
+        ) {
             Ok(reached) => secure_or_open(gateway, authorized.with(reached)).await,
             Err(refusal) => Err(authorized.refused(refusal)),
         }
@@ -300,7 +312,7 @@ async fn establish(
     match ready.await {
         Ok(ready) => Some(ready),
         Err(refused) => {
-            refuse::refuse(gateway, *refused).await;
+            refuse::refuse(&gateway.refusals, &gateway.audit, *refused).await;
             None
         }
     }
@@ -308,7 +320,7 @@ async fn establish(
 
 /// The connector as a client with its token: how it begins, and whether that is what the token announces.
 async fn authenticated(
-    gateway: &Gateway,
+    tokens: &Tokens,
     mut client: Client,
     token: Token,
 ) -> Result<Authenticated, Box<Refused>> {
@@ -330,7 +342,7 @@ async fn authenticated(
         Opening::Other
     };
     // Its token was shown with its request, and what its text was is not known any more.
-    let checked = check_routing(gateway, &mut client, &mut opening, None, &token)
+    let checked = check_routing(tokens, &mut client, &mut opening, None, &token)
         .and_then(|()| check_protocol(&token.claims, &opening, &client));
     if let Err(refusal) = checked {
         return Err(client.refused(refusal, opening).with_token(&token));

@@ -9,7 +9,7 @@ use crate::connection::Client;
 use crate::rendezvous::admit::{Admitted, judge};
 use crate::rendezvous::closing::{close_gracefully, respond};
 use crate::rendezvous::pair::proceed;
-use crate::state::Gateway;
+use crate::state::{Gateway, Peers};
 use jetway_jet::exchange::{Operation, Request, Response, Status};
 use jetway_jet::message::Version;
 use jetway_jet::packet;
@@ -48,7 +48,7 @@ pub async fn serve(gateway: &Arc<Gateway>, mut client: Client) {
     let text = token.as_ref().map(|text| text.as_str());
     match judge(gateway, (id, peer), path, text).await {
         Ok((shown, admitted)) => {
-            let response = granted(gateway, version, path.operation);
+            let response = granted(&gateway.peers, version, path.operation);
             if matches!(admitted, Admitted::Tested) {
                 close_gracefully(client.stream, Some(response)).await;
                 return;
@@ -92,11 +92,11 @@ async fn read_request(client: &mut Client) -> Result<Result<Request, Response>, 
     }
 }
 
-fn granted(gateway: &Gateway, version: Version, operation: Operation) -> Response {
+fn granted(peers: &Peers, version: Version, operation: Operation) -> Response {
     let mut response = Response::new(Status::Ok, version);
-    response.instance.clone_from(&gateway.config.jet.instance);
+    response.instance = Some(peers.instance.clone());
     if operation == Operation::Accept {
-        response.timeout = Some(gateway.meetings.unused_timeout());
+        response.timeout = Some(peers.meetings.unused_timeout());
     }
     response
 }

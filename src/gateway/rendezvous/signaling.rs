@@ -21,10 +21,11 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::connection::Connection;
-use crate::state::Gateway;
+use crate::state::{Gateway, Peers, Tokens};
 use crate::trail;
 use jetway_audit::record::{Event, Record};
 use jetway_base::limits;
@@ -34,7 +35,7 @@ use jetway_io::stream::Stream;
 use jetway_io::websocket::settings::settings;
 use jetway_io::websocket::{PING_EVERY, SILENT_PINGS};
 use jetway_jet::agent::{FromAgent, FromGateway, NOT_KNOWN, RANDOM_BYTES, REPLACED, REVOKED};
-use jetway_store::agents::{Ended, NoSeat, SignalingChannel, Ways};
+use jetway_store::agents::{Agents, Ended, NoSeat, SignalingChannel, Ways};
 use jetway_token::agent_name::AgentName;
 use jetway_token::statement::StatementKey;
 
@@ -52,10 +53,11 @@ pub async fn serve(
     (id, peer): (SessionId, SocketAddr),
     ways: Ways,
 ) {
+    let (peers, audit) = (&gateway.peers, &gateway.audit);
     let socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(settings()));
     let mut socket = socket.await;
-    let log_on = timeout(limits::IDENTIFY_TIMEOUT, log_on(gateway, &mut socket, peer));
-    let (name, yields) = match log_on.await {
+    let log_on = log_on(peers, &gateway.tokens, &mut socket, peer);
+    let (name, yields) = match timeout(limits::IDENTIFY_TIMEOUT, log_on).await {
         Ok(Ok(logged_on)) => logged_on,
         Ok(Err(why)) => {
             warn!(session = %id, %peer, decision = "deny", rule = "agent", reason = %why, "Agent refused");
@@ -64,7 +66,7 @@ pub async fn serve(
                 reason: Some(why.to_string()),
                 ..trail::of_peer(Event::AgentRefused, id, peer)
             };
-            gateway.audit.record_of_anybody(peer.ip(), &record);
+            audit.record_of_anybody(peer.ip(), &record);
             let (code, reason) = why.close_reason();
             close(&mut socket, code, reason).await;
             return;
@@ -75,9 +77,7 @@ pub async fn serve(
         }
     };
     let now = clock::unix_now();
-    let connected = gateway
-        .agents
-        .connect(name.clone(), yields, peer, ways, now);
+    let connected = peers.agents.connect(name.clone(), yields, peer, ways, now);
     let mut connected = match connected {
         Ok(connected) => connected,
         Err(NoSeat::Revoked) => {
@@ -102,14 +102,21 @@ pub async fn serve(
         agent: Some(agent.to_string()),
         ..trail::of_peer(Event::AgentConnected, id, peer)
     };
-    gateway.audit.record(&record);
-    let reason = match converse(gateway, &mut socket, &mut connected).await {
+    audit.record(&record);
+    let reason = match converse(
+        &peers.agents,
+        &gateway.stopping,
+        &mut socket,
+        &mut connected,
+    )
+    .await
+    {
         Ok(reason) => reason.to_owned(),
         Err(error) => error.to_string(),
     };
     drop(connected);
     info!(session = %id, %peer, %agent, reason, "Agent disconnected");
-    gateway.audit.record(&Record {
+    audit.record(&Record {
         event: Event::AgentDisconnected,
         reason: Some(reason),
         ..record
@@ -146,7 +153,8 @@ impl NoLogOn {
 
 /// The challenge and its answer: who it is, and whether it yields.
 async fn log_on(
-    gateway: &Gateway,
+    peers: &Peers,
+    tokens: &Tokens,
     socket: &mut WebSocketStream<Stream>,
     peer: SocketAddr,
 ) -> Result<(AgentName, bool), NoLogOn> {
@@ -154,7 +162,7 @@ async fn log_on(
     openssl::rand::rand_bytes(&mut random).map_err(|_| NoLogOn::Randomness)?;
     let nonce = URL_SAFE_NO_PAD.encode(random);
     let challenge = FromGateway::Challenge {
-        gateway: gateway.instance().to_owned(),
+        gateway: peers.instance.clone(),
         nonce: nonce.clone(),
     };
     let sent = send(socket, Message::text(challenge.to_json())).await;
@@ -173,18 +181,17 @@ async fn log_on(
             }
         }
     };
-    let booked = gateway.book(peer.ip(), StatementKey::cost_us());
+    let booked = tokens.book(peer.ip(), StatementKey::cost_us());
     booked.map_err(|_| NoLogOn::TooMuchWork)?;
-    let name = gateway
-        .agents
-        .log_on(&statement, gateway.instance(), &nonce);
+    let name = peers.agents.log_on(&statement, &peers.instance, &nonce);
     let name = name.ok_or(NoLogOn::NotKnown)?;
     Ok((name, yields))
 }
 
 /// Messages both ways, until one side ends it; says why.
 async fn converse(
-    gateway: &Gateway,
+    agents: &Agents,
+    stopping: &CancellationToken,
     socket: &mut WebSocketStream<Stream>,
     connected: &mut SignalingChannel,
 ) -> tungstenite::Result<&'static str> {
@@ -194,7 +201,7 @@ async fn converse(
     loop {
         tokio::select! {
             biased;
-            () = gateway.stopping.cancelled() => {
+            () = stopping.cancelled() => {
                 close(socket, CloseCode::Away, "the gateway stops").await;
                 return Ok("the gateway stops");
             }
@@ -225,7 +232,7 @@ async fn converse(
             message = socket.next() => {
                 silent_pings = 0;
                 match message {
-                    Some(Ok(Message::Text(text))) => on_agent_message(gateway, connected, &text),
+                    Some(Ok(Message::Text(text))) => on_agent_message(agents, connected, &text),
                     Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
                     Some(Ok(Message::Binary(_))) => {
                         close(socket, CloseCode::Unsupported, "text messages only").await;
@@ -239,14 +246,14 @@ async fn converse(
     }
 }
 
-fn on_agent_message(gateway: &Gateway, connected: &SignalingChannel, text: &str) {
+fn on_agent_message(agents: &Agents, connected: &SignalingChannel, text: &str) {
     let agent = connected.name();
     match FromAgent::parse(text) {
         Ok(FromAgent::Answer { answer }) => {
-            gateway.agents.answered(agent, answer.id, Ok(answer));
+            agents.answered(agent, answer.id, Ok(answer));
         }
         Ok(FromAgent::Declined { id, reason }) => {
-            gateway.agents.answered(agent, id, Err(reason));
+            agents.answered(agent, id, Err(reason));
         }
         Ok(FromAgent::Proof { .. }) => debug!(%agent, "An agent proves itself again"),
         // One of a later version may say more.

@@ -13,7 +13,7 @@ use crate::connection::{Client, Opening};
 use crate::refusal::Refusal;
 use crate::session::identify::{Before, Expected, RdpClient};
 use crate::session::refuse::Refused;
-use crate::state::Gateway;
+use crate::state::Tokens;
 use jetway_entry::carrier::{self, Credential};
 use jetway_io::clock;
 use jetway_rdp::connection_request::ConnectionRequest;
@@ -59,10 +59,7 @@ pub struct ShownBefore {
 ///
 /// # Errors
 /// There is none, or it does not hold.
-pub async fn authenticate(
-    gateway: &Gateway,
-    rdp: RdpClient,
-) -> Result<Authenticated, Box<Refused>> {
+pub async fn authenticate(tokens: &Tokens, rdp: RdpClient) -> Result<Authenticated, Box<Refused>> {
     let RdpClient {
         mut client,
         preconnection,
@@ -72,11 +69,7 @@ pub async fn authenticate(
         Ok(routing) => routing,
         Err(refusal) => return Err(client.refused(refusal, opening)),
     };
-    let token = match verify(
-        gateway,
-        &client,
-        preconnection.as_ref().or(routing.as_ref()),
-    ) {
+    let token = match verify(tokens, &client, preconnection.as_ref().or(routing.as_ref())) {
         Ok(token) => token,
         Err(refusal) => return Err(client.refused(refusal, opening)),
     };
@@ -86,7 +79,7 @@ pub async fn authenticate(
         token,
         to_target: ToTarget::AsIs,
     };
-    begin(gateway, client, opening, shown).await
+    begin(tokens, client, opening, shown).await
 }
 
 /// The same for a client whose token came with the request for its connection. RDP clients may have a token or a ticket of their own
@@ -95,7 +88,7 @@ pub async fn authenticate(
 /// # Errors
 /// It does not, or what the client says is not what the token announces.
 pub async fn go_on(
-    gateway: &Gateway,
+    tokens: &Tokens,
     mut client: Client,
     shown: ShownBefore,
 ) -> Result<Authenticated, Box<Refused>> {
@@ -107,7 +100,7 @@ pub async fn go_on(
             let (text, token) = (&shown.text, &shown.token);
             let text = Some(text.as_str());
             let peer = client.peer.ip();
-            if let Err(refusal) = check_same(gateway, peer, Some(&credential), text, token) {
+            if let Err(refusal) = check_same(tokens, peer, Some(&credential), text, token) {
                 return Err(client
                     .refused(refusal, Opening::Unread)
                     .with_token(&shown.token));
@@ -120,12 +113,12 @@ pub async fn go_on(
                 .with_token(&shown.token));
         }
     };
-    begin(gateway, client, opening, shown).await
+    begin(tokens, client, opening, shown).await
 }
 
 /// How a client with a valid token begins, and whether that is what the token announces.
 async fn begin(
-    gateway: &Gateway,
+    tokens: &Tokens,
     mut client: Client,
     mut opening: Opening,
     shown: ShownBefore,
@@ -152,7 +145,7 @@ async fn begin(
         };
     }
     let text = Some(text.as_str());
-    let checked = check_routing(gateway, &mut client, &mut opening, text, &token)
+    let checked = check_routing(tokens, &mut client, &mut opening, text, &token)
         .and_then(|()| check_protocol(&token.claims, &opening, &client));
     if let Err(refusal) = checked {
         return Err(client.refused(refusal, opening).with_token(&token));
@@ -198,31 +191,31 @@ type Routing = (Option<Zeroizing<Vec<u8>>>, Option<Credential>);
 /// # Errors
 /// It does not.
 pub fn check_routing(
-    gateway: &Gateway,
+    tokens: &Tokens,
     client: &mut Client,
     opening: &mut Opening,
     text: Option<&str>,
     token: &Token,
 ) -> Result<(), Refusal> {
     let routing = take_routing(client, opening)?;
-    check_same(gateway, client.peer.ip(), routing.as_ref(), text, token)
+    check_same(tokens, client.peer.ip(), routing.as_ref(), text, token)
 }
 
 /// Verifies the token that `credential` is or stands for.
 fn verify(
-    gateway: &Gateway,
+    tokens: &Tokens,
     client: &Client,
     credential: Option<&Credential>,
 ) -> Result<(Zeroizing<String>, Token), Refusal> {
     let text = match credential {
         None => return Err(Refusal::NoToken),
         Some(Credential::Token(text)) => text.clone(),
-        Some(Credential::Ticket(ticket)) => gateway
+        Some(Credential::Ticket(ticket)) => tokens
             .tickets
             .take(ticket, client.peer.ip(), clock::unix_now())
             .ok_or(Refusal::Ticket)?,
     };
-    let token = gateway.verify_token(&text, client.peer.ip())?;
+    let token = tokens.verify(&text, client.peer.ip())?;
     Ok((text, token))
 }
 
@@ -232,7 +225,7 @@ fn verify(
 /// # Errors
 /// It does not, or verifying it is too much work.
 pub(super) fn check_same(
-    gateway: &Gateway,
+    tokens: &Tokens,
     peer: IpAddr,
     second: Option<&Credential>,
     text: Option<&str>,
@@ -241,7 +234,7 @@ pub(super) fn check_same(
     let same = match second {
         None => true,
         Some(Credential::Token(other)) if Some(other.as_str()) == text => true,
-        Some(credential) => stands_for(gateway, peer, credential, token)?
+        Some(credential) => stands_for(tokens, peer, credential, token)?
             .unwrap_or(matches!(credential, Credential::Ticket(_))),
     };
     if same {
@@ -256,20 +249,20 @@ pub(super) fn check_same(
 /// # Errors
 /// Verifying it is too much work.
 pub(super) fn stands_for(
-    gateway: &Gateway,
+    tokens: &Tokens,
     peer: IpAddr,
     credential: &Credential,
     token: &Token,
 ) -> Result<Option<bool>, Refusal> {
     match credential {
-        Credential::Token(other) => match gateway.verify_token(other, peer) {
+        Credential::Token(other) => match tokens.verify(other, peer) {
             Ok(other) => Ok(Some(other.id == token.id)),
             Err(Refusal::TooMuchWork) => Err(Refusal::TooMuchWork),
             Err(_) => Ok(None),
         },
         Credential::Ticket(ticket) => {
             let now = clock::unix_now();
-            Ok(gateway.tickets.stands_for(ticket, &token.id, now))
+            Ok(tokens.tickets.stands_for(ticket, &token.id, now))
         }
     }
 }

@@ -1,22 +1,19 @@
 //! Step 3: the permit, the token reserved for this session, the session in the registry.
 
-use std::time::Duration;
-
-use crate::config::TokenConfig;
 use crate::connection::{Client, Opening};
 use crate::listener::Listener;
 use crate::live::registry::Registered;
 use crate::refusal::Refusal;
 use crate::session::authenticate::{Authenticated, ToTarget};
 use crate::session::refuse::Refused;
-use crate::state::Gateway;
+use crate::state::{SessionRules, Sessions, Tokens};
+use crate::trail::Trail;
 use jetway_policy::denial::Denial;
 use jetway_policy::permit::Permit;
-use jetway_policy::{self as policy, InspectionMode, SessionLimits};
+use jetway_policy::{self as policy, InspectionMode};
 use jetway_rdp::connection_request::{PROTOCOL_HYBRID, PROTOCOL_HYBRID_EX};
 use jetway_store::redirections::RETURN_WINDOW;
 use jetway_store::usage::{Claim, Reservation, UsageError};
-use jetway_token::Token;
 use jetway_token::application_protocol::ApplicationProtocol;
 use jetway_token::claims::Claims;
 
@@ -56,16 +53,19 @@ impl Authorized {
 /// # Errors
 /// The token demands what cannot be delivered or what this client does not offer, is in use, was used, or was revoked.
 pub async fn authorize(
-    gateway: &Gateway,
+    sessions: &Sessions,
+    tokens: &Tokens,
+    audit: &Trail,
     authenticated: Authenticated,
 ) -> Result<Authorized, Box<Refused>> {
+    let decided = decide(sessions, tokens, audit, &authenticated).await;
     let Authenticated {
         client,
         opening,
         token,
-        to_target,
+        ..
     } = authenticated;
-    match decide(gateway, &client, &opening, &token, to_target).await {
+    match decided {
         Ok((permit, session, reservation)) => Ok(Authorized {
             client,
             opening,
@@ -82,10 +82,12 @@ pub async fn authorize(
 ///
 /// # Errors
 /// They demand what cannot be delivered.
-pub fn permit(gateway: &Gateway, client: &Client, claims: &Claims) -> Result<Permit, Refusal> {
-    let limits = session_limits(gateway);
-    let permit = policy::decide(claims, limits, gateway.means_by(&client.listener))?;
-    Ok(permit)
+pub fn permit(
+    rules: &SessionRules,
+    listener: &Listener,
+    claims: &Claims,
+) -> Result<Permit, Denial> {
+    policy::decide(claims, rules.limits(), rules.means_by(listener))
 }
 
 /// The same for a client whose request asks for more than its bytes to be passed on.
@@ -93,25 +95,16 @@ pub fn permit(gateway: &Gateway, client: &Client, claims: &Claims) -> Result<Per
 /// # Errors
 /// As [`permit`].
 pub fn permit_for(
-    gateway: &Gateway,
+    rules: &SessionRules,
     listener: &Listener,
     claims: &Claims,
     to_target: ToTarget,
-) -> Result<Permit, Refusal> {
-    let limits = session_limits(gateway);
-    let means = gateway.means_by(listener);
-    let permit = match to_target {
-        ToTarget::AsIs => policy::decide(claims, limits, means),
-        ToTarget::InTls => policy::decide_with_target_tls(claims, limits, means),
-    };
-    Ok(permit?)
-}
-
-fn session_limits(gateway: &Gateway) -> SessionLimits {
-    let session = &gateway.config.session;
-    SessionLimits {
-        idle_timeout: session.idle_timeout(),
-        time_limit: session.time_limit(),
+) -> Result<Permit, Denial> {
+    match to_target {
+        ToTarget::AsIs => permit(rules, listener, claims),
+        ToTarget::InTls => {
+            policy::decide_with_target_tls(claims, rules.limits(), rules.means_by(listener))
+        }
     }
 }
 
@@ -155,49 +148,44 @@ pub fn check_opening(
     Ok(())
 }
 
-/// How long after its last session a token may open another one.
-#[must_use]
-pub fn reconnect_window(config: &TokenConfig, claims: &Claims) -> Duration {
-    let usual = Duration::from_secs(config.reconnect_window_s);
-    let longest = Duration::from_secs(config.max_reconnect_window_s).max(usual);
-    claims.jet_reuse.unwrap_or(usual).min(longest)
-}
-
 async fn decide(
-    gateway: &Gateway,
-    client: &Client,
-    opening: &Opening,
-    token: &Token,
-    to_target: ToTarget,
+    sessions: &Sessions,
+    tokens: &Tokens,
+    audit: &Trail,
+    authenticated: &Authenticated,
 ) -> Result<(Permit, Registered, Reservation), Refusal> {
-    let config = &gateway.config;
-    let mut permit = permit_for(gateway, &client.listener, &token.claims, to_target)?;
+    let Authenticated {
+        client,
+        opening,
+        token,
+        to_target,
+    } = authenticated;
+    let rules = &sessions.rules;
+    let mut permit = permit_for(rules, &client.listener, &token.claims, *to_target)?;
     // Before the token is taken and anybody is contacted for a client that cannot be let in.
-    let inspecting = gateway.means_by(&client.listener).inspecting;
+    let inspecting = rules.means_by(&client.listener).inspecting;
     check_opening(&permit, &token.claims, opening, inspecting)?;
-    let session = gateway
+    let session = sessions
         .registry
         .register(client.id, token.clone(), client.peer)?;
     // Asked after registering: a rule that arrives between the two finds the session.
-    if let Some(rule) = gateway.revoked.rules().revokes(&token.id, &token.claims) {
-        return Err(Refusal::Revoked(rule));
-    }
-    gateway.audit.admits_sessions()?;
-    let reconnect_window_s = reconnect_window(&config.token, &token.claims).as_secs();
+    tokens.check_revoked(token)?;
+    audit.admits_sessions()?;
+    let reconnect_window_s = rules.reconnect_window(&token.claims).as_secs();
     // Who was sent on by the target comes back at once.
-    let reconnect_window_s = match gateway.returning.of(&token.id) {
+    let reconnect_window_s = match sessions.returning.of(&token.id) {
         Some(redirected) => {
             permit.confine_to(&redirected.target);
             reconnect_window_s.max(RETURN_WINDOW.as_secs())
         }
         None => reconnect_window_s,
     };
-    let reserve = gateway.usages.reserve(Claim {
+    let reserve = sessions.usages.reserve(Claim {
         token: token.id.clone(),
         session: client.id,
         client: client.peer.ip(),
         reconnect_window_s,
-        keep_until: token.claims.validity.not_after.plus(config.token.leeway_s),
+        keep_until: rules.last_valid(token),
         spent: session.spent().clone(),
     });
     let reservation = reserve.await?;

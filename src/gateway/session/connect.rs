@@ -16,6 +16,7 @@ use crate::upstream::{self, ConnectClass, SystemResolver};
 use jetway_io::clock;
 use jetway_io::stream::{Io, Stream};
 use jetway_metrics::METRICS;
+use jetway_policy::egress::EgressRules;
 use jetway_policy::permit::Permit;
 use jetway_store::usage::Reservation;
 use jetway_token::application_protocol::ApplicationProtocol;
@@ -73,25 +74,36 @@ pub async fn connect(
     gateway: &Gateway,
     mut authorized: Authorized,
 ) -> Result<Connected, Box<Refused>> {
+    let (sessions, revoked) = (&gateway.sessions, &gateway.tokens.revoked);
     let claims = &authorized.session.token.claims;
     let reached = match claims.jet_cm {
-        ConnectionMode::Fwd => reach(gateway, &authorized).await,
-        ConnectionMode::Rdv if claims.agent.is_some() => {
-            meet_agent::meet(gateway, &authorized).await
+        ConnectionMode::Fwd => {
+            let egress = &gateway.config.egress_rules;
+            reach(egress, sessions.rules.connect_timeout(), &authorized).await
         }
-        ConnectionMode::Rdv => meet_acceptor::meet(gateway, &mut authorized).await,
+        ConnectionMode::Rdv if claims.agent.is_some() => {
+            meet_agent::meet(&gateway.peers, sessions, revoked, &authorized).await
+        }
+        ConnectionMode::Rdv => {
+            let meetings = &gateway.peers.meetings;
+            meet_acceptor::meet(meetings, sessions, revoked, &mut authorized).await
+        }
     };
     match reached {
         Ok(reached) => Ok(authorized.with(reached)),
         Err(refusal) => {
             // The next attempt begins where its token does.
-            gateway.returning.forget(&authorized.session.token.id);
+            sessions.returning.forget(&authorized.session.token.id);
             Err(authorized.refused(refusal))
         }
     }
 }
 
-async fn reach(gateway: &Gateway, authorized: &Authorized) -> Result<Reached, Refusal> {
+async fn reach(
+    egress: &EgressRules,
+    timeout: Duration,
+    authorized: &Authorized,
+) -> Result<Reached, Refusal> {
     let Authorized {
         client,
         opening,
@@ -100,14 +112,8 @@ async fn reach(gateway: &Gateway, authorized: &Authorized) -> Result<Reached, Re
         ..
     } = authorized;
     let left = async || departed(&client.stream, opening.is_rdp()).await;
-    let timeout = Duration::from_secs(gateway.config.session.connect_timeout_s);
     let deadline = tokio::time::Instant::from_std(clock::now() + timeout);
-    let dial = upstream::connect(
-        permit,
-        &gateway.config.egress_rules,
-        &SystemResolver,
-        deadline,
-    );
+    let dial = upstream::connect(permit, egress, &SystemResolver, deadline);
     let connected = tokio::select! {
         connected = dial => connected,
         () = session.cancelled().cancelled() => return Err(session.cancellation()),

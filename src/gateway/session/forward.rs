@@ -20,7 +20,8 @@ use crate::session::authorize;
 use crate::session::connect;
 use crate::session::refuse::{self, Refused};
 use crate::session::{Ready, run, secure_or_open};
-use crate::state::Gateway;
+use crate::state::{Gateway, SessionRules, Tokens};
+use crate::trail::Trail;
 use jetway_base::session_id::SessionId;
 use jetway_token::Token;
 use jetway_token::claims::ConnectionMode;
@@ -48,7 +49,9 @@ pub struct Request<'a> {
 /// # Errors
 /// It shows nothing, or what does not hold, or not here, or demands what cannot be delivered; it is logged.
 pub fn verify_client_credential(
-    gateway: &Gateway,
+    tokens: &Tokens,
+    rules: &SessionRules,
+    audit: &Trail,
     request: &Request<'_>,
     text: Result<Option<Zeroizing<String>>, Refusal>,
 ) -> Result<ShownBefore, Refusal> {
@@ -61,7 +64,7 @@ pub fn verify_client_credential(
             Some(token) => refused.with_token(token),
             None => refused,
         };
-        refused.tell(&gateway.audit);
+        refused.tell(audit);
         refused.refusal
     };
     let text = match text {
@@ -69,11 +72,14 @@ pub fn verify_client_credential(
         Ok(None) => return Err(refused(Refusal::NoToken, None)),
         Err(refusal) => return Err(refused(refusal, None)),
     };
-    let token = match gateway.verify_token(&text, peer.ip()) {
+    let token = match tokens.verify(&text, peer.ip()) {
         Ok(token) => token,
         Err(refusal) => return Err(refused(refusal, None)),
     };
-    match is_for(gateway, request, &token) {
+    let judged = tokens
+        .check_revoked(&token)
+        .and_then(|()| is_for(rules, request, &token));
+    match judged {
         Ok(()) => Ok(ShownBefore {
             text,
             token,
@@ -84,11 +90,8 @@ pub fn verify_client_credential(
 }
 
 /// Whether a token is for this request.
-fn is_for(gateway: &Gateway, request: &Request<'_>, token: &Token) -> Result<(), Refusal> {
+fn is_for(rules: &SessionRules, request: &Request<'_>, token: &Token) -> Result<(), Refusal> {
     let claims = &token.claims;
-    if let Some(rule) = gateway.revoked.rules().revokes(&token.id, claims) {
-        return Err(Refusal::Revoked(rule));
-    }
     match claims.jet_cm {
         ConnectionMode::Fwd => {}
         ConnectionMode::Rdv => {
@@ -103,7 +106,7 @@ fn is_for(gateway: &Gateway, request: &Request<'_>, token: &Token) -> Result<(),
         ));
     }
     // Said before the handshake, where a reason can be read.
-    authorize::permit_for(gateway, request.listener, claims, request.to_target)?;
+    authorize::permit_for(rules, request.listener, claims, request.to_target)?;
     Ok(())
 }
 
@@ -117,15 +120,16 @@ pub async fn proceed(gateway: &Arc<Gateway>, client: Client, shown: ShownBefore)
 
 async fn establish(gateway: &Gateway, client: Client, shown: ShownBefore) -> Option<Ready> {
     let ready = async {
-        let authenticated = authenticate::go_on(gateway, client, shown).await?;
-        let authorized = authorize::authorize(gateway, authenticated).await?;
+        let authenticated = authenticate::go_on(&gateway.tokens, client, shown).await?;
+        let (sessions, tokens, audit) = (&gateway.sessions, &gateway.tokens, &gateway.audit);
+        let authorized = authorize::authorize(sessions, tokens, audit, authenticated).await?;
         let connected = connect::connect(gateway, authorized).await?;
         secure_or_open(gateway, connected).await
     };
     match ready.await {
         Ok(ready) => Some(ready),
         Err(refused) => {
-            refuse::refuse(gateway, *refused).await;
+            refuse::refuse(&gateway.refusals, &gateway.audit, *refused).await;
             None
         }
     }

@@ -25,7 +25,7 @@ use crate::session::refuse::Refused;
 use crate::session::secure::error::SecureError;
 use crate::session::secure::request::{ClientTls, SecureRequest, TargetTls};
 use crate::session::secure::{self, Failed, Remaining, Secured};
-use crate::state::Gateway;
+use crate::state::InspectionTools;
 use crate::trail::Trail;
 use crate::trust::target_certificate::TargetCertificate;
 use jetway_io::stream::{Io, Stream};
@@ -43,6 +43,7 @@ use jetway_relay::{RDP_AFTER_END, RelayLimits, Side};
 use jetway_stage::Pipeline;
 use jetway_stage::inspector::Inspector;
 use jetway_store::cookies::{SessionCookies, association};
+use jetway_store::redirections::Returning;
 use jetway_token::claims::Credentials;
 use jetway_token::target_name::TargetName;
 
@@ -65,7 +66,9 @@ pub struct InspectedSession {
 /// # Errors
 /// One of them cannot be secured. A client that is in TLS by then has been told already.
 pub async fn inspect(
-    gateway: &Gateway,
+    tools: &InspectionTools,
+    returning: &Arc<Returning>,
+    audit: &Arc<Trail>,
     connected: Connected,
     inspection: &Inspection,
 ) -> Result<Box<InspectedSession>, Box<Refused>> {
@@ -104,12 +107,12 @@ pub async fn inspect(
             .refused(Denial::Injection.into(), Opening::Other)
             .with_session(&session));
     };
-    let redirected = gateway.returning.of(&session.token.id);
+    let redirected = returning.of(&session.token.id);
     let routing_token = redirected
         .filter(|redirected| redirected.target == *name.address())
         .and_then(|redirected| redirected.routing_token);
     let request = SecureRequest {
-        config: &gateway.secure,
+        config: &tools.secure,
         server_tls: &server_tls,
         target: &name,
         target_credentials: inspection.target_credentials.as_ref(),
@@ -148,10 +151,15 @@ pub async fn inspect(
         return Err(refused(error.into(), None, admission));
     }
     let opened = opened_record(&session, Some(&secured));
-    if let Err(refusal) = gateway.audit.opens(&opened).await {
+    if let Err(refusal) = audit.opens(&opened).await {
         return Err(refused(refusal, None, admission));
     }
-    log_secured(&session, gateway, &secured, started);
+    log_secured(
+        &session,
+        &tools.secure.target_certificate,
+        &secured,
+        started,
+    );
     admission.proven();
     let Secured {
         client,
@@ -162,7 +170,7 @@ pub async fn inspect(
         ..
     } = secured;
     let account = inspection.target_credentials.as_ref();
-    let cookies = gateway.cookies.of(
+    let cookies = tools.cookies.of(
         &association(&session.token),
         peer.ip(),
         &name,
@@ -177,15 +185,13 @@ pub async fn inspect(
     // Who comes back to an acceptor meets whoever accepts then: not the one that was meant.
     let follower = name.lasts().then(|| {
         let current = name.address().clone();
-        gateway
-            .returning
-            .follower(token, peer.ip(), targets, current)
+        returning.follower(token, peer.ip(), targets, current)
     });
     let budget = Budget::default();
-    let activity = Activity::new(Arc::clone(&gateway.audit), &session);
+    let activity = Activity::new(Arc::clone(audit), &session);
     let inspector = Inspector::new(&budget, activity);
     let mut pipeline = Pipeline::new();
-    for stage in gateway.stages.iter().flat_map(|stages| stages.of(&session)) {
+    for stage in tools.stages.iter().flat_map(|stages| stages.of(&session)) {
         pipeline.push(stage);
     }
     session.stand_inside(InspectionDetails {
@@ -369,11 +375,13 @@ async fn send_failure(
 }
 
 /// What an administrator wants to know of the legs, once.
-fn log_secured(session: &Session, gateway: &Gateway, secured: &Secured<Io>, started: Instant) {
-    if matches!(
-        gateway.secure.target_certificate,
-        TargetCertificate::AcceptAny
-    ) {
+fn log_secured(
+    session: &Session,
+    judged_by: &TargetCertificate,
+    secured: &Secured<Io>,
+    started: Instant,
+) {
+    if matches!(judged_by, TargetCertificate::AcceptAny) {
         warn!(session = %session.id, token = %session.token.id, "The target's certificate was not verified (target.verify = accept-any)");
     }
     log_opened(session, Some(secured), started);

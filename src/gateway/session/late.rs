@@ -16,7 +16,7 @@ use crate::live::registry::{Registered, Session};
 use crate::refusal::Refusal;
 use crate::session::authenticate::{check_same, stands_for, take_credential};
 use crate::session::open::{ask, count, target_failed, write};
-use crate::state::Gateway;
+use crate::state::Tokens;
 use jetway_base::limits;
 use jetway_entry::carrier::{self, Credential};
 use jetway_entry::preamble::{Preamble, Recognition, recognise_late};
@@ -51,13 +51,13 @@ pub(super) struct Turned {
 /// # Errors
 /// It begins RDP, and its Connection Request is malformed, carries another token, or has no answer of the target.
 pub(super) async fn hear(
-    gateway: &Gateway,
+    tokens: &Tokens,
     session: &Registered,
     client: &mut Stream,
     target: &mut Stream,
 ) -> Result<Begun, Turned> {
     let hearing = Hearing {
-        gateway,
+        tokens,
         session,
         started: Instant::from_std(clock::now()),
     };
@@ -88,7 +88,7 @@ fn turned_as_rdp(refusal: Refusal) -> Turned {
 }
 
 struct Hearing<'a> {
-    gateway: &'a Gateway,
+    tokens: &'a Tokens,
     session: &'a Registered,
     started: Instant,
 }
@@ -105,7 +105,7 @@ impl Hearing<'_> {
                 Said::Credential(credential, length) => {
                     let peer = self.session.peer.ip();
                     let token = &self.session.token;
-                    match stands_for(self.gateway, peer, &credential, token) {
+                    match stands_for(self.tokens, peer, &credential, token) {
                         Ok(Some(true)) => client.consume(length),
                         Ok(Some(false)) => return Err(unread(Refusal::Contradiction)),
                         // Another gateway's, which may be the target.
@@ -154,7 +154,7 @@ impl Hearing<'_> {
             ..
         } = &**self.session;
         let (_, credential) = take_credential(&mut request).map_err(turned_as_rdp)?;
-        check_same(self.gateway, peer.ip(), credential.as_ref(), None, token)
+        check_same(self.tokens, peer.ip(), credential.as_ref(), None, token)
             .map_err(turned_as_rdp)?;
         let request = request
             .encode()

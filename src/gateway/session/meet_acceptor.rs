@@ -10,16 +10,17 @@ use crate::connection::Client;
 use crate::connection::departed;
 use crate::live::registry::{EndCause, Registered, Session};
 use crate::meeting::party::{Shown, proof_of};
-use crate::meeting::{PairedPeers, Party, Place};
+use crate::meeting::{MeetingPlace, PairedPeers, Party, Place};
 use crate::refusal::Refusal;
 use crate::session::authenticate::{self, Authenticated};
 use crate::session::authorize::{self, Authorized};
 use crate::session::reached::{self, Reached, Together};
 use crate::session::refuse::Refused;
-use crate::state::Gateway;
+use crate::state::Sessions;
 use jetway_jet::agent::Unmet;
 use jetway_jet::rendezvous::RendezvousError;
 use jetway_policy as policy;
+use jetway_store::revoked::Revoked;
 use jetway_store::usage::{Companion, UsageError};
 use jetway_token::Token;
 use jetway_token::claims::{Claims, ConnectionMode};
@@ -31,7 +32,7 @@ use jetway_token::target_name::TargetName;
 /// # Errors
 /// The two contradict each other.
 pub fn agree(
-    gateway: &Gateway,
+    meetings: &MeetingPlace,
     mut authenticated: Authenticated,
 ) -> Result<Authenticated, Box<Refused>> {
     let Authenticated {
@@ -42,10 +43,10 @@ pub fn agree(
     } = &mut authenticated;
     let by_agent = token.claims.agent.is_some();
     let association = match token.claims.jet_cm {
-        ConnectionMode::Rdv if !by_agent => gateway.meetings.association_of(token),
+        ConnectionMode::Rdv if !by_agent => meetings.association_of(token),
         ConnectionMode::Rdv | ConnectionMode::Fwd => None,
     };
-    let created = association.and_then(|association| gateway.meetings.token_of(association));
+    let created = association.and_then(|association| meetings.token_of(association));
     let agreed = tighten(token, created.iter())
         .and_then(|()| authenticate::check_protocol(&token.claims, opening, client));
     match agreed {
@@ -66,7 +67,12 @@ pub fn agree(
 ///
 /// # Errors
 /// Nobody does, or the acceptor's token demands what cannot be delivered.
-pub async fn meet(gateway: &Gateway, authorized: &mut Authorized) -> Result<Reached, Refusal> {
+pub async fn meet(
+    meetings: &Arc<MeetingPlace>,
+    sessions: &Sessions,
+    revoked: &Revoked,
+    authorized: &mut Authorized,
+) -> Result<Reached, Refusal> {
     let Authorized {
         client,
         opening,
@@ -76,11 +82,11 @@ pub async fn meet(gateway: &Gateway, authorized: &mut Authorized) -> Result<Reac
         ..
     } = authorized;
     let token = &session.token;
-    let association = gateway.meetings.association_of(token);
+    let association = meetings.association_of(token);
     let association = association.ok_or(RendezvousError::UnknownAssociation)?;
     let proof = proof_of(Some(token));
     let deadline = client.establish_by.into();
-    let met = gateway.meetings.connect_by(association, proof, deadline);
+    let met = meetings.connect_by(association, proof, deadline);
     let met = tokio::select! {
         met = met => met?,
         () = session.cancelled().cancelled() => return Err(session.cancellation()),
@@ -97,16 +103,17 @@ pub async fn meet(gateway: &Gateway, authorized: &mut Authorized) -> Result<Reac
         let mut claims = token.claims.clone();
         policy::tighten(&mut claims, &other.claims)?;
         authenticate::check_protocol(&claims, opening, client)?;
-        *permit = authorize::permit(gateway, client, &claims)?;
-        let inspecting = gateway.means_by(&client.listener).inspecting;
+        *permit = authorize::permit(&sessions.rules, &client.listener, &claims)?;
+        let inspecting = sessions.rules.means_by(&client.listener).inspecting;
         authorize::check_opening(permit, &claims, opening, inspecting)?;
         *protocol = claims.jet_ap;
     }
     // The client has spoken, and its bytes are on their way: that selects the candidate.
-    gateway.meetings.select(association, candidate)?;
+    meetings.select(association, candidate)?;
     let acceptor = *acceptor;
     sleep_until(acceptor.readable_at(false).into()).await;
-    reach_acceptor(gateway, association, place, acceptor, session)
+    let peers = (place, acceptor);
+    reach_acceptor(meetings, sessions, revoked, (association, peers), session)
 }
 
 /// Makes a session of two peers.
@@ -114,10 +121,10 @@ pub async fn meet(gateway: &Gateway, authorized: &mut Authorized) -> Result<Reac
 /// # Errors
 /// The time of a token that takes part is over.
 pub fn reach_acceptor(
-    gateway: &Gateway,
-    association: Uuid,
-    connector: Place,
-    acceptor: Party,
+    meetings: &MeetingPlace,
+    sessions: &Sessions,
+    revoked: &Revoked,
+    (association, (connector, acceptor)): (Uuid, (Place, Party)),
     session: &Registered,
 ) -> Result<Reached, Refusal> {
     let Party {
@@ -134,7 +141,7 @@ pub fn reach_acceptor(
         ..
     } = client;
     debug!(session = %session.id, acceptor = %id, peer = %peer, jet_aid = %association, "Peers connected");
-    let created = gateway.meetings.token_of(association);
+    let created = meetings.token_of(association);
     let proven = shown.proves(association, created.as_ref());
     let acceptors = shown.token().cloned();
     let mut others: Vec<Token> = created.into_iter().chain(acceptors).collect();
@@ -142,7 +149,7 @@ pub fn reach_acceptor(
     others.dedup_by(|one, other| one.id == other.id);
     let companions = others
         .iter()
-        .map(|other| accompany(gateway, association, other));
+        .map(|other| accompany(sessions, association, other));
     let companions = companions.collect::<Result<_, _>>()?;
     let name = match shown {
         Shown::Agent { name, target, .. } => TargetName::Behind {
@@ -160,11 +167,10 @@ pub fn reach_acceptor(
         session.join(token);
     }
     // Asked after joining: a rule that arrives between the two finds the session.
-    if let Some((_, rule)) = session.revoked_by(&gateway.revoked.rules()) {
+    if let Some((_, rule)) = session.revoked_by(&revoked.rules()) {
         session.end(EndCause::Revoked(rule));
     }
-    let window = authorize::reconnect_window(&gateway.config.token, &session.token.claims);
-    let meetings = &gateway.meetings;
+    let window = sessions.rules.reconnect_window(&session.token.claims);
     meetings.in_session(association, &connector, shared, window);
     let together = Together::new(connector, place, admission, companions);
     Ok(Reached {
@@ -176,14 +182,18 @@ pub fn reach_acceptor(
 
 /// Counts a session for a token that takes part in it. One that an acceptor shows although nobody asked for it may be for sessions of
 /// any number of associations: only what it says itself bounds them together.
-fn accompany(gateway: &Gateway, association: Uuid, token: &Token) -> Result<Companion, UsageError> {
-    let config = &gateway.config;
+fn accompany(
+    sessions: &Sessions,
+    association: Uuid,
+    token: &Token,
+) -> Result<Companion, UsageError> {
+    let rules = &sessions.rules;
     let is_for_it = token.claims.jet_aid == Some(association);
-    let configured = config.session.time_limit().filter(|_| is_for_it);
+    let configured = rules.limits().time_limit.filter(|_| is_for_it);
     let limits = [token.claims.jet_ttl, configured];
-    let keep_until = token.claims.validity.not_after.plus(config.token.leeway_s);
+    let keep_until = rules.last_valid(token);
     let limit = limits.into_iter().flatten().min();
-    gateway
+    sessions
         .usages
         .accompany(token.id.clone(), keep_until, limit)
 }

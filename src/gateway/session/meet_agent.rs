@@ -18,7 +18,7 @@ use crate::refusal::Refusal;
 use crate::session::authorize::Authorized;
 use crate::session::meet_acceptor::{leads_to, reach_acceptor};
 use crate::session::reached::Reached;
-use crate::state::Gateway;
+use crate::state::{Peers, Sessions};
 use jetway_base::limits;
 use jetway_io::clock;
 use jetway_jet::agent::{Decline, Dial, Unmet};
@@ -26,6 +26,7 @@ use jetway_jet::candidate::Transport;
 use jetway_jet::message::{Offer, Version};
 use jetway_jet::rendezvous::{Access, Proof, RendezvousError};
 use jetway_policy::shares::Owner;
+use jetway_store::revoked::Revoked;
 use jetway_token::Token;
 use jetway_token::agent_name::AgentName;
 use jetway_token::target::TargetAddr;
@@ -34,7 +35,12 @@ use jetway_token::target::TargetAddr;
 ///
 /// # Errors
 /// It is not there, declines, or does not come in time.
-pub async fn meet(gateway: &Gateway, authorized: &Authorized) -> Result<Reached, Refusal> {
+pub async fn meet(
+    peers: &Peers,
+    sessions: &Sessions,
+    revoked: &Revoked,
+    authorized: &Authorized,
+) -> Result<Reached, Refusal> {
     let Authorized {
         permit, session, ..
     } = authorized;
@@ -42,23 +48,37 @@ pub async fn meet(gateway: &Gateway, authorized: &Authorized) -> Result<Reached,
     let name = &wanted.ok_or(RendezvousError::OtherToken)?.agent;
     let mut last = Refusal::from(RendezvousError::OtherToken);
     for target in permit.behind() {
-        match meet_at(gateway, authorized, (name, target)).await {
+        match meet_at(peers, authorized, (name, target)).await {
+            Ok((association, met)) => {
+                let PairedPeers {
+                    place, acceptor, ..
+                } = met;
+                sleep_until(acceptor.readable_at(false).into()).await;
+                let met = (association, (place, *acceptor));
+                return reach_acceptor(
+                    &peers.meetings,
+                    sessions,
+                    revoked,
+                    met,
+                    &authorized.session,
+                );
+            }
             Err(
                 refusal @ Refusal::Agent(
                     Unmet::Target(_) | Unmet::Declined(_, Decline::Target | Decline::Unreachable),
                 ),
             ) => last = refusal,
-            met => return met,
+            Err(refusal) => return Err(refusal),
         }
     }
     Err(last)
 }
 
 async fn meet_at(
-    gateway: &Gateway,
+    peers: &Peers,
     authorized: &Authorized,
     (name, target): (&AgentName, &TargetAddr),
-) -> Result<Reached, Refusal> {
+) -> Result<(Uuid, PairedPeers), Refusal> {
     let Authorized {
         client,
         opening,
@@ -66,10 +86,10 @@ async fn meet_at(
         ..
     } = authorized;
     // Asked first, so that nothing is created for an agent that is not there.
-    gateway.agents.ways(name, target)?;
-    let association = create(gateway, client, &session.token)?;
+    peers.agents.ways(name, target)?;
+    let association = create(peers, client, &session.token)?;
     let met = tokio::select! {
-        met = offer(gateway, client, &session.token, association, (name, target)) => met,
+        met = offer(peers, client, &session.token, association, (name, target)) => met,
         () = session.cancelled().cancelled() => Err(session.cancellation()),
         left = departed(&client.stream, opening.is_rdp()) => Err(left),
     };
@@ -77,42 +97,37 @@ async fn meet_at(
         // The bearer of the token may accept, too, and is not the agent.
         leads_to(&session.token.claims, &met.acceptor.shown)?;
         // The client has spoken, and its bytes are on their way: that selects the candidate.
-        gateway.meetings.select(association, met.candidate)?;
+        peers.meetings.select(association, met.candidate)?;
         Ok(met)
     });
-    let PairedPeers {
-        place,
-        candidate,
-        acceptor,
-    } = match met {
-        Ok(met) => met,
+    match met {
+        Ok(met) => {
+            peers.agents.complete(association, met.candidate);
+            Ok((association, met))
+        }
         Err(refusal) => {
             // Gone already is as good.
-            let _ = gateway.meetings.delete(association, Proof::Operator);
-            gateway.agents.forget_offer(association);
-            return Err(refusal);
+            let _ = peers.meetings.delete(association, Proof::Operator);
+            peers.agents.forget_offer(association);
+            Err(refusal)
         }
-    };
-    gateway.agents.complete(association, candidate);
-    let acceptor = *acceptor;
-    sleep_until(acceptor.readable_at(false).into()).await;
-    reach_acceptor(gateway, association, place, acceptor, session)
+    }
 }
 
 /// The association that the token names, or a new one.
-fn create(gateway: &Gateway, client: &Client, token: &Token) -> Result<Uuid, Refusal> {
+fn create(peers: &Peers, client: &Client, token: &Token) -> Result<Uuid, Refusal> {
     let id = token.claims.jet_aid.unwrap_or_else(Uuid::new_v4);
     let create = || {
         let access = Access::Token(token.id.clone());
         let by = Creator::Bearer(client.peer.ip());
-        gateway.meetings.create(id, token, access, by)
+        peers.meetings.create(id, token, access, by)
     };
     match create() {
         // The same token opens its session again: the figures of the last one go.
         Err(RendezvousError::Ended) => {
-            gateway.meetings.delete(id, Proof::Operator)?;
+            peers.meetings.delete(id, Proof::Operator)?;
             // It may lead to another target this time, and has other candidates.
-            gateway.agents.forget_offer(id);
+            peers.agents.forget_offer(id);
             create()?;
         }
         created => {
@@ -124,16 +139,16 @@ fn create(gateway: &Gateway, client: &Client, token: &Token) -> Result<Uuid, Ref
 
 /// Offers the association, and waits until the agent has accepted on a candidate.
 async fn offer(
-    gateway: &Gateway,
+    peers: &Peers,
     client: &Client,
     token: &Token,
     association: Uuid,
     (name, target): (&AgentName, &TargetAddr),
 ) -> Result<PairedPeers, Refusal> {
-    let mut ways = gateway.agents.ways(name, target)?;
+    let mut ways = peers.agents.ways(name, target)?;
     ways.urls.retain(|url| url.transport.is_tls() == ways.tls);
     let transports: Vec<Transport> = ways.urls.iter().map(|url| url.transport).collect();
-    let gathered = gateway
+    let gathered = peers
         .meetings
         .gather(association, &transports, Proof::Operator)?;
     let candidates = gathered
@@ -144,13 +159,13 @@ async fn offer(
     let owner = Owner::new(Some(token.id.clone()), Some(client.peer.ip()));
     // A client of the gateway has proved itself by now, if it has to.
     let target = (target.clone(), Dial::BeforeAnswer);
-    let mut pending = gateway
+    let mut pending = peers
         .agents
         .offer(name, message, target, candidates, owner)?;
     let now = clock::now();
     let patience = now.checked_add(limits::AGENT_ANSWER_TIMEOUT).unwrap_or(now);
     let deadline = patience.min(client.establish_by).into();
-    let connect = gateway
+    let connect = peers
         .meetings
         .connect_by(association, Proof::Operator, deadline);
     tokio::pin!(connect);

@@ -37,7 +37,10 @@ use crate::state::Gateway;
 /// Runs a session to its end and accounts for it.
 pub async fn run(gateway: &Gateway, ready: Ready) {
     match ready {
-        Ready::Opaque(opened) => opened.run(gateway).await,
+        Ready::Opaque(opened) => {
+            let (tokens, refusals) = (&gateway.tokens, &gateway.refusals);
+            opened.run(tokens, refusals, &gateway.audit).await;
+        }
         // In a box of its own: it needs three times the memory of an opaque one.
         Ready::Inspected(inspected) => Box::pin(inspected.run(&gateway.audit)).await,
     }
@@ -52,12 +55,15 @@ pub async fn secure_or_open(
     connected: Connected,
 ) -> Result<Ready, Box<Refused>> {
     match connected.permit.inspection().cloned() {
-        None => open::open(gateway, connected)
+        None => open::open(&gateway.sessions.rules, &gateway.audit, connected)
             .await
             .map(|opened| Ready::Opaque(Box::new(opened))),
-        Some(inspection) => inspect::inspect(gateway, connected, &inspection)
-            .await
-            .map(Ready::Inspected),
+        Some(inspection) => {
+            let (tools, returning) = (&gateway.inspection, &gateway.sessions.returning);
+            inspect::inspect(tools, returning, &gateway.audit, connected, &inspection)
+                .await
+                .map(Ready::Inspected)
+        }
     }
 }
 

@@ -37,7 +37,8 @@ use crate::session::connect::Connected;
 use crate::session::late::{self, Begun, Turned};
 use crate::session::reached::Reached;
 use crate::session::refuse::{Refused, refuse};
-use crate::state::Gateway;
+use crate::state::{SessionRules, Tokens};
+use crate::trail::Trail;
 use jetway_base::limits;
 use jetway_entry::preamble;
 use jetway_io::clock;
@@ -50,6 +51,7 @@ use jetway_rdp::negotiation::{self, ConnectionConfirm, FailureCode};
 use jetway_relay::{
     self as relay, AfterEnd, Parting, RDP_AFTER_END, RelayEnd, RelayLimits, Side, Traffic,
 };
+use jetway_store::refusals::Refusals;
 use jetway_store::usage::Reservation;
 use jetway_token::application_protocol::{self, ApplicationProtocol, FirstBytes};
 
@@ -72,7 +74,7 @@ pub struct Opened {
 
 impl Opened {
     /// Relays until the end and accounts for it.
-    pub async fn run(self: Box<Self>, gateway: &Gateway) {
+    pub async fn run(self: Box<Self>, tokens: &Tokens, refusals: &Refusals, audit: &Trail) {
         let Self {
             live,
             mut client,
@@ -86,7 +88,7 @@ impl Opened {
         let (end, parting) = loop {
             if listens && !client.buffered().is_empty() {
                 // In a box: few sessions need it, and none for long.
-                let heard = Box::pin(hear(gateway, &live, ends_at, &mut client, &mut target));
+                let heard = Box::pin(hear(tokens, &live, ends_at, &mut client, &mut target));
                 match heard.await {
                     Ok(FirstWords::Begun(Begun::Rdp)) => (manners, listens) = (Manners::RDP, false),
                     Ok(FirstWords::Begun(Begun::Other)) => listens = false,
@@ -99,7 +101,7 @@ impl Opened {
                     }
                     Err(turned) => {
                         drop(target);
-                        let turned = turn_away(gateway, live, client, turned);
+                        let turned = turn_away(refusals, audit, live, client, turned);
                         return Box::pin(turned).await;
                     }
                 }
@@ -133,7 +135,7 @@ impl Opened {
         spend_for_good(&live, &end).await;
         let ending = describe(&live.session, &end);
         // In a box: a live session is not to be larger for its end.
-        Box::pin(live.close(&gateway.audit, parting, &ending)).await;
+        Box::pin(live.close(audit, parting, &ending)).await;
     }
 }
 
@@ -147,7 +149,7 @@ enum FirstWords {
 
 /// Judges what the client has said, for as long as its session may last.
 async fn hear(
-    gateway: &Gateway,
+    tokens: &Tokens,
     live: &Live,
     ends_at: Option<Instant>,
     client: &mut Stream,
@@ -163,12 +165,12 @@ async fn hear(
         biased;
         () = live.session.cancelled().cancelled() => Ok(FirstWords::Over(RelayEnd::Cancelled)),
         () = out_of_time => Ok(FirstWords::Over(RelayEnd::TimeLimit)),
-        begun = late::hear(gateway, &live.session, client, target) => begun.map(FirstWords::Begun),
+        begun = late::hear(tokens, &live.session, client, target) => begun.map(FirstWords::Begun),
     }
 }
 
 /// A session that was open ends with the answer to what its client has said at last.
-async fn turn_away(gateway: &Gateway, live: Live, client: Stream, turned: Turned) {
+async fn turn_away(refusals: &Refusals, audit: &Trail, live: Live, client: Stream, turned: Turned) {
     let Turned { refusal, opening } = turned;
     let ending = Ending {
         outcome: "refused",
@@ -178,8 +180,8 @@ async fn turn_away(gateway: &Gateway, live: Live, client: Stream, turned: Turned
     let refused = Refused::without_stream(session.id, session.peer, live.started, refusal);
     let mut refused = Box::new(refused).with_session(session);
     refused.answer = Some((client, opening));
-    refuse(gateway, *refused).await;
-    live.close(&gateway.audit, Parting::done(), &ending).await;
+    refuse(refusals, audit, *refused).await;
+    live.close(audit, Parting::done(), &ending).await;
 }
 
 /// How a session goes on when one side of it has ended.
@@ -244,7 +246,11 @@ fn listens(
 ///
 /// # Errors
 /// One of them does not speak the protocol that the token announces, or is silent.
-pub async fn open(gateway: &Gateway, connected: Connected) -> Result<Opened, Box<Refused>> {
+pub async fn open(
+    rules: &SessionRules,
+    audit: &Trail,
+    connected: Connected,
+) -> Result<Opened, Box<Refused>> {
     let Connected {
         mut client,
         opening,
@@ -258,7 +264,7 @@ pub async fn open(gateway: &Gateway, connected: Connected) -> Result<Opened, Box
             ..
         },
     } = connected;
-    let inspecting = gateway.means_by(&client.listener).inspecting;
+    let inspecting = rules.means_by(&client.listener).inspecting;
     let listens = listens(protocol.as_ref(), &opening, inspecting);
     let announced = protocol.as_ref().map(|protocol| Announced {
         protocol,
@@ -284,13 +290,13 @@ pub async fn open(gateway: &Gateway, connected: Connected) -> Result<Opened, Box
         }
         return Err(refused);
     }
-    let opened = gateway.audit.opens(&opened_record(&session, None)).await;
+    let opened = audit.opens(&opened_record(&session, None)).await;
     if let Err(refusal) = opened {
         // It has been answered.
         let refused = client.refused(refusal, Opening::Other);
         return Err(refused.with_session(&session));
     }
-    let silent_s = gateway.config.session.half_close_timeout_s;
+    let silent_s = rules.half_close_timeout_s();
     let manners = Manners::of(protocol.as_ref(), &opening, silent_s);
     let Client {
         stream: client,

@@ -15,7 +15,6 @@ use crate::connection::{Client, Opening, read_request};
 use crate::listener::admission::Admission;
 use crate::live::registry::Session;
 use crate::refusal::Refusal;
-use crate::state::Gateway;
 use crate::trail::{self, Trail};
 use jetway_audit::record::{Event, Record};
 use jetway_base::limits;
@@ -28,6 +27,7 @@ use jetway_metrics::METRICS;
 use jetway_rdp::connection_request::ConnectionRequest;
 use jetway_rdp::negotiation::{self, FailureCode};
 use jetway_relay::Side;
+use jetway_store::refusals::Refusals;
 use jetway_token::{About, Token};
 
 /// A TLS 1.2 record with the fatal alert `access_denied` ([RFC 8446] 6.2), sent before any handshake.
@@ -190,9 +190,8 @@ impl Client {
 }
 
 /// Logs the refusal and tells the client.
-pub async fn refuse(gateway: &Gateway, refused: Refused) {
-    let refusals = &gateway.refusals;
-    refused.record(&gateway.audit);
+pub async fn refuse(refusals: &Refusals, audit: &Trail, refused: Refused) {
+    refused.record(audit);
     let mut code = refused.refusal.failure_code();
     let address = refused.peer.ip();
     let now = clock::now();
