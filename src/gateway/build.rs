@@ -149,6 +149,7 @@ impl Prepared {
         let disk = Arc::new(disk);
         let agents = Arc::new(Agents::new(Arc::clone(&disk), &contents.agents));
         let tickets = Tickets::new(Arc::clone(&disk), contents.tickets);
+        let tickets = (tickets, config.tickets.lifetime_s);
         let usages = Arc::new(Usages::new(disk, contents.usage, now));
         let limits = &config.limits;
         let work = WorkLimiter::new(limits.token_work_us_per_s, limits.token_work_burst_us);

@@ -10,7 +10,7 @@
 //! | [`rendezvous`] | peers of a rendezvous: admitted, paired; the signaling channel of agents |
 //! | [`session`] | the steps of a session |
 //! | [`build`], [`upkeep`], [`monitoring`] | from a configuration to the parts of a gateway; what is done while it runs; what it is asked about itself |
-//! | [`state`] | what connections share |
+//! | [`state`] | what connections share, in parts |
 //! | [`meeting`] | where the peers of a rendezvous wait for each other |
 //! | [`connection`] | an accepted connection, until it is a session |
 //! | [`listener`], [`live`] | ports and admission; live sessions |

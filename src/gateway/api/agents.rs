@@ -9,9 +9,12 @@
 //! | `GET /jet/agent` | the agent's key | the channel, a WebSocket ([`signaling`]) |
 //! | `POST /jet/offer/NAME` | a token that names the agent | takes an Offer to it, and its Answer back |
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{Request, State};
+use axum::extract::{FromRequestParts, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -20,14 +23,18 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use crate::api::associations::{Caller, caller, declined};
+use crate::api::associations::declined;
+use crate::api::caller::Caller;
+use crate::api::candidate_urls::CandidateUrls;
 use crate::api::jet::Upgrade;
-use crate::api::operator::{bearer, operator};
+use crate::api::operator::{Operator, bearer};
 use crate::api::problem::{Parameter, Problem};
-use crate::api::state::ApiState;
+use crate::api::state::{ApiState, Sender};
+use crate::meeting::MeetingPlace;
 use crate::refusal::Refusal;
 use crate::rendezvous::signaling;
-use crate::trail;
+use crate::state::{Gateway, Peers, SessionRules, Sessions, Tokens};
+use crate::trail::{self, Trail};
 use jetway_audit::record::{Event, Record};
 use jetway_base::limits;
 use jetway_base::time::UnixTime;
@@ -39,8 +46,9 @@ use jetway_jet::message::{Answer, Candidate, Offer};
 use jetway_jet::rendezvous::{Proof, RendezvousError};
 use jetway_policy::shares::Owner;
 use jetway_store::agents::{EnrolError, Listed, Ways};
+use jetway_store::redirections::Returning;
 use jetway_token::Token;
-use jetway_token::agent_name::AgentName;
+use jetway_token::agent_name::{AgentName, NotAName};
 use jetway_token::claims::AgentTarget;
 use jetway_token::statement::StatementKey;
 use jetway_token::target::TargetAddr;
@@ -84,17 +92,36 @@ pub struct Enrolled {
     pub gateway: String,
 }
 
+/// The agent that the path of a request names.
+#[derive(Debug)]
+pub struct Named(AgentName);
+
+impl FromRequestParts<ApiState> for Named {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &ApiState) -> Result<Self, Problem> {
+        let Parameter(name): Parameter<String> =
+            Parameter::from_request_parts(parts, state).await?;
+        let name = name.parse().map_err(|error: NotAName| {
+            let (status, id) = (StatusCode::BAD_REQUEST, state.sender.id);
+            Problem::new(status, "name", error.to_string(), id)
+        })?;
+        Ok(Self(name))
+    }
+}
+
 /// Handles `POST /jet/enrolments`.
 ///
 /// # Errors
-/// A problem document: no API key, a name that is taken, too many.
+/// A problem document: a name that is taken, too many.
 pub async fn invite(
-    State(state): State<ApiState>,
-    headers: HeaderMap,
+    Operator(by): Operator,
+    State(sender): State<Sender>,
+    State(peers): State<Arc<Peers>>,
+    State(audit): State<Arc<Trail>>,
     body: Bytes,
 ) -> Result<Response, Problem> {
-    let by = operator(&state, &headers)?;
-    let wanted: Wanted = parse(&state, &body)?;
+    let wanted: Wanted = parse(&sender, &body)?;
     let targets = wanted.targets.as_ref().map_or(0, Vec::len);
     if targets > limits::AGENT_TARGETS {
         let detail = format!("an agent has at most {} targets", limits::AGENT_TARGETS);
@@ -102,22 +129,22 @@ pub async fn invite(
             StatusCode::BAD_REQUEST,
             "body",
             detail,
-            state.id,
+            sender.id,
         ));
     }
     let lifetime_s = wanted.lifetime_s.unwrap_or(ENROLMENT_S);
     let lifetime_s = lifetime_s.clamp(1, limits::ENROLMENT_S);
     let now = clock::unix_now();
     let expires_at = now.plus(lifetime_s);
-    let agents = &state.gateway.peers.agents;
-    let enrolment = agents.invite(by, wanted.name.clone(), wanted.targets, expires_at, now);
-    let enrolment = enrolment.map_err(|error| not_enrolled(&state, &error))?;
-    info!(session = %state.id, peer = %state.peer, by, agent = %wanted.name, "Enrolment issued");
-    state.gateway.audit.record(&Record {
-        by: Some(by.to_owned()),
+    let agents = &peers.agents;
+    let enrolment = agents.invite(&by, wanted.name.clone(), wanted.targets, expires_at, now);
+    let enrolment = enrolment.map_err(|error| not_enrolled(&sender, &error))?;
+    info!(session = %sender.id, peer = %sender.peer, by, agent = %wanted.name, "Enrolment issued");
+    audit.record(&Record {
+        by: Some(by),
         agent: Some(wanted.name.to_string()),
         detail: serde_json::json!({ "expires_at": expires_at.to_string() }),
-        ..trail::of_peer(Event::EnrolmentIssued, state.id, state.peer)
+        ..trail::of_peer(Event::EnrolmentIssued, sender.id, sender.peer)
     });
     let invited = Invited {
         enrolment: enrolment.as_str().to_owned(),
@@ -133,57 +160,46 @@ pub async fn invite(
 /// # Errors
 /// A problem document: 401 for an enrolment that is none, or not any more; 400 for a key that cannot be used.
 pub async fn enrol(
-    State(state): State<ApiState>,
+    State(sender): State<Sender>,
+    State(peers): State<Arc<Peers>>,
+    State(tokens): State<Arc<Tokens>>,
+    State(audit): State<Arc<Trail>>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
     let enrolment = bearer(&headers).ok_or(NotAnEnrolment);
     let enrolment = enrolment.and_then(Enrolment::parse);
-    let enrolment = enrolment.map_err(|error| not_enrolled(&state, &error.into()))?;
+    let enrolment = enrolment.map_err(|error| not_enrolled(&sender, &error.into()))?;
     // A key that is no good does not use the enrolment up.
-    let Enrolling { key } = parse(&state, &body)?;
-    let booked = state
-        .gateway
-        .tokens
-        .book(state.peer.ip(), StatementKey::cost_us());
-    booked.map_err(|refusal| Problem::of(&refusal, state.id))?;
+    let Enrolling { key } = parse(&sender, &body)?;
+    let booked = tokens.book(sender.peer.ip(), StatementKey::cost_us());
+    booked.map_err(|refusal| Problem::of(&refusal, sender.id))?;
     let key = StatementKey::parse(Value::Object(key).to_string().as_bytes());
     let key = key.map_err(|error| {
-        Problem::new(StatusCode::BAD_REQUEST, "key", error.to_string(), state.id)
+        Problem::new(StatusCode::BAD_REQUEST, "key", error.to_string(), sender.id)
     })?;
     let thumbprint = key.thumbprint().to_owned();
-    let agents = &state.gateway.peers.agents;
+    let agents = &peers.agents;
     let name = agents.enrol(&enrolment, key, clock::unix_now()).await;
-    let name = name.map_err(|error| not_enrolled(&state, &error))?;
-    info!(session = %state.id, peer = %state.peer, agent = %name, key = thumbprint, "Agent enrolled");
-    state.gateway.audit.record(&Record {
+    let name = name.map_err(|error| not_enrolled(&sender, &error))?;
+    info!(session = %sender.id, peer = %sender.peer, agent = %name, key = thumbprint, "Agent enrolled");
+    audit.record(&Record {
         agent: Some(name.to_string()),
         detail: serde_json::json!({ "key": thumbprint }),
-        ..trail::of_peer(Event::AgentEnrolled, state.id, state.peer)
+        ..trail::of_peer(Event::AgentEnrolled, sender.id, sender.peer)
     });
     let enrolled = Enrolled {
         name,
         key: thumbprint,
-        gateway: state.gateway.peers.instance.clone(),
+        gateway: peers.instance.clone(),
     };
     Ok((StatusCode::CREATED, Json(enrolled)).into_response())
 }
 
 /// Handles `GET /jet/agents`.
-///
-/// # Errors
-/// No API key.
-pub async fn list(
-    State(state): State<ApiState>,
-    headers: HeaderMap,
-) -> Result<Json<Vec<Listed>>, Problem> {
-    operator(&state, &headers)?;
-    let gateway = &state.gateway;
-    gateway
-        .peers
-        .agents
-        .forget_offers(|id| gateway.peers.meetings.is_live(id));
-    Ok(Json(gateway.peers.agents.list()))
+pub async fn list(_: Operator, State(peers): State<Arc<Peers>>) -> Json<Vec<Listed>> {
+    peers.agents.forget_offers(|id| peers.meetings.is_live(id));
+    Json(peers.agents.list())
 }
 
 /// Handles `DELETE /jet/agents/NAME`.
@@ -191,30 +207,26 @@ pub async fn list(
 /// # Errors
 /// A problem document: 404 where there is none.
 pub async fn revoke(
-    State(state): State<ApiState>,
-    Parameter(name): Parameter<String>,
-    headers: HeaderMap,
+    Operator(by): Operator,
+    Named(name): Named,
+    State(sender): State<Sender>,
+    State(peers): State<Arc<Peers>>,
+    State(audit): State<Arc<Trail>>,
 ) -> Result<StatusCode, Problem> {
-    let by = operator(&state, &headers)?;
-    let name = agent_name(&state, &name)?;
-    let revoked = state.gateway.peers.agents.dismiss(&name);
-    let associations = revoked.ok_or_else(|| unmet(&state, &Unmet::Unknown(name.clone())))?;
+    let revoked = peers.agents.dismiss(&name);
+    let associations = revoked.ok_or_else(|| unmet(&sender, &Unmet::Unknown(name.clone())))?;
     // Before anything can fail, or the one who asks can leave.
     for association in associations {
         // Gone already is as good.
-        let _ = state
-            .gateway
-            .peers
-            .meetings
-            .delete(association, Proof::Operator);
+        let _ = peers.meetings.delete(association, Proof::Operator);
     }
-    let written = state.gateway.peers.agents.forget(&name).await;
-    written.map_err(|error| not_enrolled(&state, &error.into()))?;
-    info!(session = %state.id, peer = %state.peer, by, agent = %name, "Agent revoked");
-    state.gateway.audit.record(&Record {
-        by: Some(by.to_owned()),
+    let written = peers.agents.forget(&name).await;
+    written.map_err(|error| not_enrolled(&sender, &error.into()))?;
+    info!(session = %sender.id, peer = %sender.peer, by, agent = %name, "Agent revoked");
+    audit.record(&Record {
+        by: Some(by),
         agent: Some(name.to_string()),
-        ..trail::of_peer(Event::AgentRevoked, state.id, state.peer)
+        ..trail::of_peer(Event::AgentRevoked, sender.id, sender.peer)
     });
     Ok(StatusCode::OK)
 }
@@ -224,19 +236,20 @@ pub async fn revoke(
 /// # Errors
 /// The request asks for no WebSocket.
 pub async fn signal(
-    State(state): State<ApiState>,
+    State(gateway): State<Arc<Gateway>>,
+    State(sender): State<Sender>,
+    CandidateUrls(urls): CandidateUrls,
     mut request: Request,
 ) -> Result<Response, Problem> {
     let ways = Ways {
-        urls: state.candidate_urls(request.headers()),
-        tls: state.tls,
+        urls,
+        tls: sender.tls,
     };
-    let upgrade = Upgrade::of(&state, &mut request, &[SUB_PROTOCOL])?;
-    let (id, peer) = (state.id, state.peer);
-    let gateway = std::sync::Arc::clone(&state.gateway);
-    let connections = &state.gateway.connections;
+    let upgrade = Upgrade::of(&sender, &mut request, &[SUB_PROTOCOL])?;
+    let (id, peer) = (sender.id, sender.peer);
+    let connections = gateway.connections.clone();
     Ok(
-        upgrade.go_on(connections, move |stream, connection| async move {
+        upgrade.go_on(&connections, move |stream, connection| async move {
             signaling::serve(&gateway, stream, connection, (id, peer), ways).await;
         }),
     )
@@ -248,56 +261,52 @@ pub async fn signal(
 /// A problem document: 403 where the token does not name this agent, 404 for an association that is not there, 503 where the agent
 /// is not there or declines.
 pub async fn offer(
-    State(state): State<ApiState>,
-    Parameter(name): Parameter<String>,
-    headers: HeaderMap,
+    Named(name): Named,
+    caller: Caller,
+    CandidateUrls(callers): CandidateUrls,
+    State(sender): State<Sender>,
+    State(peers): State<Arc<Peers>>,
+    State(sessions): State<Arc<Sessions>>,
     body: Bytes,
 ) -> Result<Json<Answer>, Problem> {
-    let name = agent_name(&state, &name)?;
-    let caller = caller(&state, &headers)?;
     let (wanted, token) = match &caller {
         Caller::Token(token) => (token.claims.agent.clone(), Some(token.id.clone())),
         Caller::Operator(_) | Caller::Nobody(_) => (None, None),
     };
-    let owner = Owner::new(token, Some(state.peer.ip()));
+    let owner = Owner::new(token, Some(sender.peer.ip()));
     let wanted = wanted.filter(|wanted| wanted.agent == name);
-    let wanted = wanted.ok_or_else(|| declined(&state, RendezvousError::OtherToken))?;
-    let offer: Offer = parse(&state, &body)?;
-    let (gateway, association) = (&state.gateway, offer.id);
-    let target = wanted_target(&state, &caller, &wanted)?;
-    let ways = gateway.peers.agents.ways(&name, &target);
-    let ways = ways.map_err(|why| unmet(&state, &why))?;
+    let wanted = wanted.ok_or_else(|| declined(&sender, RendezvousError::OtherToken))?;
+    let offer: Offer = parse(&sender, &body)?;
+    let association = offer.id;
+    let target = wanted_target(&sender, &sessions.returning, &caller, &wanted)?;
+    let ways = peers.agents.ways(&name, &target);
+    let ways = ways.map_err(|why| unmet(&sender, &why))?;
     // What was gathered already, by the URLs that the agent knows.
     let none: &[Transport] = &[];
-    let gathered = gateway
-        .peers
-        .meetings
-        .gather(association, none, caller.proof());
-    let gathered = gathered.map_err(|refused| declined(&state, refused))?;
+    let gathered = peers.meetings.gather(association, none, caller.proof());
+    let gathered = gathered.map_err(|refused| declined(&sender, refused))?;
     let candidates = gathered
         .iter()
         .filter_map(|candidate| candidate.at(&ways.urls));
     let candidates = candidates.collect();
-    let dial = dial(&state, &caller, association);
-    let pending = gateway
-        .peers
+    let dial = dial(&peers.meetings, &caller, association);
+    let pending = peers
         .agents
         .offer(&name, offer, (target, dial), candidates, owner);
-    let mut pending = pending.map_err(|why| unmet(&state, &why))?;
+    let mut pending = pending.map_err(|why| unmet(&sender, &why))?;
     let answer = timeout(limits::AGENT_ANSWER_TIMEOUT, pending.answer()).await;
     let answer = answer.unwrap_or(Err(Unmet::Silent(name.clone())));
     let mut answer = answer.map_err(|why| {
-        gateway.peers.agents.withdraw(association);
-        unmet(&state, &why)
+        peers.agents.withdraw(association);
+        unmet(&sender, &why)
     })?;
-    if must_relay(&state, &caller)? {
+    if must_relay(&sender, &sessions.rules, &caller)? {
         // What the gateway is to stand inside of does not go past it.
         let ctype = |candidate: &Candidate| candidate.url.ctype;
         answer
             .candidates
             .retain(|candidate| ctype(candidate) != Some(CandidateType::Host));
     }
-    let callers = state.candidate_urls(&headers);
     let mut foreign = 0_usize;
     answer.candidates.retain_mut(|candidate| {
         let own = candidate.url.ctype == Some(CandidateType::Host)
@@ -307,7 +316,7 @@ pub async fn offer(
                 is_relay(
                     candidate,
                     relay.at(&ways.urls),
-                    gateway.peers.instance.as_str(),
+                    &peers.instance,
                     relay.at(&callers),
                 )
             });
@@ -315,21 +324,21 @@ pub async fn offer(
         own
     });
     if foreign > 0 {
-        warn!(session = %state.id, peer = %state.peer, agent = %name, jet_aid = %association, foreign,
+        warn!(session = %sender.id, peer = %sender.peer, agent = %name, jet_aid = %association, foreign,
             "Dropped candidates that are not this gateway's from the answer of an agent");
         if answer.candidates.is_empty() {
-            gateway.peers.agents.withdraw(association);
+            peers.agents.withdraw(association);
             let why = Unmet::Declined(name, Decline::Candidates);
-            return Err(unmet(&state, &why));
+            return Err(unmet(&sender, &why));
         }
     }
     Ok(Json(answer))
 }
 
 /// A client that has to prove itself does so when it has its candidate, and no target hears of it before.
-fn dial(state: &ApiState, caller: &Caller, association: Uuid) -> Dial {
+fn dial(meetings: &MeetingPlace, caller: &Caller, association: Uuid) -> Dial {
     let proves = |token: &Token| token.claims.proxy_credentials.is_some();
-    let created = state.gateway.peers.meetings.token_of(association);
+    let created = meetings.token_of(association);
     let shown = match caller {
         Caller::Token(token) => Some(token.as_ref()),
         Caller::Operator(_) | Caller::Nobody(_) => None,
@@ -363,46 +372,45 @@ fn is_relay(
 }
 
 /// Whether the session of this caller has to pass through the gateway.
-fn must_relay(state: &ApiState, caller: &Caller) -> Result<bool, Problem> {
+fn must_relay(sender: &Sender, rules: &SessionRules, caller: &Caller) -> Result<bool, Problem> {
     let Caller::Token(token) = caller else {
         return Ok(false);
     };
-    let gateway = &state.gateway;
-    let permit = gateway.sessions.rules.permit_by_any(&token.claims);
-    let permit = permit.map_err(|denial| Problem::of(&denial.into(), state.id))?;
-    Ok(permit.inspection().is_some() || gateway.sessions.rules.inspects_all())
+    let permit = rules.permit_by_any(&token.claims);
+    let permit = permit.map_err(|denial| Problem::of(&denial.into(), sender.id))?;
+    Ok(permit.inspection().is_some() || rules.inspects_all())
 }
 
 /// Where the token leads: to its first target, or to the one that another has sent its client to.
 fn wanted_target(
-    state: &ApiState,
+    sender: &Sender,
+    returning: &Returning,
     caller: &Caller,
     wanted: &AgentTarget,
 ) -> Result<TargetAddr, Problem> {
     let redirected = match caller {
-        Caller::Token(token) => state.gateway.sessions.returning.of(&token.id),
+        Caller::Token(token) => returning.of(&token.id),
         Caller::Operator(_) | Caller::Nobody(_) => None,
     };
     let mut targets = wanted.targets.iter();
     let redirected =
         redirected.and_then(|redirected| targets.find(|target| **target == redirected.target));
     let target = redirected.or(wanted.target()).cloned();
-    target.ok_or_else(|| declined(state, RendezvousError::OtherToken))
+    target.ok_or_else(|| declined(sender, RendezvousError::OtherToken))
 }
 
-fn parse<'a, T: Deserialize<'a>>(state: &ApiState, body: &'a [u8]) -> Result<T, Problem> {
-    serde_json::from_slice(body)
-        .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "body", error.to_string(), state.id))
+fn parse<'a, T: Deserialize<'a>>(sender: &Sender, body: &'a [u8]) -> Result<T, Problem> {
+    serde_json::from_slice(body).map_err(|error| {
+        Problem::new(
+            StatusCode::BAD_REQUEST,
+            "body",
+            error.to_string(),
+            sender.id,
+        )
+    })
 }
 
-fn agent_name(state: &ApiState, text: &str) -> Result<AgentName, Problem> {
-    text.parse()
-        .map_err(|error: jetway_token::agent_name::NotAName| {
-            Problem::new(StatusCode::BAD_REQUEST, "name", error.to_string(), state.id)
-        })
-}
-
-fn not_enrolled(state: &ApiState, error: &EnrolError) -> Problem {
+fn not_enrolled(sender: &Sender, error: &EnrolError) -> Problem {
     let status = match error {
         EnrolError::Taken => StatusCode::CONFLICT,
         EnrolError::Malformed(_) | EnrolError::Unknown => StatusCode::UNAUTHORIZED,
@@ -411,10 +419,10 @@ fn not_enrolled(state: &ApiState, error: &EnrolError) -> Problem {
         }
     };
     let reason = error.to_string();
-    warn!(session = %state.id, peer = %state.peer, rule = "enrolment", reason, "Request refused");
-    Problem::new(status, "enrolment", reason, state.id)
+    warn!(session = %sender.id, peer = %sender.peer, rule = "enrolment", reason, "Request refused");
+    Problem::new(status, "enrolment", reason, sender.id)
 }
 
-fn unmet(state: &ApiState, why: &Unmet) -> Problem {
-    Problem::of(&Refusal::Agent(why.clone()), state.id)
+fn unmet(sender: &Sender, why: &Unmet) -> Problem {
+    Problem::of(&Refusal::Agent(why.clone()), sender.id)
 }

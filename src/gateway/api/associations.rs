@@ -18,31 +18,34 @@
 //!
 //! [JET-PROTO]: https://github.com/Devolutions/devolutions-gateway
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{FromRequestParts, State};
+use axum::http::StatusCode;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 use tracing::info;
 use uuid::Uuid;
 
+use crate::api::caller::Caller;
+use crate::api::candidate_urls::CandidateUrls;
 use crate::api::jet::not_admitted;
-use crate::api::operator::{bearer, operator};
+use crate::api::operator::Operator;
 use crate::api::problem::{Parameter, Problem};
 use crate::api::sessions;
-use crate::api::state::ApiState;
+use crate::api::state::{ApiState, Sender};
 use crate::config::JetPeers;
 use crate::live::registry::EndCause;
 use crate::meeting::Listed;
 use crate::meeting::party::Creator;
-use crate::rendezvous::admit::{self, NotAdmitted};
-use crate::trail;
+use crate::rendezvous::admit::NotAdmitted;
+use crate::state::{Peers, SessionRules, Sessions, Tokens};
+use crate::trail::{self, Trail};
 use jetway_audit::record::{Event, Record};
-use jetway_base::address::AddressGroup;
 use jetway_base::session_id::SessionId;
 use jetway_base::time::UnixTime;
 use jetway_io::clock;
@@ -57,9 +60,6 @@ use jetway_token::validity::Validity;
 
 /// How long a session can be opened on what an operator has created.
 const OPERATOR_VALIDITY: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// Who acts when nobody has to say who they are.
-const NOBODY: &str = "nobody";
 
 /// What an operator may say of a new association.
 #[derive(Debug, Default, Deserialize)]
@@ -108,36 +108,6 @@ pub struct Gathered {
     candidates: Vec<Candidate>,
 }
 
-/// Who sent a request.
-#[derive(Debug)]
-pub(super) enum Caller {
-    Token(Box<Token>),
-    Operator(String),
-    /// Whoever asks from this address, where that is enough (`jet.authentication = false`).
-    Nobody(AddressGroup),
-}
-
-impl Caller {
-    pub(super) fn proof(&self) -> Proof<'_> {
-        match self {
-            Self::Token(token) => Proof::Token {
-                id: &token.id,
-                jet_aid: token.claims.jet_aid,
-            },
-            Self::Operator(_) => Proof::Operator,
-            Self::Nobody(address) => Proof::Stranger(*address),
-        }
-    }
-
-    fn name(&self) -> &str {
-        match self {
-            Self::Token(_) => "token",
-            Self::Operator(name) => name,
-            Self::Nobody(_) => NOBODY,
-        }
-    }
-}
-
 /// Which association a request is about, and who sent it.
 #[derive(Debug)]
 pub struct Asked {
@@ -150,8 +120,8 @@ impl FromRequestParts<ApiState> for Asked {
 
     async fn from_request_parts(parts: &mut Parts, state: &ApiState) -> Result<Self, Problem> {
         let Parameter(id): Parameter<String> = Parameter::from_request_parts(parts, state).await?;
-        let association = association_id(state, &id)?;
-        let caller = caller(state, &parts.headers)?;
+        let association = association_id(&state.sender, &id)?;
+        let caller = Caller::from_request_parts(parts, state).await?;
         Ok(Self {
             association,
             caller,
@@ -164,19 +134,23 @@ impl FromRequestParts<ApiState> for Asked {
 /// # Errors
 /// A problem document: 400 for what is no UUID, 401 and 403 for who may not, 409 where the id is taken.
 pub async fn create(
-    State(state): State<ApiState>,
+    State(sender): State<Sender>,
+    State(peers): State<Arc<Peers>>,
+    State(tokens): State<Arc<Tokens>>,
+    State(rules): State<Arc<SessionRules>>,
+    State(audit): State<Arc<Trail>>,
     Asked {
         association,
         caller,
     }: Asked,
     body: Bytes,
 ) -> Result<StatusCode, Problem> {
-    let peers = state.gateway.peers.allowed;
+    let allowed = peers.allowed;
     let (token, access) = match &caller {
         Caller::Token(token) => {
-            let access = match (peers, token.claims.jet_aid) {
+            let access = match (allowed, token.claims.jet_aid) {
                 (_, Some(named)) if named != association => {
-                    return Err(declined(&state, RendezvousError::OtherToken));
+                    return Err(declined(&sender, RendezvousError::OtherToken));
                 }
                 (JetPeers::Anyone, _) => Access::Anyone,
                 (JetPeers::AsCreated | JetPeers::Token, Some(_)) => Access::Association,
@@ -185,8 +159,8 @@ pub async fn create(
             (token.as_ref().clone(), access)
         }
         Caller::Operator(_) | Caller::Nobody(_) => {
-            let wanted = wanted(&state, &body)?;
-            let required = match peers {
+            let wanted = wanted(&sender, &body)?;
+            let required = match allowed {
                 JetPeers::Anyone => false,
                 JetPeers::Token => true,
                 JetPeers::AsCreated => wanted.token_required,
@@ -200,36 +174,33 @@ pub async fn create(
         }
     };
     // What no session could have is refused before anybody waits for one.
-    let permitted = state.gateway.sessions.rules.permit_by_any(&token.claims);
-    permitted.map_err(|denial| Problem::of(&denial.into(), state.id))?;
-    let meetings = &state.gateway.peers.meetings;
+    let permitted = rules.permit_by_any(&token.claims);
+    permitted.map_err(|denial| Problem::of(&denial.into(), sender.id))?;
+    let meetings = &peers.meetings;
     let by = match &caller {
         Caller::Operator(_) => Creator::Operator,
-        Caller::Token(_) => Creator::Bearer(state.peer.ip()),
-        Caller::Nobody(_) => Creator::Stranger(state.peer.ip()),
+        Caller::Token(_) => Creator::Bearer(sender.peer.ip()),
+        Caller::Nobody(_) => Creator::Stranger(sender.peer.ip()),
     };
     // Whose session is over may come again, as its token's window says.
     meetings.reopen(association, caller.proof());
     let new = meetings.create(association, &token, access, by);
-    let new = new.map_err(|refused| declined(&state, refused))?;
+    let new = new.map_err(|refused| declined(&sender, refused))?;
     // Asked after creating: a rule that arrives between the two finds the association.
-    if new && let Err(refusal) = state.gateway.tokens.check_revoked(&token) {
+    if new && let Err(refusal) = tokens.check_revoked(&token) {
         // Gone already is as good.
         let _ = meetings.delete(association, Proof::Operator);
-        return Err(not_admitted(state.id, &NotAdmitted::from(refusal)));
+        return Err(not_admitted(sender.id, &NotAdmitted::from(refusal)));
     }
     if new {
         let by = caller.name();
-        info!(session = %state.id, peer = %state.peer, jet_aid = %association, by, "Association created");
+        info!(session = %sender.id, peer = %sender.peer, jet_aid = %association, by, "Association created");
         let record = Record {
             by: Some(by.to_owned()),
             jet_aid: Some(association.to_string()),
-            ..trail::of_token(Event::AssociationCreated, state.id, state.peer, &token)
+            ..trail::of_token(Event::AssociationCreated, sender.id, sender.peer, &token)
         };
-        state
-            .gateway
-            .audit
-            .record_of_proven(state.peer.ip(), &record);
+        audit.record_of_proven(sender.peer.ip(), &record);
     }
     Ok(StatusCode::OK)
 }
@@ -239,32 +210,22 @@ pub async fn create(
 /// # Errors
 /// A problem document: 404 where there is none.
 pub async fn read(
-    State(state): State<ApiState>,
+    State(sender): State<Sender>,
+    State(peers): State<Arc<Peers>>,
     Asked {
         association,
         caller,
     }: Asked,
 ) -> Result<Json<AssociationRow>, Problem> {
-    let listed = state
-        .gateway
-        .peers
-        .meetings
-        .view(association, caller.proof());
-    let listed = listed.map_err(|refused| declined(&state, refused))?;
+    let listed = peers.meetings.view(association, caller.proof());
+    let listed = listed.map_err(|refused| declined(&sender, refused))?;
     Ok(Json(shown(listed)))
 }
 
 /// Handles `GET /jet/association`.
-///
-/// # Errors
-/// No API key.
-pub async fn list(
-    State(state): State<ApiState>,
-    headers: HeaderMap,
-) -> Result<Json<Vec<AssociationRow>>, Problem> {
-    operator(&state, &headers)?;
-    let listed = state.gateway.peers.meetings.list().into_iter();
-    Ok(Json(listed.map(shown).collect()))
+pub async fn list(_: Operator, State(peers): State<Arc<Peers>>) -> Json<Vec<AssociationRow>> {
+    let listed = peers.meetings.list().into_iter();
+    Json(listed.map(shown).collect())
 }
 
 /// Handles `DELETE /jet/association/ID`.
@@ -272,13 +233,16 @@ pub async fn list(
 /// # Errors
 /// A problem document: 404 where there is none.
 pub async fn delete(
-    State(state): State<ApiState>,
+    State(sender): State<Sender>,
+    State(peers): State<Arc<Peers>>,
+    State(sessions): State<Arc<Sessions>>,
+    State(audit): State<Arc<Trail>>,
     Asked {
         association,
         caller,
     }: Asked,
 ) -> Result<StatusCode, Problem> {
-    let meetings = &state.gateway.peers.meetings;
+    let meetings = &peers.meetings;
     let mut ended = None;
     if let Caller::Operator(name) = &caller
         && let Ok(Listed {
@@ -290,17 +254,17 @@ pub async fn delete(
         ended = Some(session);
     }
     let deleted = meetings.delete(association, caller.proof());
-    deleted.map_err(|refused| declined(&state, refused))?;
-    state.gateway.peers.agents.forget_offer(association);
+    deleted.map_err(|refused| declined(&sender, refused))?;
+    peers.agents.forget_offer(association);
     let by = caller.name();
-    info!(session = %state.id, peer = %state.peer, jet_aid = %association, by, "Association deleted");
-    state.gateway.audit.record(&Record {
+    info!(session = %sender.id, peer = %sender.peer, jet_aid = %association, by, "Association deleted");
+    audit.record(&Record {
         by: Some(by.to_string()),
         jet_aid: Some(association.to_string()),
-        ..trail::of_peer(Event::AssociationDeleted, state.id, state.peer)
+        ..trail::of_peer(Event::AssociationDeleted, sender.id, sender.peer)
     });
     if let Some(session) = ended {
-        sessions::spend(&state, &session).await?;
+        sessions::spend(&sessions.usages, sender.id, &session).await?;
     }
     Ok(StatusCode::OK)
 }
@@ -310,21 +274,19 @@ pub async fn delete(
 /// # Errors
 /// A problem document: 404 where there is no such association.
 pub async fn gather(
-    State(state): State<ApiState>,
+    State(sender): State<Sender>,
+    State(peers): State<Arc<Peers>>,
     Asked {
         association,
         caller,
     }: Asked,
-    headers: HeaderMap,
+    CandidateUrls(urls): CandidateUrls,
 ) -> Result<Json<Gathered>, Problem> {
-    let urls = state.candidate_urls(&headers);
     let transports: Vec<Transport> = urls.iter().map(|url| url.transport).collect();
-    let gathered = state
-        .gateway
-        .peers
+    let gathered = peers
         .meetings
         .gather(association, &transports, caller.proof());
-    let gathered = gathered.map_err(|refused| declined(&state, refused))?;
+    let gathered = gathered.map_err(|refused| declined(&sender, refused))?;
     let candidates = gathered.iter().filter_map(|candidate| candidate.at(&urls));
     Ok(Json(Gathered {
         id: association,
@@ -337,7 +299,8 @@ pub async fn gather(
 /// # Errors
 /// A problem document: 404 where it is unknown, 409 where another one was selected or nobody is connected.
 pub async fn complete(
-    State(state): State<ApiState>,
+    State(sender): State<Sender>,
+    State(peers): State<Arc<Peers>>,
     Asked {
         association,
         caller,
@@ -346,75 +309,38 @@ pub async fn complete(
 ) -> Result<StatusCode, Problem> {
     let Complete { candidate } = serde_json::from_slice(&body).map_err(|_| {
         let detail = "expected a Complete message: {\"candidate\":{\"id\":\"...\"}}";
-        Problem::new(StatusCode::BAD_REQUEST, "body", detail, state.id)
+        Problem::new(StatusCode::BAD_REQUEST, "body", detail, sender.id)
     })?;
-    let meetings = &state.gateway.peers.meetings;
+    let meetings = &peers.meetings;
     let completed = meetings.complete(association, candidate.id, caller.proof());
     match completed {
         // A candidate of the agent's own: it knows.
-        Err(RendezvousError::UnknownCandidate)
-            if state.gateway.peers.agents.was_offered(association) => {}
-        completed => completed.map_err(|refused| declined(&state, refused))?,
+        Err(RendezvousError::UnknownCandidate) if peers.agents.was_offered(association) => {}
+        completed => completed.map_err(|refused| declined(&sender, refused))?,
     }
-    state
-        .gateway
-        .peers
-        .agents
-        .complete(association, candidate.id);
+    peers.agents.complete(association, candidate.id);
     Ok(StatusCode::OK)
 }
 
-fn association_id(state: &ApiState, text: &str) -> Result<Uuid, Problem> {
+fn association_id(sender: &Sender, text: &str) -> Result<Uuid, Problem> {
     exchange::uuid(text).ok_or_else(|| {
         let detail = "an association's id is a UUID";
-        Problem::new(StatusCode::BAD_REQUEST, "uuid", detail, state.id)
+        Problem::new(StatusCode::BAD_REQUEST, "uuid", detail, sender.id)
     })
 }
 
-pub(super) fn caller(state: &ApiState, headers: &HeaderMap) -> Result<Caller, Problem> {
-    let config = &state.gateway.config;
-    let Some(bearer) = bearer(headers) else {
-        if config.jet.authentication {
-            let detail = "send a rendezvous token or an API key as bearer";
-            let (status, rule) = (StatusCode::UNAUTHORIZED, "no-token");
-            return Err(Problem::new(status, rule, detail, state.id));
-        }
-        return Ok(Caller::Nobody(state.peer.ip().into()));
-    };
-    if let Some(name) = state.gateway.api_keys.find(bearer) {
-        return Ok(Caller::Operator(name.to_owned()));
-    }
-    match admit::verify(
-        &state.gateway.tokens,
-        &state.gateway.sessions.rules,
-        state.peer,
-        bearer,
-    ) {
-        Ok(token) => Ok(Caller::Token(Box::new(token))),
-        Err(denied) => {
-            let (id, peer) = (state.id, state.peer);
-            let about = denied.about.as_deref();
-            info!(
-                session = %id,
-                %peer,
-                user = about.and_then(|about| about.user.as_deref()),
-                target = about.and_then(|about| about.target.as_deref()),
-                token = about.map(|about| about.id.as_str()),
-                rule = denied.refusal.rule(),
-                reason = %denied,
-                "Request refused"
-            );
-            Err(not_admitted(id, &NotAdmitted::Token(denied)))
-        }
-    }
-}
-
-fn wanted(state: &ApiState, body: &[u8]) -> Result<Wanted, Problem> {
+fn wanted(sender: &Sender, body: &[u8]) -> Result<Wanted, Problem> {
     if body.is_empty() {
         return Ok(Wanted::default());
     }
-    serde_json::from_slice(body)
-        .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "body", error.to_string(), state.id))
+    serde_json::from_slice(body).map_err(|error| {
+        Problem::new(
+            StatusCode::BAD_REQUEST,
+            "body",
+            error.to_string(),
+            sender.id,
+        )
+    })
 }
 
 fn of_operator(name: &str, association: Uuid, wanted: Wanted) -> Token {
@@ -438,8 +364,8 @@ fn of_operator(name: &str, association: Uuid, wanted: Wanted) -> Token {
     )
 }
 
-pub(super) fn declined(state: &ApiState, refused: RendezvousError) -> Problem {
-    not_admitted(state.id, &refused.into())
+pub(super) fn declined(sender: &Sender, refused: RendezvousError) -> Problem {
+    not_admitted(sender.id, &refused.into())
 }
 
 fn shown(listed: Listed) -> AssociationRow {

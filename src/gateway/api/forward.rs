@@ -19,10 +19,11 @@ use uuid::Uuid;
 
 use crate::api::jet::{SUB_PROTOCOLS, Upgrade, check_origin, not_admitted, token};
 use crate::api::problem::Problem;
-use crate::api::state::ApiState;
+use crate::api::state::Sender;
 use crate::rendezvous::admit::NotAdmitted;
 use crate::session::authenticate::ToTarget;
 use crate::session::forward;
+use crate::state::Gateway;
 use crate::trail::{self, Trail};
 use jetway_audit::record::Event;
 use jetway_base::session_id::SessionId;
@@ -33,11 +34,12 @@ use jetway_io::clock;
 /// # Errors
 /// A problem document: 401 for a token that does not hold, 403 for one that is not for this.
 pub async fn tcp(
-    state: State<ApiState>,
+    gateway: State<Arc<Gateway>>,
+    sender: State<Sender>,
     association: Path<String>,
     request: Request,
 ) -> Result<Response, Problem> {
-    websocket(&state, &association, request, ToTarget::AsIs)
+    websocket(&gateway, &sender, &association, request, ToTarget::AsIs)
 }
 
 /// Handles a handshake for `/jet/fwd/tls`.
@@ -45,52 +47,59 @@ pub async fn tcp(
 /// # Errors
 /// As [`tcp`].
 pub async fn tls(
-    state: State<ApiState>,
+    gateway: State<Arc<Gateway>>,
+    sender: State<Sender>,
     association: Path<String>,
     request: Request,
 ) -> Result<Response, Problem> {
-    websocket(&state, &association, request, ToTarget::InTls)
+    websocket(&gateway, &sender, &association, request, ToTarget::InTls)
 }
 
 fn websocket(
-    state: &ApiState,
+    gateway: &Arc<Gateway>,
+    sender: &Sender,
     association: &str,
     mut request: Request,
     to_target: ToTarget,
 ) -> Result<Response, Problem> {
-    let (id, peer) = (state.id, state.peer);
+    let (id, peer) = (sender.id, sender.peer);
     let association = Uuid::parse_str(association).map_err(|_| {
         let detail = "expected /jet/fwd/tcp|tls/<association>";
         Problem::new(StatusCode::BAD_REQUEST, "path", detail, id)
     })?;
     let headers = request.headers();
     // Before a ticket is used up.
-    check_origin(&state.gateway.config.jet.origins, headers).map_err(|why| {
-        log_origin(&state.gateway.audit, id, peer, &why);
+    check_origin(&gateway.config.jet.origins, headers).map_err(|why| {
+        log_origin(&gateway.audit, id, peer, &why);
         not_admitted(id, &why)
     })?;
-    let text = token(state, headers, request.uri().query());
-    let upgrade = Upgrade::of(state, &mut request, SUB_PROTOCOLS)?;
+    let text = token(
+        &gateway.tokens.tickets,
+        peer.ip(),
+        headers,
+        request.uri().query(),
+    );
+    let upgrade = Upgrade::of(sender, &mut request, SUB_PROTOCOLS)?;
     let asked = forward::Request {
         id,
         peer,
         started: clock::now(),
-        listener: &state.listener,
+        listener: &sender.listener,
         association,
         to_target,
     };
     let shown = forward::verify_client_credential(
-        &state.gateway.tokens,
-        &state.gateway.sessions.rules,
-        &state.gateway.audit,
+        &gateway.tokens,
+        &gateway.sessions.rules,
+        &gateway.audit,
         &asked,
         text,
     )
     .map_err(|refusal| not_admitted(id, &NotAdmitted::from(refusal)))?;
-    let gateway = Arc::clone(&state.gateway);
-    let connections = &state.gateway.connections;
+    let connections = gateway.connections.clone();
+    let gateway = Arc::clone(gateway);
     Ok(
-        upgrade.go_on_as_client(connections, move |client| async move {
+        upgrade.go_on_as_client(&connections, move |client| async move {
             forward::proceed(&gateway, client, shown).await;
         }),
     )

@@ -15,7 +15,7 @@
 //!
 //! [JET-PROTO]: https://github.com/Devolutions/devolutions-gateway
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
@@ -31,12 +31,13 @@ use zeroize::Zeroizing;
 use crate::api::held::Held;
 use crate::api::operator::bearer;
 use crate::api::problem::Problem;
-use crate::api::state::ApiState;
+use crate::api::state::Sender;
 use crate::connection::{Client, Connection};
 use crate::meeting::party::Shown;
 use crate::refusal::Refusal;
 use crate::rendezvous::admit::NotAdmitted;
 use crate::rendezvous::{admit, pair};
+use crate::state::Gateway;
 use jetway_base::limits;
 use jetway_base::session_id::SessionId;
 use jetway_entry::ticket::Ticket;
@@ -45,6 +46,7 @@ use jetway_io::stream::{Io, Stream};
 use jetway_io::websocket::frames::Role;
 use jetway_io::websocket::{Ends, HALF_CLOSE_PROTOCOL, WebSocket};
 use jetway_jet::exchange::{JetPath, SUB_PROTOCOL};
+use jetway_store::tickets::Tickets;
 
 /// What a peer of a rendezvous may offer, the best first.
 pub(super) const SUB_PROTOCOLS: &[&str] = &[HALF_CLOSE_PROTOCOL, SUB_PROTOCOL];
@@ -60,10 +62,11 @@ const ORIGIN_CHARS: usize = 200;
 /// # Errors
 /// A problem document with the status that the specification has for it: 404 for what is not there.
 pub async fn websocket(
-    State(state): State<ApiState>,
+    State(gateway): State<Arc<Gateway>>,
+    State(sender): State<Sender>,
     mut request: Request,
 ) -> Result<Response, Problem> {
-    let id = state.id;
+    let (id, peer) = (sender.id, sender.peer);
     let uri = request.uri().clone();
     let path = JetPath::parse(uri.path()).ok_or_else(|| {
         let detail = "expected /jet/accept|connect|test/<association>/<candidate>";
@@ -71,23 +74,20 @@ pub async fn websocket(
     })?;
     let headers = request.headers();
     let refused = |why: NotAdmitted| {
-        let audit = &state.gateway.audit;
-        admit::log_not_admitted(audit, id, state.peer, path, &Shown::Nothing, &why);
+        admit::log_not_admitted(&gateway.audit, id, peer, path, &Shown::Nothing, &why);
         not_admitted(id, &why)
     };
     // Before a ticket is used up.
-    check_origin(&state.gateway.config.jet.origins, headers).map_err(refused)?;
-    let text = token(&state, headers, uri.query());
+    check_origin(&gateway.config.jet.origins, headers).map_err(refused)?;
+    let text = token(&gateway.tokens.tickets, peer.ip(), headers, uri.query());
     let text = text.map_err(|refusal| refused(refusal.into()))?;
-    let upgrade = Upgrade::of(&state, &mut request, SUB_PROTOCOLS)?;
-    let gateway = Arc::clone(&state.gateway);
-    let peer = state.peer;
+    let upgrade = Upgrade::of(&sender, &mut request, SUB_PROTOCOLS)?;
     let text = text.as_ref().map(|text| text.as_str());
     let judged = admit::judge(&gateway, (id, peer), path, text).await;
     let (shown, admitted) = judged.map_err(|why| not_admitted(id, &why))?;
-    let connections = &state.gateway.connections;
+    let connections = gateway.connections.clone();
     Ok(
-        upgrade.go_on_as_client(connections, move |client| async move {
+        upgrade.go_on_as_client(&connections, move |client| async move {
             pair::proceed(&gateway, client, shown, path.association, admitted).await;
         }),
     )
@@ -110,14 +110,14 @@ impl Upgrade {
     /// # Errors
     /// The request asks for no upgrade.
     pub(super) fn of(
-        state: &ApiState,
+        sender: &Sender,
         request: &mut Request,
         sub_protocols: &[&'static str],
     ) -> Result<Self, Problem> {
         let headers = request.headers();
         let key = handshake_key(headers).ok_or_else(|| {
             let detail = "this path is for WebSocket handshakes of version 13";
-            Problem::new(StatusCode::UPGRADE_REQUIRED, "upgrade", detail, state.id)
+            Problem::new(StatusCode::UPGRADE_REQUIRED, "upgrade", detail, sender.id)
         })?;
         let accept = derive_accept_key(key.as_bytes());
         let mut known = sub_protocols.iter().copied();
@@ -127,9 +127,9 @@ impl Upgrade {
             accept,
             sub_protocol,
             upgrade,
-            evicted: state.evicted.clone(),
-            id: state.id,
-            peer: state.peer,
+            evicted: sender.evicted.clone(),
+            id: sender.id,
+            peer: sender.peer,
         })
     }
 
@@ -275,7 +275,8 @@ pub(super) fn check_origin(allowed: &[String], headers: &HeaderMap) -> Result<()
 
 /// The token that the peer shows, if it shows one.
 pub(super) fn token(
-    state: &ApiState,
+    tickets: &Tickets,
+    peer: IpAddr,
     headers: &HeaderMap,
     query: Option<&str>,
 ) -> Result<Option<Zeroizing<String>>, Refusal> {
@@ -290,13 +291,11 @@ pub(super) fn token(
     let Some(ticket) = parameters.find_map(|parameter| parameter.strip_prefix("ticket=")) else {
         return Ok(None);
     };
-    let token = redeem(state, ticket);
+    let token = redeem(tickets, peer, ticket);
     token.map(Some).ok_or(Refusal::Ticket)
 }
 
-fn redeem(state: &ApiState, ticket: &str) -> Option<Zeroizing<String>> {
+fn redeem(tickets: &Tickets, peer: IpAddr, ticket: &str) -> Option<Zeroizing<String>> {
     let ticket = Ticket::parse(ticket).ok()?;
-    let now = clock::unix_now();
-    let tickets = &state.gateway.tokens.tickets;
-    tickets.take(&ticket, state.peer.ip(), now)
+    tickets.take(&ticket, peer, clock::unix_now())
 }

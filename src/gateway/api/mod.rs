@@ -2,6 +2,8 @@
 
 pub mod agents;
 pub mod associations;
+pub mod caller;
+pub mod candidate_urls;
 pub mod forward;
 pub mod held;
 pub mod jet;
@@ -28,8 +30,9 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::api::held::Held;
+use crate::api::operator::Operator;
 use crate::api::problem::Problem;
-use crate::api::state::ApiState;
+use crate::api::state::{ApiState, Sender};
 use crate::connection::{Client, Connection};
 use crate::monitoring::server;
 use crate::state::Gateway;
@@ -60,11 +63,13 @@ pub async fn serve(gateway: &Arc<Gateway>, client: Client, tls: bool) {
     let held = Held::new(stream, connection);
     let state = ApiState {
         gateway: Arc::clone(gateway),
-        id,
-        peer,
-        listener,
-        tls,
-        evicted,
+        sender: Sender {
+            id,
+            peer,
+            listener,
+            tls,
+            evicted,
+        },
     };
     let plain_allowed = gateway.config.api.allows_plain_http(peer);
     let stopping = gateway.stopping.clone();
@@ -108,7 +113,7 @@ fn health_router(state: ApiState) -> Router {
 }
 
 fn router(state: ApiState) -> Router {
-    let id = state.id;
+    let id = state.sender.id;
     health_routes()
         .route("/metrics", get(metrics))
         .route("/jet/association", get(associations::list))
@@ -149,9 +154,12 @@ fn router(state: ApiState) -> Router {
             Problem::new(status, "method", detail, id)
         })
         .layer(DefaultBodyLimit::max(limits::HTTP_BODY_BYTES))
-        .layer(middleware::from_fn_with_state(state.clone(), read_body))
         .layer(middleware::from_fn_with_state(
-            state.clone(),
+            state.sender.clone(),
+            read_body,
+        ))
+        .layer(middleware::from_fn_with_state(
+            state.sender.clone(),
             refuse_token_in_url,
         ))
         .with_state(state)
@@ -160,7 +168,7 @@ fn router(state: ApiState) -> Router {
 /// Refuses a request that shows a token where none is read, and nothing else: to pass over it in silence would look like a token that
 /// is not good enough.
 async fn refuse_token_in_url(
-    State(state): State<ApiState>,
+    State(sender): State<Sender>,
     request: Request,
     next: Next,
 ) -> Response {
@@ -173,7 +181,7 @@ async fn refuse_token_in_url(
     if !(shows_nothing && exchange::has_token(query)) {
         return next.run(request).await;
     }
-    let (session, peer, rule) = (state.id, state.peer, "token-in-url");
+    let (session, peer, rule) = (sender.id, sender.peer, "token-in-url");
     warn!(%session, %peer, rule, reason = exchange::TOKEN_IN_URL, "Request refused");
     Problem::new(
         StatusCode::UNAUTHORIZED,
@@ -185,7 +193,7 @@ async fn refuse_token_in_url(
 }
 
 /// Reads the body of a request before anything is done with it: whole, and in time.
-async fn read_body(State(state): State<ApiState>, request: Request, next: Next) -> Response {
+async fn read_body(State(sender): State<Sender>, request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
     let body = to_bytes(body, limits::HTTP_BODY_BYTES);
     let (status, detail) = match timeout(limits::HTTP_BODY_TIMEOUT, body).await {
@@ -199,7 +207,7 @@ async fn read_body(State(state): State<ApiState>, request: Request, next: Next) 
         ),
         Err(_elapsed) => (StatusCode::REQUEST_TIMEOUT, "the body did not come in time"),
     };
-    let mut response = Problem::new(status, "body", detail, state.id).into_response();
+    let mut response = Problem::new(status, "body", detail, sender.id).into_response();
     // What is left of the body is not waited for.
     let close = HeaderValue::from_static("close");
     response.headers_mut().insert(header::CONNECTION, close);
@@ -213,14 +221,13 @@ async fn health() -> impl IntoResponse {
 
 /// Handles `GET /health/ready`; operators are told the reasons.
 async fn ready(State(state): State<ApiState>, headers: HeaderMap) -> Response {
-    let told = operator::bearer(&headers).is_some() && operator::operator(&state, &headers).is_ok();
+    let told = operator::bearer(&headers).is_some() && Operator::of(&state, &headers).is_ok();
     server::ready(&state.gateway, told)
 }
 
 /// Handles `GET /metrics`, for operators.
-async fn metrics(State(state): State<ApiState>, headers: HeaderMap) -> Result<Response, Problem> {
-    operator::operator(&state, &headers)?;
-    Ok(server::metrics(state.gateway).await)
+async fn metrics(_: Operator, State(gateway): State<Arc<Gateway>>) -> Response {
+    server::metrics(gateway).await
 }
 
 fn not_found(id: SessionId) -> Problem {

@@ -30,7 +30,7 @@ impl<T: DeserializeOwned + Send> FromRequestParts<ApiState> for Parameter<T> {
                 error.status(),
                 "path",
                 error.body_text(),
-                state.id,
+                state.sender.id,
             )),
         }
     }

@@ -3,26 +3,28 @@
 //! `GET` lists them: who, from where, to where, how far, how many bytes; of inspected ones also what was agreed on both
 //! legs and what has happened inside. `DELETE /jet/sessions/ID` ends one.
 
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use serde::Serialize;
 use tracing::{error, info};
 use uuid::Uuid;
 
-use crate::api::operator::operator;
+use crate::api::operator::Operator;
 use crate::api::problem::{Parameter, Problem};
-use crate::api::state::ApiState;
+use crate::api::state::Sender;
 use crate::live::registry::{EndCause, InspectionDetails, Session, SessionPhase};
-use crate::trail;
+use crate::state::Sessions;
+use crate::trail::{self, Trail};
 use jetway_audit::record::{Event, Record};
 use jetway_base::session_id::SessionId;
 use jetway_base::time::UnixTime;
 use jetway_io::clock;
 use jetway_stage::inspector::SessionStatistics;
+use jetway_store::usage::Usages;
 use jetway_token::agent_name::AgentName;
 
 /// One session in the list.
@@ -67,49 +69,41 @@ struct InsideRow {
 }
 
 /// Handles `GET /jet/sessions`.
-///
-/// # Errors
-/// No API key.
-pub async fn list(
-    State(state): State<ApiState>,
-    headers: HeaderMap,
-) -> Result<Json<Vec<Row>>, Problem> {
-    operator(&state, &headers)?;
+pub async fn list(_: Operator, State(sessions): State<Arc<Sessions>>) -> Json<Vec<Row>> {
     let now = clock::unix_now();
-    let mut sessions = state.gateway.sessions.registry.list();
-    sessions.sort_by_key(|session| session.id);
-    Ok(Json(
-        sessions.iter().map(|session| row(session, now)).collect(),
-    ))
+    let mut live = sessions.registry.list();
+    live.sort_by_key(|session| session.id);
+    Json(live.iter().map(|session| row(session, now)).collect())
 }
 
 /// Handles `DELETE /jet/sessions/ID`.
 ///
 /// # Errors
-/// No API key, or no such session.
+/// A problem document: 404 where there is no such session.
 pub async fn end(
-    State(state): State<ApiState>,
     Parameter(id): Parameter<Uuid>,
-    headers: HeaderMap,
+    Operator(by): Operator,
+    State(sender): State<Sender>,
+    State(sessions): State<Arc<Sessions>>,
+    State(audit): State<Arc<Trail>>,
 ) -> Result<StatusCode, Problem> {
-    let by = operator(&state, &headers)?;
-    let sessions = state.gateway.sessions.registry.list();
-    let Some(session) = sessions.iter().find(|session| session.id.as_uuid() == id) else {
+    let live = sessions.registry.list();
+    let Some(session) = live.iter().find(|session| session.id.as_uuid() == id) else {
         let detail = "there is no such live session";
         return Err(Problem::new(
             StatusCode::NOT_FOUND,
             "session",
             detail,
-            state.id,
+            sender.id,
         ));
     };
     info!(session = %session.id, by, "Ending a session for an operator");
-    session.end(EndCause::Operator(by.to_owned()));
-    state.gateway.audit.record(&Record {
-        by: Some(by.to_owned()),
+    session.end(EndCause::Operator(by.clone()));
+    audit.record(&Record {
+        by: Some(by),
         ..trail::of_session(Event::SessionEnded, session)
     });
-    spend(&state, session).await?;
+    spend(&sessions.usages, sender.id, session).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -117,12 +111,16 @@ pub async fn end(
 ///
 /// # Errors
 /// A problem document: the session is over, and the store has failed.
-pub(super) async fn spend(state: &ApiState, session: &Session) -> Result<(), Problem> {
-    let written = state.gateway.sessions.usages.spend(&session.token.id).await;
+pub(super) async fn spend(
+    usages: &Usages,
+    id: SessionId,
+    session: &Session,
+) -> Result<(), Problem> {
+    let written = usages.spend(&session.token.id).await;
     written.map_err(|error| {
         error!(session = %session.id, %error, "Cannot store that an operator has ended a session");
         let detail = format!("the session is ended, and that could not be written: {error}");
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store", detail, state.id)
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store", detail, id)
     })
 }
 

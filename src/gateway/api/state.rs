@@ -1,22 +1,27 @@
-//! What the handlers of one connection share.
+//! What the handlers of one connection are given: each takes the parts that it uses, by [`State`](axum::extract::State).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::http::{HeaderMap, header};
+use axum::extract::FromRef;
 use tokio_util::sync::CancellationToken;
 
 use crate::listener::Listener;
-use crate::state::Gateway;
+use crate::state::{Gateway, Peers, SessionRules, Sessions, Tokens};
+use crate::trail::Trail;
+use crate::trust::api_keys::ApiKeys;
 use jetway_base::session_id::SessionId;
-use jetway_jet::candidate::CandidateUrl;
-use jetway_token::target::TargetAddr;
 
-/// What handlers share.
+/// What the router has. Handlers see no more of it than the parts below, extractors the rest.
 #[derive(Clone, Debug)]
 pub struct ApiState {
-    /// The gateway.
-    pub gateway: Arc<Gateway>,
+    pub(super) gateway: Arc<Gateway>,
+    pub(super) sender: Sender,
+}
+
+/// The connection that a request came by.
+#[derive(Clone, Debug)]
+pub struct Sender {
     /// Correlation id of the connection, also in every problem document.
     pub id: SessionId,
     /// The client.
@@ -29,21 +34,51 @@ pub struct ApiState {
     pub evicted: CancellationToken,
 }
 
-impl ApiState {
-    /// One candidate URL for each transport, as the sender of a request with these headers can use it.
-    #[must_use]
-    pub fn candidate_urls(&self, headers: &HeaderMap) -> Vec<CandidateUrl> {
-        let host = headers.get(header::HOST);
-        let host = host.and_then(|host| host.to_str().ok()).and_then(host_of);
-        let plain_http = self.gateway.config.api.allows_plain_http(self.peer);
-        let ports = &self.gateway.ports;
-        ports.candidate_urls(&self.listener, host.as_deref(), plain_http)
+impl FromRef<ApiState> for Sender {
+    fn from_ref(state: &ApiState) -> Self {
+        state.sender.clone()
     }
 }
 
-/// The host of a `Host` header, which may have a port.
-fn host_of(header: &str) -> Option<String> {
-    let with_port = header.parse::<TargetAddr>();
-    let address = with_port.or_else(|_| format!("{header}:1").parse());
-    address.ok().map(|address| address.host)
+/// For the handshakes behind which a session begins, or the channel of an agent: their connections are served as all others are.
+impl FromRef<ApiState> for Arc<Gateway> {
+    fn from_ref(state: &ApiState) -> Self {
+        Arc::clone(&state.gateway)
+    }
+}
+
+impl FromRef<ApiState> for Arc<Tokens> {
+    fn from_ref(state: &ApiState) -> Self {
+        Arc::clone(&state.gateway.tokens)
+    }
+}
+
+impl FromRef<ApiState> for Arc<ApiKeys> {
+    fn from_ref(state: &ApiState) -> Self {
+        Arc::clone(&state.gateway.api_keys)
+    }
+}
+
+impl FromRef<ApiState> for Arc<Sessions> {
+    fn from_ref(state: &ApiState) -> Self {
+        Arc::clone(&state.gateway.sessions)
+    }
+}
+
+impl FromRef<ApiState> for Arc<SessionRules> {
+    fn from_ref(state: &ApiState) -> Self {
+        Arc::clone(&state.gateway.sessions.rules)
+    }
+}
+
+impl FromRef<ApiState> for Arc<Peers> {
+    fn from_ref(state: &ApiState) -> Self {
+        Arc::clone(&state.gateway.peers)
+    }
+}
+
+impl FromRef<ApiState> for Arc<Trail> {
+    fn from_ref(state: &ApiState) -> Self {
+        Arc::clone(&state.gateway.audit)
+    }
 }

@@ -3,6 +3,9 @@
 //! Authenticated by the token itself (as bearer, or in the body) or by an API key (as bearer; the token in the body).
 //! Whatever would refuse the token's session is said here, before a user has clicked anything.
 
+use std::net::IpAddr;
+use std::sync::Arc;
+
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
@@ -14,15 +17,17 @@ use zeroize::Zeroizing;
 
 use crate::api::operator::bearer;
 use crate::api::problem::Problem;
-use crate::api::state::ApiState;
+use crate::api::state::Sender;
 use crate::refusal::{Denied, Refusal};
-use crate::trail;
+use crate::state::{SessionRules, Tokens};
+use crate::trail::{self, Trail};
+use crate::trust::api_keys::ApiKeys;
 use jetway_audit::record::{Event, Record};
 use jetway_base::time::UnixTime;
 use jetway_io::clock;
 use jetway_policy::shares::Owner;
 use jetway_store::tickets::Terms;
-use jetway_token as token;
+use jetway_token::{self as token, Token};
 
 /// Who asks, where no API key vouches for the request.
 const BY_TOKEN: &str = "token";
@@ -53,11 +58,15 @@ pub struct Created {
 /// # Errors
 /// A problem document: no token, a token that does not hold or cannot be honoured, too many tickets.
 pub async fn create(
-    State(state): State<ApiState>,
+    State(sender): State<Sender>,
+    State(tokens): State<Arc<Tokens>>,
+    State(keys): State<Arc<ApiKeys>>,
+    State(rules): State<Arc<SessionRules>>,
+    State(audit): State<Arc<Trail>>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
-    let id = state.id;
+    let (id, peer) = (sender.id, sender.peer);
     let problem = |status, rule, detail: &str| Problem::new(status, rule, detail, id);
     let request: Request = if body.is_empty() {
         Request::default()
@@ -84,16 +93,13 @@ pub async fn create(
             (Zeroizing::new(bearer.to_owned()), None)
         }
         (Some(bearer), in_body) => {
-            let Some(name) = state.gateway.api_keys.find(bearer) else {
-                warn!(session = %id, peer = %state.peer, rule = "api-key", "Ticket refused");
+            let Some(name) = keys.find(bearer) else {
+                warn!(session = %id, %peer, rule = "api-key", "Ticket refused");
                 let record = Record {
                     rule: Some("api-key"),
-                    ..trail::of_peer(Event::TicketRefused, id, state.peer)
+                    ..trail::of_peer(Event::TicketRefused, id, peer)
                 };
-                state
-                    .gateway
-                    .audit
-                    .record_of_anybody(state.peer.ip(), &record);
+                audit.record_of_anybody(peer.ip(), &record);
                 let detail = "the bearer is neither a token nor a known API key";
                 return Err(problem(StatusCode::UNAUTHORIZED, "api-key", detail));
             };
@@ -105,10 +111,10 @@ pub async fn create(
         }
     };
     let by = key.unwrap_or(BY_TOKEN);
-    let created = issue(&state, &text, request.lifetime_s, key).await;
-    let created = created.map_err(|denied| {
+    let issued = issue(&tokens, &rules, peer.ip(), &text, request.lifetime_s, key).await;
+    let (created, token) = issued.map_err(|denied| {
         let Denied { refusal, about } = denied;
-        let (peer, rule, about) = (state.peer, refusal.rule(), about.as_deref());
+        let (rule, about) = (refusal.rule(), about.as_deref());
         warn!(
             session = %id,
             %peer,
@@ -124,10 +130,18 @@ pub async fn create(
             by: Some(by.to_owned()),
             ..trail::of_refusal(Event::TicketRefused, (id, peer), about, (rule, &refusal))
         };
-        state.gateway.audit.record_of_anybody(peer.ip(), &record);
+        audit.record_of_anybody(peer.ip(), &record);
         Problem::of(&refusal, id)
     })?;
-    info!(session = %id, peer = %state.peer, by, "Ticket issued");
+    let record = Record {
+        by: Some(by.to_owned()),
+        ..trail::of_token(Event::TicketIssued, id, peer, &token)
+    };
+    match key {
+        Some(_) => audit.record(&record),
+        None => audit.record_of_proven(peer.ip(), &record),
+    }
+    info!(session = %id, %peer, by, "Ticket issued");
     Ok((
         StatusCode::CREATED,
         [(header::CACHE_CONTROL, "no-store")],
@@ -137,26 +151,26 @@ pub async fn create(
 }
 
 async fn issue(
-    state: &ApiState,
+    tokens: &Tokens,
+    rules: &SessionRules,
+    peer: IpAddr,
     text: &str,
     lifetime_s: Option<u64>,
     key: Option<&str>,
-) -> Result<Created, Denied> {
-    let gateway = &state.gateway;
-    let rules = &gateway.sessions.rules;
-    let token = gateway.tokens.verify_in_force(text, state.peer.ip())?;
+) -> Result<(Created, Token), Denied> {
+    let token = tokens.verify_in_force(text, peer)?;
     // Any listener may be the one that the ticket is shown to; that one decides again.
     let permitted = rules.permit_by_any(&token.claims);
     permitted.map_err(|denial| Denied::of(&token, denial))?;
     let now = clock::unix_now();
     let token_end = rules.last_valid(&token);
-    let configured = gateway.config.tickets.lifetime_s;
+    let configured = tokens.ticket_lifetime_s;
     let lifetime_s = lifetime_s.unwrap_or(configured).clamp(1, configured);
     let expires_at = now.plus(lifetime_s).min(token_end);
     let owner = match key {
         // The tickets of all users of a portal come from its address.
         Some(name) => Owner::new(Some(token.id.clone()), None).by_key(name),
-        None => Owner::new(Some(token.id.clone()), Some(state.peer.ip())),
+        None => Owner::new(Some(token.id.clone()), Some(peer)),
     };
     let window = rules.reconnect_window(&token.claims);
     let terms = Terms {
@@ -164,19 +178,12 @@ async fn issue(
         token_not_after: token_end,
         reconnect_window_s: window.as_secs(),
     };
-    let ticket = gateway.tokens.tickets.issue(text, owner, terms, now).await;
+    let ticket = tokens.tickets.issue(text, owner, terms, now).await;
     let ticket = ticket.map_err(|error| Denied::of(&token, Refusal::Store(error.to_string())))?;
-    let record = Record {
-        by: Some(key.unwrap_or(BY_TOKEN).to_owned()),
-        ..trail::of_token(Event::TicketIssued, state.id, state.peer, &token)
-    };
-    match key {
-        Some(_) => gateway.audit.record(&record),
-        None => gateway.audit.record_of_proven(state.peer.ip(), &record),
-    }
-    Ok(Created {
+    let created = Created {
         ticket: ticket.as_str().to_owned(),
         expires_at,
         expires_in_s: expires_at.since(now),
-    })
+    };
+    Ok((created, token))
 }

@@ -24,6 +24,8 @@ pub struct Tokens {
     pub revoked: Revoked,
     /// What stands for tokens.
     pub tickets: Tickets,
+    /// How long a ticket is good, unless less is asked for, seconds.
+    pub ticket_lifetime_s: u64,
     work: Mutex<WorkLimiter>,
     work_reached: Reached,
 }
@@ -31,11 +33,17 @@ pub struct Tokens {
 impl Tokens {
     /// Judges with these, within the limits of `work`.
     #[must_use]
-    pub fn new(keyring: Keyring, revoked: Revoked, tickets: Tickets, work: WorkLimiter) -> Self {
+    pub fn new(
+        keyring: Keyring,
+        revoked: Revoked,
+        (tickets, ticket_lifetime_s): (Tickets, u64),
+        work: WorkLimiter,
+    ) -> Self {
         Self {
             keyring,
             revoked,
             tickets,
+            ticket_lifetime_s,
             work: Mutex::new(work),
             work_reached: Reached::new("limits.token_work_us_per_s"),
         }
