@@ -255,12 +255,30 @@ impl ApiConfig {
     }
 }
 
+/// An operator, by the name of their API key.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct OperatorName(String);
+
+impl OperatorName {
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for OperatorName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// An API key, by the digest of its text: the configuration holds no secret.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ApiKeyConfig {
     /// Name for the log.
-    pub name: String,
+    pub name: OperatorName,
     /// SHA-256 of the key, 64 hex digits.
     #[serde(with = "hex::serde")]
     pub sha256: [u8; 32],

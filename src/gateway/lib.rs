@@ -16,7 +16,8 @@
 //! | [`listener`], [`live`] | ports and admission; live sessions |
 //! | [`trail`] | what is recorded in the audit |
 //! | [`trust`] | keys, certificates, settings of logons |
-//! | [`upstream`], [`config`], [`refusal`] | targets and KDCs, dialled; the configuration file; why a connection is turned away |
+//! | [`refusal`] | why a connection is turned away |
+//! | [`upstream`], [`config`] | targets and KDCs, dialled; the configuration file |
 
 pub mod api;
 pub mod arrival;

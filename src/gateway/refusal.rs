@@ -14,6 +14,8 @@
 //! | target or peer not reachable, or not allowed; gateway busy | `SSL_CERT_NOT_ON_SERVER` | says that the server cannot do it, and is not the user's fault |
 //! | not the protocol that was announced | `INCONSISTENT_FLAGS` | says that the client's messages do not fit |
 
+use crate::config::OperatorName;
+use crate::upstream::ConnectError;
 use jetway_entry::carrier::CarrierError;
 use jetway_entry::proxy_protocol::ProxyProtocolError;
 use jetway_jet::agent::Unmet;
@@ -24,8 +26,10 @@ use jetway_rdp::connection_request::ConnectionRequestError;
 use jetway_rdp::negotiation::FailureCode;
 use jetway_rdp::preconnection::PreconnectionError;
 use jetway_relay::Side;
+use jetway_store::tickets::IssueError;
 use jetway_store::usage::UsageError;
 use jetway_token::application_protocol::ApplicationProtocol;
+use jetway_token::revocation::RevokingClaim;
 use jetway_token::{About, Rejected, Token};
 
 /// Why a connection was turned away.
@@ -84,7 +88,7 @@ pub enum Refusal {
     Token(#[from] Rejected),
     /// A revocation rule matches the token.
     #[error("the token was revoked by its {0}")]
-    Revoked(String),
+    Revoked(RevokingClaim),
     /// The token cannot be used, or not now.
     #[error("{0}")]
     Usage(#[from] UsageError),
@@ -114,24 +118,24 @@ pub enum Refusal {
     /// One address, or one token, has too many sessions.
     #[error("too many sessions from this address, or of this token")]
     TooManySessions,
-    /// The store cannot keep what it must.
+    /// The store cannot keep a ticket.
     #[error("the store failed: {0}")]
-    Store(String),
+    Store(#[source] IssueError),
     /// The audit is required, and cannot be written.
     #[error("the audit cannot be written, and no session opens without it (audit.required)")]
     Audit,
     /// An operator ended the session.
     #[error("ended by {0}")]
-    Ended(String),
+    Ended(OperatorName),
     /// The process is stopping.
     #[error("the gateway is shutting down")]
     ShuttingDown,
     /// No target may be dialled.
     #[error("egress: {0}")]
-    Egress(String),
-    /// No target could be reached.
+    Egress(#[source] ConnectError),
+    /// No target could be reached, or the one that was does not serve.
     #[error("target: {0}")]
-    Target(String),
+    Target(#[from] TargetError),
     /// The legs of an inspected session could not be secured.
     #[error("{reason}")]
     Unsecured {
@@ -150,6 +154,32 @@ pub enum Refusal {
         /// `jet_ap`.
         protocol: ApplicationProtocol,
     },
+}
+
+/// What is wrong with a target that may be dialled.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// None of those that the token names could be reached.
+    #[error("{0}")]
+    Unreached(#[source] ConnectError),
+    /// The connection to it failed.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// No answer to what begins its protocol, in time.
+    #[error("accepts connections and does not answer")]
+    NoAnswer,
+    /// Its server speaks first, and said nothing in time.
+    #[error("accepts connections and is silent")]
+    Silent,
+    /// What the client said could not be written in time.
+    #[error("accepts connections and takes nothing")]
+    TakesNothing,
+    /// It ended before it had said anything.
+    #[error("closed the connection without an answer")]
+    Closed,
+    /// An answer longer than any Connection Confirm.
+    #[error("its first answer is too long")]
+    TooLong,
 }
 
 impl Refusal {
@@ -381,8 +411,11 @@ mod tests {
 
     #[test]
     fn a_client_cannot_tell_a_forbidden_target_from_a_missing_one() {
-        let forbidden = Refusal::Egress("denied by rule 1".to_owned());
-        let missing = Refusal::Target("connection refused".to_owned());
+        let failed = || ConnectError {
+            targets: Vec::new(),
+        };
+        let forbidden = Refusal::Egress(failed());
+        let missing = Refusal::Target(TargetError::Unreached(failed()));
         assert_eq!(forbidden.failure_code(), missing.failure_code());
         assert_ne!(forbidden.rule(), missing.rule());
     }

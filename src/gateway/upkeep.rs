@@ -90,14 +90,14 @@ fn reload_revocations(
             record_reload(audit, "token.revoked");
             let rules = revoked.rules();
             // The sessions first: what ends them is what is told of their end.
-            for (session, token, rule) in registry.end_revoked(&rules) {
-                info!(%session, %token, rule, "Ending a session whose token was revoked");
+            for (session, token, claim) in registry.end_revoked(&rules) {
+                info!(%session, %token, rule = claim.as_str(), "Ending a session whose token was revoked");
             }
-            for (association, token, rule) in meetings.close_revoked(&rules) {
-                info!(jet_aid = %association, %token, rule, "Closing a peer whose token was revoked");
+            for (association, token, claim) in meetings.close_revoked(&rules) {
+                info!(jet_aid = %association, %token, rule = claim.as_str(), "Closing a peer whose token was revoked");
             }
-            for (association, rule) in meetings.end_revoked(&rules) {
-                info!(jet_aid = %association, rule, "Removed an association whose token was revoked");
+            for (association, claim) in meetings.end_revoked(&rules) {
+                info!(jet_aid = %association, rule = claim.as_str(), "Removed an association whose token was revoked");
             }
         }
         Err(error) => {

@@ -20,6 +20,7 @@
 //! [JET-PROTO]: https://github.com/Devolutions/devolutions-gateway
 
 use std::collections::HashMap;
+use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -54,7 +55,7 @@ use jetway_jet::candidate::Transport;
 use jetway_jet::exchange::{JetPath, Operation};
 use jetway_jet::message::{Answer, Candidate, Offer};
 use jetway_token::agent_name::AgentName;
-use jetway_token::mint::SigningKey;
+use jetway_token::mint::{MintError, SigningKey};
 use jetway_token::statement;
 use jetway_token::target::TargetAddr;
 
@@ -398,21 +399,45 @@ struct Carrier {
     early: Vec<u8>,
 }
 
+/// Why a target is not reached for a session that has its candidate.
+#[derive(Debug, thiserror::Error)]
+enum NotReached {
+    #[error("the client was not let in")]
+    NotLetIn,
+    #[error("the client has said nothing")]
+    Silent,
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Declined(#[from] Decline),
+}
+
+/// Why a candidate carries nothing.
+#[derive(Debug, thiserror::Error)]
+enum NotChosen {
+    #[error(transparent)]
+    Statement(#[from] MintError),
+    #[error("{0:#}")]
+    Refused(anyhow::Error),
+    #[error("closed")]
+    Closed,
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
 impl Carrier {
     /// Connects to the target once the first bytes for it are there.
-    async fn reach(&mut self, agent: &Agent, target: &TargetAddr) -> Result<TcpStream, String> {
+    async fn reach(&mut self, agent: &Agent, target: &TargetAddr) -> Result<TcpStream, NotReached> {
         if self.early.is_empty() {
             let first = timeout(CHOICE_TIMEOUT, self.stream.read_buf(&mut self.early)).await;
             match first {
                 Ok(Ok(1..)) => {}
-                Ok(Ok(0)) => return Err("the client was not let in".to_owned()),
-                Ok(Err(error)) => return Err(error.to_string()),
-                Err(_elapsed) => return Err("the client has said nothing".to_owned()),
+                Ok(Ok(0)) => return Err(NotReached::NotLetIn),
+                Ok(Err(error)) => return Err(error.into()),
+                Err(_elapsed) => return Err(NotReached::Silent),
             }
         }
-        reach(agent, target)
-            .await
-            .map_err(|reason| reason.to_string())
+        Ok(reach(agent, target).await?)
     }
 }
 
@@ -450,8 +475,8 @@ impl OfferedSession {
             Some(stream) => stream,
             None => match carrier.reach(agent, &target).await {
                 Ok(stream) => stream,
-                Err(reason) => {
-                    info!(%target, reason, "Session not opened");
+                Err(error) => {
+                    info!(%target, reason = error.to_string(), "Session not opened");
                     return;
                 }
             },
@@ -507,8 +532,7 @@ impl OfferedSession {
             let id = host.candidate.id;
             go.insert(id, chosen.clone());
             waiting.spawn(async move {
-                let met = host.met(association).await;
-                let stream = met.map_err(|error| error.to_string())?;
+                let stream = host.met(association).await?;
                 until_chosen(id, Box::new(stream), &chosen).await
             });
         }
@@ -536,8 +560,8 @@ impl OfferedSession {
                 }
                 Some(joined) = waiting.join_next() => match joined {
                     Ok(Ok(carrier)) => return Some(carrier),
-                    Ok(Err(reason)) => {
-                        debug!(reason, "Candidate disconnected");
+                    Ok(Err(error)) => {
+                        debug!(reason = error.to_string(), "Candidate disconnected");
                         failed = failed.saturating_add(1);
                     }
                     Err(_ended) => failed = failed.saturating_add(1),
@@ -591,13 +615,12 @@ async fn wait(
     (path, acceptance): (JetPath, Acceptance),
     accepted: mpsc::Sender<Candidate>,
     chosen: CancellationToken,
-) -> Result<Carrier, String> {
+) -> Result<Carrier, NotChosen> {
     let id = candidate.id;
     let settings = &agent.settings;
-    let bearer = statement::sign(&settings.key, ACCEPT_TYPE, &acceptance);
-    let bearer = bearer.map_err(|error| error.to_string())?;
+    let bearer = statement::sign(&settings.key, ACCEPT_TYPE, &acceptance)?;
     let granted = settings.site.candidate(&candidate.url, path, &bearer).await;
-    let Granted { stream, instance } = granted.map_err(|error| format!("{error:#}"))?;
+    let Granted { stream, instance } = granted.map_err(NotChosen::Refused)?;
     if let Some(instance) = instance {
         candidate.real(&instance);
     }
@@ -611,7 +634,7 @@ async fn until_chosen(
     id: Uuid,
     mut stream: Box<dyn Duplex>,
     chosen: &CancellationToken,
-) -> Result<Carrier, String> {
+) -> Result<Carrier, NotChosen> {
     let mut early = Vec::with_capacity(EARLY_BYTES);
     let first = tokio::select! {
         first = stream.read_buf(&mut early) => first,
@@ -619,8 +642,8 @@ async fn until_chosen(
     };
     match first {
         Ok(1..) => Ok(Carrier { id, stream, early }),
-        Ok(0) => Err("closed".to_owned()),
-        Err(error) => Err(error.to_string()),
+        Ok(0) => Err(NotChosen::Closed),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -15,7 +15,8 @@ use tokio::sync::oneshot;
 
 use jetway_base::time::UnixTime;
 use jetway_entry::ticket::{SealedToken, TicketDigest};
-use jetway_io::{clock, private_file};
+use jetway_io::clock;
+use jetway_io::private_file::{self, NotWritable};
 use jetway_metrics::{METRICS, Outcome};
 use jetway_policy::shares::Owner;
 use jetway_token::TokenId;
@@ -138,35 +139,72 @@ pub enum DiskError {
         /// The file.
         path: String,
         /// What the system or the format says.
-        problem: String,
+        problem: OpenError,
     },
     /// It cannot be written.
     #[error("cannot write the store: {0}")]
-    Write(String),
+    Write(#[from] WriteError),
 }
+
+/// Why the file cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The format says so, or the system.
+    #[error(transparent)]
+    Database(#[from] redb::Error),
+    /// The system has no thread for it.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// This process could not write it.
+    #[error(transparent)]
+    NotWritable(#[from] NotWritable),
+    /// Somebody has emptied it.
+    #[error("{EMPTIED}")]
+    Empty,
+    /// It begins as no store does.
+    #[error("it is no store")]
+    NoStore,
+}
+
+/// Why something is not on disk.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The file failed, with all that was to be written at once.
+    #[error(transparent)]
+    Database(#[from] Arc<redb::Error>),
+    /// The writes that wait are too many.
+    #[error("too many writes are waiting")]
+    Full,
+    /// The thread has ended.
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// Told how a write went.
+type Done = oneshot::Sender<Result<(), WriteError>>;
 
 enum Command {
     Put {
         token: TokenId,
         record: Record,
-        done: Option<oneshot::Sender<Result<(), String>>>,
+        done: Option<Done>,
     },
     Accompany {
         token: TokenId,
         lasted_s: u64,
         keep_until: UnixTime,
-        done: Option<oneshot::Sender<Result<(), String>>>,
+        done: Option<Done>,
     },
     Spend {
         token: TokenId,
         keep_until: UnixTime,
-        done: oneshot::Sender<Result<(), String>>,
+        done: Done,
     },
     Guess {
         token: TokenId,
         count: u32,
         keep_until: UnixTime,
-        done: oneshot::Sender<Result<(), String>>,
+        done: Done,
     },
     ForgetExpired {
         now: UnixTime,
@@ -175,13 +213,13 @@ enum Command {
     Ticket {
         digest: TicketDigest,
         record: Option<Box<TicketRecord>>,
-        done: Option<oneshot::Sender<Result<(), String>>>,
+        done: Option<Done>,
     },
     /// Writes an agent, or removes it.
     Agent {
         name: String,
         record: Option<String>,
-        done: oneshot::Sender<Result<(), String>>,
+        done: Done,
     },
 }
 
@@ -207,24 +245,23 @@ impl Disk {
             path: path.display().to_string(),
             problem,
         };
-        make_if_missing(path).map_err(|error| failed(error.to_string()))?;
+        make_if_missing(path).map_err(|error| failed(error.into()))?;
         private_file::warn_if_open(path, "Store");
         let open = Box::new(move || open_existing(&file));
         Self::open_with(open, now).map_err(failed)
     }
 
-    fn open_with(open: Open, now: UnixTime) -> Result<(Self, Contents), String> {
-        let database = open().map_err(|error| error.to_string())?;
+    fn open_with(open: Open, now: UnixTime) -> Result<(Self, Contents), OpenError> {
+        let database = open()?;
         let forget = [Command::ForgetExpired { now }];
-        write_batch(&database, &forget).map_err(|error| error.to_string())?;
-        let contents = read_all(&database).map_err(|error| error.to_string())?;
+        write_batch(&database, &forget)?;
+        let contents = read_all(&database)?;
         let (commands, receiver) = mpsc::sync_channel(QUEUE);
         let failing = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&failing);
         let writer = thread::Builder::new()
             .name("store".to_owned())
-            .spawn(move || write_all(database, &open, &receiver, &told))
-            .map_err(|error| error.to_string())?;
+            .spawn(move || write_all(database, &open, &receiver, &told))?;
         let disk = Self {
             failing,
             commands: Some(commands),
@@ -369,19 +406,14 @@ impl Disk {
     }
 
     /// Hands over a command that tells `done` how its write went; returns when it has.
-    async fn write(
-        &self,
-        command: impl FnOnce(oneshot::Sender<Result<(), String>>) -> Command,
-    ) -> Result<(), DiskError> {
+    async fn write(&self, command: impl FnOnce(Done) -> Command) -> Result<(), DiskError> {
         let (done, written) = oneshot::channel();
-        let commands = self.commands.as_ref().ok_or_else(closed)?;
+        let commands = self.commands.as_ref().ok_or(WriteError::Closed)?;
         commands
             .try_send(command(done))
-            .map_err(|_| DiskError::Write("too many writes are waiting".to_owned()))?;
-        written
-            .await
-            .map_err(|_| closed())?
-            .map_err(DiskError::Write)
+            .map_err(|_| WriteError::Full)?;
+        written.await.unwrap_or(Err(WriteError::Closed))?;
+        Ok(())
     }
 
     fn send(&self, command: Command) {
@@ -402,10 +434,6 @@ impl Drop for Disk {
     }
 }
 
-fn closed() -> DiskError {
-    DiskError::Write("the store is closed".to_owned())
-}
-
 /// Whether [`Disk::open`] could open the file, or make it where it is not there. Who has it open may be anybody: a gateway that runs
 /// keeps it.
 ///
@@ -416,7 +444,7 @@ pub fn check(path: &Path) -> Result<(), DiskError> {
         path: path.display().to_string(),
         problem,
     };
-    private_file::check_writable(path).map_err(|error| failed(error.to_string()))?;
+    private_file::check_writable(path).map_err(|error| failed(error.into()))?;
     let mut start = Vec::new();
     let read = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -424,9 +452,9 @@ pub fn check(path: &Path) -> Result<(), DiskError> {
         Err(error) => Err(error),
     };
     match read {
-        Err(error) => Err(failed(error.to_string())),
-        Ok(0) => Err(failed(EMPTIED.to_owned())),
-        Ok(_) if start != MAGIC => Err(failed("it is no store".to_owned())),
+        Err(error) => Err(failed(error.into())),
+        Ok(0) => Err(failed(OpenError::Empty)),
+        Ok(_) if start != MAGIC => Err(failed(OpenError::NoStore)),
         Ok(_) => Ok(()),
     }
 }
@@ -519,7 +547,7 @@ fn write_all(
             | Command::Agent { done, .. } = command
             {
                 // The session may have gone away meanwhile.
-                let _received = done.send(result.clone());
+                let _received = done.send(result.clone().map_err(WriteError::from));
             }
         }
     }
@@ -531,12 +559,12 @@ fn write_or_reopen(
     database: &mut Option<Database>,
     open: &Open,
     batch: &[Command],
-) -> Result<(), String> {
+) -> Result<(), Arc<redb::Error>> {
     let current = match database.take() {
         Some(current) => current,
-        None => open().map_err(|error| error.to_string())?,
+        None => open()?,
     };
-    write_batch(&current, batch).map_err(|error| error.to_string())?;
+    write_batch(&current, batch)?;
     *database = Some(current);
     Ok(())
 }

@@ -5,6 +5,7 @@
 //! any of its values. A token without `jti` is revoked by its id (`sha256:…`) under `jti`.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 
 use serde_json::{Map, Value};
 use uuid::Uuid;
@@ -43,6 +44,24 @@ enum RevokedValue {
     Bool(bool),
 }
 
+/// The claim by which a token was revoked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RevokingClaim(String);
+
+impl RevokingClaim {
+    /// The claim's name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RevokingClaim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 impl Revocations {
     /// Reads a list.
     ///
@@ -75,7 +94,7 @@ impl Revocations {
 
     /// The claim by which a token is revoked, if it is.
     #[must_use]
-    pub fn revokes(&self, token_id: &TokenId, claims: &Claims) -> Option<String> {
+    pub fn revokes(&self, token_id: &TokenId, claims: &Claims) -> Option<RevokingClaim> {
         self.0
             .iter()
             .find(|(claim, revoked)| {
@@ -87,7 +106,7 @@ impl Revocations {
                         .get(*claim)
                         .is_some_and(|value| matches(revoked, value))
             })
-            .map(|(claim, _)| claim.clone())
+            .map(|(claim, _)| RevokingClaim(claim.clone()))
     }
 }
 
@@ -146,7 +165,8 @@ mod tests {
 
     fn revokes(list: &Value) -> Option<String> {
         let revocations = Revocations::from_json(list.to_string().as_bytes()).unwrap();
-        revocations.revokes(&TokenId::new("t-1"), &claims())
+        let claim = revocations.revokes(&TokenId::new("t-1"), &claims());
+        claim.map(|claim| claim.to_string())
     }
 
     #[test]
@@ -178,10 +198,8 @@ mod tests {
         claims.extra.remove("jti");
         let revocations = Revocations::from_json(br#"{"jti":["sha256:00ff"]}"#).unwrap();
         assert_eq!(
-            revocations
-                .revokes(&TokenId::new("sha256:00ff"), &claims)
-                .as_deref(),
-            Some("jti")
+            revocations.revokes(&TokenId::new("sha256:00ff"), &claims),
+            Some(RevokingClaim("jti".to_owned()))
         );
         assert_eq!(
             revocations.revokes(&TokenId::new("sha256:00fe"), &claims),

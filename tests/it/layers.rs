@@ -211,7 +211,7 @@ fn one_part_of_the_gateway_dials() {
 }
 
 /// The parts of the gateway from top to bottom; those of one line stand side by side.
-const FLOORS: [&[&str]; 12] = [
+const FLOORS: [&[&str]; 13] = [
     &["run"],
     &["arrival"],
     &["api"],
@@ -223,7 +223,8 @@ const FLOORS: [&[&str]; 12] = [
     &["connection", "trail"],
     &["listener", "live"],
     &["trust"],
-    &["config", "refusal", "upstream"],
+    &["refusal"],
+    &["config", "upstream"],
 ];
 
 fn floor(part: &str) -> usize {

@@ -137,11 +137,17 @@ pub async fn invite(
     let now = clock::unix_now();
     let expires_at = now.plus(lifetime_s);
     let agents = &peers.agents;
-    let enrolment = agents.invite(&by, wanted.name.clone(), wanted.targets, expires_at, now);
+    let enrolment = agents.invite(
+        by.as_str(),
+        wanted.name.clone(),
+        wanted.targets,
+        expires_at,
+        now,
+    );
     let enrolment = enrolment.map_err(|error| not_enrolled(&sender, &error))?;
-    info!(session = %sender.id, peer = %sender.peer, by, agent = %wanted.name, "Enrolment issued");
+    info!(session = %sender.id, peer = %sender.peer, by = by.as_str(), agent = %wanted.name, "Enrolment issued");
     audit.record(&Record {
-        by: Some(by),
+        by: Some(by.to_string()),
         agent: Some(wanted.name.to_string()),
         detail: serde_json::json!({ "expires_at": expires_at.to_string() }),
         ..trail::of_peer(Event::EnrolmentIssued, sender.id, sender.peer)
@@ -222,9 +228,9 @@ pub async fn revoke(
     }
     let written = peers.agents.forget(&name).await;
     written.map_err(|error| not_enrolled(&sender, &error.into()))?;
-    info!(session = %sender.id, peer = %sender.peer, by, agent = %name, "Agent revoked");
+    info!(session = %sender.id, peer = %sender.peer, by = by.as_str(), agent = %name, "Agent revoked");
     audit.record(&Record {
-        by: Some(by),
+        by: Some(by.to_string()),
         agent: Some(name.to_string()),
         ..trail::of_peer(Event::AgentRevoked, sender.id, sender.peer)
     });

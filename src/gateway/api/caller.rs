@@ -9,6 +9,7 @@ use crate::api::jet::not_admitted;
 use crate::api::operator::bearer;
 use crate::api::problem::Problem;
 use crate::api::state::ApiState;
+use crate::config::OperatorName;
 use crate::rendezvous::admit::{self, NotAdmitted};
 use jetway_base::address::AddressGroup;
 use jetway_jet::rendezvous::Proof;
@@ -22,8 +23,8 @@ const NOBODY: &str = "nobody";
 pub enum Caller {
     /// The bearer of a rendezvous token.
     Token(Box<Token>),
-    /// The holder of an API key, by its name.
-    Operator(String),
+    /// The holder of an API key.
+    Operator(OperatorName),
     /// Whoever asks from this address, where that is enough (`jet.authentication = false`).
     Nobody(AddressGroup),
 }
@@ -47,7 +48,7 @@ impl Caller {
     pub fn name(&self) -> &str {
         match self {
             Self::Token(_) => "token",
-            Self::Operator(name) => name,
+            Self::Operator(name) => name.as_str(),
             Self::Nobody(_) => NOBODY,
         }
     }
@@ -68,7 +69,7 @@ impl FromRequestParts<ApiState> for Caller {
             return Ok(Self::Nobody(peer.ip().into()));
         };
         if let Some(name) = gateway.api_keys.find(bearer) {
-            return Ok(Self::Operator(name.to_owned()));
+            return Ok(Self::Operator(name.clone()));
         }
         let verified = admit::verify(&gateway.tokens, &gateway.sessions.rules, peer, bearer);
         match verified {

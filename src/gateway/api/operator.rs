@@ -7,6 +7,7 @@ use tracing::warn;
 
 use crate::api::problem::Problem;
 use crate::api::state::ApiState;
+use crate::config::OperatorName;
 use crate::trail;
 use jetway_audit::record::{Event, Record};
 use jetway_jet::exchange;
@@ -21,7 +22,7 @@ pub fn bearer(headers: &HeaderMap) -> Option<&str> {
 
 /// The operator who sent the request, by the name of their key. A request without an API key, or with a wrong one, is refused.
 #[derive(Debug)]
-pub struct Operator(pub String);
+pub struct Operator(pub OperatorName);
 
 impl Operator {
     /// The operator whose key is among these headers.
@@ -33,7 +34,7 @@ impl Operator {
         let (id, peer) = (sender.id, sender.peer);
         let name = bearer(headers).and_then(|bearer| gateway.api_keys.find(bearer));
         if let Some(name) = name {
-            return Ok(Self(name.to_owned()));
+            return Ok(Self(name.clone()));
         }
         warn!(session = %id, %peer, rule = "api-key", "Request refused");
         let record = Record {

@@ -97,10 +97,10 @@ pub async fn end(
             sender.id,
         ));
     };
-    info!(session = %session.id, by, "Ending a session for an operator");
+    info!(session = %session.id, by = by.as_str(), "Ending a session for an operator");
     session.end(EndCause::Operator(by.clone()));
     audit.record(&Record {
-        by: Some(by),
+        by: Some(by.to_string()),
         ..trail::of_session(Event::SessionEnded, session)
     });
     spend(&sessions.usages, sender.id, session).await?;

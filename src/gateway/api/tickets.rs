@@ -107,7 +107,7 @@ pub async fn create(
                 let detail = "with an API key, the body carries the token";
                 return Err(problem(StatusCode::BAD_REQUEST, "body", detail));
             };
-            (token, Some(name))
+            (token, Some(name.as_str()))
         }
     };
     let by = key.unwrap_or(BY_TOKEN);
@@ -179,7 +179,7 @@ async fn issue(
         reconnect_window_s: window.as_secs(),
     };
     let ticket = tokens.tickets.issue(text, owner, terms, now).await;
-    let ticket = ticket.map_err(|error| Denied::of(&token, Refusal::Store(error.to_string())))?;
+    let ticket = ticket.map_err(|error| Denied::of(&token, Refusal::Store(error)))?;
     let created = Created {
         ticket: ticket.as_str().to_owned(),
         expires_at,

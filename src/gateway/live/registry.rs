@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::OperatorName;
 use crate::live::legs::Legs;
 use crate::refusal::Refusal;
 use jetway_base::limits;
@@ -21,7 +22,7 @@ use jetway_policy::shares::{Owner, Shares};
 use jetway_relay::Traffic;
 use jetway_stage::inspector::SharedStatistics;
 use jetway_store::usage::Spent;
-use jetway_token::revocation::Revocations;
+use jetway_token::revocation::{Revocations, RevokingClaim};
 use jetway_token::target::TargetAddr;
 use jetway_token::{Token, TokenId};
 
@@ -29,9 +30,9 @@ use jetway_token::{Token, TokenId};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EndCause {
     /// A revocation rule matched a token that takes part in it.
-    Revoked(String),
-    /// An operator said so, by the name of their API key.
-    Operator(String),
+    Revoked(RevokingClaim),
+    /// An operator said so.
+    Operator(OperatorName),
     /// The association that it is of was deleted, by a peer or because its time is over.
     Association,
     /// The process stops.
@@ -130,7 +131,7 @@ impl Session {
 
     /// The first token of those that take part which `rules` revoke, and by which rule.
     #[must_use]
-    pub fn revoked_by(&self, rules: &Revocations) -> Option<(TokenId, String)> {
+    pub fn revoked_by(&self, rules: &Revocations) -> Option<(TokenId, RevokingClaim)> {
         let others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
         std::iter::once(&self.token)
             .chain(others.iter())
@@ -284,7 +285,7 @@ impl Registry {
     }
 
     /// Ends every session in which somebody takes part whose token `rules` revoke; returns their ids, those tokens and the rules.
-    pub fn end_revoked(&self, rules: &Revocations) -> Vec<(SessionId, TokenId, String)> {
+    pub fn end_revoked(&self, rules: &Revocations) -> Vec<(SessionId, TokenId, RevokingClaim)> {
         let mut ended = Vec::new();
         for session in self.list() {
             if let Some((token, rule)) = session.revoked_by(rules) {

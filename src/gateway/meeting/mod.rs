@@ -28,7 +28,7 @@ use jetway_jet::rendezvous::{
     RendezvousLimits, Terms,
 };
 use jetway_policy::shares::{Owner, Shares};
-use jetway_token::revocation::Revocations;
+use jetway_token::revocation::{Revocations, RevokingClaim};
 use jetway_token::{Token, TokenId};
 
 /// How long an acceptor that comes back at once is let wait for the end of the last session.
@@ -532,7 +532,7 @@ impl MeetingPlace {
     }
 
     /// Closes the peers that `rules` revoke the token of; returns their associations with the token and its rule.
-    pub fn close_revoked(&self, rules: &Revocations) -> Vec<(Uuid, TokenId, String)> {
+    pub fn close_revoked(&self, rules: &Revocations) -> Vec<(Uuid, TokenId, RevokingClaim)> {
         let table = self.lock();
         let seats = table.seats.values();
         let revoked = seats.filter(|seat| !seat.close.is_cancelled());
@@ -546,8 +546,8 @@ impl MeetingPlace {
     }
 
     /// Removes the associations whose token `rules` revoke; returns them with their rule.
-    pub fn end_revoked(&self, rules: &Revocations) -> Vec<(Uuid, String)> {
-        let revoked: Vec<(Uuid, String)> = {
+    pub fn end_revoked(&self, rules: &Revocations) -> Vec<(Uuid, RevokingClaim)> {
+        let revoked: Vec<(Uuid, RevokingClaim)> = {
             let table = self.lock();
             let vouched = table.vouched.iter();
             let revoked = vouched.filter_map(|(id, vouched)| {

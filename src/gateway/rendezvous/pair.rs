@@ -57,8 +57,8 @@ pub async fn proceed(
     if let (Some(place), Some(token)) = (place, shown.token()) {
         meetings.vouch(place, association, token);
         let revocations = gateway.tokens.revoked.rules();
-        if let Some(rule) = revocations.revokes(&token.id, &token.claims) {
-            info!(session = %client.id, peer = %client.peer, jet_aid = %association, rule, "Closing a peer whose token was revoked");
+        if let Some(claim) = revocations.revokes(&token.id, &token.claims) {
+            info!(session = %client.id, peer = %client.peer, jet_aid = %association, rule = claim.as_str(), "Closing a peer whose token was revoked");
             close_gracefully(client.stream, None).await;
             return;
         }

@@ -1,5 +1,6 @@
 //! The request of a peer of the binary protocol, a `JET_PACKET`, and its response.
 
+use std::io;
 use std::sync::Arc;
 
 use tokio::time::timeout_at;
@@ -10,9 +11,9 @@ use crate::rendezvous::admit::{Admitted, judge};
 use crate::rendezvous::closing::{close_gracefully, respond};
 use crate::rendezvous::pair::proceed;
 use crate::state::{Gateway, Peers};
-use jetway_jet::exchange::{Operation, Request, Response, Status};
+use jetway_jet::exchange::{ExchangeError, Operation, Request, Response, Status};
 use jetway_jet::message::Version;
-use jetway_jet::packet;
+use jetway_jet::packet::{self, PacketError};
 
 /// Largest packet, bytes.
 const PACKET_BYTES: usize = packet::PAYLOAD_BYTES + packet::HEADER_BYTES;
@@ -23,8 +24,8 @@ pub async fn serve(gateway: &Arc<Gateway>, mut client: Client) {
     let (id, peer) = (client.id, client.peer);
     let request = match timeout_at(deadline, read_request(&mut client)).await {
         Ok(Ok(request)) => request,
-        Ok(Err(reason)) => {
-            info!(session = %id, %peer, reason, "Invalid JET packet");
+        Ok(Err(error)) => {
+            info!(session = %id, %peer, reason = error.to_string(), "Invalid JET packet");
             return;
         }
         Err(_elapsed) => {
@@ -66,17 +67,27 @@ pub async fn serve(gateway: &Arc<Gateway>, mut client: Client) {
     }
 }
 
+/// Why there is no request that could be answered.
+#[derive(Debug, thiserror::Error)]
+enum NoRequest {
+    #[error("cut off")]
+    CutOff,
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Packet(#[from] PacketError),
+    #[error(transparent)]
+    Request(#[from] ExchangeError),
+}
+
 /// Reads the packet and its request. The outer error closes without a word; the inner one is an answer.
-async fn read_request(client: &mut Client) -> Result<Result<Request, Response>, String> {
+async fn read_request(client: &mut Client) -> Result<Result<Request, Response>, NoRequest> {
     let packet = loop {
-        match packet::decode(client.stream.buffered()) {
-            Ok(Some(packet)) => break packet,
-            Ok(None) => match client.stream.fill(PACKET_BYTES).await {
-                Ok(0) => return Err("cut off".to_owned()),
-                Ok(_) => {}
-                Err(error) => return Err(error.to_string()),
-            },
-            Err(error) => return Err(error.to_string()),
+        if let Some(packet) = packet::decode(client.stream.buffered())? {
+            break packet;
+        }
+        if client.stream.fill(PACKET_BYTES).await? == 0 {
+            return Err(NoRequest::CutOff);
         }
     };
     client.stream.consume(packet.length);
@@ -86,7 +97,7 @@ async fn read_request(client: &mut Client) -> Result<Result<Request, Response>, 
             info!(session = %client.id, peer = %client.peer, reason = %error, "Invalid JET request");
             match Response::to_error(&error) {
                 Some(response) => Ok(Err(response)),
-                None => Err(error.to_string()),
+                None => Err(error.into()),
             }
         }
     }

@@ -234,7 +234,7 @@ pub(super) fn opened_record(session: &Session, secured: Option<&Secured<Io>>) ->
 /// What the audit has of a session that is over.
 fn closed_record(session: &Session, reason: &str, started: Instant) -> Record {
     let by = match session.end_cause() {
-        Some(EndCause::Operator(name)) => Some(name.clone()),
+        Some(EndCause::Operator(name)) => Some(name.to_string()),
         Some(EndCause::Revoked(_) | EndCause::Association | EndCause::Shutdown) | None => None,
     };
     Record {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::connection::{Client, Opening, departed};
 use crate::live::registry::Registered;
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, TargetError};
 use crate::session::authorize::Authorized;
 use crate::session::meet_acceptor;
 use crate::session::meet_agent;
@@ -120,8 +120,10 @@ async fn reach(
         left = left() => return Err(left),
     };
     let connected = connected.map_err(|error| match error.class() {
-        ConnectClass::NotAllowed => Refusal::Egress(error.to_string()),
-        ConnectClass::Unreachable | ConnectClass::TimedOut => Refusal::Target(error.to_string()),
+        ConnectClass::NotAllowed => Refusal::Egress(error),
+        ConnectClass::Unreachable | ConnectClass::TimedOut => {
+            Refusal::Target(TargetError::Unreached(error))
+        }
     })?;
     METRICS.target_dialled(connected.handshake.as_secs_f64());
     session.relaying(

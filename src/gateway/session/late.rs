@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::connection::{Opening, read_request};
 use crate::live::registry::{Registered, Session};
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, TargetError};
 use crate::session::authenticate::{check_same, stands_for, take_credential};
 use crate::session::open::{ask, count, target_failed, write};
 use crate::state::Tokens;
@@ -191,8 +191,7 @@ impl Hearing<'_> {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(turned_as_other(target_failed(error))),
             Err(_elapsed) => {
-                let refusal = Refusal::Target("accepts connections and takes nothing".to_owned());
-                return Err(turned_as_other(refusal));
+                return Err(turned_as_other(TargetError::TakesNothing.into()));
             }
         }
         count(&self.session.traffic.to_target, length);

@@ -26,7 +26,7 @@ use tokio::time::{sleep_until, timeout_at};
 
 use crate::connection::{Client, Opening, departed};
 use crate::live::registry::Registered;
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, TargetError};
 use crate::session::account::Ending;
 use crate::session::account::Live;
 use crate::session::account::describe;
@@ -455,11 +455,7 @@ pub(super) async fn ask(
         count(&traffic.to_target, request.len());
         read_confirm(target, protocol).await
     };
-    let silent = || {
-        Err(Refusal::Target(
-            "accepts connections and does not answer".to_owned(),
-        ))
-    };
+    let silent = || Err(TargetError::NoAnswer.into());
     tokio::select! {
         answer = timeout_at(deadline, answer) => answer.unwrap_or_else(|_| silent()),
         left = departed(client, true) => Err(left),
@@ -574,7 +570,7 @@ async fn first_words(
             });
         }
         Err(_) if said.target => Refusal::Silent,
-        Err(_) => Refusal::Target("accepts connections and is silent".to_owned()),
+        Err(_) => TargetError::Silent.into(),
     };
     Err(Failure {
         refusal: silent,
@@ -635,9 +631,7 @@ async fn exchange_words(
                 match read.map_err(target_failed)? {
                     0 if said.target => target_ended = true,
                     0 => {
-                        return Err(Refusal::Target(
-                            "closed the connection without an answer".to_owned(),
-                        ));
+                        return Err(TargetError::Closed.into());
                     }
                     _ => {}
                 }
@@ -724,12 +718,10 @@ async fn check_second_flight(
 
 async fn read_more(target: &mut Stream, bytes: &mut Vec<u8>) -> Result<(), Refusal> {
     if bytes.len() >= limits::CONNECTION_CONFIRM_BYTES {
-        return Err(Refusal::Target("its first answer is too long".to_owned()));
+        return Err(TargetError::TooLong.into());
     }
     match target.read_buf(bytes).await {
-        Ok(0) => Err(Refusal::Target(
-            "closed the connection without an answer".to_owned(),
-        )),
+        Ok(0) => Err(TargetError::Closed.into()),
         Ok(_) => Ok(()),
         Err(error) => Err(target_failed(error)),
     }
@@ -745,5 +737,5 @@ pub(super) fn count(bytes: &AtomicU64, more: usize) {
 }
 
 pub(super) fn target_failed(error: io::Error) -> Refusal {
-    Refusal::Target(error.to_string())
+    TargetError::Io(error).into()
 }

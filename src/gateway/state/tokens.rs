@@ -88,7 +88,7 @@ impl Tokens {
     pub fn check_revoked(&self, token: &Token) -> Result<(), Refusal> {
         match self.revoked.rules().revokes(&token.id, &token.claims) {
             None => Ok(()),
-            Some(rule) => Err(Refusal::Revoked(rule)),
+            Some(claim) => Err(Refusal::Revoked(claim)),
         }
     }
 

@@ -3,7 +3,7 @@
 use openssl::sha::sha256;
 use subtle::ConstantTimeEq;
 
-use crate::config::ApiKeyConfig;
+use crate::config::{ApiKeyConfig, OperatorName};
 
 /// The API keys, by their digests.
 #[derive(Debug)]
@@ -16,13 +16,13 @@ impl ApiKeys {
         Self(keys)
     }
 
-    /// The name of the key whose digest `bearer` has. All keys are looked at, each in constant time.
+    /// Whose key it is: the one whose digest `bearer` has. All keys are looked at, each in constant time.
     #[must_use]
-    pub fn find(&self, bearer: &str) -> Option<&str> {
+    pub fn find(&self, bearer: &str) -> Option<&OperatorName> {
         let digest = sha256(bearer.as_bytes());
         self.0.iter().fold(None, |found, key| {
             if bool::from(key.sha256.ct_eq(&digest)) {
-                Some(key.name.as_str())
+                Some(&key.name)
             } else {
                 found
             }

@@ -18,13 +18,14 @@ use std::time::Duration;
 
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
+use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::{Name, RData};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 
 use crate::upstream;
-use jetway_policy::egress::EgressRules;
+use jetway_policy::egress::{EgressDenied, EgressRules};
 use jetway_rdp::credssp::client::Question;
 
 /// Where the KDCs are.
@@ -37,8 +38,11 @@ pub enum KdcSource {
 }
 
 impl KdcSource {
-    /// `host:port`, in the order to ask; an error that says why there is none.
-    pub(crate) async fn addresses(&self, deadline: Instant) -> Result<Vec<String>, String> {
+    /// `host:port`, in the order to ask.
+    ///
+    /// # Errors
+    /// DNS names none that may be asked.
+    pub(crate) async fn addresses(&self, deadline: Instant) -> Result<Vec<String>, NoKdc> {
         match self {
             Self::Listed(addresses) => Ok(addresses.clone()),
             Self::Dns(lookup) => {
@@ -47,7 +51,7 @@ impl KdcSource {
                 let share = left.checked_div(3).unwrap_or(left).min(DNS_PATIENCE);
                 match timeout(share, lookup.addresses()).await {
                     Ok(found) => found,
-                    Err(_elapsed) => Err("DNS does not answer in time".to_owned()),
+                    Err(_elapsed) => Err(NoKdc::Silent),
                 }
             }
         }
@@ -108,16 +112,15 @@ impl KdcLookup {
         })
     }
 
-    async fn addresses(&self) -> Result<Vec<String>, String> {
-        let own = upstream::own_addresses()
-            .map_err(|error| format!("the addresses of this machine cannot be read: {error}"))?;
+    async fn addresses(&self) -> Result<Vec<String>, NoKdc> {
+        let own = upstream::own_addresses().map_err(NoKdc::OwnAddresses)?;
         let mut failures = Vec::new();
         for service in ["_kerberos._tcp", "_kerberos._udp"] {
             let name = format!("{service}.{}", self.realm);
             let answer = match self.resolver.srv_lookup(name.as_str()).await {
                 Ok(answer) => answer,
                 Err(error) => {
-                    failures.push(format!("{name}: {error}"));
+                    failures.push(LookupFailure::Dns(name, error));
                     continue;
                 }
             };
@@ -141,19 +144,46 @@ impl KdcLookup {
                             let address = SocketAddr::new(ip, server.port);
                             match self.egress.check(&host, address, &own) {
                                 Ok(()) => addresses.push(address.to_string()),
-                                Err(denied) => failures.push(format!("{host}: {denied}")),
+                                Err(denied) => {
+                                    failures.push(LookupFailure::NotAllowed(host.clone(), denied))
+                                }
                             }
                         }
                     }
-                    Err(error) => failures.push(format!("{host}: {error}")),
+                    Err(error) => failures.push(LookupFailure::Dns(host, error)),
                 }
             }
             if !addresses.is_empty() {
                 return Ok(addresses);
             }
         }
-        Err(failures.join("; "))
+        Err(NoKdc::NotFound(failures))
     }
+}
+
+/// Why DNS names no KDC that may be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum NoKdc {
+    /// The name servers are silent.
+    #[error("DNS does not answer in time")]
+    Silent,
+    /// The system does not tell what must not be dialled.
+    #[error("the addresses of this machine cannot be read: {0}")]
+    OwnAddresses(#[source] io::Error),
+    /// There is none, or none that may be dialled: what was asked, in order.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    NotFound(Vec<LookupFailure>),
+}
+
+/// A name of which no KDC came.
+#[derive(Debug, thiserror::Error)]
+pub enum LookupFailure {
+    /// DNS has nothing of it.
+    #[error("{0}: {1}")]
+    Dns(String, #[source] NetError),
+    /// The egress rules refuse its address.
+    #[error("{0}: {1}")]
+    NotAllowed(String, #[source] EgressDenied),
 }
 
 /// DNS cannot be asked.

@@ -4,6 +4,7 @@ use std::io;
 
 use crate::refusal::Refusal;
 use crate::trust::target_certificate::CertificateRefusal;
+use crate::upstream::kdc::NoKdc;
 use jetway_rdp::credssp::cause::Cause;
 use jetway_rdp::credssp::client::LogonError;
 use jetway_rdp::credssp::krb_error::{
@@ -112,6 +113,9 @@ pub enum SecureError {
     /// No KDC answers.
     #[error("no KDC can be reached: {0}")]
     KdcUnreachable(String),
+    /// DNS names no KDC.
+    #[error("no KDC can be reached: {0}")]
+    NoKdc(#[from] NoKdc),
     /// The clocks differ: tickets are good for minutes.
     #[error("the clocks of this machine and of the KDC differ: {0}")]
     ClockSkew(String),
@@ -161,7 +165,7 @@ impl SecureError {
             Self::WrongCredentials(_) => Class::WrongCredentials,
             Self::AccountLocked(_) => Class::AccountLocked,
             Self::AccountRestricted(_) => Class::AccountRestricted,
-            Self::KdcUnreachable(_) => Class::KdcUnreachable,
+            Self::KdcUnreachable(_) | Self::NoKdc(_) => Class::KdcUnreachable,
             Self::TargetLogon(_) => Class::Target,
         }
     }
@@ -178,7 +182,7 @@ impl SecureError {
         }
         matches!(
             self,
-            Self::KdcUnreachable(_) | Self::ClockSkew(_) | Self::NoKerberos(_)
+            Self::KdcUnreachable(_) | Self::NoKdc(_) | Self::ClockSkew(_) | Self::NoKerberos(_)
         )
     }
 

@@ -337,8 +337,7 @@ async fn first_by_kerberos(
     }
     let realm = kerberos.realm.as_deref();
     let package = (Package::Kerberos { realm }, LegAuthentication::Kerberos);
-    let kdcs = kerberos.kdcs.addresses(request.deadline).await;
-    let kdcs = kdcs.map_err(SecureError::KdcUnreachable)?;
+    let kdcs = kerberos.kdcs.addresses(request.deadline).await?;
     first_by(package, kdcs, public_key, credentials, request).await
 }
 
