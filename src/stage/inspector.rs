@@ -30,6 +30,10 @@ use jetway_rdp::channel::rdpdr::{
 };
 use jetway_rdp::channel::rdpsnd::{AudioFormat, SoundEvent};
 use jetway_rdp::channel::{ChannelError, ChannelEvent, Channels, wide};
+use jetway_rdp::client_info::ClientInfo;
+use jetway_rdp::event::StaticChannel;
+use jetway_rdp::gcc::ClientData;
+use jetway_rdp::redirection::Redirection;
 use jetway_rdp::share::pdu_type2;
 
 /// One thing that happened in a session.
@@ -1165,6 +1169,117 @@ impl Inspector {
         self.statistics_mut().phase = Some(phase.clone());
         self.record(AuditEvent::Phase { phase });
     }
+
+    /// A message that cannot be read ends the session: nothing passes unseen.
+    fn judged_message(&mut self, channel: &str, direction: Direction, data: &[u8]) -> Verdict {
+        match self.channel_message(channel, direction, data) {
+            Ok(()) => Verdict::Forward,
+            Err(error) => Verdict::Terminate(Termination {
+                grounds: Grounds::new("malformed", format!("{error} on channel {channel}")),
+                error_info: ERRINFO_VC_DECODING_ERROR,
+            }),
+        }
+    }
+
+    fn client_data(&mut self, data: &ClientData) {
+        self.statistics_mut().client_name = Some(data.client_name.clone());
+        self.record(AuditEvent::Client {
+            name: data.client_name.clone(),
+            build: data.client_build,
+            width: data.desktop_width,
+            height: data.desktop_height,
+        });
+    }
+
+    fn server_data(&mut self, channels: &[StaticChannel]) {
+        let names: Vec<_> = channels
+            .iter()
+            .map(|channel| channel.name.clone())
+            .collect();
+        self.statistics_mut().static_channels.clone_from(&names);
+        for channel in names {
+            self.record(AuditEvent::ChannelOpened {
+                channel,
+                dynamic: false,
+            });
+        }
+    }
+
+    fn client_info(&mut self, info: &ClientInfo) {
+        self.statistics_mut().user = Some(info.user.clone());
+        self.record(AuditEvent::LogonRequested {
+            user: info.user.clone(),
+            domain: info.domain.clone(),
+            has_password: info.has_password,
+            alternate_shell: info.alternate_shell.clone(),
+        });
+    }
+
+    fn desktop_size(&mut self, width: u16, height: u16) {
+        self.statistics_mut().desktop = Some((width, height));
+        self.record(AuditEvent::DesktopSize { width, height });
+    }
+
+    fn share_data(&mut self, direction: Direction, kind: u8, data: &[u8]) {
+        match (direction, kind) {
+            (Direction::ToClient, pdu_type2::UPDATE) => {
+                if let Some(kind) = slow_path(data) {
+                    self.graphics(kind);
+                    if kind == BITMAP {
+                        self.pictures(|_, statistics| Graphics::bitmap(data, statistics));
+                    }
+                }
+            }
+            (Direction::ToTarget, pdu_type2::FRAME_ACKNOWLEDGE) => {
+                if let Some(frame) = data.first_chunk().copied().map(u32::from_le_bytes) {
+                    self.pictures(|graphics, statistics| graphics.acknowledged(frame, statistics));
+                }
+            }
+            (_, known) if pdu_type2::is_known(known) => {}
+            (_, unknown) => {
+                self.unknown("share data", direction, unknown.into(), wide(data.len()));
+            }
+        }
+    }
+
+    fn fast_path_update(&mut self, code: u8, fragmentation: u8, data: &[u8]) {
+        let Some(kind) = fast_path(code) else { return };
+        self.graphics(kind);
+        // Whole, or the first of its fragments.
+        let begins = matches!(fragmentation, 0 | 2);
+        if begins && kind == BITMAP {
+            self.pictures(|_, statistics| Graphics::bitmap(data, statistics));
+        } else if begins && kind == SURFACE_COMMANDS {
+            self.pictures(|graphics, statistics| graphics.surface(data, statistics));
+        }
+    }
+
+    fn not_understood(&mut self, direction: Direction, what: Unknown) {
+        let (layer, message, bytes) = match what {
+            Unknown::BehindMcs { bytes } => ("mcs", BEHIND_LAST, bytes),
+            Unknown::SharePdu { pdu_type, bytes } | Unknown::OtherSide { pdu_type, bytes } => {
+                ("share", pdu_type.into(), bytes)
+            }
+            Unknown::Chunk { channel, bytes } => ("chunks", channel.into(), bytes),
+            Unknown::ChannelCount { granted, .. } => {
+                ("channels", u32::try_from(granted).unwrap_or(u32::MAX), 0)
+            }
+            Unknown::Nowhere { channel, bytes } => ("nowhere", channel.into(), bytes),
+        };
+        self.unknown(layer, direction, message, wide(bytes));
+    }
+
+    fn redirection(&mut self, redirection: &Redirection) {
+        let names = [
+            &redirection.target_fqdn,
+            &redirection.target_net_address,
+            &redirection.target_net_bios_name,
+        ];
+        let to = names.into_iter().flatten().next().cloned();
+        self.record(AuditEvent::Redirected {
+            to: to.unwrap_or_default(),
+        });
+    }
 }
 
 impl Stage for Inspector {
@@ -1222,75 +1337,22 @@ impl Stage for Inspector {
                 direction,
                 channel,
                 data,
-            } => {
-                if let Err(error) = self.channel_message(&channel.name, *direction, data) {
-                    let reason = format!("{} on channel {}", error, channel.name);
-                    return Verdict::Terminate(Termination {
-                        grounds: Grounds::new("malformed", reason),
-                        error_info: ERRINFO_VC_DECODING_ERROR,
-                    });
-                }
-            }
+            } => return self.judged_message(&channel.name, *direction, data),
             Event::Phase(phase) => self.phase(*phase),
-            Event::ClientData(data) => {
-                self.statistics_mut().client_name = Some(data.client_name.clone());
-                self.record(AuditEvent::Client {
-                    name: data.client_name.clone(),
-                    build: data.client_build,
-                    width: data.desktop_width,
-                    height: data.desktop_height,
-                });
-            }
-            Event::ServerData { channels, .. } => {
-                let names: Vec<_> = channels
-                    .iter()
-                    .map(|channel| channel.name.clone())
-                    .collect();
-                self.statistics_mut().static_channels.clone_from(&names);
-                for channel in names {
-                    self.record(AuditEvent::ChannelOpened {
-                        channel,
-                        dynamic: false,
-                    });
-                }
-            }
-            Event::ClientInfo(info) => {
-                self.statistics_mut().user = Some(info.user.clone());
-                self.record(AuditEvent::LogonRequested {
-                    user: info.user.clone(),
-                    domain: info.domain.clone(),
-                    has_password: info.has_password,
-                    alternate_shell: info.alternate_shell.clone(),
-                });
-            }
-            Event::DesktopSize { width, height } => {
-                self.statistics_mut().desktop = Some((*width, *height));
-                self.record(AuditEvent::DesktopSize {
-                    width: *width,
-                    height: *height,
-                });
-            }
+            Event::ClientData(data) => self.client_data(data),
+            Event::ServerData { channels, .. } => self.server_data(channels),
+            Event::ClientInfo(info) => self.client_info(info),
+            Event::DesktopSize { width, height } => self.desktop_size(*width, *height),
             Event::ShareData {
-                direction: Direction::ToClient,
-                pdu_type2: pdu_type2::UPDATE,
+                direction,
+                pdu_type2,
                 data,
-            } => {
-                if let Some(kind) = slow_path(data) {
-                    self.graphics(kind);
-                    if kind == BITMAP {
-                        self.pictures(|_, statistics| Graphics::bitmap(data, statistics));
-                    }
-                }
-            }
-            Event::ShareData {
-                direction: Direction::ToTarget,
-                pdu_type2: pdu_type2::FRAME_ACKNOWLEDGE,
+            } => self.share_data(*direction, *pdu_type2, data),
+            Event::FastPathUpdate {
+                code,
+                fragmentation,
                 data,
-            } => {
-                if let Some(frame) = data.first_chunk().copied().map(u32::from_le_bytes) {
-                    self.pictures(|graphics, statistics| graphics.acknowledged(frame, statistics));
-                }
-            }
+            } => self.fast_path_update(*code, *fragmentation, data),
             Event::Capabilities {
                 direction: Direction::ToTarget,
                 sets,
@@ -1306,69 +1368,11 @@ impl Stage for Inspector {
             } => self.pictures(|graphics, statistics| {
                 graphics.message(*direction, *flags, data, statistics);
             }),
-            Event::ShareData {
-                direction,
-                pdu_type2,
-                data,
-            } if !pdu_type2::is_known(*pdu_type2) => {
-                self.unknown(
-                    "share data",
-                    *direction,
-                    (*pdu_type2).into(),
-                    wide(data.len()),
-                );
-            }
-            Event::Unknown { direction, what } => match *what {
-                Unknown::BehindMcs { bytes } => {
-                    self.unknown("mcs", *direction, BEHIND_LAST, wide(bytes));
-                }
-                Unknown::SharePdu { pdu_type, bytes } => {
-                    self.unknown("share", *direction, pdu_type.into(), wide(bytes));
-                }
-                Unknown::OtherSide { pdu_type, bytes } => {
-                    self.unknown("share", *direction, pdu_type.into(), wide(bytes));
-                }
-                Unknown::Chunk { channel, bytes } => {
-                    self.unknown("chunks", *direction, channel.into(), wide(bytes));
-                }
-                Unknown::ChannelCount { granted, .. } => {
-                    let granted = u32::try_from(granted).unwrap_or(u32::MAX);
-                    self.unknown("channels", *direction, granted, 0);
-                }
-                Unknown::Nowhere { channel, bytes } => {
-                    self.unknown("nowhere", *direction, channel.into(), wide(bytes));
-                }
-            },
-            Event::FastPathUpdate {
-                code,
-                fragmentation,
-                data,
-            } => {
-                if let Some(kind) = fast_path(*code) {
-                    self.graphics(kind);
-                    // Whole, or the first of its fragments.
-                    let begins = matches!(fragmentation, 0 | 2);
-                    if begins && kind == BITMAP {
-                        self.pictures(|_, statistics| Graphics::bitmap(data, statistics));
-                    } else if begins && kind == SURFACE_COMMANDS {
-                        self.pictures(|graphics, statistics| graphics.surface(data, statistics));
-                    }
-                }
-            }
+            Event::Unknown { direction, what } => self.not_understood(*direction, *what),
             Event::Input(input) => self.input(*input),
             Event::Logon(logon) => self.logon(logon),
             Event::ErrorInfo(code) => self.record(AuditEvent::ErrorInfo { code: *code }),
-            Event::Redirection(redirection) => {
-                let names = [
-                    &redirection.target_fqdn,
-                    &redirection.target_net_address,
-                    &redirection.target_net_bios_name,
-                ];
-                let to = names.into_iter().flatten().next().cloned();
-                self.record(AuditEvent::Redirected {
-                    to: to.unwrap_or_default(),
-                });
-            }
+            Event::Redirection(redirection) => self.redirection(redirection),
             Event::Disconnect { direction, reason } => {
                 self.record(AuditEvent::Disconnected {
                     direction: *direction,
@@ -1384,7 +1388,6 @@ impl Stage for Inspector {
             | Event::Licence { .. }
             | Event::Capabilities { .. }
             | Event::Deactivated
-            | Event::ShareData { .. }
             | Event::Pdu { .. } => {}
         }
         Verdict::Forward

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
+use zeroize::Zeroizing;
 
 use crate::connection::Opening;
 use crate::live::legs::Legs;
 use crate::live::registry::{EndCause, InspectionDetails, Session};
+use crate::live::stages::Stages;
 use crate::refusal::Refusal;
 use crate::session::account::Ending;
 use crate::session::account::Live;
@@ -42,8 +44,9 @@ use jetway_relay::inspected::{self, Cancel, CancelWay, InspectedEnd, Leg};
 use jetway_relay::{RDP_AFTER_END, RelayLimits, Side};
 use jetway_stage::Pipeline;
 use jetway_stage::inspector::Inspector;
-use jetway_store::cookies::{SessionCookies, association};
+use jetway_store::cookies::{KnownCookies, SessionCookies, association};
 use jetway_store::redirections::Returning;
+use jetway_store::usage::Reservation;
 use jetway_token::claims::Credentials;
 use jetway_token::target_name::TargetName;
 
@@ -107,10 +110,7 @@ pub async fn inspect(
             .refused(Denial::Injection.into(), Opening::Other)
             .with_session(&session));
     };
-    let redirected = returning.of(&session.token.id);
-    let routing_token = redirected
-        .filter(|redirected| redirected.target == *name.address())
-        .and_then(|redirected| redirected.routing_token);
+    let routing_token = routing_token(returning, &session, &name);
     let request = SecureRequest {
         config: &tools.secure,
         server_tls: &server_tls,
@@ -147,11 +147,7 @@ pub async fn inspect(
             return Err(refused(secure::error::unsecured(&error), answer, admission));
         }
     };
-    if let Err(error) = reservation.commit().await {
-        return Err(refused(error.into(), None, admission));
-    }
-    let opened = opened_record(&session, Some(&secured));
-    if let Err(refusal) = audit.opens(&opened).await {
+    if let Err(refusal) = open(&mut reservation, audit, &session, &secured).await {
         return Err(refused(refusal, None, admission));
     }
     log_secured(
@@ -169,43 +165,16 @@ pub async fn inspect(
         legs,
         ..
     } = secured;
-    let account = inspection.target_credentials.as_ref();
-    let cookies = tools.cookies.of(
-        &association(&session.token),
-        peer.ip(),
-        &name,
-        account.map(|credentials| credentials.username.as_str()),
-    );
-    let token = session.token.id.clone();
-    let targets = match &name {
-        TargetName::Dialled(_) => permit.targets(),
-        TargetName::Behind { .. } => permit.behind(),
-        TargetName::Acceptor(_) => &[],
-    };
-    // Who comes back to an acceptor meets whoever accepts then: not the one that was meant.
-    let follower = name.lasts().then(|| {
-        let current = name.address().clone();
-        returning.follower(token, peer.ip(), targets, current)
-    });
     let budget = Budget::default();
-    let activity = Activity::new(Arc::clone(audit), &session);
-    let inspector = Inspector::new(&budget, activity);
-    let mut pipeline = Pipeline::new();
-    for stage in tools.stages.iter().flat_map(|stages| stages.of(&session)) {
-        pipeline.push(stage);
-    }
-    session.stand_inside(InspectionDetails {
-        legs: legs.clone(),
-        statistics: inspector.statistics(),
-    });
-    // Last, so that it hears what the others have decided.
-    pipeline.push(Box::new(inspector));
+    let pipeline = pipeline(tools.stages.as_deref(), audit, &session, &legs, &budget);
+    let cookies = cookies(&tools.cookies, &session, &name, inspection);
+    let settings = Settings {
+        redirections: redirections(returning, &session, &permit, &name),
+        routing_token: shown,
+        ..settings(&legs, inspection, cookies, budget)
+    };
     Ok(Box::new(InspectedSession {
-        tracker: Tracker::new(Settings {
-            redirections: follower.map(|follower| -> Box<dyn Redirections> { Box::new(follower) }),
-            routing_token: shown,
-            ..settings(&legs, inspection, cookies, budget)
-        }),
+        tracker: Tracker::new(settings),
         pipeline,
         live: Live {
             session,
@@ -224,6 +193,83 @@ pub async fn inspect(
             read_ahead: target_read_ahead,
         },
     }))
+}
+
+/// What a target that has sent the client here wants to see from it.
+fn routing_token(
+    returning: &Returning,
+    session: &Session,
+    name: &TargetName,
+) -> Option<Zeroizing<Vec<u8>>> {
+    let redirected = returning.of(&session.token.id)?;
+    let is_it = redirected.target == *name.address();
+    redirected.routing_token.filter(|_| is_it)
+}
+
+/// The token is used from here on, and the audit says so.
+async fn open(
+    reservation: &mut Reservation,
+    audit: &Trail,
+    session: &Session,
+    secured: &Secured<Io>,
+) -> Result<(), Refusal> {
+    reservation.commit().await?;
+    audit.opens(&opened_record(session, Some(secured))).await
+}
+
+/// The stages of a session: those that were added, and the gateway's own.
+fn pipeline(
+    added: Option<&dyn Stages>,
+    audit: &Arc<Trail>,
+    session: &Session,
+    legs: &Legs,
+    budget: &Budget,
+) -> Pipeline {
+    let inspector = Inspector::new(budget, Activity::new(Arc::clone(audit), session));
+    let mut pipeline = Pipeline::new();
+    for stage in added.iter().flat_map(|stages| stages.of(session)) {
+        pipeline.push(stage);
+    }
+    session.stand_inside(InspectionDetails {
+        legs: legs.clone(),
+        statistics: inspector.statistics(),
+    });
+    // Last, so that it hears what the others have decided.
+    pipeline.push(Box::new(inspector));
+    pipeline
+}
+
+/// The auto-reconnect cookies that may pass in a session.
+fn cookies(
+    known: &Arc<KnownCookies>,
+    session: &Session,
+    name: &TargetName,
+    inspection: &Inspection,
+) -> SessionCookies {
+    let account = inspection.target_credentials.as_ref();
+    let user = account.map(|credentials| credentials.username.as_str());
+    known.of(&association(&session.token), session.peer.ip(), name, user)
+}
+
+/// Where the target may send the client.
+fn redirections(
+    returning: &Arc<Returning>,
+    session: &Session,
+    permit: &Permit,
+    name: &TargetName,
+) -> Option<Box<dyn Redirections>> {
+    // Who comes back to an acceptor meets whoever accepts then: not the one that was meant.
+    if !name.lasts() {
+        return None;
+    }
+    let targets = match name {
+        TargetName::Dialled(_) => permit.targets(),
+        TargetName::Behind { .. } => permit.behind(),
+        TargetName::Acceptor(_) => &[],
+    };
+    let (token, current) = (session.token.id.clone(), name.address().clone());
+    let follower = returning.follower(token, session.peer.ip(), targets, current);
+    Some(Box::new(follower))
 }
 
 impl InspectedSession {
@@ -396,7 +442,6 @@ mod tests {
     use jetway_rdp::event::Phase;
     use jetway_rdp::logon::AutoReconnectCookie;
     use jetway_rdp::reconnect::ClientCookie;
-    use jetway_store::cookies::KnownCookies;
 
     use super::*;
 
@@ -413,7 +458,7 @@ mod tests {
             pass(&mut first, direction, pdu);
             if verifier.is_none() && first.phase() == Phase::Active {
                 pass(&mut first, Direction::ToClient, save_session_info());
-                let random_bits = zeroize::Zeroizing::new(RANDOM_BITS);
+                let random_bits = Zeroizing::new(RANDOM_BITS);
                 let logon_id = 2;
                 let cookie = AutoReconnectCookie {
                     logon_id,

@@ -337,19 +337,7 @@ impl Rdpdr {
         let device = reader.u32("DeviceId")?;
         let completion = reader.u32("CompletionId")?;
         let status = reader.u32("IoStatus")?;
-        let found = self.pending.remove(&(device, completion)).or_else(|| {
-            let is_it = |watch: &Pending| {
-                (watch.target.device, watch.target.completion) == (device, completion)
-            };
-            let at = self.watches.iter().position(is_it)?;
-            self.watches.remove(at)
-        });
-        let Some(Pending {
-            mut target,
-            request,
-            memory,
-        }) = found
-        else {
+        let Some(pending) = self.answered(device, completion) else {
             return Ok(DeviceEvent::Unmatched {
                 device,
                 completion,
@@ -357,22 +345,52 @@ impl Rdpdr {
                 bytes: wide(reader.remaining()),
             });
         };
+        let Pending {
+            mut target,
+            request,
+            memory,
+        } = pending;
+        // A failed close leaves nothing open either.
+        let closed = if request == Request::Close {
+            self.closed(&target)
+        } else {
+            None
+        };
+        let bytes = if is_error(status) {
+            0
+        } else {
+            self.succeeded(reader, &mut target, &request, memory)?
+        };
+        Ok(DeviceEvent::Completed {
+            target,
+            request,
+            status,
+            bytes,
+            closed,
+        })
+    }
+
+    /// The request that a completion answers.
+    fn answered(&mut self, device: u32, completion: u32) -> Option<Pending> {
+        self.pending.remove(&(device, completion)).or_else(|| {
+            let is_it = |watch: &Pending| {
+                (watch.target.device, watch.target.completion) == (device, completion)
+            };
+            let at = self.watches.iter().position(is_it)?;
+            self.watches.remove(at)
+        })
+    }
+
+    /// Reads what was done, and keeps what it says of the file; returns how many bytes it has read or written.
+    fn succeeded(
+        &mut self,
+        reader: &mut Reader<'_>,
+        target: &mut RequestTarget,
+        request: &Request,
+        memory: Held,
+    ) -> Result<u64, ChannelError> {
         let mut bytes = 0;
-        let mut closed = None;
-        if is_error(status) {
-            // A failed close leaves nothing open either.
-            if request == Request::Close {
-                closed = self.closed(&target);
-            }
-            return Ok(DeviceEvent::Completed {
-                target,
-                request,
-                status,
-                bytes,
-                closed,
-            });
-        }
-        match &request {
+        match request {
             Request::Open {
                 disposition,
                 options,
@@ -387,20 +405,19 @@ impl Rdpdr {
                     deleted: options & FILE_DELETE_ON_CLOSE != 0,
                     ..FileUse::default()
                 };
-                self.opened(&target, used, memory)?;
+                self.opened(target, used, memory)?;
             }
-            Request::Close => closed = self.closed(&target),
             Request::Read { .. } => {
                 let length = reader.u32("Length")?;
                 reader.skip(size(length), "ReadData")?;
                 bytes = length.into();
-                if let Some(used) = self.used(&target) {
+                if let Some(used) = self.used(target) {
                     used.read = used.read.saturating_add(bytes);
                 }
             }
             Request::Write { .. } => {
                 bytes = reader.u32("Length")?.into();
-                if let Some(used) = self.used(&target) {
+                if let Some(used) = self.used(target) {
                     used.written = used.written.saturating_add(bytes);
                 }
             }
@@ -413,14 +430,14 @@ impl Rdpdr {
                     let end = reader.u64("EndOfFile")?;
                     reader.skip(4 + 1, "NumberOfLinks")?;
                     let directory = reader.u8("Directory")? != 0;
-                    if let Some(used) = self.used(&target) {
+                    if let Some(used) = self.used(target) {
                         used.size = Some(end);
                         used.directory |= directory;
                     }
                 }
             }
             Request::Delete { pending } => {
-                if let Some(used) = self.used(&target) {
+                if let Some(used) = self.used(target) {
                     used.deleted = *pending;
                 }
             }
@@ -431,7 +448,8 @@ impl Rdpdr {
                         .cover(open.path.capacity(), "the path of a file")?;
                 }
             }
-            Request::Resize { .. }
+            Request::Close
+            | Request::Resize { .. }
             | Request::SetInformation { .. }
             | Request::Lock { .. }
             | Request::SetVolume { .. } => {}
@@ -441,13 +459,7 @@ impl Rdpdr {
             | Request::QueryVolume { .. }
             | Request::Other { .. } => bytes = wide(reader.remaining()),
         }
-        Ok(DeviceEvent::Completed {
-            target,
-            request,
-            status,
-            bytes,
-            closed,
-        })
+        Ok(bytes)
     }
 
     fn used(&mut self, target: &RequestTarget) -> Option<&mut FileUse> {
