@@ -130,11 +130,7 @@ where
     let mut cancelled = pin!(cancel.token.cancelled());
     let end = poll_fn(|cx| {
         if cancelled.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(match (cancel.way)() {
-                CancelWay::Told => End::Told(RelayEnd::Cancelled, ERRINFO_RPC_INITIATED_DISCONNECT),
-                // Dropped, TLS says no word of an end.
-                CancelWay::Cut => End::Over(RelayEnd::Cancelled, None),
-            });
+            return Poll::Ready(End::cancelled((cancel.way)()));
         }
         let mut moved = false;
         let ended = relay.poll(cx, tracker, sink, traffic, &mut moved);
@@ -144,91 +140,117 @@ where
         if moved {
             clock.note_activity();
         }
-        if relay.dying.is_some() {
-            clock.start_last_words();
-        }
-        if relay.first.is_some() {
-            clock.start_after_end();
-        }
-        Poll::Ready(loop {
-            if relay.is_stuck() {
-                clock.start_looking();
-            }
-            break match ready!(clock.poll(cx)) {
-                Alarm::Idle => End::Told(RelayEnd::IdleTimeout, ERRINFO_IDLE_TIMEOUT),
-                Alarm::Total => End::Told(RelayEnd::TimeLimit, ERRINFO_LOGON_TIMEOUT),
-                Alarm::LastWords => relay.give_up(),
-                Alarm::AfterEnd => relay.stop_waiting(),
-                Alarm::Look => match relay.look(cx, &mut looks, traffic) {
-                    Some(end) => end,
-                    None => continue,
-                },
-            };
-        })
+        relay.poll_limits(cx, &mut clock, &mut looks, traffic)
     })
     .await;
     // What is thrown away at the end has to be read, too.
     relay.up.gather.wake(&relay.client);
     relay.down.gather.wake(&relay.target);
+    match end {
+        End::Over(end, left) => {
+            let end = InspectedEnd::over(end, relay.first, tracker);
+            (end, part_from_one(relay, left, traffic))
+        }
+        End::Told(end, code) => {
+            let words = farewells(tracker, code, sink);
+            let parting = part_from_both(relay, words, traffic);
+            (InspectedEnd::Relay(end), parting)
+        }
+        End::Refused(error) => {
+            let words = farewells(tracker, error.error_info(), sink);
+            let parting = part_from_both(relay, words, traffic);
+            (InspectedEnd::Session(error), parting)
+        }
+    }
+}
+
+impl InspectedEnd {
+    /// The end of a relay from which no word goes to both sides.
+    fn over(end: RelayEnd, first: Option<Side>, tracker: &Tracker) -> Self {
+        match (end, first) {
+            (RelayEnd::Closed, Some(by)) => Self::Closed {
+                by,
+                orderly: tracker.has_parted(match by {
+                    Side::Client => Direction::ToTarget,
+                    Side::Target => Direction::ToClient,
+                }),
+            },
+            (end, _) => Self::Relay(end),
+        }
+    }
+}
+
+/// The last PDUs to the client and to the target, with a reason.
+fn farewells(tracker: &Tracker, code: u32, sink: &mut dyn Sink) -> (Vec<u8>, Vec<u8>) {
+    let to_user = tracker.farewell(Direction::ToClient, code, sink);
+    let to_server = tracker.farewell(Direction::ToTarget, code, sink);
+    (to_user, to_server)
+}
+
+/// Parts from the side that is left, if one is.
+fn part_from_one<'a, C, T>(
+    relay: Relay<C, T>,
+    left: Option<Side>,
+    traffic: &'a Traffic,
+) -> Parting<'a>
+where
+    C: AsyncRead + AsyncWrite + Send + Unpin + 'a,
+    T: AsyncRead + AsyncWrite + OverTcp + Send + Unpin + 'a,
+{
     let Relay {
         client,
         target,
         to_client,
         to_target,
-        first,
         ..
     } = relay;
-    let (end, code) = match end {
-        End::Over(end, left) => {
-            if to_target.waiting() > 0 {
-                // What it has not taken by now is for nobody.
-                target.break_on_drop();
-            }
-            let parting = match left {
-                Some(Side::Client) => Parting::new(close_gracefully(
-                    client,
-                    to_client,
-                    Vec::new(),
-                    &traffic.to_client,
-                )),
-                Some(Side::Target) => {
-                    let closing = async move |target: &mut T| {
-                        say_and_linger(target, to_target, Vec::new(), &traffic.to_target).await;
-                    };
-                    Parting::new(part_from_target(target, closing))
-                }
-                None => Parting::done(),
+    if to_target.waiting() > 0 {
+        // What it has not taken by now is for nobody.
+        target.break_on_drop();
+    }
+    match left {
+        Some(Side::Client) => Parting::new(close_gracefully(
+            client,
+            to_client,
+            Vec::new(),
+            &traffic.to_client,
+        )),
+        Some(Side::Target) => {
+            let closing = async move |target: &mut T| {
+                say_and_linger(target, to_target, Vec::new(), &traffic.to_target).await;
             };
-            let end = match (end, first) {
-                (RelayEnd::Closed, Some(by)) => InspectedEnd::Closed {
-                    by,
-                    orderly: tracker.has_parted(match by {
-                        Side::Client => Direction::ToTarget,
-                        Side::Target => Direction::ToClient,
-                    }),
-                },
-                (end, _) => InspectedEnd::Relay(end),
-            };
-            return (end, parting);
+            Parting::new(part_from_target(target, closing))
         }
-        End::Told(end, code) => (InspectedEnd::Relay(end), code),
-        End::Refused(error) => {
-            let code = error.error_info();
-            (InspectedEnd::Session(error), code)
-        }
-    };
-    let to_user = tracker.farewell(Direction::ToClient, code, sink);
-    let to_server = tracker.farewell(Direction::ToTarget, code, sink);
+        None => Parting::done(),
+    }
+}
+
+/// Parts from both sides, with a last word to each.
+fn part_from_both<'a, C, T>(
+    relay: Relay<C, T>,
+    (to_user, to_server): (Vec<u8>, Vec<u8>),
+    traffic: &'a Traffic,
+) -> Parting<'a>
+where
+    C: AsyncRead + AsyncWrite + Send + Unpin + 'a,
+    T: AsyncRead + AsyncWrite + OverTcp + Send + Unpin + 'a,
+{
+    let Relay {
+        client,
+        target,
+        to_client,
+        to_target,
+        ..
+    } = relay;
     let closing = async move |target: &mut T| {
         say_and_linger(target, to_target, to_server, &traffic.to_target).await;
     };
-    let parting = async move {
+    Parting::new(async move {
         tokio::join!(
             close_gracefully(client, to_client, to_user, &traffic.to_client),
             part_from_target(target, closing),
         );
-    };
-    (end, Parting::new(parting))
+    })
 }
 
 /// Says what is left to say to a side and ends its connection in order.
@@ -267,6 +289,16 @@ enum End {
     Told(RelayEnd, u32),
     /// By what a side sent.
     Refused(SessionError),
+}
+
+impl End {
+    fn cancelled(way: CancelWay) -> Self {
+        match way {
+            CancelWay::Told => Self::Told(RelayEnd::Cancelled, ERRINFO_RPC_INITIATED_DISCONNECT),
+            // Dropped, TLS says no word of an end.
+            CancelWay::Cut => Self::Over(RelayEnd::Cancelled, None),
+        }
+    }
 }
 
 struct Relay<C, T> {
@@ -403,6 +435,37 @@ where
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Waits for the limit that ends the relay where nothing moves.
+    fn poll_limits(
+        &mut self,
+        cx: &mut Context<'_>,
+        clock: &mut Clock,
+        looks: &mut Looks,
+        traffic: &Traffic,
+    ) -> Poll<End> {
+        if self.dying.is_some() {
+            clock.start_last_words();
+        }
+        if self.first.is_some() {
+            clock.start_after_end();
+        }
+        Poll::Ready(loop {
+            if self.is_stuck() {
+                clock.start_looking();
+            }
+            break match ready!(clock.poll(cx)) {
+                Alarm::Idle => End::Told(RelayEnd::IdleTimeout, ERRINFO_IDLE_TIMEOUT),
+                Alarm::Total => End::Told(RelayEnd::TimeLimit, ERRINFO_LOGON_TIMEOUT),
+                Alarm::LastWords => self.give_up(),
+                Alarm::AfterEnd => self.stop_waiting(),
+                Alarm::Look => match self.look(cx, looks, traffic) {
+                    Some(end) => end,
+                    None => continue,
+                },
+            };
+        })
     }
 
     /// Carries out the verdicts on messages that have waited for them.

@@ -70,6 +70,54 @@ pub(super) struct Partial {
     held_memory: Held,
 }
 
+impl Partial {
+    /// Nothing yet of a message of `total` bytes.
+    fn new(total: usize, budget: &Budget, direction: Direction) -> Self {
+        Self {
+            total,
+            data: Vec::new(),
+            data_memory: budget.nothing(direction),
+            held: Vec::new(),
+            held_memory: budget.nothing(direction),
+        }
+    }
+
+    /// Adds what a chunk has of the message, and its frame where that waits for the verdict.
+    fn add(&mut self, chunk: &Plain<'_>, total: usize, waits: bool) -> Result<(), SessionError> {
+        let Plain { frame, data, .. } = *chunk;
+        let memory = &mut self.data_memory;
+        let what = "a message of a channel";
+        memory.grow(&mut self.data, data.len(), total, 0, what)?;
+        self.data.extend_from_slice(data);
+        if waits {
+            let memory = &mut self.held_memory;
+            let what = "a message that waits for a verdict";
+            memory.grow(&mut self.held, frame.len(), usize::MAX, 0, what)?;
+            self.held.extend_from_slice(frame);
+        }
+        Ok(())
+    }
+}
+
+/// What a chunk makes of its message.
+enum Assembled<'a> {
+    /// More of it is to come.
+    Part,
+    /// It is whole.
+    Whole(Whole<'a>),
+    /// It is not read, and nothing depends on it.
+    Unread,
+}
+
+/// A message that is whole.
+struct Whole<'a> {
+    message: Cow<'a, [u8]>,
+    /// Its frames, where they were kept.
+    held: Vec<u8>,
+    /// What covers both, unless it came in one chunk.
+    memory: Option<(Held, Held)>,
+}
+
 /// A chunk of a channel as it came.
 pub(super) struct Chunk<'a> {
     pub(super) direction: Direction,
@@ -147,19 +195,36 @@ impl Channel {
     ) -> Result<Passage, SessionError> {
         let Plain {
             direction,
-            frame,
-            total,
             flags,
             data,
+            ..
         } = *chunk;
-        let bad = || malformed(direction, "channel PDU");
-        let [_, _, compression, _] = flags.to_le_bytes();
         if flags & (channel_flag::SUSPEND | channel_flag::RESUME) != 0 && data.is_empty() {
             return Ok(Passage::AsIs);
         }
-        let total = usize::try_from(total).unwrap_or(usize::MAX);
-        let decides = self.interest == Interest::Decide;
-        let name = &self.info.name;
+        match self.assemble(chunk, context)? {
+            Assembled::Part if self.interest == Interest::Decide => Ok(Passage::Withheld),
+            Assembled::Part => Ok(Passage::AsIs),
+            Assembled::Unread => self.not_read(direction, data.len(), sink),
+            Assembled::Whole(whole) => self.judge(chunk, whole, context, sink),
+        }
+    }
+
+    /// Adds a chunk to its message.
+    fn assemble<'a>(
+        &mut self,
+        chunk: &Plain<'a>,
+        context: &mut ChannelContext<'_>,
+    ) -> Result<Assembled<'a>, SessionError> {
+        let Plain {
+            direction,
+            flags,
+            data,
+            ..
+        } = *chunk;
+        let bad = || malformed(direction, "channel PDU");
+        let total = usize::try_from(chunk.total).unwrap_or(usize::MAX);
+        let samples = self.interest == Interest::Sample;
         let partial = self.partial.of(direction);
         let first = flags & channel_flag::FIRST != 0;
         let last = flags & channel_flag::LAST != 0;
@@ -173,84 +238,85 @@ impl Channel {
         let fits = first == partial.is_none()
             && partial.as_ref().map_or(0, |partial| partial.data.len()) <= total
             && total <= limits::CHANNEL_MESSAGE_BYTES;
-        if self.interest == Interest::Sample && !fits {
+        if samples && !fits {
             *partial = None;
             *context.awaited = 0;
-            return self.not_read(direction, data.len(), sink);
+            return Ok(Assembled::Unread);
         }
         if first != partial.is_none() {
             return Err(bad());
         }
-        let too_long = |length, limit| SessionError::TooLong {
-            from: direction,
-            channel: name.clone(),
-            length,
-            limit,
-        };
         if total > limits::CHANNEL_MESSAGE_BYTES {
-            return Err(too_long(total, limits::CHANNEL_MESSAGE_BYTES));
-        }
-        let (message, held, memory) = if first && last {
-            (Cow::Borrowed(data), Vec::new(), None)
-        } else {
-            let partial = partial.get_or_insert_with(|| Partial {
-                total,
-                data: Vec::new(),
-                data_memory: context.budget.nothing(direction),
-                held: Vec::new(),
-                held_memory: context.budget.nothing(direction),
+            return Err(SessionError::TooLong {
+                from: direction,
+                channel: self.info.name.clone(),
+                length: total,
+                limit: limits::CHANNEL_MESSAGE_BYTES,
             });
+        }
+        let whole = if first && last {
+            Whole {
+                message: Cow::Borrowed(data),
+                held: Vec::new(),
+                memory: None,
+            }
+        } else {
+            let partial =
+                partial.get_or_insert_with(|| Partial::new(total, context.budget, direction));
             let length = partial.data.len().saturating_add(data.len());
             if length > partial.total {
-                if self.interest == Interest::Sample {
+                if samples {
                     *self.partial.of(direction) = None;
                     *context.awaited = 0;
-                    return self.not_read(direction, data.len(), sink);
+                    return Ok(Assembled::Unread);
                 }
                 return Err(bad());
             }
-            partial.data_memory.grow(
-                &mut partial.data,
-                data.len(),
-                total,
-                0,
-                "a message of a channel",
-            )?;
-            partial.data.extend_from_slice(data);
-            // Compressed, it may come in fewer.
-            *context.awaited = if bulk::concerns(compression) {
-                0
-            } else {
-                total.saturating_sub(length)
-            };
-            if decides {
-                partial.held_memory.grow(
-                    &mut partial.held,
-                    frame.len(),
-                    usize::MAX,
-                    0,
-                    "a message that waits for a verdict",
-                )?;
-                partial.held.extend_from_slice(frame);
-            }
+            partial.add(chunk, total, self.interest == Interest::Decide)?;
             if !last {
-                return Ok(if decides {
-                    Passage::Withheld
+                let [_, _, compression, _] = flags.to_le_bytes();
+                // Compressed, it may come in fewer.
+                *context.awaited = if bulk::concerns(compression) {
+                    0
                 } else {
-                    Passage::AsIs
-                });
+                    total.saturating_sub(length)
+                };
+                return Ok(Assembled::Part);
             }
             *context.awaited = 0;
-            let whole = self.partial.of(direction).take().ok_or_else(bad)?;
-            let memory = (whole.data_memory, whole.held_memory);
-            (Cow::Owned(whole.data), whole.held, Some(memory))
-        };
-        if message.len() != total {
-            if self.interest == Interest::Sample {
-                return self.not_read(direction, data.len(), sink);
+            let partial = self.partial.of(direction).take().ok_or_else(bad)?;
+            Whole {
+                message: Cow::Owned(partial.data),
+                held: partial.held,
+                memory: Some((partial.data_memory, partial.held_memory)),
             }
-            return Err(bad());
+        };
+        if whole.message.len() == total {
+            Ok(Assembled::Whole(whole))
+        } else if samples {
+            Ok(Assembled::Unread)
+        } else {
+            Err(bad())
         }
+    }
+
+    /// Asks for the verdict on a message that is whole, and carries it out, or keeps the message until there is one.
+    fn judge(
+        &mut self,
+        chunk: &Plain<'_>,
+        whole: Whole<'_>,
+        context: &mut ChannelContext<'_>,
+        sink: &mut dyn Sink,
+    ) -> Result<Passage, SessionError> {
+        let Plain {
+            direction, frame, ..
+        } = *chunk;
+        let Whole {
+            message,
+            held,
+            memory,
+        } = whole;
+        let decides = self.interest == Interest::Decide;
         let verdict = sink.on_event(&Event::ChannelMessage {
             direction,
             channel: &self.info,
