@@ -159,6 +159,12 @@ pub const DYNAMIC_CHANNELS: usize = 1024;
 /// Largest message of a dynamic channel whose messages are read, bytes.
 pub const DYNAMIC_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
 
+/// Revocations that operators have made by REST or command. Whoever needs more names a claim that all of them share.
+pub const REVOCATIONS: usize = 10_000;
+
+/// Longest name of a claim, and longest text of its value, that an operator revokes, bytes.
+pub const REVOCATION_BYTES: usize = 1024;
+
 /// Largest answer that a command of an operator reads, bytes: the list of as many sessions as a gateway has.
 pub const API_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 

@@ -40,6 +40,9 @@ const GUESSES: TableDefinition<'_, &str, (u32, u64)> = TableDefinition::new("gue
 /// Agent's name to what is known of it, as JSON.
 const AGENTS: TableDefinition<'_, &str, &str> = TableDefinition::new("agents-v1");
 
+/// Id of a revocation that an operator has made to what is known of it, as JSON.
+const REVOCATIONS: TableDefinition<'_, &str, &str> = TableDefinition::new("revocations-v1");
+
 /// Digest of a ticket to what is known of it.
 const TICKETS: TableDefinition<'_, &[u8], TicketRow<'_>> = TableDefinition::new("tickets-v1");
 
@@ -128,6 +131,8 @@ pub struct Contents {
     pub tickets: Vec<(TicketDigest, TicketRecord)>,
     /// Agents: name, and what [`agents`](crate::agents) wrote.
     pub agents: Vec<(String, String)>,
+    /// Revocations: id, and what [`revoked`](crate::revoked) wrote.
+    pub revocations: Vec<(String, String)>,
 }
 
 /// The file failed.
@@ -220,6 +225,12 @@ enum Command {
         name: String,
         record: Option<String>,
         done: Done,
+    },
+    /// Writes a revocation, or removes it.
+    Revocation {
+        id: String,
+        record: Option<String>,
+        done: oneshot::Sender<Result<(), String>>,
     },
 }
 
@@ -333,6 +344,19 @@ impl Disk {
     /// As [`put`](Self::put).
     pub async fn put_agent(&self, name: String, record: Option<String>) -> Result<(), DiskError> {
         self.write(|done| Command::Agent { name, record, done })
+            .await
+    }
+
+    /// Writes a revocation, or removes it; returns when that is on disk.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put).
+    pub async fn put_revocation(
+        &self,
+        id: String,
+        record: Option<String>,
+    ) -> Result<(), DiskError> {
+        self.write(|done| Command::Revocation { id, record, done })
             .await
     }
 
@@ -544,7 +568,8 @@ fn write_all(
             }
             | Command::Spend { done, .. }
             | Command::Guess { done, .. }
-            | Command::Agent { done, .. } = command
+            | Command::Agent { done, .. }
+            | Command::Revocation { done, .. } = command
             {
                 // The session may have gone away meanwhile.
                 let _received = done.send(result.clone().map_err(WriteError::from));
@@ -620,6 +645,11 @@ fn read_all(database: &Database) -> Result<Contents, redb::Error> {
         let (name, record) = row?;
         agents.push((name.value().to_owned(), record.value().to_owned()));
     }
+    let mut revocations = Vec::new();
+    for row in transaction.open_table(REVOCATIONS)?.iter()? {
+        let (id, record) = row?;
+        revocations.push((id.value().to_owned(), record.value().to_owned()));
+    }
     let forgotten = transaction.open_table(FORGOTTEN)?.get(UNTIL)?;
     let usage = Records {
         tokens,
@@ -632,6 +662,7 @@ fn read_all(database: &Database) -> Result<Contents, redb::Error> {
         usage,
         tickets,
         agents,
+        revocations,
     })
 }
 
@@ -686,6 +717,7 @@ fn write_batch(database: &Database, batch: &[Command]) -> Result<(), redb::Error
         let mut guesses = transaction.open_table(GUESSES)?;
         let mut tickets = transaction.open_table(TICKETS)?;
         let mut agents = transaction.open_table(AGENTS)?;
+        let mut revocations = transaction.open_table(REVOCATIONS)?;
         let mut forgotten = transaction.open_table(FORGOTTEN)?;
         for command in batch {
             match command {
@@ -755,6 +787,12 @@ fn write_batch(database: &Database, batch: &[Command]) -> Result<(), redb::Error
                     match record {
                         Some(record) => agents.insert(name.as_str(), record.as_str())?,
                         None => agents.remove(name.as_str())?,
+                    };
+                }
+                Command::Revocation { id, record, .. } => {
+                    match record {
+                        Some(record) => revocations.insert(id.as_str(), record.as_str())?,
+                        None => revocations.remove(id.as_str())?,
                     };
                 }
             }

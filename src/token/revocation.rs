@@ -86,6 +86,17 @@ impl Revocations {
         Ok(Self(claims))
     }
 
+    /// Adds a rule: tokens whose `claim` is, or has among its values, `value`.
+    ///
+    /// # Errors
+    /// The value is no text, number or boolean.
+    pub fn add(&mut self, claim: &str, value: &Value) -> Result<(), RevocationsError> {
+        let revoked = RevokedValue::of(value);
+        let revoked = revoked.ok_or_else(|| RevocationsError::BadValue(claim.to_owned()))?;
+        self.0.entry(claim.to_owned()).or_default().insert(revoked);
+        Ok(())
+    }
+
     /// Whether nothing is revoked.
     #[must_use]
     pub fn is_empty(&self) -> bool {
