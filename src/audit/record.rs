@@ -64,6 +64,10 @@ pub enum Event {
     AgentEnrolled,
     /// An agent's key was revoked.
     AgentRevoked,
+    /// Tokens were revoked by a claim of theirs (`detail`).
+    TokenRevoked,
+    /// That was taken back.
+    RevocationWithdrawn,
     /// Somebody may enrol an agent.
     EnrolmentIssued,
     /// An association was created.
@@ -101,7 +105,7 @@ mod class {
 
 impl Event {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 26] = [
         Self::SessionOpened,
         Self::SessionClosed,
         Self::SessionRefused,
@@ -114,6 +118,8 @@ impl Event {
         Self::AgentRefused,
         Self::AgentEnrolled,
         Self::AgentRevoked,
+        Self::TokenRevoked,
+        Self::RevocationWithdrawn,
         Self::EnrolmentIssued,
         Self::AssociationCreated,
         Self::AssociationDeleted,
@@ -144,6 +150,8 @@ impl Event {
             Self::AgentRefused => "agent.refused",
             Self::AgentEnrolled => "agent.enrolled",
             Self::AgentRevoked => "agent.revoked",
+            Self::TokenRevoked => "token.revoked",
+            Self::RevocationWithdrawn => "revocation.withdrawn",
             Self::EnrolmentIssued => "enrolment.issued",
             Self::AssociationCreated => "association.created",
             Self::AssociationDeleted => "association.deleted",
@@ -176,10 +184,13 @@ impl Event {
             Self::TicketIssued
             | Self::TicketRefused
             | Self::AgentEnrolled
+            | Self::TokenRevoked
             | Self::EnrolmentIssued
             | Self::AssociationCreated => (class::API_ACTIVITY, 1),
             Self::ApiRefused => (class::API_ACTIVITY, 2),
-            Self::AgentRevoked | Self::AssociationDeleted => (class::API_ACTIVITY, 4),
+            Self::AgentRevoked | Self::RevocationWithdrawn | Self::AssociationDeleted => {
+                (class::API_ACTIVITY, 4)
+            }
             // Start, Stop, Update, Other.
             Self::GatewayStarted | Self::AuditOpened => (class::APPLICATION_LIFECYCLE, 3),
             Self::GatewayStopped | Self::AuditClosed => (class::APPLICATION_LIFECYCLE, 4),
@@ -205,6 +216,8 @@ impl Event {
             | Self::AgentDisconnected
             | Self::AgentEnrolled
             | Self::AgentRevoked
+            | Self::TokenRevoked
+            | Self::RevocationWithdrawn
             | Self::EnrolmentIssued
             | Self::AssociationCreated
             | Self::AssociationDeleted

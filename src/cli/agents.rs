@@ -45,14 +45,14 @@ pub enum Command {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     match &args.command {
         Command::List { operator, json } => {
-            let agents = operator.ask(Method::GET, PATH)?;
+            let agents = operator.ask(Method::GET, PATH, None)?;
             if *json {
                 return print_json(&agents);
             }
             print_table(agents.as_array().context("no list")?, &COLUMNS)
         }
         Command::Revoke { name, operator } => {
-            operator.ask(Method::DELETE, &format!("{PATH}/{name}"))?;
+            operator.ask(Method::DELETE, &format!("{PATH}/{name}"), None)?;
             Ok(print_line("revoked")?)
         }
     }

@@ -11,6 +11,7 @@ pub mod keys;
 pub mod operator;
 mod output;
 pub mod rdp;
+pub mod revoke;
 mod secret_file;
 pub mod serve;
 pub mod sessions;
@@ -50,6 +51,8 @@ pub enum Command {
     Sessions(sessions::Args),
     /// List the agents of a gateway, or revoke one
     Agents(agents::Args),
+    /// Revoke tokens by any claim of theirs
+    Revoke(revoke::Args),
     /// Verify the audit
     Audit(audit::Args),
     /// Check the configuration
@@ -73,6 +76,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Connect(args) => connect::run(&args),
         Command::Sessions(args) => sessions::run(&args),
         Command::Agents(args) => agents::run(&args),
+        Command::Revoke(args) => revoke::run(&args),
         Command::Audit(args) => audit::run(&args),
         Command::Config(args) => config::run(&args),
     }

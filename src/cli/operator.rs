@@ -26,18 +26,24 @@ pub struct Args {
 }
 
 impl Args {
-    /// Asks the gateway; no answer is null.
+    /// Asks the gateway, or tells it something; no answer is null.
     ///
     /// # Errors
     /// The gateway cannot be reached, or says no: its reason is in the message.
-    pub(super) fn ask(&self, method: Method, path: &str) -> anyhow::Result<Value> {
+    pub(super) fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<Value> {
         let key = secret_file::read(&self.key_file, &mut std::io::stdin().lock())?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         let gateway = Site::new(&self.gateway, self.ca.as_deref())?;
         let gateway = gateway.with_answers_of(limits::API_ANSWER_BYTES);
-        runtime.block_on(gateway.request(method, path, key.trim(), String::new()))
+        let body = body.map(Value::to_string).unwrap_or_default();
+        runtime.block_on(gateway.request(method, path, key.trim(), body))
     }
 }
 

@@ -56,14 +56,14 @@ pub enum Command {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     match &args.command {
         Command::List { operator, json } => {
-            let sessions = operator.ask(Method::GET, PATH)?;
+            let sessions = operator.ask(Method::GET, PATH, None)?;
             if *json {
                 return print_json(&sessions);
             }
             print_table(sessions.as_array().context("no list")?, &COLUMNS)
         }
         Command::Show { id, operator, json } => {
-            let sessions = operator.ask(Method::GET, PATH)?;
+            let sessions = operator.ask(Method::GET, PATH, None)?;
             let mut sessions = sessions.as_array().context("no list")?.iter();
             let session = sessions.find(|session| session["id"] == id.to_string());
             let session = session.context("there is no such live session")?;
@@ -75,7 +75,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             print_table(&fields, &FIELDS)
         }
         Command::End { id, operator } => {
-            operator.ask(Method::DELETE, &format!("{PATH}/{id}"))?;
+            operator.ask(Method::DELETE, &format!("{PATH}/{id}"), None)?;
             Ok(print_line("ended")?)
         }
     }

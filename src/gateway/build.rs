@@ -147,6 +147,9 @@ impl Prepared {
         let now = clock::unix_now();
         let (disk, contents) = Disk::open(&config.store.path, now)?;
         let disk = Arc::new(disk);
+        revoked
+            .keep_on(Arc::clone(&disk), &contents.revocations)
+            .context("the revocations in the store cannot be read")?;
         let agents = Arc::new(Agents::new(Arc::clone(&disk), &contents.agents));
         let tickets = Tickets::new(Arc::clone(&disk), contents.tickets);
         let tickets = (tickets, config.tickets.lifetime_s);

@@ -19,6 +19,7 @@ use jetway_io::clock;
 use jetway_metrics::{METRICS, Outcome};
 use jetway_store::revoked::Revoked;
 use jetway_store::tickets::Tickets;
+use jetway_token::revocation::Revocations;
 
 /// How often files are looked at for changes.
 const UPKEEP: Duration = Duration::from_secs(1);
@@ -88,23 +89,29 @@ fn reload_revocations(
         Ok(true) => {
             info!("Revocation list reloaded");
             record_reload(audit, "token.revoked");
-            let rules = revoked.rules();
-            // The sessions first: what ends them is what is told of their end.
-            for (session, token, claim) in registry.end_revoked(&rules) {
-                info!(%session, %token, rule = claim.as_str(), "Ending a session whose token was revoked");
-            }
-            for (association, token, claim) in meetings.close_revoked(&rules) {
-                info!(jet_aid = %association, %token, rule = claim.as_str(), "Closing a peer whose token was revoked");
-            }
-            for (association, claim) in meetings.end_revoked(&rules) {
-                info!(jet_aid = %association, rule = claim.as_str(), "Removed an association whose token was revoked");
-            }
+            end_revoked(&revoked.rules(), registry, meetings);
         }
         Err(error) => {
             METRICS.reloaded("token.revoked", Outcome::Failed);
             warn!(%error, "The revocation list was not reloaded, the old one stays");
         }
     }
+}
+
+/// Ends what revoked tokens take part in: sessions, which are counted, waiting peers and associations.
+pub fn end_revoked(rules: &Revocations, registry: &Registry, meetings: &MeetingPlace) -> usize {
+    // The sessions first: what ends them is what is told of their end.
+    let sessions = registry.end_revoked(rules);
+    for (session, token, claim) in &sessions {
+        info!(%session, %token, rule = claim.as_str(), "Ending a session whose token was revoked");
+    }
+    for (association, token, claim) in meetings.close_revoked(rules) {
+        info!(jet_aid = %association, %token, rule = claim.as_str(), "Closing a peer whose token was revoked");
+    }
+    for (association, claim) in meetings.end_revoked(rules) {
+        info!(jet_aid = %association, rule = claim.as_str(), "Removed an association whose token was revoked");
+    }
+    sessions.len()
 }
 
 fn reload_pins(target_certificate: &TargetCertificate, audit: &Trail) {

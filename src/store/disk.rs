@@ -230,7 +230,7 @@ enum Command {
     Revocation {
         id: String,
         record: Option<String>,
-        done: oneshot::Sender<Result<(), String>>,
+        done: oneshot::Sender<Result<(), WriteError>>,
     },
 }
 

@@ -75,6 +75,9 @@ pub enum RevokeError {
         limits::REVOCATION_BYTES
     )]
     Size,
+    /// A password would stand in the list, in the log and in the audit.
+    #[error("a password revokes nothing: name the token or its user")]
+    Secret,
     /// There are too many.
     #[error(
         "there are {} revocations of operators already; withdraw some",
@@ -161,6 +164,9 @@ impl Revoked {
         let long = |text: &str| text.len() > limits::REVOCATION_BYTES;
         if made.claim.is_empty() || long(&made.claim) || long(text) {
             return Err(RevokeError::Size);
+        }
+        if made.claim.to_lowercase().ends_with("_pwd") {
+            return Err(RevokeError::Secret);
         }
         Revocations::default().add(&made.claim, &made.value)?;
         let id = id_of(&made.claim, &made.value);
@@ -311,6 +317,8 @@ mod tests {
             let error = revoked.revoke(bad).await.unwrap_err();
             assert!(matches!(error, RevokeError::Size), "{error}");
         }
+        let secret = revoked.revoke(made("dst_pwd", json!("x"))).await;
+        assert!(matches!(secret, Err(RevokeError::Secret)));
         let error = revoked.revoke(made("sub", json!(["a"]))).await.unwrap_err();
         assert!(matches!(error, RevokeError::Value(_)), "{error}");
         drop(revoked);

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::api::sessions;
-use crate::lab::{Lab, Target, within};
+use crate::lab::{Lab, Target, failure, within};
 use crate::process::JETWAY;
 
 /// A gateway, and an operator with a key for it.
@@ -106,11 +106,80 @@ async fn an_operator_lists_shows_and_ends_sessions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_operator_revokes_a_user_whose_sessions_end_and_takes_it_back() {
+    let mut desk = Desk::new();
+    let target = Target::start().await;
+    let token = |lab: &Lab| lab.token(target.address, json!({ "sub": "mallory", "jet_reuse": 60 }));
+    let first = token(&desk.lab);
+    let mut client = desk.lab.session(&first).await;
+    let other = desk.lab.token(target.address, json!({ "sub": "alice" }));
+    let mut stays = desk.lab.session(&other).await;
+
+    let told = desk.said(&["revoke", "add", "sub", "mallory"]).await;
+    assert!(told.ends_with("ended 1 sessions\n"), "{told}");
+    let _end = within(client.read_to_end(&mut Vec::new())).await;
+    for revoked in [first, token(&desk.lab)] {
+        failure(&mut desk.lab.client(&revoked).await).await;
+    }
+    let record = desk
+        .lab
+        .audited(|record| record["event"] == "token.revoked")
+        .await;
+    assert_eq!(record["by"], "desk");
+    assert_eq!(
+        record["detail"],
+        json!({ "claim": "sub", "value": "mallory" })
+    );
+    let refused = desk.lab.audited(|record| record["rule"] == "revoked").await;
+    assert_eq!(refused["user"], "mallory");
+    stays.write_all(b"still here").await.unwrap();
+    let mut echo = [0; 10];
+    within(stays.read_exact(&mut echo)).await.unwrap();
+    drop(stays);
+
+    // Another process knows it, too.
+    desk.lab.restart().await;
+    failure(&mut desk.lab.client(&token(&desk.lab)).await).await;
+    let list = desk.said(&["revoke", "list", "--json"]).await;
+    let list: Value = serde_json::from_str(&list).unwrap();
+    assert_eq!(
+        (&list[0]["claim"], &list[0]["by"]),
+        (&json!("sub"), &json!("desk"))
+    );
+    let id = list[0]["id"].as_str().unwrap();
+    assert!(desk.said(&["revoke", "list"]).await.contains(id));
+    assert_eq!(desk.said(&["revoke", "withdraw", id]).await, "withdrawn\n");
+    let told = desk.refused(&["revoke", "withdraw", id]).await;
+    assert!(told.contains("no such revocation"), "{told}");
+    desk.lab.session(&token(&desk.lab)).await;
+
+    // What revokes nothing, or would be a secret in the open.
+    let told = desk.refused(&["revoke", "add", "dst_pwd", "hunter2"]).await;
+    assert!(
+        told.contains("password") && !told.contains("hunter2"),
+        "{told}"
+    );
+    let told = desk
+        .refused(&["revoke", "add", "--not-text", "level", "[1]"])
+        .await;
+    assert!(told.contains("level"), "{told}");
+    let log = crate::lab::log();
+    assert!(!log.contains("hunter2"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_has_no_key_is_told_so_and_the_key_is_nowhere() {
     let desk = Desk::new();
     std::fs::write(&desk.key, "another-secret").unwrap();
+    for command in [
+        &["sessions", "list"][..],
+        &["revoke", "list"],
+        &["revoke", "add", "sub", "alice"],
+    ] {
+        let told = desk.refused(command).await;
+        assert!(told.contains("API key"), "{told}");
+    }
     let told = desk.refused(&["sessions", "list"]).await;
-    assert!(told.contains("API key"), "{told}");
     assert!(!told.contains("another-secret"), "{told}");
     std::fs::remove_file(&desk.key).unwrap();
     let told = desk.refused(&["sessions", "list"]).await;

@@ -9,6 +9,7 @@ pub mod held;
 pub mod jet;
 pub mod operator;
 pub mod problem;
+pub mod revocations;
 pub mod sessions;
 pub mod state;
 pub mod tickets;
@@ -144,6 +145,11 @@ fn router(state: ApiState) -> Router {
         .route("/jet/offer/{name}", post(agents::offer))
         .route("/jet/sessions", get(sessions::list))
         .route("/jet/sessions/{id}", delete(sessions::end))
+        .route(
+            "/jet/revocations",
+            post(revocations::create).get(revocations::list),
+        )
+        .route("/jet/revocations/{id}", delete(revocations::withdraw))
         .route("/jet/tickets", post(tickets::create))
         .fallback(move || async move { not_found(id) })
         .method_not_allowed_fallback(move || async move {
