@@ -153,7 +153,7 @@ impl Prepared {
         let agents = Arc::new(Agents::new(Arc::clone(&disk), &contents.agents));
         let tickets = Tickets::new(Arc::clone(&disk), contents.tickets);
         let tickets = (tickets, config.tickets.lifetime_s);
-        let usages = Arc::new(Usages::new(disk, contents.usage, now));
+        let usages = Arc::new(Usages::new(Arc::clone(&disk), contents.usage, now));
         let limits = &config.limits;
         let work = WorkLimiter::new(limits.token_work_us_per_s, limits.token_work_burst_us);
         let rules = SessionRules::new(
@@ -163,7 +163,11 @@ impl Prepared {
             !matches!(secure.target_certificate, TargetCertificate::AcceptAny),
         );
         Ok(Gateway {
-            audit: Arc::new(Trail::open(&config.audit_settings())?),
+            audit: Arc::new(Trail::open(
+                &config.audit_settings(),
+                Arc::clone(&disk),
+                contents.audit_head.as_deref(),
+            )?),
             store_space: FreeSpace::of(&config.store.path),
             refusals: Refusals::default(),
             tokens: Arc::new(Tokens::new(keyring, revoked, tickets, work)),

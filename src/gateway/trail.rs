@@ -6,19 +6,21 @@
 
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::json;
 
 use crate::config::TrailSettings;
 use crate::live::registry::Session;
 use crate::refusal::Refusal;
+use jetway_audit::chain::Head;
 use jetway_audit::record::{Event, Record};
 use jetway_base::log_limit::{Cause, LineLimiter, Suppressed};
 use jetway_base::session_id::SessionId;
 use jetway_io::clock;
 use jetway_metrics::METRICS;
 use jetway_store::audit::{Audit, AuditError, Health};
+use jetway_store::disk::Disk;
 use jetway_token::{About, Token};
 
 /// Where decisions are recorded.
@@ -28,22 +30,35 @@ pub struct Trail {
     required: bool,
     activity: bool,
     limiter: Mutex<LineLimiter<Event>>,
+    disk: Arc<Disk>,
+    /// What [`keep_head`](Self::keep_head) has written.
+    kept: Mutex<Option<Head>>,
 }
 
 impl Trail {
-    /// Opens the file that is configured, if one is.
+    /// Opens the file that is configured, if one is. The store knows up to where it was on disk, `head`, and will be told.
     ///
     /// # Errors
     /// It cannot be written, or does not end with a record.
-    pub fn open(settings: &TrailSettings) -> Result<Self, AuditError> {
+    pub fn open(
+        settings: &TrailSettings,
+        disk: Arc<Disk>,
+        head: Option<&str>,
+    ) -> Result<Self, AuditError> {
         for event in Event::ALL {
             METRICS.expect_event(event.name());
         }
+        // What this program has not written says nothing.
+        let known = head.and_then(|head| head.parse().ok());
+        let files = settings.files.clone();
+        let audit = files.map(|files| Audit::open(files, known)).transpose()?;
         Ok(Self {
-            audit: settings.files.clone().map(Audit::open).transpose()?,
+            audit,
             required: settings.required,
             activity: settings.activity,
             limiter: Mutex::default(),
+            disk,
+            kept: Mutex::new(known),
         })
     }
 
@@ -129,6 +144,18 @@ impl Trail {
         self.audit.as_ref().map(Audit::health)
     }
 
+    /// Has the store know up to where the audit is on disk: what is taken from its end while nothing runs is missed at the next start.
+    pub fn keep_head(&self) {
+        let synced = self.health().and_then(|health| health.synced);
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(head) = synced
+            && *kept != synced
+        {
+            *kept = synced;
+            self.disk.put_audit_head_later(head.to_string());
+        }
+    }
+
     /// Records what was left out and has waited long enough to be told.
     pub fn tell_suppressed(&self) {
         let due = self.limiter().due(clock::now());
@@ -142,6 +169,7 @@ impl Trail {
         if let Some(audit) = &self.audit {
             audit.close();
         }
+        self.keep_head();
     }
 
     fn tell(&self, suppressed: Vec<Suppressed>) {

@@ -42,6 +42,7 @@ pub async fn run(gateway: Arc<Gateway>) {
         reload(&gateway);
         gateway.store_space.look();
         gateway.audit.tell_suppressed();
+        gateway.audit.keep_head();
         expire_associations(&gateway.peers);
         turns = turns.wrapping_add(1);
         let usages = &gateway.sessions.usages;

@@ -9,7 +9,7 @@
 //! A process that is killed may leave half a line. It is cut off when the file is opened again, and a record says so.
 
 use std::fs::{self, File};
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -92,6 +92,8 @@ pub struct Health {
     pub written: u64,
     /// Number and digest of the last line.
     pub head: String,
+    /// The same of the last line that is on disk, whatever happens to the machine.
+    pub synced: Option<Head>,
 }
 
 /// The audit of a process. Dropped, it writes what waits and ends the file in order.
@@ -142,14 +144,16 @@ impl Entry {
 pub struct NotWritten(pub String);
 
 impl Audit {
-    /// Opens the file, or makes it, and goes on behind its last line.
+    /// Opens the file, or makes it, and goes on behind its last line. `known` is the last line that was on disk when the gateway ran
+    /// before: where the files lack it, a record says so, and the chain goes on behind it, so that the gap shows.
     ///
     /// # Errors
     /// See [`AuditError`].
-    pub fn open(settings: AuditSettings) -> Result<Self, AuditError> {
-        let writer = Writer::open(settings)?;
+    pub fn open(settings: AuditSettings, known: Option<Head>) -> Result<Self, AuditError> {
+        let writer = Writer::open(settings, known)?;
         let shared = Arc::new(Shared::default());
         shared.health().head = writer.chain.head().to_string();
+        shared.health().synced = Some(writer.chain.head());
         let of_thread = Arc::clone(&shared);
         let thread = thread::Builder::new()
             .name("audit".to_owned())
@@ -271,7 +275,11 @@ impl Shared {
             self.write(&mut writer, &mut held);
             if ending {
                 if held.is_empty() && !writer.ended {
-                    self.note(writer.end());
+                    let ended = writer.end();
+                    if ended.is_ok() {
+                        self.health().synced = Some(writer.chain.head());
+                    }
+                    self.note(ended);
                 }
                 return;
             }
@@ -321,6 +329,9 @@ impl Shared {
             result = writer.sync_now_and_then(clock::now());
         }
         let failed = result.is_err();
+        if writer.dirty.is_none() {
+            self.health().synced = Some(writer.chain.head());
+        }
         // Whoever waits asks for it.
         self.note(result);
         if failed {
@@ -433,7 +444,7 @@ pub fn check(path: &Path) -> Result<(), AuditError> {
 }
 
 impl Writer {
-    fn open(settings: AuditSettings) -> Result<Self, AuditError> {
+    fn open(settings: AuditSettings, known: Option<Head>) -> Result<Self, AuditError> {
         let path = settings.path.clone();
         let named = || path.display().to_string();
         let failed = |error| AuditError::Io {
@@ -479,6 +490,19 @@ impl Writer {
                 }
             }
         };
+        let missing = match known {
+            Some(known) if !holds(&path, &known).map_err(failed)? => Some(known),
+            Some(_) | None => None,
+        };
+        let found = before;
+        // What is missing shows by the numbers, whoever verifies the rest.
+        let before = missing.map_or(before, |known| {
+            if known.sequence > before.sequence {
+                known
+            } else {
+                before
+            }
+        });
         let begins = tail.line.is_none();
         let first_line = first_line(&mut file).map_err(failed)?;
         let place: Option<Place> = first_line.and_then(|line| serde_json::from_slice(&line).ok());
@@ -498,6 +522,12 @@ impl Writer {
         };
         if begins {
             writer.begin(clock::since_epoch()).map_err(failed)?;
+        }
+        if let Some(known) = missing {
+            error!(%known, %found, "The audit's files lack a record that was there when the gateway ran last; going on behind it");
+            let detail = json!({ "known": known.to_string(), "found": found.to_string() });
+            let record = of_the_audit(Event::AuditRecovered, detail);
+            writer.append([&Entry::now(&record)]).map_err(failed)?;
         }
         if let Some(torn) = &tail.torn {
             let detail = json!({
@@ -640,6 +670,41 @@ impl Writer {
     }
 }
 
+/// Whether the audit has the line that `head` is behind.
+fn holds(path: &Path, head: &Head) -> io::Result<bool> {
+    if *head == Head::START {
+        return Ok(true);
+    }
+    for path in files(path)?.iter().rev() {
+        let mut file = File::open(path)?;
+        let first = first_line(&mut file)?;
+        let first: Option<Place> = first.and_then(|line| serde_json::from_slice(&line).ok());
+        if first.is_none_or(|first| first.sequence > head.sequence) {
+            continue;
+        }
+        file.rewind()?;
+        return holds_line(file, head);
+    }
+    Ok(false)
+}
+
+fn holds_line(file: File, head: &Head) -> io::Result<bool> {
+    let number = format!("\"sequence\":{},", head.sequence);
+    let mut lines = BufReader::new(file);
+    let mut line = Vec::new();
+    // What is longer than a line is none, and is read in pieces.
+    let most = u64::try_from(limits::AUDIT_LINE_BYTES + 1).unwrap_or(u64::MAX);
+    while (&mut lines).take(most).read_until(b'\n', &mut line)? > 0 {
+        let whole = line.strip_suffix(b"\n").unwrap_or(&line);
+        let mut parts = whole.windows(number.len());
+        if parts.any(|part| part == number.as_bytes()) && head_of(whole).as_ref() == Some(head) {
+            return Ok(true);
+        }
+        line.clear();
+    }
+    Ok(false)
+}
+
 /// Renames a file to a name that nothing has.
 fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     #[cfg(target_os = "linux")]
@@ -766,6 +831,63 @@ mod tests {
             .collect()
     }
 
+    #[test]
+    fn what_is_missing_since_the_last_run_is_noticed_and_shows() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.jsonl");
+        let settings = AuditSettings {
+            path: path.clone(),
+            rotate_bytes: 1 << 20,
+            rotate_after: Duration::from_secs(3600),
+        };
+        let run = |known| {
+            let audit = Audit::open(settings.clone(), known).unwrap();
+            for _ in 0..3 {
+                audit.record(&Record::new(Event::GatewayStarted));
+            }
+            audit.close();
+            audit.health().synced
+        };
+        let recovered = || {
+            fs::read_to_string(&path)
+                .unwrap()
+                .matches("audit.recovered")
+                .count()
+        };
+        let first = run(None);
+        let second = run(first);
+        assert_eq!(recovered(), 0);
+        // A process that was killed had written more than it had told.
+        let third = run(first);
+        assert_eq!(recovered(), 0);
+
+        // Lines are taken from the end, and others are written in their place.
+        let text = fs::read_to_string(&path).unwrap();
+        let cut: Vec<&str> = text.lines().take(6).collect();
+        fs::write(&path, cut.join("\n") + "\n").unwrap();
+        let fourth = run(third);
+        assert_eq!(recovered(), 1);
+        let last = third.unwrap().sequence;
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(&format!("\"known\":\"{last}:")), "{text}");
+        assert!(
+            text.contains(&format!("\"sequence\":{},", last + 1)),
+            "{text}"
+        );
+        assert!(second.unwrap().sequence < last && last < fourth.unwrap().sequence);
+
+        // All of it is gone.
+        fs::remove_file(&path).unwrap();
+        run(fourth);
+        assert_eq!(recovered(), 1);
+        let last = fourth.unwrap().sequence;
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(
+            text.contains(&format!("\"sequence\":{},", last + 1)),
+            "{text}"
+        );
+    }
+
     #[tokio::test]
     async fn a_chain_goes_on_through_restarts_and_files() {
         let folder = tempfile::tempdir().unwrap();
@@ -774,7 +896,7 @@ mod tests {
             ..settings(folder.path())
         };
         for start in 0..3 {
-            let audit = Audit::open(settings.clone()).unwrap();
+            let audit = Audit::open(settings.clone(), None).unwrap();
             for number in 0..20 {
                 audit
                     .record_durably(&record(start * 20 + number))
@@ -807,7 +929,7 @@ mod tests {
             rotate_after: Duration::ZERO,
             ..settings(folder.path())
         };
-        let audit = Audit::open(settings.clone()).unwrap();
+        let audit = Audit::open(settings.clone(), None).unwrap();
         audit.record_durably(&record(0)).await.unwrap();
         audit.record_durably(&record(1)).await.unwrap();
         audit.record_durably(&record(2)).await.unwrap();
@@ -820,7 +942,7 @@ mod tests {
     async fn half_a_line_is_cut_off_and_told_of() {
         let folder = tempfile::tempdir().unwrap();
         let settings = settings(folder.path());
-        Audit::open(settings.clone())
+        Audit::open(settings.clone(), None)
             .unwrap()
             .record_durably(&record(1))
             .await
@@ -828,7 +950,7 @@ mod tests {
         let whole = fs::read(&settings.path).unwrap();
         for cut in [1, 10, 200] {
             fs::write(&settings.path, &whole[..whole.len() - cut]).unwrap();
-            drop(Audit::open(settings.clone()).unwrap());
+            drop(Audit::open(settings.clone(), None).unwrap());
             let events = events(&settings.path);
             assert_eq!(
                 events[events.len() - 2..],
@@ -841,15 +963,15 @@ mod tests {
     fn what_somebody_has_changed_is_not_gone_on_with() {
         let folder = tempfile::tempdir().unwrap();
         let settings = settings(folder.path());
-        drop(Audit::open(settings.clone()).unwrap());
+        drop(Audit::open(settings.clone(), None).unwrap());
         let mut text = fs::read_to_string(&settings.path).unwrap();
         text.push_str("no record\n");
         fs::write(&settings.path, text).unwrap();
-        let error = Audit::open(settings.clone()).unwrap_err();
+        let error = Audit::open(settings.clone(), None).unwrap_err();
         assert!(matches!(error, AuditError::NotARecord { .. }), "{error}");
         fs::remove_file(&settings.path).unwrap();
-        let _first = Audit::open(settings.clone()).unwrap();
-        let error = Audit::open(settings).unwrap_err();
+        let _first = Audit::open(settings.clone(), None).unwrap();
+        let error = Audit::open(settings, None).unwrap_err();
         assert!(matches!(error, AuditError::InUse { .. }), "{error}");
     }
 
@@ -860,7 +982,7 @@ mod tests {
             rotate_bytes: 2000,
             ..settings(folder.path())
         };
-        let audit = Audit::open(settings.clone()).unwrap();
+        let audit = Audit::open(settings.clone(), None).unwrap();
         audit.record_durably(&record(0)).await.unwrap();
         // It is shown neither to go on nor to be whole where it was removed.
         fs::remove_file(&settings.path).unwrap();
@@ -911,20 +1033,20 @@ mod tests {
     fn what_is_no_audit_is_not_written_behind() {
         let folder = tempfile::tempdir().unwrap();
         let settings = settings(folder.path());
-        drop(Audit::open(settings.clone()).unwrap());
+        drop(Audit::open(settings.clone(), None).unwrap());
         let mut file = fs::OpenOptions::new()
             .append(true)
             .open(&settings.path)
             .unwrap();
         file.write_all(&vec![0; 100_000]).unwrap();
-        let error = Audit::open(settings).unwrap_err();
+        let error = Audit::open(settings, None).unwrap_err();
         assert!(matches!(error, AuditError::NotARecord { .. }), "{error}");
         let settings = AuditSettings {
             path: "/dev/full".into(),
             rotate_bytes: 1,
             rotate_after: Duration::ZERO,
         };
-        let error = Audit::open(settings).unwrap_err();
+        let error = Audit::open(settings, None).unwrap_err();
         assert!(matches!(error, AuditError::NotAFile { .. }), "{error}");
     }
 
@@ -932,7 +1054,7 @@ mod tests {
     async fn what_cannot_be_written_is_kept_counted_and_told_of() {
         let folder = tempfile::tempdir().unwrap();
         let settings = settings(folder.path());
-        let audit = Audit::open(settings.clone()).unwrap();
+        let audit = Audit::open(settings.clone(), None).unwrap();
         audit.record_durably(&record(0)).await.unwrap();
         // A disk that is full, as far as this process goes.
         let limit = rustix::process::Resource::Fsize;

@@ -40,6 +40,12 @@ const GUESSES: TableDefinition<'_, &str, (u32, u64)> = TableDefinition::new("gue
 /// Agent's name to what is known of it, as JSON.
 const AGENTS: TableDefinition<'_, &str, &str> = TableDefinition::new("agents-v1");
 
+/// One row, [`HEAD`]: the last line of the audit that was on disk, as `SEQUENCE:DIGEST`.
+const AUDIT: TableDefinition<'_, &str, &str> = TableDefinition::new("audit-v1");
+
+/// The row of [`AUDIT`].
+const HEAD: &str = "head";
+
 /// Id of a revocation that an operator has made to what is known of it, as JSON.
 const REVOCATIONS: TableDefinition<'_, &str, &str> = TableDefinition::new("revocations-v1");
 
@@ -133,6 +139,8 @@ pub struct Contents {
     pub agents: Vec<(String, String)>,
     /// Revocations: id, and what [`revoked`](crate::revoked) wrote.
     pub revocations: Vec<(String, String)>,
+    /// The last line of the audit that was on disk, as `SEQUENCE:DIGEST`.
+    pub audit_head: Option<String>,
 }
 
 /// The file failed.
@@ -226,6 +234,8 @@ enum Command {
         record: Option<String>,
         done: Done,
     },
+    /// Writes where the audit is.
+    AuditHead(String),
     /// Writes a revocation, or removes it.
     Revocation {
         id: String,
@@ -345,6 +355,11 @@ impl Disk {
     pub async fn put_agent(&self, name: String, record: Option<String>) -> Result<(), DiskError> {
         self.write(|done| Command::Agent { name, record, done })
             .await
+    }
+
+    /// Writes which line of the audit is on disk, when there is time.
+    pub fn put_audit_head_later(&self, head: String) {
+        self.send(Command::AuditHead(head));
     }
 
     /// Writes a revocation, or removes it; returns when that is on disk.
@@ -650,6 +665,8 @@ fn read_all(database: &Database) -> Result<Contents, redb::Error> {
         let (id, record) = row?;
         revocations.push((id.value().to_owned(), record.value().to_owned()));
     }
+    let audit_head = transaction.open_table(AUDIT)?.get(HEAD)?;
+    let audit_head = audit_head.map(|head| head.value().to_owned());
     let forgotten = transaction.open_table(FORGOTTEN)?.get(UNTIL)?;
     let usage = Records {
         tokens,
@@ -663,6 +680,7 @@ fn read_all(database: &Database) -> Result<Contents, redb::Error> {
         tickets,
         agents,
         revocations,
+        audit_head,
     })
 }
 
@@ -719,6 +737,7 @@ fn write_batch(database: &Database, batch: &[Command]) -> Result<(), redb::Error
         let mut agents = transaction.open_table(AGENTS)?;
         let mut revocations = transaction.open_table(REVOCATIONS)?;
         let mut forgotten = transaction.open_table(FORGOTTEN)?;
+        let mut audit = transaction.open_table(AUDIT)?;
         for command in batch {
             match command {
                 Command::Put { token, record, .. } => {
@@ -788,6 +807,9 @@ fn write_batch(database: &Database, batch: &[Command]) -> Result<(), redb::Error
                         Some(record) => agents.insert(name.as_str(), record.as_str())?,
                         None => agents.remove(name.as_str())?,
                     };
+                }
+                Command::AuditHead(head) => {
+                    audit.insert(HEAD, head.as_str())?;
                 }
                 Command::Revocation { id, record, .. } => {
                     match record {

@@ -320,3 +320,41 @@ fn an_audit_is_whole_after_a_kill() {
     assert_eq!(text.matches("gateway.stopped").count(), 1);
     assert_eq!(files(&path).unwrap().len(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_taken_from_the_audit_while_the_gateway_is_stopped_is_missed() {
+    let mut lab = lab("");
+    lab.restart().await;
+    lab.stop().await;
+    let path = lab.folder.path().join("jetway-audit.jsonl");
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(!text.contains(Event::AuditRecovered.name()), "{text}");
+    let last = text.lines().count();
+    for rest in [last - 2, 0] {
+        // Its last lines, and then all of it.
+        let kept: String = text.split_inclusive('\n').take(rest).collect();
+        if rest == 0 {
+            fs::remove_file(&path).unwrap();
+        } else {
+            fs::write(&path, kept).unwrap();
+        }
+        lab.start_again();
+        lab.stop().await;
+        let found = fs::read_to_string(&path).unwrap();
+        let missed = found
+            .lines()
+            .find(|line| line.contains(Event::AuditRecovered.name()));
+        let missed: Value = serde_json::from_str(missed.unwrap()).unwrap();
+        let known = missed["detail"]["known"].as_str().unwrap();
+        let known: u64 = known.split(':').next().unwrap().parse().unwrap();
+        assert!(usize::try_from(known).unwrap() >= last, "{missed}");
+        // Nobody can make it look whole: the numbers go on behind what is missing.
+        let next = missed["sequence"].as_u64().unwrap();
+        assert!(next > known, "{missed}");
+        let verified = Command::new(JETWAY)
+            .args(["audit", "verify"])
+            .arg(&path)
+            .output();
+        assert!(!verified.unwrap().status.success());
+    }
+}

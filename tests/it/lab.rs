@@ -130,6 +130,11 @@ impl Lab {
     /// Stops the gateway and starts it again on the same files, as a new process would.
     pub(crate) async fn restart(&mut self) {
         self.stop().await;
+        self.start_again();
+    }
+
+    /// The second half of [`restart`](Self::restart).
+    pub(crate) fn start_again(&mut self) {
         self.running = Some(Running::start(self.config()).unwrap());
     }
 

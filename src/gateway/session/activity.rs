@@ -100,22 +100,29 @@ mod tests {
     use jetway_rdp::budget::Budget;
     use jetway_stage::inspector::Inspector;
     use jetway_store::audit::AuditSettings;
+    use jetway_store::disk::Disk;
 
     /// Seen as 84 MB of log each second.
     #[test]
     fn a_target_that_floods_the_audit_is_cut_and_hides_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("audit.jsonl");
+        let store = folder.path().join("jetway.redb");
+        let (disk, _) = Disk::open(&store, jetway_base::time::UnixTime(0)).unwrap();
         let trail = Arc::new(
-            Trail::open(&TrailSettings {
-                files: Some(AuditSettings {
-                    path: path.clone(),
-                    rotate_bytes: u64::MAX,
-                    rotate_after: Duration::MAX,
-                }),
-                required: false,
-                activity: true,
-            })
+            Trail::open(
+                &TrailSettings {
+                    files: Some(AuditSettings {
+                        path: path.clone(),
+                        rotate_bytes: u64::MAX,
+                        rotate_after: Duration::MAX,
+                    }),
+                    required: false,
+                    activity: true,
+                },
+                Arc::new(disk),
+                None,
+            )
             .unwrap(),
         );
         let session = Record::new(Event::SessionActivity);
