@@ -174,6 +174,10 @@
 //! - **A time limit is that of all sessions of a token** ([`store::usage`]): else to reconnect would begin it anew. In a rendezvous it is
 //!   that of all sessions in which the token of the acceptor took part as well, whoever has connected.
 //! - **A token that was forgotten is refused as long as a clock that was set back makes it valid again** ([`store::usage`]).
+//! - **What is counted is one state of the process** ([`metrics`]), as its log is: it happens in ten layers, and no layer's work depends on
+//!   it. Labels are names from the code: nobody outside makes more of them, and none tells of a user, a target or a token.
+//! - **A gateway that is not ready tries its store again by itself** ([`gateway::upkeep`]): balancers send it nobody who would.
+//! - **The chain of the audit goes on behind what is missing** ([`store::audit`]): begun anew, a gap would look like a first day.
 //! - **Bulk is spliced, small talk is copied**: see [`relay`] for the figures behind that.
 //! - **The reader of an inspected session sleeps through the middle of a large message** ([`io::low_water`]): its receiver can use nothing
 //!   of it before its end, and to wake for every part was a fifth of all CPU.
