@@ -257,7 +257,7 @@ async fn receive(
     shared: &Shared,
 ) -> anyhow::Result<()> {
     for frame in &early_input {
-        if hear(frame, shared)? == Next::Leave {
+        if on_frame(frame, shared)? == Next::Leave {
             return Ok(());
         }
     }
@@ -268,13 +268,13 @@ async fn receive(
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(()),
             Err(error) => return Err(error).context("read from the client"),
         };
-        if hear(&frame, shared)? == Next::Leave {
+        if on_frame(&frame, shared)? == Next::Leave {
             return Ok(());
         }
     }
 }
 
-fn hear(frame: &[u8], shared: &Shared) -> anyhow::Result<Next> {
+fn on_frame(frame: &[u8], shared: &Shared) -> anyhow::Result<Next> {
     if !is_fast_path(frame) {
         return x224(frame, shared);
     }
@@ -742,7 +742,7 @@ mod tests {
                 && found.length <= frame.len()
             {
                 frame.truncate(found.length);
-                drop(hear(&frame, &shared));
+                drop(on_frame(&frame, &shared));
             }
         }
     }

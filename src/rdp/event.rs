@@ -397,8 +397,8 @@ pub trait Sink {
     /// Whether bulk compression must stay off, so that messages can be replaced and withheld.
     fn decides(&self) -> bool;
 
-    /// From now on, events happen at this time, counted from the start of the session. Who measures needs it.
-    fn at(&mut self, now: Duration) {
+    /// The time at which the events that follow happen, counted from the start of the session. Stages that measure need it.
+    fn set_now(&mut self, now: Duration) {
         let _ = now;
     }
 

@@ -477,7 +477,7 @@ where
         progress: &mut bool,
     ) -> Result<(), SessionError> {
         while let Poll::Ready(message) = sink.poll_answer(cx) {
-            sink.at(self.started.elapsed());
+            sink.set_now(self.started.elapsed());
             let (onward, back) = match message.direction {
                 Direction::ToTarget => (&mut self.to_target, &mut self.to_client),
                 Direction::ToClient => (&mut self.to_client, &mut self.to_target),
@@ -682,7 +682,7 @@ where
     }
     lane.fresh = false;
     *progress = true;
-    inspect.sink.at(inspect.started.elapsed());
+    inspect.sink.set_now(inspect.started.elapsed());
     // The outbox is empty here, so that a run of untouched frames is handed over without a copy.
     let mut answers = Vec::new();
     let fed = inspect.tracker.feed(

@@ -57,7 +57,7 @@ struct Waiting(VecDeque<(u32, Duration)>);
 
 impl Graphics {
     /// From now on it is this time, counted from the start of the session.
-    pub(super) fn at(&mut self, now: Duration) {
+    pub(super) fn set_now(&mut self, now: Duration) {
         self.now = now;
     }
 
@@ -213,12 +213,12 @@ mod tests {
     fn answers_are_timed_by_number() {
         let (mut graphics, mut statistics) = (Graphics::default(), GraphicsStatistics::default());
         let ms = Duration::from_millis;
-        graphics.at(ms(10));
+        graphics.set_now(ms(10));
         graphics.pipeline(GraphicsEvent::FrameEnded { frame: 1 }, &mut statistics);
-        graphics.at(ms(20));
+        graphics.set_now(ms(20));
         // A frame marker.
         graphics.surface(&[4, 0, 1, 0, 2, 0, 0, 0], &mut statistics);
-        graphics.at(ms(50));
+        graphics.set_now(ms(50));
         graphics.acknowledged(2, &mut statistics);
         graphics.acknowledged(1, &mut statistics);
         graphics.acknowledged(9, &mut statistics);
@@ -231,9 +231,9 @@ mod tests {
 
         for (sent, answered) in [(100, 105), (200, 202), (300, 304)] {
             let request = [6, 0, 7, 0, 1, 0];
-            graphics.at(ms(sent));
+            graphics.set_now(ms(sent));
             graphics.message(Direction::ToClient, 0x1000, &request, &mut statistics);
-            graphics.at(ms(answered));
+            graphics.set_now(ms(answered));
             let response = [6, 1, 7, 0, 0, 0];
             graphics.message(Direction::ToTarget, 0x2000, &response, &mut statistics);
             // Nobody asked again.

@@ -1297,8 +1297,8 @@ impl Stage for Inspector {
         }
     }
 
-    fn at(&mut self, now: Duration) {
-        self.pictures.at(now);
+    fn set_now(&mut self, now: Duration) {
+        self.pictures.set_now(now);
     }
 
     fn awaited(&self, direction: Direction) -> usize {

@@ -94,8 +94,8 @@ pub trait Stage: Send + fmt::Debug {
         false
     }
 
-    /// From now on, events happen at this time, counted from the start of the session.
-    fn at(&mut self, now: Duration) {
+    /// The time at which the events that follow happen, counted from the start of the session.
+    fn set_now(&mut self, now: Duration) {
         let _ = now;
     }
 

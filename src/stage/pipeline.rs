@@ -119,9 +119,9 @@ impl Sink for Pipeline {
         self.stages.iter().any(|stage| stage.decides())
     }
 
-    fn at(&mut self, now: Duration) {
+    fn set_now(&mut self, now: Duration) {
         for stage in &mut self.stages {
-            stage.at(now);
+            stage.set_now(now);
         }
     }
 

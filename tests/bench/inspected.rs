@@ -156,8 +156,8 @@ fn pointer(path: &Path, count: usize) -> anyhow::Result<RoundTripFigures> {
     }
     times.sort_unstable();
     Ok(RoundTripFigures {
-        p50: at(&times, 50)?,
-        p99: at(&times, 99)?,
+        p50: percentile(&times, 50)?,
+        p99: percentile(&times, 99)?,
         stalls: 0,
     })
 }
@@ -178,8 +178,8 @@ fn set_up(path: &Path, count: usize) -> anyhow::Result<SetUpFigures> {
     let used = Usage::now(path)?.since(&before);
     times.sort_unstable();
     Ok(SetUpFigures {
-        p50: at(&times, 50)?,
-        p99: at(&times, 99)?,
+        p50: percentile(&times, 50)?,
+        p99: percentile(&times, 99)?,
         cpu: used.process / u32::try_from(count)?,
     })
 }
@@ -211,7 +211,7 @@ fn idle(path: &Path, sessions: usize) -> anyhow::Result<IdleFigures> {
     })
 }
 
-fn at(sorted: &[Duration], share: usize) -> anyhow::Result<Duration> {
+fn percentile(sorted: &[Duration], share: usize) -> anyhow::Result<Duration> {
     let time = sorted.get(sorted.len() * share / 100).copied();
     time.context("nothing was measured")
 }

@@ -119,7 +119,7 @@ fn hold(plan: &Plan, transport: Transport) -> anyhow::Result<Figures> {
     let created = resident()?;
     let mut waiting = Vec::with_capacity(plan.waiting);
     for (association, candidate, token) in made {
-        let place = at(Operation::Accept, association, candidate);
+        let place = jet_path(Operation::Accept, association, candidate);
         waiting.push(Waiting {
             end: join(&path, transport, place, &token)?,
             association,
@@ -179,7 +179,7 @@ fn hold(plan: &Plan, transport: Transport) -> anyhow::Result<Figures> {
     })
 }
 
-fn at(operation: Operation, association: Uuid, candidate: Uuid) -> JetPath {
+fn jet_path(operation: Operation, association: Uuid, candidate: Uuid) -> JetPath {
     JetPath {
         operation,
         association,
@@ -191,7 +191,7 @@ fn at(operation: Operation, association: Uuid, candidate: Uuid) -> JetPath {
 fn wait(path: &Path, rest: &mut Rest, transport: Transport) -> anyhow::Result<Waiting> {
     let (association, token) = rest.association(path)?;
     let candidate = rest.candidate(association, &token, transport)?;
-    let place = at(Operation::Accept, association, candidate);
+    let place = jet_path(Operation::Accept, association, candidate);
     Ok(Waiting {
         end: join(path, transport, place, &token)?,
         association,
@@ -213,7 +213,7 @@ fn meet(
         candidate,
         token,
     } = waiting;
-    let place = at(Operation::Connect, association, candidate);
+    let place = jet_path(Operation::Connect, association, candidate);
     let mut connector = join(path, transport, place, &token)?;
     let (forth, back) = (pattern(number, 16), pattern(!number, 16));
     connector.send(&connector.block(&forth, usize::MAX))?;
@@ -237,7 +237,7 @@ fn connects(path: &Path, transport: Transport) -> anyhow::Result<Duration> {
     let mut times = Vec::with_capacity(CONNECTS);
     for _ in 0..CONNECTS {
         let waiting = wait(path, &mut rest, transport)?;
-        let place = at(Operation::Connect, waiting.association, waiting.candidate);
+        let place = jet_path(Operation::Connect, waiting.association, waiting.candidate);
         let start = clock::now();
         let connector = join(path, transport, place, &waiting.token)?;
         times.push(start.elapsed());
@@ -323,7 +323,7 @@ fn expire(plan: &Plan) -> anyhow::Result<Expiry> {
     for _ in 0..plan.waiting {
         let (association, token) = rest.association(&path)?;
         let candidate = rest.candidate(association, &token, Transport::Tcp)?;
-        let request = packet_request(at(Operation::Accept, association, candidate), &token)?;
+        let request = packet_request(jet_path(Operation::Accept, association, candidate), &token)?;
         made.push(request);
     }
     // All of them accept within a moment, so that they expire within one.

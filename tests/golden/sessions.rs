@@ -304,7 +304,7 @@ fn the_codecs_of_a_session_are_counted_and_frames_are_timed() {
         let mut tracker = Tracker::new(settings(false));
         let (mut onward, mut back) = (Vec::new(), Vec::new());
         for (number, (direction, mut pdu)) in read(name).into_iter().enumerate() {
-            stages.at(Duration::from_millis(number.try_into().unwrap()));
+            stages.set_now(Duration::from_millis(number.try_into().unwrap()));
             tracker
                 .feed(direction, &mut pdu, &mut stages, &mut onward, &mut back)
                 .unwrap();

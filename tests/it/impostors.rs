@@ -84,7 +84,7 @@ async fn error_of(child: Child) -> String {
 }
 
 /// The next JSON that comes over a channel.
-async fn told<S>(channel: &mut WebSocketStream<S>) -> Value
+async fn read_json<S>(channel: &mut WebSocketStream<S>) -> Value
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
@@ -114,7 +114,7 @@ async fn a_taken_over_agent_leads_nobody_to_a_relay_of_its_own() {
         let token = site.token(&target, json!({ "jet_ap": "ssh" }));
         std::fs::write(&file, &token).unwrap();
         let child = connect(&site.gateway(), &file, further);
-        let offer = told(&mut channel).await;
+        let offer = read_json(&mut channel).await;
         assert_eq!(offer["type"], "offer");
         // One of them under the id of a candidate that there is.
         let known = offer["candidates"][0]["id"].as_str();
@@ -180,7 +180,7 @@ async fn an_agent_dials_its_gateways_host_and_its_own_targets_and_nobody_else() 
         json!({ "type": "challenge", "gateway": name, "nonce": "n" }),
     )
     .await;
-    assert_eq!(told(&mut channel).await["type"], "proof");
+    assert_eq!(read_json(&mut channel).await["type"], "proof");
     say(&mut channel, json!({ "type": "welcome" })).await;
     for (target, candidates, reason) in [
         (target, attacker.candidates(None), "candidates"),
@@ -196,7 +196,7 @@ async fn an_agent_dials_its_gateways_host_and_its_own_targets_and_nobody_else() 
         )
         .await;
         let declined = json!({ "type": "declined", "id": id, "reason": reason });
-        assert_eq!(told(&mut channel).await, declined);
+        assert_eq!(read_json(&mut channel).await, declined);
     }
     attacker.saw_nobody().await;
     third.saw_nobody().await;

@@ -64,7 +64,7 @@ fn stripped() -> Vec<u8> {
     request.encode().unwrap()
 }
 
-async fn heard(target: &mut TcpStream, count: usize) -> Vec<u8> {
+async fn read_exactly(target: &mut TcpStream, count: usize) -> Vec<u8> {
     let mut bytes = vec![0; count];
     within(target.read_exact(&mut bytes)).await.unwrap();
     bytes
@@ -100,13 +100,16 @@ async fn a_late_connection_request_opens_a_session_of_rdp_and_its_ticket_stays_h
             } else {
                 client.send(&asks).await;
             }
-            let seen = heard(&mut target, stripped().len()).await;
+            let seen = read_exactly(&mut target, stripped().len()).await;
             assert_eq!(seen, stripped(), "{way}");
             target.write_all(&SELECTED_TLS.encode()).await.unwrap();
             let confirm = client.receive(SELECTED_TLS.encode().len()).await;
             assert_eq!(confirm, SELECTED_TLS.encode());
             client.send(CLIENT_HELLO).await;
-            assert_eq!(heard(&mut target, CLIENT_HELLO.len()).await, CLIENT_HELLO);
+            assert_eq!(
+                read_exactly(&mut target, CLIENT_HELLO.len()).await,
+                CLIENT_HELLO
+            );
             // RDP has no half-close; other protocols had ten minutes.
             client.finish().await;
             sessions += 1;
@@ -131,7 +134,10 @@ async fn tls_at_once_and_late_is_taken_for_rdp_where_nothing_is_announced() {
     let token = waiting.token(&json!("none"));
     let (mut client, mut target) = waiting.connected("pcb", &token).await;
     client.send(CLIENT_HELLO).await;
-    assert_eq!(heard(&mut target, CLIENT_HELLO.len()).await, CLIENT_HELLO);
+    assert_eq!(
+        read_exactly(&mut target, CLIENT_HELLO.len()).await,
+        CLIENT_HELLO
+    );
     client.finish().await;
     assert_eq!(
         logged("Session closed").await["reason"],
@@ -168,7 +174,7 @@ async fn a_late_connection_request_is_refused_for_what_it_is_refused_for_at_once
         let (mut client, mut target) = waiting.connected("pcb", &token).await;
         client.send(&asks).await;
         if let Some(answer) = answer {
-            assert_eq!(heard(&mut target, asks.len()).await, asks);
+            assert_eq!(read_exactly(&mut target, asks.len()).await, asks);
             target.write_all(answer).await.unwrap();
         }
         assert_eq!(all_heard(&mut target).await, b"", "{rule}");
@@ -203,9 +209,9 @@ async fn what_only_might_have_been_rdp_reaches_its_server_which_was_heard_at_onc
         target.write_all(b"220 ready\r\n").await.unwrap();
         assert_eq!(client.receive(11).await, b"220 ready\r\n");
         client.send(words).await;
-        assert_eq!(heard(&mut target, words.len()).await, words);
+        assert_eq!(read_exactly(&mut target, words.len()).await, words);
         client.send(b"more").await;
-        assert_eq!(heard(&mut target, 4).await, b"more");
+        assert_eq!(read_exactly(&mut target, 4).await, b"more");
         target.write_all(b"221 bye\r\n").await.unwrap();
         assert_eq!(client.receive(9).await, b"221 bye\r\n");
     };
@@ -245,7 +251,7 @@ async fn a_ticket_stays_here_whoever_speaks_first_and_whatever_comes_before_it()
             (Peer::Stream(Box::new(stream)), target)
         };
         let expected = [before, stripped()].concat();
-        assert_eq!(heard(&mut target, expected.len()).await, expected);
+        assert_eq!(read_exactly(&mut target, expected.len()).await, expected);
     }
 }
 
@@ -296,8 +302,11 @@ async fn a_ticket_stays_here_behind_a_preconnection_pdu_that_looks_like_tls() {
     let all = [own, foreign.clone(), asks].concat();
     client.write_all(&all).await.unwrap();
     let (mut target, _) = within(waiting.listener.accept()).await.unwrap();
-    assert_eq!(heard(&mut target, 790).await, foreign);
-    assert_eq!(heard(&mut target, stripped().len()).await, stripped());
+    assert_eq!(read_exactly(&mut target, 790).await, foreign);
+    assert_eq!(
+        read_exactly(&mut target, stripped().len()).await,
+        stripped()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -311,7 +320,7 @@ async fn a_late_preconnection_pdu_with_the_token_of_the_session_stays_here() {
         .await;
     client.send(&request(None).encode().unwrap()).await;
     let expected = request(None).encode().unwrap();
-    assert_eq!(heard(&mut target, expected.len()).await, expected);
+    assert_eq!(read_exactly(&mut target, expected.len()).await, expected);
     // Of another one neither.
     let other = waiting.token(&json!("none"));
     let token = waiting.token(&json!("none"));
@@ -368,7 +377,7 @@ async fn a_client_that_leaves_while_its_target_is_asked_leaves_session_and_token
                 (Peer::Stream(Box::new(stream)), target)
             };
             // It is asked, and does not answer.
-            assert_eq!(heard(&mut target, asks.len()).await, asks);
+            assert_eq!(read_exactly(&mut target, asks.len()).await, asks);
             drop(client);
             assert_eq!(all_heard(&mut target).await, b"");
             let refused = logged("Session refused").await;

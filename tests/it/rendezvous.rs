@@ -209,14 +209,14 @@ impl Peer {
                 arrived.drain(..count).collect()
             }
             Self::WebSocket { .. } => {
-                assert!(self.more().await, "the peer has closed");
+                assert!(self.read_message().await, "the peer has closed");
                 Box::pin(self.receive(count)).await
             }
         }
     }
 
     /// Waits for another message; false at the end.
-    async fn more(&mut self) -> bool {
+    async fn read_message(&mut self) -> bool {
         let Self::WebSocket {
             socket,
             arrived,
@@ -241,7 +241,7 @@ impl Peer {
 
     /// Waits for the end of a WebSocket, and its code.
     pub(crate) async fn closed(&mut self) -> Option<CloseCode> {
-        while self.more().await {}
+        while self.read_message().await {}
         match self {
             Self::Stream(_) => panic!("a WebSocket"),
             Self::WebSocket { closed, .. } => *closed,
@@ -274,7 +274,7 @@ impl Peer {
                 return;
             };
             socket.send(Message::Ping("?".into())).await.unwrap();
-            assert!(self.more().await, "the peer has closed");
+            assert!(self.read_message().await, "the peer has closed");
         }
     }
 
@@ -288,7 +288,7 @@ impl Peer {
                 bytes
             }
             Self::WebSocket { .. } => {
-                while self.more().await {}
+                while self.read_message().await {}
                 let Self::WebSocket { arrived, .. } = self else {
                     panic!("it was one");
                 };
@@ -396,7 +396,7 @@ async fn the_end_of_a_stream_is_a_normal_close_of_a_websocket() {
     assert_eq!(accepted.receive(5).await, b"hello");
     accepted.send(b"bye").await;
     accepted.finish().await;
-    while connected.more().await {}
+    while connected.read_message().await {}
     let Peer::WebSocket {
         closed, arrived, ..
     } = connected
@@ -424,7 +424,7 @@ async fn a_websocket_that_sends_text_or_too_much_is_told_why_it_is_closed() {
         };
         // The gateway may close while it is still being sent.
         let _sent = socket.send(message).await;
-        while connected.more().await {}
+        while connected.read_message().await {}
         let Peer::WebSocket { closed, .. } = connected else {
             panic!("a WebSocket");
         };
@@ -742,7 +742,7 @@ async fn unknown_ids_are_not_found_and_known_ones_test_well() {
     assert_eq!(place.states(association).await, ["gathered"; 4]);
     let test = path(Operation::Test, association, of(&candidates, "ws"));
     let mut tested = place.peer("ws", test, None).await.ok().unwrap();
-    while tested.more().await {}
+    while tested.read_message().await {}
     let Peer::WebSocket { closed, .. } = tested else {
         panic!("a WebSocket");
     };

@@ -99,7 +99,7 @@ impl Site {
     }
 
     /// A client that has nothing but a ticket, and what it hears.
-    async fn show(&self, ticket: &str) -> (TcpStream, ConnectionConfirm) {
+    async fn open_with_ticket(&self, ticket: &str) -> (TcpStream, ConnectionConfirm) {
         let mut client = TcpStream::connect(self.address).await.unwrap();
         let bytes = request(Some(ticket)).encode().unwrap();
         client.write_all(&bytes).await.unwrap();
@@ -108,7 +108,7 @@ impl Site {
     }
 
     /// Waits until the log gives this reason.
-    fn told(&self, reason: &str) {
+    fn wait_for_log(&self, reason: &str) {
         wait_until(|| log(self.folder.path()).contains(reason));
     }
 }
@@ -121,31 +121,31 @@ async fn tickets_outlive_the_process_however_it_ends() {
         let waiting = site.ticket(&site.token(json!({}))).await;
         let returning = site.ticket(&site.token(json!({ "jet_reuse": 60 }))).await;
         let spent = site.ticket(&site.token(json!({ "jet_reuse": 0 }))).await;
-        let (first, confirm) = site.show(&returning).await;
+        let (first, confirm) = site.open_with_ticket(&returning).await;
         assert_eq!(confirm, SELECTED_TLS);
-        let (second, confirm) = site.show(&spent).await;
+        let (second, confirm) = site.open_with_ticket(&spent).await;
         assert_eq!(confirm, SELECTED_TLS);
         served.signal(signal);
         served.0.wait().unwrap();
         drop((first, second));
 
         let served = site.start();
-        let (_live, confirm) = site.show(&waiting).await;
+        let (_live, confirm) = site.open_with_ticket(&waiting).await;
         assert_eq!(
             confirm,
             SELECTED_TLS,
             "{signal:?}: {}",
             log(site.folder.path())
         );
-        let (_live, confirm) = site.show(&returning).await;
+        let (_live, confirm) = site.open_with_ticket(&returning).await;
         assert_eq!(
             confirm,
             SELECTED_TLS,
             "{signal:?}: {}",
             log(site.folder.path())
         );
-        assert_eq!(site.show(&spent).await.1, REFUSED, "{signal:?}");
-        site.told("the token was used already");
+        assert_eq!(site.open_with_ticket(&spent).await.1, REFUSED, "{signal:?}");
+        site.wait_for_log("the token was used already");
         drop(served);
     }
 }
@@ -162,7 +162,7 @@ async fn what_is_ended_for_good_stays_so_though_the_process_is_killed_as_soon_as
         for _ in 0..2 {
             let mut served = site.start();
             let ticket = site.ticket(&site.token(json!({ "jet_reuse": 60 }))).await;
-            let (mut client, confirm) = site.show(&ticket).await;
+            let (mut client, confirm) = site.open_with_ticket(&ticket).await;
             assert_eq!(confirm, SELECTED_TLS);
             client.write_all(CLIENT_HELLO).await.unwrap();
             // An operator does not wait for the answer here.
@@ -177,8 +177,8 @@ async fn what_is_ended_for_good_stays_so_though_the_process_is_killed_as_soon_as
             served.0.wait().unwrap();
             drop(asked);
             let served = site.start();
-            assert_eq!(site.show(&ticket).await.1, REFUSED, "{limit}");
-            site.told("the token was used already");
+            assert_eq!(site.open_with_ticket(&ticket).await.1, REFUSED, "{limit}");
+            site.wait_for_log("the token was used already");
             drop(served);
         }
     }
@@ -193,7 +193,7 @@ async fn a_revocation_holds_for_tickets_that_outlive_a_restart() {
     let revoked = site.folder.path().join("revoked.json");
     fs::write(revoked, json!({ "jti": ["lost"] }).to_string()).unwrap();
     let _served = site.start();
-    assert_eq!(site.show(&ticket).await.1, REFUSED);
-    site.told("the token was revoked by its jti");
+    assert_eq!(site.open_with_ticket(&ticket).await.1, REFUSED);
+    site.wait_for_log("the token was revoked by its jti");
     assert_eq!(site.target.connections(), 0);
 }

@@ -129,7 +129,7 @@ fn websockets_is_told_why_it_is_closed() -> Result<()> {
             (json!({ "do": "send_nonsense" }), 1002, "an unknown opcode"),
         ] {
             let rendezvous = Rendezvous::create(gateway)?;
-            let mut tcp = together(&mut peer, &rendezvous)?;
+            let mut tcp = pair(&mut peer, &rendezvous)?;
             // It may be told, and closed, while it still sends.
             let _sent = peer.ask(&order);
             peer.expect_close(code, reason)
@@ -140,10 +140,10 @@ fn websockets_is_told_why_it_is_closed() -> Result<()> {
             ensure!(before.len() <= WEBSOCKET_MESSAGE_BYTES, "{order}");
         }
         let rendezvous = Rendezvous::create(gateway)?;
-        together(&mut peer, &rendezvous)?.reset()?;
+        pair(&mut peer, &rendezvous)?.reset()?;
         peer.expect_close(1011, "the other side broke off")?;
         let rendezvous = Rendezvous::create(gateway)?;
-        let _tcp = together(&mut peer, &rendezvous)?;
+        let _tcp = pair(&mut peer, &rendezvous)?;
         rendezvous.delete()?;
         peer.expect_close(1001, "ended by the gateway")
     })
@@ -384,7 +384,7 @@ fn granted(client: &mut Piped) -> Result<()> {
 }
 
 /// A connector by websockets and an acceptor over TCP, both having spoken.
-fn together(peer: &mut WebSockets, rendezvous: &Rendezvous<'_>) -> Result<TcpPeer> {
+fn pair(peer: &mut WebSockets, rendezvous: &Rendezvous<'_>) -> Result<TcpPeer> {
     let mut tcp = rendezvous.peer(Operation::Accept, "ws")?;
     let url = rendezvous.url(Operation::Connect, "ws")?;
     peer.open(&url, rendezvous.token())?;

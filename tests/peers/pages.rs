@@ -178,9 +178,9 @@ fn a_page_is_told_why_its_session_ended() -> Result<()> {
             ),
         ] {
             let rendezvous = Rendezvous::create(&gateway)?;
-            let mut tcp = together(&mut browser, tab, &rendezvous)?;
+            let mut tcp = pair(&mut browser, tab, &rendezvous)?;
             browser.call(tab, function, json!([tab, with]))?;
-            told(&mut browser, tab, code, reason)?;
+            expect_close(&mut browser, tab, code, reason)?;
             // Chromium sends long messages in fragments, and those that came before are passed on.
             let mut before = Vec::new();
             tcp.stream.read_to_end(&mut before)?;
@@ -191,33 +191,33 @@ fn a_page_is_told_why_its_session_ended() -> Result<()> {
         let url = rendezvous.url(Operation::Accept, "wss")?;
         browser.open("alone", &url, &offered(rendezvous.token()))?;
         browser.call("alone", "sendText", json!(["alone", "hello"]))?;
-        told(&mut browser, "alone", 1003, "binary messages only")?;
+        expect_close(&mut browser, "alone", 1003, "binary messages only")?;
         // What is not granted after all: the token says that SSH is spoken.
         let rendezvous = Rendezvous::create_for(&gateway, &["--jet-ap", "ssh"])?;
         let _tcp = rendezvous.peer(Operation::Accept, "wss")?;
         let url = rendezvous.url(Operation::Connect, "wss")?;
         browser.open("not-ssh", &url, &offered(rendezvous.token()))?;
         browser.send("not-ssh", "GET / HTTP/1.1")?;
-        told(&mut browser, "not-ssh", 1008, "not granted")?;
+        expect_close(&mut browser, "not-ssh", 1008, "not granted")?;
         // A peer that breaks off, as one that crashes.
         let rendezvous = Rendezvous::create(&gateway)?;
-        together(&mut browser, "broken", &rendezvous)?.reset()?;
-        told(&mut browser, "broken", 1011, "the other side broke off")?;
+        pair(&mut browser, "broken", &rendezvous)?.reset()?;
+        expect_close(&mut browser, "broken", 1011, "the other side broke off")?;
         // An operator ends the session.
         let rendezvous = Rendezvous::create(&gateway)?;
-        let _tcp = together(&mut browser, "ended", &rendezvous)?;
+        let _tcp = pair(&mut browser, "ended", &rendezvous)?;
         rendezvous.delete()?;
-        told(&mut browser, "ended", 1001, "ended by the gateway")?;
+        expect_close(&mut browser, "ended", 1001, "ended by the gateway")?;
 
         let rendezvous = Rendezvous::create(&gateway)?;
-        let _tcp = together(&mut browser, "stopped", &rendezvous)?;
+        let _tcp = pair(&mut browser, "stopped", &rendezvous)?;
         let waiting = Rendezvous::create(&gateway)?;
         let url = waiting.url(Operation::Accept, "wss")?;
         browser.open("waiting", &url, &offered(waiting.token()))?;
         drop((rendezvous, waiting));
         gateway.stop();
         for tab in ["stopped", "waiting"] {
-            told(&mut browser, tab, 1001, "ended by the gateway")?;
+            expect_close(&mut browser, tab, 1001, "ended by the gateway")?;
         }
         browser.end()
     })
@@ -315,7 +315,7 @@ fn with_browser(
 }
 
 /// A page that connects over wss to a TCP peer, both having spoken.
-fn together(browser: &mut Browser, tab: &str, rendezvous: &Rendezvous<'_>) -> Result<TcpPeer> {
+fn pair(browser: &mut Browser, tab: &str, rendezvous: &Rendezvous<'_>) -> Result<TcpPeer> {
     let mut tcp = rendezvous.peer(Operation::Accept, "tcp")?;
     let (path, _) = rendezvous.path(Operation::Connect, "tcp")?;
     let (_, url) = rendezvous.path(Operation::Connect, "wss")?;
@@ -328,7 +328,7 @@ fn together(browser: &mut Browser, tab: &str, rendezvous: &Rendezvous<'_>) -> Re
 }
 
 /// Waits until the connection of `tab` is closed for this reason.
-fn told(browser: &mut Browser, tab: &str, code: u16, reason: &str) -> Result<()> {
+fn expect_close(browser: &mut Browser, tab: &str, code: u16, reason: &str) -> Result<()> {
     let closed = browser.closed(tab)?;
     ensure!(
         closed["code"] == code && closed["reason"] == reason,

@@ -126,7 +126,7 @@ impl Branch {
                 .env(FOLDER, &folder),
         )?;
         let mut inside = Inside { process, folder };
-        let told = inside.told()?;
+        let told = inside.wait_for_report()?;
         let place = place(&told)?;
         let picture = told["picture"].as_str();
         let picture = picture.map(|path| Picture::read(Path::new(path)));
@@ -288,7 +288,7 @@ pub(crate) fn enrol(
 
 impl Inside {
     /// What the half inside says, once it is there.
-    fn told(&mut self) -> Result<Value> {
+    fn wait_for_report(&mut self) -> Result<Value> {
         let file = self.folder.join(PLACE);
         let patience = PATIENCE.saturating_mul(2);
         let told = until("a desktop in the namespace", patience, || {

@@ -326,7 +326,7 @@ impl Seen {
                 self.draw(&filled, layer, x, y, false)?;
             }
             ("copy", [from, x, y, width, height, mask, to, to_x, to_y]) => {
-                let part = self.part([from, x, y, width, height])?;
+                let part = self.copy_area([from, x, y, width, height])?;
                 self.draw(
                     &part,
                     to.parse()?,
@@ -336,7 +336,7 @@ impl Seen {
                 )?;
             }
             ("transfer", [from, x, y, width, height, SOURCE, to, to_x, to_y]) => {
-                let part = self.part([from, x, y, width, height])?;
+                let part = self.copy_area([from, x, y, width, height])?;
                 self.draw(&part, to.parse()?, to_x.parse()?, to_y.parse()?, false)?;
             }
             // A picture that would be wrong without a word.
@@ -348,7 +348,7 @@ impl Seen {
         Ok(None)
     }
 
-    fn part(&mut self, [from, x, y, width, height]: [&str; 5]) -> Result<RgbaImage> {
+    fn copy_area(&mut self, [from, x, y, width, height]: [&str; 5]) -> Result<RgbaImage> {
         let (x, y): (i32, i32) = (x.parse()?, y.parse()?);
         let (width, height): (i32, i32) = (width.parse()?, height.parse()?);
         let source = self.layer(from.parse()?, x + width, y + height)?;

@@ -156,7 +156,7 @@ impl Session {
         self.say_io(&demand_active()?)?;
         let mut left = PATIENCE_PAUSES;
         loop {
-            match self.hear()? {
+            match self.read_pdu()? {
                 Heard::Data(IO_CHANNEL, data) => match data.get(2).map(|kind| kind & 0xf) {
                     // Font List.
                     Some(7) if data.get(14) == Some(&39) => break,
@@ -200,7 +200,7 @@ impl Session {
             }
         }
         for _ in 0..LAST_PAUSES {
-            if matches!(self.hear()?, Heard::Gone) {
+            if matches!(self.read_pdu()?, Heard::Gone) {
                 return Ok(false);
             }
         }
@@ -261,7 +261,7 @@ impl Session {
         let id = *id;
         let mut left = ANSWER_PAUSES;
         loop {
-            match self.hear()? {
+            match self.read_pdu()? {
                 // Behind the channel PDU header: what these clients say here fits into one chunk.
                 Heard::Data(channel, data) if channel == id => {
                     let message = data.get(8..).unwrap_or_default();
@@ -276,7 +276,7 @@ impl Session {
         }
     }
 
-    fn hear(&mut self) -> Result<Heard> {
+    fn read_pdu(&mut self) -> Result<Heard> {
         let frame = match self.frame() {
             Ok(Some(frame)) => frame,
             Ok(None) => return Ok(Heard::Gone),
