@@ -22,8 +22,11 @@ use std::time::UNIX_EPOCH;
 
 use super::health::Readiness;
 use super::process::{self, count, whole};
+use crate::config::Config;
+use crate::listener::admission::Door;
 use crate::live::registry::SessionPhase;
-use crate::state::Gateway;
+use crate::state::{Gateway, Ports, Sessions};
+use crate::trust::keyring::Keyring;
 use jetway_metrics::{METRICS, Readings};
 
 /// All metrics as text. Asks the file system.
@@ -38,9 +41,11 @@ fn of(gateway: &Gateway) -> Readings {
     let version = [("version", env!("CARGO_PKG_VERSION"))];
     readings.gauge("jetway_build_info", "Version", &version, 1.0);
     health(&mut readings, gateway);
-    sessions(&mut readings, gateway);
+    sessions(&mut readings, &gateway.sessions);
+    connections(&mut readings, &gateway.door);
     tables(&mut readings, gateway);
-    files(&mut readings, gateway);
+    keys(&mut readings, &gateway.tokens.keyring);
+    files(&mut readings, &gateway.config, &gateway.ports);
     process::read(&mut readings);
     readings
 }
@@ -77,8 +82,8 @@ fn health(readings: &mut Readings, gateway: &Gateway) {
     }
 }
 
-fn sessions(readings: &mut Readings, gateway: &Gateway) {
-    let live = gateway.sessions.registry.list();
+fn sessions(readings: &mut Readings, sessions: &Sessions) {
+    let live = sessions.registry.list();
     for (phase, name) in [
         (SessionPhase::Connecting, "connecting"),
         (SessionPhase::Relaying, "relaying"),
@@ -92,12 +97,15 @@ fn sessions(readings: &mut Readings, gateway: &Gateway) {
             readings.gauge("jetway_sessions", "Live sessions", &labels, number);
         }
     }
-    let moved = gateway.sessions.registry.moved();
+    let moved = sessions.registry.moved();
     for (to, bytes) in [("target", moved.to_target), ("client", moved.to_client)] {
         let help = "Bytes that sessions have moved";
         readings.counter("jetway_bytes", help, &[("to", to)], whole(bytes));
     }
-    let (all, pending) = gateway.door.counts();
+}
+
+fn connections(readings: &mut Readings, door: &Door) {
+    let (all, pending) = door.counts();
     let help = "Connections of clients and peers";
     readings.gauge("jetway_connections", help, &[], count(all));
     let help = "Connections that have proved nothing yet";
@@ -119,21 +127,23 @@ fn tables(readings: &mut Readings, gateway: &Gateway) {
         let labels = [("table", table)];
         readings.gauge("jetway_table_entries", help, &labels, count(entries));
     }
-    let verifier = gateway.tokens.keyring.verifier();
+}
+
+fn keys(readings: &mut Readings, keyring: &Keyring) {
+    let verifier = keyring.verifier();
     let (verifying, decrypting) = verifier.keys().counts();
     for (usage, keys) in [("verify", verifying), ("decrypt", decrypting)] {
         let help = "Keys for tokens";
         readings.gauge("jetway_keys", help, &[("use", usage)], count(keys));
     }
     let help = "Whether a file of keys has changed into one that cannot be used";
-    let stale = flag(gateway.tokens.keyring.is_stale());
+    let stale = flag(keyring.is_stale());
     readings.gauge("jetway_keys_stale", help, &[], stale);
 }
 
-fn files(readings: &mut Readings, gateway: &Gateway) {
-    let config = &gateway.config;
+fn files(readings: &mut Readings, config: &Config, ports: &Ports) {
     let keys = config.token.keys.iter().map(|key| &key.path);
-    let certificates = gateway.ports.tls.iter().map(|tls| tls.certificate());
+    let certificates = ports.tls.iter().map(|tls| tls.certificate());
     let revoked = config.token.revoked.as_deref();
     let named = keys
         .map(|path| ("token.keys", path.as_path()))
@@ -151,7 +161,7 @@ fn files(readings: &mut Readings, gateway: &Gateway) {
             readings.gauge(name, "Last change of a file", &labels, modified);
         }
     }
-    for tls in &gateway.ports.tls {
+    for tls in &ports.tls {
         if let Some(end) = tls.not_after() {
             let path = tls.certificate().display().to_string();
             let name = "jetway_certificate_not_after_timestamp_seconds";
