@@ -391,13 +391,13 @@ mod tests {
             "jetway_events_total{event=\"session.refused\"} 2",
             "jetway_refusals_total{event=\"session.refused\",rule=\"replayed\"} 2",
             "jetway_events_total{event=\"session.opened\"} 1",
-            "jetway_tls_handshake_seconds_bucket{le=\"0.005\",leg=\"client\"} 1",
-            "jetway_tls_handshake_seconds_bucket{le=\"0.0025\",leg=\"client\"} 0",
+            "jetway_tls_handshake_seconds_bucket{leg=\"client\",le=\"0.005\"} 1",
+            "jetway_tls_handshake_seconds_bucket{leg=\"client\",le=\"0.0025\"} 0",
             "jetway_limits_reached_total{limit=\"limits.connections\"} 1",
             "jetway_store_writes_total{outcome=\"failed\"} 0",
-            "jetway_sessions{phase=\"relaying\"} 3",
-            "jetway_sessions{phase=\"connecting\"} 1",
-            "jetway_bytes_total{to=\"a \\\"b\\\"\\n\"} 7",
+            "jetway_sessions{phase=\"relaying\"} 3.0",
+            "jetway_sessions{phase=\"connecting\"} 1.0",
+            "jetway_bytes_total{to=\"a \\\"b\\\"\\n\"} 7.0",
             "# TYPE jetway_sessions gauge",
         ] {
             assert!(

@@ -33,12 +33,16 @@ const STAY: [(&str, &str); 3] = [
 ];
 
 /// What fences are not run here, by their first line, and who runs it.
-const NOT_RUN: [(&str, &str); 4] = [
+const NOT_RUN: [(&str, &str); 5] = [
     ("samples/demo.sh", "tests/demo runs what it ends in"),
     ("tests/all.sh", "it runs this"),
     (
         "POST /jet/association/",
         "requests, not commands: tests/it/rendezvous.rs",
+    ),
+    (
+        "[monitoring]",
+        "lines of the configuration: tests/it/monitoring.rs",
     ),
     ("new WebSocket(", "lines of a page: tests/peers/pages.rs"),
 ];

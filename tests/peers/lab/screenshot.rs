@@ -11,6 +11,9 @@ use super::process::tool;
 /// Red, green, blue.
 pub(crate) type Colour = [u8; 3];
 
+/// How often a picture is tried to be taken.
+const DUMPS: usize = 4;
+
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Picture {
     width: usize,
@@ -20,7 +23,10 @@ pub(crate) struct Picture {
 
 impl Picture {
     pub(crate) fn of(display: &Display) -> Result<Self> {
-        Self::from_xwd(&tool(display.command("xwd").args(["-root", "-silent"]))?)
+        let dump = || tool(display.command("xwd").args(["-root", "-silent"]));
+        // It asks each window of the display what it is, and fails where one goes meanwhile.
+        let dump = (1..DUMPS).find_map(|_| dump().ok()).map_or_else(dump, Ok);
+        Self::from_xwd(&dump?)
     }
 
     /// A picture of `width` pixels a line.
