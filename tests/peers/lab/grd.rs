@@ -226,7 +226,8 @@ fn configure(workspace: &Workspace, session: &Session, place: &Place) -> Result<
 /// There is an output, and so a place for a terminal, only while a client is there.
 ///
 /// Mutter 43 on a busy machine now and then loses what was painted while its recording began, until the
-/// next change: so the terminal paints the same again for a while.
+/// next change: so the terminal paints the same again for a while, until somebody types. GNOME Remote Desktop 43 aborts where its
+/// desktop is to have another size while a picture is on its way.
 fn terminals(workspace: &Workspace, place: &Place) -> Result<String> {
     let phrase = Uuid::new_v4();
     let shell = workspace.write(
@@ -238,8 +239,13 @@ fn terminals(workspace: &Workspace, place: &Place) -> Result<String> {
              }}\n\
              paper\n\
              tty > $HOME/terminal\n\
-             for again in $(seq 20); do sleep 0.5; printf '%s' $'\\e7\\e[H'\"$(paper)\"$'\\e8'; done &\n\
-             export PS1='desktop> '\n\
+             rm -f $HOME/typed\n\
+             for again in $(seq 20); do\n  \
+             sleep 0.5\n  \
+             [ -e $HOME/typed ] && break\n  \
+             printf '%s' $'\\e7\\e[H'\"$(paper)\"$'\\e8'\n\
+             done &\n\
+             export PS1='desktop> ' PROMPT_COMMAND='((prompts++)) && : > $HOME/typed'\n\
              exec bash --norc\n"
         ),
     )?;
