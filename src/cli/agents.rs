@@ -1,9 +1,8 @@
 //! `jetway agents`: the agents that a gateway knows, for its operators.
 
-use anyhow::Context;
 use hyper::Method;
 
-use crate::cli::operator::{self, Column, print_json, print_table, text};
+use crate::cli::operator::{self, Column, text};
 use crate::cli::output::print_line;
 use crate::time::UnixTime;
 use crate::token::agent_name::AgentName;
@@ -20,14 +19,7 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// List the agents that are enrolled, and say which are connected
-    List {
-        /// Which gateway
-        #[command(flatten)]
-        operator: operator::Args,
-        /// Print JSON, for programs
-        #[arg(long)]
-        json: bool,
-    },
+    List(operator::ListArgs),
     /// Revoke one: its key is forgotten, its sessions end
     Revoke {
         /// Its name
@@ -44,13 +36,7 @@ pub enum Command {
 /// The gateway cannot be reached or says no, or there is no such agent.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     match &args.command {
-        Command::List { operator, json } => {
-            let agents = operator.ask(Method::GET, PATH, None)?;
-            if *json {
-                return print_json(&agents);
-            }
-            print_table(agents.as_array().context("no list")?, &COLUMNS)
-        }
+        Command::List(list) => list.print(PATH, &COLUMNS),
         Command::Revoke { name, operator } => {
             operator.ask(Method::DELETE, &format!("{PATH}/{name}"), None)?;
             Ok(print_line("revoked")?)

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context;
 use hyper::{Method, Uri};
 use serde_json::Value;
 
@@ -44,6 +45,31 @@ impl Args {
         let gateway = gateway.with_answers_of(limits::API_ANSWER_BYTES);
         let body = body.map(Value::to_string).unwrap_or_default();
         runtime.block_on(gateway.request(method, path, key.trim(), body))
+    }
+}
+
+/// A gateway whose list is asked for, and for whom it is.
+#[derive(Debug, clap::Args)]
+pub struct ListArgs {
+    /// Which gateway
+    #[command(flatten)]
+    pub operator: Args,
+    /// Print JSON, for programs
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl ListArgs {
+    /// Prints the list at `path`.
+    ///
+    /// # Errors
+    /// The gateway cannot be reached, says no, or answers with something else.
+    pub(super) fn print(&self, path: &str, columns: &[Column]) -> anyhow::Result<()> {
+        let rows = self.operator.ask(Method::GET, path, None)?;
+        if self.json {
+            return print_json(&rows);
+        }
+        print_table(rows.as_array().context("no list")?, columns)
     }
 }
 

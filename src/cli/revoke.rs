@@ -4,7 +4,7 @@ use anyhow::Context;
 use hyper::Method;
 use serde_json::{Value, json};
 
-use crate::cli::operator::{self, Column, print_json, print_table, text};
+use crate::cli::operator::{self, Column, text};
 use crate::cli::output::print_line;
 use crate::time::UnixTime;
 
@@ -20,7 +20,6 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Revoke all tokens in which a claim has a value, and end their sessions: one token by jti, a user by sub
-    #[command(name = "add")]
     Add {
         /// Name of a claim: jti, sub, dst_hst, or whatever the issuer puts into tokens
         claim: String,
@@ -34,14 +33,7 @@ pub enum Command {
         operator: operator::Args,
     },
     /// List what was revoked so; what stands in the gateway's file of revocations is not listed
-    List {
-        /// Which gateway
-        #[command(flatten)]
-        operator: operator::Args,
-        /// Print JSON, for programs
-        #[arg(long)]
-        json: bool,
-    },
+    List(operator::ListArgs),
     /// Take a revocation back
     Withdraw {
         /// Its id, as it stands in the list
@@ -77,13 +69,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
                 "revoked as {id}, ended {ended} sessions"
             ))?)
         }
-        Command::List { operator, json } => {
-            let revocations = operator.ask(Method::GET, PATH, None)?;
-            if *json {
-                return print_json(&revocations);
-            }
-            print_table(revocations.as_array().context("no list")?, &COLUMNS)
-        }
+        Command::List(list) => list.print(PATH, &COLUMNS),
         Command::Withdraw { id, operator } => {
             let is_id = !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric());
             anyhow::ensure!(is_id, "an id has letters and digits alone");

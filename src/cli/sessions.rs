@@ -20,14 +20,7 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// List the live sessions, the oldest first
-    List {
-        /// Which gateway
-        #[command(flatten)]
-        operator: operator::Args,
-        /// Print JSON, for programs
-        #[arg(long)]
-        json: bool,
-    },
+    List(operator::ListArgs),
     /// Show all that is known of one
     Show {
         /// Its id, as it stands in the list, the log and the audit
@@ -55,13 +48,7 @@ pub enum Command {
 /// The gateway cannot be reached or says no, or there is no such session.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     match &args.command {
-        Command::List { operator, json } => {
-            let sessions = operator.ask(Method::GET, PATH, None)?;
-            if *json {
-                return print_json(&sessions);
-            }
-            print_table(sessions.as_array().context("no list")?, &COLUMNS)
-        }
+        Command::List(list) => list.print(PATH, &COLUMNS),
         Command::Show { id, operator, json } => {
             let sessions = operator.ask(Method::GET, PATH, None)?;
             let mut sessions = sessions.as_array().context("no list")?.iter();

@@ -166,7 +166,7 @@ impl Canvas {
 
     /// The colour at a point; black outside.
     #[must_use]
-    pub fn at(&self, x: u16, y: u16) -> [u8; 4] {
+    pub fn pixel(&self, x: u16, y: u16) -> [u8; 4] {
         let row = self.row(y, x, x.saturating_add(1));
         row.first().copied().unwrap_or([0, 0, 0, 255])
     }
@@ -416,7 +416,7 @@ mod tests {
         let mut canvas = Canvas::new(4, 9);
         let (top, bottom) = (Colour(10, 20, 30), Colour(200, 100, 0));
         canvas.gradient(canvas.area(), &[(0.0, top), (1.0, bottom)]);
-        assert_eq!(canvas.at(0, 0), [10, 20, 30, 255]);
-        assert_eq!(canvas.at(3, 8), [200, 100, 0, 255]);
+        assert_eq!(canvas.pixel(0, 0), [10, 20, 30, 255]);
+        assert_eq!(canvas.pixel(3, 8), [200, 100, 0, 255]);
     }
 }

@@ -513,7 +513,7 @@ mod tests {
                     continue;
                 }
                 for x in 0..640 {
-                    if before.at(x, y) != desktop.current.at(x, y) {
+                    if before.pixel(x, y) != desktop.current.pixel(x, y) {
                         assert!(changed.iter().any(|area| area.contains(x, y)), "{step}");
                     }
                 }

@@ -159,20 +159,20 @@ impl Trail {
     /// Records what was left out and has waited long enough to be told.
     pub fn tell_suppressed(&self) {
         let due = self.limiter().due(clock::now());
-        self.tell(due);
+        self.record_suppressed(due);
     }
 
     /// Writes what waits, and ends the file in order.
     pub fn close(&self) {
         let rest = self.limiter().rest();
-        self.tell(rest);
+        self.record_suppressed(rest);
         if let Some(audit) = &self.audit {
             audit.close();
         }
         self.keep_head();
     }
 
-    fn tell(&self, suppressed: Vec<Suppressed>) {
+    fn record_suppressed(&self, suppressed: Vec<Suppressed>) {
         for Suppressed {
             address,
             message,

@@ -271,7 +271,7 @@ enum Peers {
 impl CandidateView {
     /// The candidate as messages have it, by the one of `urls` that has its transport.
     #[must_use]
-    pub fn at(&self, urls: &[CandidateUrl]) -> Option<message::Candidate> {
+    pub fn by_transport_of(&self, urls: &[CandidateUrl]) -> Option<message::Candidate> {
         let url = urls.iter().find(|url| url.transport == self.transport)?;
         Some(message::Candidate {
             id: self.id,

@@ -279,7 +279,7 @@ impl Shared {
                     if ended.is_ok() {
                         self.health().synced = Some(writer.chain.head());
                     }
-                    self.note(ended);
+                    self.set_failing(ended);
                 }
                 return;
             }
@@ -333,7 +333,7 @@ impl Shared {
             self.health().synced = Some(writer.chain.head());
         }
         // Whoever waits asks for it.
-        self.note(result);
+        self.set_failing(result);
         if failed {
             // What these are of does not go on: it did not happen.
             let mut waiting = self.waiting();
@@ -347,7 +347,7 @@ impl Shared {
     }
 
     /// Notes how it is with the audit.
-    fn note(&self, result: io::Result<()>) {
+    fn set_failing(&self, result: io::Result<()>) {
         let failing = result.err().map(|error| error.to_string());
         let mut health = self.health();
         if health.failing == failing {

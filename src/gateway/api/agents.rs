@@ -293,7 +293,7 @@ pub async fn offer(
     let gathered = gathered.map_err(|refused| declined(&sender, refused))?;
     let candidates = gathered
         .iter()
-        .filter_map(|candidate| candidate.at(&ways.urls));
+        .filter_map(|candidate| candidate.by_transport_of(&ways.urls));
     let candidates = candidates.collect();
     let dial = dial(&peers.meetings, &caller, association);
     let pending = peers
@@ -321,9 +321,9 @@ pub async fn offer(
             || gathered.iter().any(|relay| {
                 is_relay(
                     candidate,
-                    relay.at(&ways.urls),
+                    relay.by_transport_of(&ways.urls),
                     &peers.instance,
-                    relay.at(&callers),
+                    relay.by_transport_of(&callers),
                 )
             });
         foreign = foreign.saturating_add(usize::from(!own));

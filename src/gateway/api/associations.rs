@@ -287,7 +287,9 @@ pub async fn gather(
         .meetings
         .gather(association, &transports, caller.proof());
     let gathered = gathered.map_err(|refused| declined(&sender, refused))?;
-    let candidates = gathered.iter().filter_map(|candidate| candidate.at(&urls));
+    let candidates = gathered
+        .iter()
+        .filter_map(|candidate| candidate.by_transport_of(&urls));
     Ok(Json(Gathered {
         id: association,
         candidates: candidates.collect(),

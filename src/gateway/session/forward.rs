@@ -64,7 +64,7 @@ pub fn verify_client_credential(
             Some(token) => refused.with_token(token),
             None => refused,
         };
-        refused.tell(audit);
+        refused.record_and_log(audit);
         refused.refusal
     };
     let text = match text {

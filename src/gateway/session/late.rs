@@ -50,7 +50,7 @@ pub(super) struct Turned {
 ///
 /// # Errors
 /// It begins RDP, and its Connection Request is malformed, carries another token, or has no answer of the target.
-pub(super) async fn hear(
+pub(super) async fn judge(
     tokens: &Tokens,
     session: &Registered,
     client: &mut Stream,

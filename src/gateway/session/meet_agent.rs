@@ -153,7 +153,7 @@ async fn offer(
         .gather(association, &transports, Proof::Operator)?;
     let candidates = gathered
         .iter()
-        .filter_map(|candidate| candidate.at(&ways.urls));
+        .filter_map(|candidate| candidate.by_transport_of(&ways.urls));
     let candidates = candidates.collect();
     let message = Offer::new(association, Version::V3, Some(transports));
     let owner = Owner::new(Some(token.id.clone()), Some(client.peer.ip()));

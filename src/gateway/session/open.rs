@@ -88,7 +88,13 @@ impl Opened {
         let (end, parting) = loop {
             if listens && !client.buffered().is_empty() {
                 // In a box: few sessions need it, and none for long.
-                let heard = Box::pin(hear(tokens, &live, ends_at, &mut client, &mut target));
+                let heard = Box::pin(judge_first_words(
+                    tokens,
+                    &live,
+                    ends_at,
+                    &mut client,
+                    &mut target,
+                ));
                 match heard.await {
                     Ok(FirstWords::Begun(Begun::Rdp)) => (manners, listens) = (Manners::RDP, false),
                     Ok(FirstWords::Begun(Begun::Other)) => listens = false,
@@ -148,7 +154,7 @@ enum FirstWords {
 }
 
 /// Judges what the client has said, for as long as its session may last.
-async fn hear(
+async fn judge_first_words(
     tokens: &Tokens,
     live: &Live,
     ends_at: Option<Instant>,
@@ -165,7 +171,7 @@ async fn hear(
         biased;
         () = live.session.cancelled().cancelled() => Ok(FirstWords::Over(RelayEnd::Cancelled)),
         () = out_of_time => Ok(FirstWords::Over(RelayEnd::TimeLimit)),
-        begun = late::hear(tokens, &live.session, client, target) => begun.map(FirstWords::Begun),
+        begun = late::judge(tokens, &live.session, client, target) => begun.map(FirstWords::Begun),
     }
 }
 

@@ -94,7 +94,7 @@ impl Refused {
     }
 
     /// Tells of it, in the audit and in the log.
-    pub fn tell(&self, audit: &Trail) {
+    pub fn record_and_log(&self, audit: &Trail) {
         self.record(audit);
         self.log();
     }
